@@ -1,0 +1,46 @@
+# Debian and Ubuntu need: apt-get install python3 python3-venv make
+# TORCH chooses the build, e.g. make install TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+# two multi-threaded torch processes on a few cores slow each other down tenfold
+export OMP_NUM_THREADS ?= 2
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install demo test check format lint types coverage bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/diffalign train examples/shapeworld_tmpo.yaml
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: install format lint types test
+
+format: install
+	$(BIN)/ruff format --check .
+
+lint: install
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy
+
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov=diffalign --cov-report=term-missing:skip-covered
+
+bench: install
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,45 @@
+"""Copies of a network that share everything that is not trained."""
+
+import copy
+from collections.abc import Collection
+from typing import TypeVar
+
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def fork_module(module: Module, own: Collection[str], *, trainable: bool) -> Module:
+    """A second module tree that owns copies of the parameters named `own` and shares the rest with `module`.
+
+    Submodules below which nothing is owned are shared as modules, not only as tensors, so a shared leaf is one object to every fork:
+    sharding or casting it once serves all. Training mode, hooks and `torch.compile` are kept: deepcopy would drop the last silently.
+
+    Args:
+        module: the network
+        own: names of parameters (as `named_parameters` gives them) that the fork must own
+        trainable: whether these require gradients in the fork
+    """
+    own = frozenset(own)
+    known = {name for name, _ in module.named_parameters()}
+    if strangers := own - known:
+        raise ValueError(f"own must name parameters of {type(module).__name__}; it has no {sorted(strangers)[0]!r}")
+    memo: dict[int, object] = {}
+    for path, submodule in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if path and not any(name.startswith(prefix) for name in own):
+            memo[id(submodule)] = submodule
+            continue
+        for name, parameter in submodule.named_parameters(recurse=False):
+            if prefix + name not in own:
+                memo[id(parameter)] = parameter
+        for buffer in submodule.buffers(recurse=False):
+            memo[id(buffer)] = buffer
+    twin = copy.deepcopy(module, memo)
+    for name, parameter in twin.named_parameters():
+        if name in own:
+            parameter.requires_grad_(trainable)
+            parameter.grad = None
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        twin.compile()
+    return twin

@@ -1,0 +1,122 @@
+"""Reductions within prompt groups, and the aggregation of several rewards.
+
+Legend: K samples, G groups. `group` [K] holds the group index of each sample; groups need not be contiguous.
+"""
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from .interfaces import Aggregation
+
+
+def _reduce(values: Tensor, group: Tensor, how: str) -> Tensor:
+    count = int(group.max()) + 1 if len(group) else 0
+    start = values.new_zeros(count)
+    return start.scatter_reduce(0, group, values, how, include_self=False)
+
+
+def group_sum(values: Tensor, group: Tensor) -> Tensor:
+    """Sum of its group, at each sample: [K] -> [K]."""
+    return _reduce(values, group, "sum")[group]
+
+
+def group_mean(values: Tensor, group: Tensor) -> Tensor:
+    """Mean of its group, at each sample: [K] -> [K]."""
+    return _reduce(values, group, "mean")[group]
+
+
+def group_log_softmax(logits: Tensor, group: Tensor) -> Tensor:
+    """Log softmax within each group: [K] -> [K]. Invariant to a shift of a group's logits."""
+    largest = _reduce(logits.detach(), group, "amax")[group]
+    shifted = logits - largest
+    return shifted - group_sum(shifted.exp(), group).log()
+
+
+def group_std(values: Tensor, group: Tensor) -> Tensor:
+    """Population standard deviation of its group, at each sample: [K] -> [K]."""
+    return group_mean((values - group_mean(values, group)).square(), group).sqrt()
+
+
+def group_normalize(values: Tensor, group: Tensor, floor: float = 1e-4) -> Tensor:
+    """(x - mean) / max(std, floor) within each group: [K] -> [K]. Equal values give zeros."""
+    return (values - group_mean(values, group)) / group_std(values, group).clamp(min=floor)
+
+
+def _weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:
+    names = list(parts) if weights is None else list(weights)
+    if missing := [name for name in names if name not in parts]:
+        raise ValueError(f"aggregation.weights names the reward {missing[0]!r}, but the rewards are {', '.join(parts)}")
+    weight = dict.fromkeys(parts, 1.0) if weights is None else weights
+    return torch.stack([weight[name] * parts[name] for name in names]).sum(dim=0)
+
+
+@attrs.frozen
+class Raw(Aggregation):
+    """sum_m w_m R_m, in the rewards' own units.
+
+    Args:
+        weights: by reward name; None weighs each 1, rewards without a weight are logged but not trained on
+    """
+
+    weights: Mapping[str, float] | None = None
+
+    def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
+        return _weighted(parts, self.weights)
+
+
+@attrs.frozen
+class StandardizedParts(Aggregation):
+    """sum_m w_m z(R_m): every reward is standardised within its group, then weighted. A constant reward contributes nothing.
+
+    The effective inverse temperature of an objective then is beta / std of the group.
+
+    Args:
+        weights: as in `Raw`
+        floor: least standard deviation
+    """
+
+    weights: Mapping[str, float] | None = None
+    floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
+
+    def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
+        return _weighted({name: group_normalize(values, group, self.floor) for name, values in parts.items()}, self.weights)
+
+
+@attrs.frozen
+class StandardizedSum(Aggregation):
+    """z(sum_m w_m R_m): the weighted sum is standardised within its group.
+
+    Args:
+        weights: as in `Raw`
+        floor: least standard deviation
+    """
+
+    weights: Mapping[str, float] | None = None
+    floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
+
+    def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
+        return group_normalize(_weighted(parts, self.weights), group, self.floor)
+
+
+def log_geometric_mean_distance(latents: Tensor, group: Tensor) -> Tensor:
+    """L-GMD of each group: the mean over its pairs of ln max(||x_i - x_j|| / sqrt(D), 1e-8); 0 for a group of one.
+
+    Args:
+        latents: [K, *]
+        group: [K]
+
+    Returns:
+        [G], float64. Larger is more diverse; a collapsed group goes to ln 1e-8 = -18.4.
+
+    Reference: TMPO, arXiv:2605.10983 (there on autoencoder latents).
+    """
+    flat = latents.flatten(1).double()
+    values = []
+    for index in range(int(group.max()) + 1 if len(group) else 0):
+        members = flat[group == index]
+        distances = torch.nn.functional.pdist(members) / members.shape[1] ** 0.5
+        values.append(distances.clamp(min=1e-8).log().mean() if len(members) > 1 else flat.new_zeros(()))
+    return torch.stack(values) if values else flat.new_zeros(0)

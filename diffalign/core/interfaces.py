@@ -1,0 +1,162 @@
+"""What can be exchanged: samplers, rewards, objectives; and what the loop asks of its surroundings."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from .policy import Policy
+from .streams import Streams
+from .types import Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
+
+if TYPE_CHECKING:
+    from .loop import AlignmentLoop, Report
+
+
+class TrajectorySampler(ABC):
+    """Draws a forest of denoising trajectories."""
+
+    @abstractmethod
+    def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
+        """Roll out: the same arguments give the same forest, whatever the batching. Called without gradients."""
+
+
+class Reward(ABC):
+    """Scores finished images. Any function of the same signature serves as well."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """[K, 3, H, W] in [0, 1] and K prompts -> [K] finite numbers, larger is better. No gradient is taken."""
+
+
+RewardFunction = Reward | Callable[[Tensor, Sequence[Prompt]], Tensor]
+
+
+class Aggregation(ABC):
+    """Turns the raw scores of several rewards into the one number that an objective sees.
+
+    Args:
+        weights: by reward name; None weighs each 1
+    """
+
+    weights: Mapping[str, float] | None = None
+
+    @abstractmethod
+    def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
+        """Scores by reward name, each [K], and the group of each sample [K] -> [K]."""
+
+
+@attrs.frozen(eq=False)
+class Phase:
+    """A stretch of training between two barriers: everything it trains steps once, at its end.
+
+    Args:
+        trains: role -> weights; roles name optimizers, metrics and checkpoint entries
+        losses: (batch, update index) -> micro-batches, whose gradients add up
+        repeats: inner updates on the same batch
+    """
+
+    trains: Mapping[str, Policy]
+    losses: Callable[[ScoredBatch, int], Iterator[Loss]]
+    repeats: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+
+
+class Objective(ABC):
+    """What moves the weights. Its constructor's parameter for the weights being aligned is called `policy`."""
+
+    policy: Policy
+
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """What is trained, in order."""
+
+    def behavior(self) -> Policy:
+        """Who rolls out; the first-step contract replays this one."""
+        return self.policy
+
+    def policies(self) -> Mapping[str, Policy]:
+        """Every policy whose state a checkpoint must hold, trained or not (an old policy, an average), by name."""
+        return {role: policy for phase in self.phases() for role, policy in phase.trains.items()}
+
+    def after_update(self, role: str) -> None:  # noqa: B027  a hook with a default
+        """After each optimizer step of that role."""
+
+    def after_step(self) -> None:  # noqa: B027
+        """Once per loop step."""
+
+
+class PromptSource(Protocol):
+    """Where prompts come from: a pure function of the step, so that resume needs no state."""
+
+    def draw(self, step: int, count: int) -> Sequence[Prompt]:
+        """The `count` prompts of a step."""
+        ...
+
+
+class Hook:
+    """Something that watches a run: progress, metrics, checkpoints, evaluation. Every method has a default that does nothing."""
+
+    def start(self, loop: "AlignmentLoop", step: int, total: int) -> None:
+        """Before the first step (or the first after a resume)."""
+
+    def step(self, loop: "AlignmentLoop", report: "Report") -> None:
+        """After each step."""
+
+    def stop(self, loop: "AlignmentLoop", step: int, error: BaseException | None) -> None:
+        """After the last step, or when the run ends early by `error`; `step` steps are done."""
+
+
+class Devices(Protocol):
+    """The processes of a run, as five verbs. The single-process default does nothing."""
+
+    rank: int
+    size: int
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over processes."""
+        ...
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Maximum over processes."""
+        ...
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Rows of all processes, in order of rank."""
+        ...
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over processes: losses are already means over the global number of groups."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        ...
+
+
+@attrs.frozen
+class SingleProcess:
+    """`Devices` of one process."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def maximum(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        pass
+
+    def barrier(self) -> None:
+        pass
+
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]

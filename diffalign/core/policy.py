@@ -1,0 +1,188 @@
+"""The policy: one set of weights of p(x_next | x, c)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from .transition import Gaussian, TransitionKernel, expand
+from .types import Condition, Prompt
+
+
+@attrs.define
+class RowCounter:
+    """Network rows (samples) and calls that a policy has evaluated."""
+
+    rows: int = 0
+    calls: int = 0
+
+    def add(self, rows: int) -> None:
+        self.rows += rows
+        self.calls += 1
+
+
+class Policy(nn.Module, ABC):
+    """p(x_next | x, c): one set of weights of a velocity field, with its step rule, its noise grid and its data ends.
+
+    Reference, old, teacher and average weights are other policies, made by `fork`. A subclass calls `super().__init__`, and
+    `self.counter.add(rows)` wherever it evaluates its network.
+
+    Args:
+        kernel: the step rule
+        latent_shape: of one sample, [*]
+    """
+
+    def __init__(self, kernel: TransitionKernel, latent_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.latent_shape = tuple(latent_shape)
+        self.counter = RowCounter()
+        self.shares_tensors = False
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt]) -> Condition:
+        """P prompts -> their condition, with ids 0..P-1."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """[K, *] -> images [K, 3, H, W] in [0, 1]; called in chunks."""
+
+    @abstractmethod
+    def prior(self, noise: Tensor) -> Tensor:
+        """Unit noise [B, *] -> latents [B, *] at sigmas[0], on the policy's device."""
+
+    @abstractmethod
+    def sigmas(self, steps: int) -> Tensor:
+        """The family's own noise grid for a number of steps: [steps + 1], decreasing to 0, float32."""
+
+    @abstractmethod
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """V = noise - x_0 as predicted at [B, *], [B] and B conditions: [B, *]."""
+
+    @abstractmethod
+    def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
+        """A policy of its own with equal weights, which shares the tensors that are not trained.
+
+        Args:
+            trainable: whether its own tensors require gradients
+            pristine: without the LoRA delta; refused where there is none
+        """
+
+    def transition(self, latents: Tensor, sigma: Tensor, sigma_next: Tensor, condition: Condition, noise_level: Tensor) -> Gaussian:
+        """p(x_next | x): the one place where rollout and replay make a step.
+
+        Args:
+            latents: [B, *]
+            sigma, sigma_next: [B]
+            condition: B rows
+            noise_level: [B] eta, 0 = deterministic
+        """
+        return self.kernel.step(latents, self.velocity(latents, sigma, condition), sigma, sigma_next, noise_level)
+
+    def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance (arXiv:2207.12598), negative + scale (positive - negative); a family may have its own rule."""
+        return negative + scale * (positive - negative)
+
+    def predict_clean(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """x_0 = x - sigma v: [B, *]."""
+        return latents - expand(sigma, latents) * self.velocity(latents, sigma, condition)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that require gradients, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def lerp_(self, other: "Policy", weight: float) -> None:
+        """Move the tensors that are not shared towards those of `other`: w <- w + weight (other - w)."""
+        mine, theirs = dict(self.named_parameters()), dict(other.named_parameters())
+        if mine.keys() != theirs.keys():
+            odd = sorted(mine.keys() ^ theirs.keys())
+            raise ValueError(f"lerp_ needs a fork of the same policy; {len(odd)} parameters differ in name (first: {odd[0]!r})")
+        for name, parameter in mine.items():
+            if parameter is not theirs[name]:
+                parameter.lerp_(theirs[name].to(parameter.dtype), weight)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        self._refuse_if_shared("requires_grad_")
+        return super().requires_grad_(requires_grad)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._refuse_if_shared("to")
+        return super()._apply(fn, recurse)
+
+    def _refuse_if_shared(self, verb: str) -> None:
+        if self.shares_tensors:
+            raise RuntimeError(
+                f"{type(self).__name__}.{verb}() would change every fork, because forks share tensors. Move and cast a policy before "
+                "its first fork."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents live."""
+        parameter = next(self.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a checkpoint must know to refuse a stranger: names of families, grids, hashes. Plain JSON values."""
+        return {}
+
+
+class Guided(Policy):
+    """Classifier-free guidance as a policy: two network rows a sample.
+
+    Args:
+        policy: the policy that is guided; its own rule combines the two velocities
+        scale: 1 is no guidance
+        negative: the negative prompt, encoded once
+
+    Reference: Ho and Salimans, arXiv:2207.12598.
+    """
+
+    def __init__(self, policy: Policy, scale: float, negative: str = "") -> None:
+        super().__init__(policy.kernel, policy.latent_shape)
+        self.policy = policy
+        self.scale = scale
+        self.negative = negative
+        self.counter = policy.counter
+        self._null = policy.encode([Prompt(negative)])
+
+    def encode(self, prompts: Sequence[Prompt]) -> Condition:
+        return self.policy.encode(prompts)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.policy.decode(latents)
+
+    def prior(self, noise: Tensor) -> Tensor:
+        return self.policy.prior(noise)
+
+    def sigmas(self, steps: int) -> Tensor:
+        return self.policy.sigmas(steps)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        null = self._null.select(torch.zeros(len(condition), dtype=torch.long))
+        positive = self.policy.velocity(latents, sigma, condition)
+        return self.policy.guide(positive, self.policy.velocity(latents, sigma, null), self.scale)
+
+    def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+        return self.policy.guide(positive, negative, scale)
+
+    def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
+        return type(self)(self.policy.fork(trainable=trainable, pristine=pristine), self.scale, self.negative)
+
+
+def require_frozen(policy: Policy, role: str) -> None:
+    """Refuse a policy whose weights an optimizer or an accidental gradient could move.
+
+    Raises:
+        ValueError: some parameters require gradients.
+    """
+    trainable = policy.trainable_parameters()
+    if trainable:
+        raise ValueError(
+            f"{role} must be frozen: {len(trainable)} parameters require grad (first: {next(iter(trainable))!r}). "
+            "Build it with policy.fork()."
+        )

@@ -1,0 +1,116 @@
+"""Replay of stored edges under the current weights, and exact micro-batching of losses that couple many samples.
+
+Siblings share their parent's state, so one velocity row serves them all: a 3x3x3 tree has 27 leaves and 39 edges, and replays in
+1 + 3 + 9 = 13 rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from .policy import Policy
+from .transition import Gaussian
+from .types import Loss, TrajectoryBatch
+
+Values = Mapping[str, Tensor]
+
+
+@attrs.frozen(eq=False)
+class Edges:
+    """The stochastic edges of a forest, sorted by parent.
+
+    Args:
+        child: [E] nodes, edges of one parent contiguous
+        parent: [U] their distinct parents
+        owner: [E] index into `parent`
+        row: [E] index into `TrajectoryBatch.mean`
+    """
+
+    child: Tensor
+    parent: Tensor
+    owner: Tensor
+    row: Tensor
+
+    @classmethod
+    def of(cls, trajectories: TrajectoryBatch) -> "Edges":
+        child = trajectories.stochastic
+        parent, owner = torch.unique(trajectories.parent[child], return_inverse=True)
+        row = owner.argsort(stable=True)
+        return cls(child[row], parent, owner[row], row)
+
+    def below(self, parents: Tensor) -> "Edges":
+        """The edges of some parents, given as sorted indices into `parent`."""
+        place = torch.full((len(self.parent),), -1, dtype=torch.long, device=parents.device)
+        place[parents] = torch.arange(len(parents), device=parents.device)
+        mine = place[self.owner] >= 0
+        return Edges(self.child[mine], self.parent[parents], place[self.owner[mine]], self.row[mine])
+
+
+def replay(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
+    """The transition of each edge under the weights of `policy`: len(edges.parent) network rows, one call.
+
+    Returns:
+        mean [E, *], std [E] in the order of `edges.child`.
+    """
+    parent = edges.parent
+    first = edges.child[torch.searchsorted(edges.owner, torch.arange(len(parent), device=parent.device))]  # speaks for its siblings
+    level, eta = trajectories.level[parent], trajectories.noise_level[first]
+    transition = policy.transition(
+        trajectories.latents[parent],
+        trajectories.sigmas[level],
+        trajectories.sigmas[level + 1],
+        trajectories.condition.select(trajectories.prompt[parent]),
+        eta,
+    )
+    return Gaussian(transition.mean[edges.owner], transition.std[edges.owner], transition.density)
+
+
+def replay_log_prob(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
+    """Log-probability of each edge under the weights of `policy`, in the order of `edges.child`: [E], float64."""
+    return replay(policy, trajectories, edges).log_prob(trajectories.latents[edges.child])
+
+
+def micro_batched(
+    evaluate: Callable[[Tensor], Values],
+    count: int,
+    loss_of: Callable[[Values], Loss],
+    rows: int | None,
+    known: Values | None = None,
+) -> Iterator[Loss]:
+    """Losses whose gradients add up to that of `loss_of(evaluate(everything))`, in memory for `rows` units at a time.
+
+    `loss_of` may couple all values. Pass 1 evaluates all units without a graph and takes dL/d(values) =: c; pass 2 evaluates them
+    again in pieces with a graph and yields sum(c * values), whose gradient is the chain rule's. If everything fits one piece there is
+    only that one, with the loss itself.
+
+    Args:
+        evaluate: sorted unit indices -> values by name, each [n, ...]; pieces concatenate to the whole
+        count: units; each is one network row
+        loss_of: all values -> loss; its metrics are reported once
+        rows: units per piece; None takes all at once
+        known: the values of pass 1, where the caller has them already
+    """
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows must be at least 1, or None for all at once; got {rows}")
+    pieces = torch.arange(count).split(count if rows is None else rows)
+    if len(pieces) <= 1:
+        yield loss_of(evaluate(torch.arange(count)))
+        return
+    if known is None:
+        with torch.no_grad():
+            parts = [evaluate(piece) for piece in pieces]
+        known = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    leaves = {name: value.detach().requires_grad_() for name, value in known.items()}
+    loss = loss_of(leaves)
+    gradients = torch.autograd.grad(loss.value, list(leaves.values()), allow_unused=True)
+    weights = {name: gradient for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
+    metrics, start = loss.metrics, 0
+    for piece in pieces:
+        values = evaluate(piece)
+        stop = start + len(next(iter(values.values())))
+        value = sum((weight[start:stop] * values[name]).sum() for name, weight in weights.items())
+        start = stop
+        yield Loss(torch.as_tensor(value), metrics)
+        metrics = {}

@@ -1,0 +1,143 @@
+"""One denoising step as a Gaussian, and the rules that make one from a velocity.
+
+Legend: B rows, * latent dimensions, D their number; eta is the noise level of a step.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import attrs
+import torch
+from torch import Tensor
+
+from .types import Density
+
+
+@attrs.frozen(eq=False)
+class Gaussian:
+    """p(x_next | x): an isotropic Gaussian per row, with its log-density convention.
+
+    log_prob(y) =
+        "sum"      -||y - mean||^2 / (2 std^2) - D (ln std + ln(2 pi) / 2)      the true density
+        "mean"     that divided by D (Flow-GRPO, arXiv:2505.05470)
+        "squared"  -||y - mean||^2 / D, without variance (the TMPO release, arXiv:2605.10983)
+
+    Args:
+        mean: [B, *]
+        std: [B], of each latent dimension; 0 is a point mass, which has no log-density
+        density: the convention
+    """
+
+    mean: Tensor  # [B, *]
+    std: Tensor  # [B]
+    density: Density
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Mean + std * noise, for unit noise [B, *]."""
+        return self.mean + expand(self.std, self.mean) * noise
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of `value` [B, *], in float64: [B]. Give it rows with std > 0 only."""
+        size = self.mean[0].numel()
+        squares = (value - self.mean).flatten(1).square().sum(dim=1, dtype=torch.float64)
+        if self.density == "squared":
+            return -squares / size
+        std = self.std.double()
+        total = -squares / (2 * std.square()) - size * (std.log() + math.log(2 * math.pi) / 2)
+        return total if self.density == "sum" else total / size
+
+
+def expand(per_row: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, ...] with the dtype of `like` [B, *]."""
+    return per_row.reshape(-1, *(1,) * (like.ndim - 1)).to(like.dtype)
+
+
+class TransitionKernel(ABC):
+    """A rule that turns a velocity into the distribution of the next state."""
+
+    @abstractmethod
+    def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
+        """The transition from sigma to sigma_next.
+
+        Args:
+            latents, velocity: [B, *]
+            sigma, sigma_next: [B], sigma > sigma_next >= 0
+            noise_level: [B] eta >= 0; rows with eta = 0 are the Euler step with std 0
+        """
+
+
+@attrs.frozen
+class Euler(TransitionKernel):
+    """x + (sigma_next - sigma) v, without noise. Refuses eta > 0."""
+
+    def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
+        if bool((noise_level > 0).any()):
+            raise ValueError(f"Euler has no noise, so every eta must be 0; got {noise_level.max().item():g}. Use CPS or FlowSDE.")
+        mean = latents + expand(sigma_next - sigma, latents) * velocity
+        return Gaussian(mean, torch.zeros_like(sigma), "mean")
+
+
+@attrs.frozen
+class CPS(TransitionKernel):
+    """Coefficient-preserving sampling: part of the predicted noise is exchanged for fresh noise.
+
+        x_0 = x - sigma v,   noise = x + (1 - sigma) v,   s = sigma' sin(pi eta / 2)
+        x'  = (1 - sigma') x_0 + sqrt(sigma'^2 - s^2) noise + s eps
+
+    eta in [0, 1]; eta = 0 is the Euler step, and a step to sigma' = 0 has no noise at any eta.
+
+    Args:
+        density: log-density convention of the transitions
+
+    Reference: Wang and Yu, arXiv:2509.05952.
+    """
+
+    density: Density = "mean"
+
+    def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
+        angle = noise_level * (math.pi / 2)
+        kept = sigma_next * angle.cos()
+        clean = latents - expand(sigma, latents) * velocity
+        noise = latents + expand(1 - sigma, latents) * velocity
+        mean = expand(1 - sigma_next, latents) * clean + expand(kept, latents) * noise
+        return Gaussian(mean, sigma_next * angle.sin(), self.density)
+
+
+@attrs.frozen
+class FlowSDE(TransitionKernel):
+    """The Euler-Maruyama step of the SDE with the marginals of the flow.
+
+        s   = eta sqrt(sigma / (1 - sigma)),   d = sigma' - sigma < 0
+        x'  = x (1 + s^2 d / (2 sigma)) + v (1 + s^2 (1 - sigma) / (2 sigma)) d + s sqrt(-d) eps
+
+    Singular at sigma = 1. eta = 0 takes the Euler step.
+
+    Args:
+        density: log-density convention of the transitions
+        sigma_max: stands for larger sigmas in s (Flow-GRPO's code takes the grid's second sigma); None refuses them
+
+    Raises:
+        ValueError: a stochastic step from sigma = 1 without `sigma_max`.
+
+    Reference: Liu et al., Flow-GRPO, arXiv:2505.05470.
+    """
+
+    density: Density = "mean"
+    sigma_max: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional([attrs.validators.gt(0.0), attrs.validators.lt(1.0)])
+    )
+
+    def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
+        noisy = noise_level > 0
+        capped = sigma if self.sigma_max is None else sigma.clamp(max=self.sigma_max)
+        if bool((noisy & (capped >= 1)).any()):
+            raise ValueError(
+                "FlowSDE is singular at sigma = 1, so a stochastic step must start below; got a step from sigma 1. "
+                "Start the stochastic steps at step 1, or give FlowSDE(sigma_max=...)."
+            )
+        capped = torch.where(noisy, capped, 0.5)  # any value: its rows are multiplied by eta = 0
+        scale = noise_level * (capped / (1 - capped)).sqrt()
+        delta = sigma_next - sigma
+        drift = scale.square() / (2 * sigma)
+        mean = latents * expand(1 + drift * delta, latents) + velocity * expand((1 + drift * (1 - sigma)) * delta, latents)
+        return Gaussian(mean, scale * (-delta).sqrt(), self.density)

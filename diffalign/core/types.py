@@ -1,0 +1,215 @@
+"""The values that pass between the parts.
+
+One convention for the whole package: `x_sigma = (1 - sigma) * x_0 + sigma * noise`, velocity `v = noise - x_0`, and sigma runs from
+1 (noise) to 0 (data). Model families that differ are converted in their adapter.
+
+Legend: P prompts, N nodes, K leaves (finished samples), E stochastic edges, T steps, L stored levels of a path, * latent dimensions.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import attrs
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .streams import Streams
+
+ROOT = -1
+"""The parent of a node that has none."""
+
+Density = Literal["squared", "mean", "sum"]
+
+
+class Prompt(str):
+    """A prompt: plain text to every function, with `metadata` for rewards that need more (target text, counts, boxes)."""
+
+    metadata: Mapping[str, object]
+
+    def __new__(cls, text: str, metadata: Mapping[str, object] | None = None) -> Self:
+        prompt = super().__new__(cls, text)
+        prompt.metadata = MappingProxyType(dict(metadata or {}))
+        return prompt
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (str(self), dict(self.metadata)))
+
+
+@attrs.frozen(eq=False)
+class Condition:
+    """What a policy made of some prompts: opaque to everyone but that policy.
+
+    Args:
+        prompts: the texts, length P
+        ids: [P] global prompt ids of this step; equal texts keep separate ids, and random draws depend on them alone
+        tensors: each [P, ...], padded where ragged
+    """
+
+    prompts: tuple[Prompt, ...]  # P
+    ids: Tensor  # [P]
+    tensors: Mapping[str, Tensor]  # each [P, ...]
+
+    def __attrs_post_init__(self) -> None:
+        count = len(self.prompts)
+        for name, tensor in {"ids": self.ids, **{f"tensors[{key!r}]": value for key, value in self.tensors.items()}}.items():
+            if tensor.ndim == 0 or len(tensor) != count:
+                raise ValueError(f"Condition.{name} must have {count} rows, one per prompt; got shape {tuple(tensor.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, index: Tensor) -> "Condition":
+        """The rows `index` [B], repeated and reordered at will."""
+        return Condition(
+            prompts=tuple(self.prompts[i] for i in index.tolist()),
+            ids=self.ids[index.to(self.ids.device)],
+            tensors={name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()},
+        )
+
+
+@attrs.frozen(eq=False)
+class TrajectoryBatch:
+    """A forest of denoising trajectories, as flat arrays with a parent index. A chain is a tree that never branches.
+
+    Parents come before their children, siblings are contiguous, leaves are in depth-first order. Every stochastic edge spans one
+    step; a deterministic stretch may be stored as one edge.
+
+    Raises:
+        ValueError: a field whose shape does not fit, a child before its parent, a level that does not rise along an edge.
+    """
+
+    condition: Condition
+    sigmas: Tensor  # [T+1]   decreasing, last is 0 (first may be < 1: some families start there)
+    latents: Tensor  # [N, *]  state of each stored node, as it was rounded
+    level: Tensor  # [N]     index into sigmas
+    parent: Tensor  # [N]     ROOT for roots
+    prompt: Tensor  # [N]     index into condition
+    noise_level: Tensor  # [N]     eta of the edge into the node; 0 = deterministic, and for roots
+    log_prob: Tensor  # [N]     float64; log-probability of that edge when it was drawn; 0 where deterministic, and for roots
+    mean: Tensor  # [E, *]  mean of each stochastic edge when it was drawn
+
+    def __attrs_post_init__(self) -> None:
+        count = len(self.latents)
+        for name in ("level", "parent", "prompt", "noise_level", "log_prob"):
+            shape = tuple(getattr(self, name).shape)
+            if shape != (count,):
+                raise ValueError(f"TrajectoryBatch.{name} must have shape ({count},), one entry per node; got {shape}")
+        if self.log_prob.dtype != torch.float64:
+            raise ValueError(f"TrajectoryBatch.log_prob must be float64; got {self.log_prob.dtype}")
+        if self.sigmas.ndim != 1 or len(self.sigmas) < 2 or not bool((self.sigmas.diff() < 0).all()):
+            raise ValueError(f"TrajectoryBatch.sigmas must decrease strictly, at least 2 of them; got {self.sigmas.tolist()}")
+        if bool((self.parent >= torch.arange(count, device=self.parent.device)).any()) or bool((self.parent < ROOT).any()):
+            raise ValueError("TrajectoryBatch.parent must point to an earlier node, or be ROOT (-1); a child stands before its parent")
+        child = self.parent != ROOT
+        if not bool((self.level[child] > self.level[self.parent[child]]).all()):
+            raise ValueError("TrajectoryBatch.level must rise along every edge")
+        edges = int((self.noise_level > 0).sum())
+        if self.mean.shape != (edges, *self.latents.shape[1:]):
+            expected = (edges, *self.latents.shape[1:])
+            raise ValueError(f"TrajectoryBatch.mean must have shape {expected}, one row per stochastic edge; got {tuple(self.mean.shape)}")
+
+    @cached_property
+    def leaves(self) -> Tensor:
+        """[K] nodes on the last level: the finished samples."""
+        return (self.level == len(self.sigmas) - 1).nonzero().squeeze(1)
+
+    @cached_property
+    def paths(self) -> Tensor:
+        """[K, L] nodes from root to leaf; a path with fewer stored levels than the longest starts with ROOT."""
+        steps, node = [], self.leaves
+        while bool((node != ROOT).any()):
+            steps.append(node)
+            node = torch.where(node == ROOT, node, self.parent[node.clamp(min=0)])
+        return torch.stack(steps[::-1], dim=1)
+
+    @cached_property
+    def stochastic(self) -> Tensor:
+        """[E] nodes that were reached by a stochastic edge."""
+        return (self.noise_level > 0).nonzero().squeeze(1)
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """[K, *] latents of the leaves."""
+        return self.latents[self.leaves]
+
+    @cached_property
+    def group(self) -> Tensor:
+        """[K] prompt index of each leaf: the group within which it is compared."""
+        return self.prompt[self.leaves]
+
+    @cached_property
+    def roots(self) -> Tensor:
+        """[K] the root node above each leaf."""
+        first = (self.paths != ROOT).int().argmax(dim=1)
+        return self.paths.gather(1, first[:, None]).squeeze(1)
+
+    def path_sum(self, values: Tensor) -> Tensor:
+        """Sum of a node value along each path: [N] -> [K]."""
+        padded = torch.cat([values, values.new_zeros(1)])  # ROOT = -1 reads the zero
+        return padded[self.paths].sum(dim=1)
+
+    def node_mean(self, values: Tensor) -> Tensor:
+        """Mean of a leaf value over the leaves below each node: [K] -> [N]; 0 above no leaf."""
+        inside = self.paths != ROOT
+        node = self.paths[inside]
+        below = values[:, None].expand_as(self.paths)[inside]
+        total = values.new_zeros(len(self.latents)).index_add(0, node, below)
+        count = values.new_zeros(len(self.latents)).index_add(0, node, torch.ones_like(below))
+        return total / count.clamp(min=1)
+
+
+@attrs.frozen
+class Progress:
+    """Where a run stands.
+
+    Args:
+        step: steps done before this one
+        total: steps of the whole run
+        reward: raw mean reward of the step before, over all ranks; None at the first
+    """
+
+    step: int
+    total: int
+    reward: float | None = None
+
+    @property
+    def fraction(self) -> float:
+        """0 at the first step, 1 from the last on."""
+        return min(1.0, self.step / max(1, self.total - 1))
+
+
+@attrs.frozen(eq=False)
+class ScoredBatch:
+    """Trajectories with the rewards of their leaves.
+
+    Args:
+        trajectories: the forest
+        rewards: [K] aggregated, finite
+        parts: each [K], the raw scores by reward name
+        groups: prompt groups of this step over all ranks; losses are means over this number
+        progress: where the run stands
+        streams: the random draws of this step
+    """
+
+    trajectories: TrajectoryBatch
+    rewards: Tensor  # [K]
+    parts: Mapping[str, Tensor]  # each [K]
+    groups: int
+    progress: Progress
+    streams: "Streams"
+
+
+@attrs.frozen(eq=False)
+class Loss:
+    """One micro-batch of a loss.
+
+    Args:
+        value: scalar with a graph; the values of all micro-batches add up to the loss
+        metrics: name -> (sum, count), which add over micro-batches and ranks
+    """
+
+    value: Tensor  # []
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = attrs.field(factory=dict)

@@ -1,0 +1,5 @@
+"""Objectives."""
+
+from .softmax_tb import SoftmaxTB
+
+__all__ = ["SoftmaxTB"]

@@ -1,0 +1,51 @@
+"""Losses as pure functions of small tensors. Legend: K samples; `group` [K] is the prompt group of each."""
+
+from torch import Tensor
+
+from diffalign.core import group_log_softmax, group_mean, group_sum
+
+
+def tb_residual(log_prob: Tensor, logits: Tensor, group: Tensor) -> Tensor:
+    """r_i = log softmax_group(s)_i - log softmax_group(beta R)_i: [K].
+
+    Zero everywhere in a group exactly if s - beta R is constant there. Invariant to s + a and beta R + b.
+
+    Args:
+        log_prob: [K] s, path log-probabilities (relative to a reference, or not)
+        logits: [K] beta R
+    """
+    return group_log_softmax(log_prob, group) - group_log_softmax(logits, group)
+
+
+def softmax_tb(log_prob: Tensor, logits: Tensor, group: Tensor) -> Tensor:
+    """Softmax Trajectory Balance of each sample's group, sum_i r_i^2, at each sample: [K] (TMPO, arXiv:2605.10983).
+
+    Its gradient is dL/ds_j = 2 (r_j - p_j sum_i r_i), which sums to zero over a group.
+    """
+    return group_sum(tb_residual(log_prob, logits, group).square(), group)
+
+
+def centered(values: Tensor, group: Tensor) -> Tensor:
+    """Values minus their group's mean: [K]."""
+    return values - group_mean(values, group)
+
+
+def clipped_surrogate(advantage: Tensor, log_ratio: Tensor, clip: float | None) -> Tensor:
+    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(log_ratio): [K] (PPO, arXiv:1707.06347).
+
+    Args:
+        advantage: [K] A, without gradient
+        log_ratio: [K] log p_theta - log p_old
+        clip: half width of the trust region; None does not clip
+    """
+    ratio = log_ratio.exp()
+    if clip is None:
+        return -advantage * ratio
+    return (-advantage * ratio).maximum(-advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def effective_share(log_weights: Tensor, group: Tensor) -> Tensor:
+    """Effective sample size of a group's softmax as a share of its size, 1 / (K sum_i w_i^2), at each sample: [K] in (0, 1]."""
+    squares = group_mean((2 * group_log_softmax(log_weights, group)).exp(), group)
+    size = group_sum(log_weights.new_ones(len(log_weights)), group)
+    return 1 / (squares * size.square())

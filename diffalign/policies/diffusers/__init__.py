@@ -1,0 +1,37 @@
+"""Adapters between diffusers pipelines and the house conventions: one small file per model family."""
+
+from typing import Any
+
+import torch
+
+from .family import Family
+from .sd3 import StableDiffusion3
+
+FAMILIES: tuple[type[Family], ...] = (StableDiffusion3,)
+
+__all__ = ["FAMILIES", "Family", "StableDiffusion3", "load_family"]
+
+
+def load_family(path: str, dtype: torch.dtype, device: torch.device, max_sequence_length: int | None) -> tuple[Family, Any]:
+    """The family and the denoiser of a pipeline folder or hub id.
+
+    Raises:
+        ValueError: no pipeline there, or one of a class that no family serves.
+    """
+    from diffusers import DiffusionPipeline
+
+    try:
+        name = DiffusionPipeline.load_config(path)["_class_name"]
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"policy.path must be a diffusers pipeline folder (with model_index.json) or a hub id; got {path!r}: {error}"
+        ) from error
+    for family in FAMILIES:
+        if name in family.pipelines:
+            pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype).to(device)
+            return family(pipeline, max_sequence_length), pipeline.transformer
+    known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
+    raise ValueError(
+        f"policy.path: {path!r} is a {name}, and no adapter serves that class. Known: {known}. "
+        "To add one, write a Family (docs/extending.md) and build FlowMatchingPolicy(network, family)."
+    )

@@ -1,0 +1,127 @@
+"""Prompt sources."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from .core import ConfigError, Prompt
+
+
+@attrs.frozen
+class Prompts:
+    """A list of prompts in a shuffled, endless order that depends on (seed, step) alone, so that resume needs no state.
+
+    Every epoch is a permutation of its own; a step takes the next `count` prompts.
+
+    Args:
+        prompts: at least one
+        seed: of the shuffles
+        shuffle: keep the order of the list if false
+    """
+
+    prompts: Sequence[Prompt | str] = attrs.field(converter=lambda values: tuple(map(_prompt, values)))
+    seed: int = 0
+    shuffle: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("Prompts.prompts must hold at least one prompt; got none")
+
+    def draw(self, step: int, count: int) -> list[Prompt]:
+        """The `count` prompts of a step."""
+        size = len(self.prompts)
+        places = range(step * count, (step + 1) * count)
+        orders = {epoch: self._order(epoch) for epoch in {place // size for place in places}}
+        return [_prompt(self.prompts[orders[place // size][place % size]]) for place in places]
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(len(self.prompts)))
+        if self.shuffle:
+            random.Random(f"prompts {self.seed} {epoch}").shuffle(order)
+        return order
+
+
+@attrs.frozen
+class PromptFile:
+    """The prompts of a file: .txt, one a line; .json, a list; .jsonl, one object a line.
+
+    An object has "prompt" and any other fields, which become the prompt's metadata.
+
+    Args:
+        path: the file; "shapeworld/NAME" is a list that ships with the package (count, binding, relation, text, all; -held-out)
+        seed, shuffle: as in `Prompts`
+
+    Raises:
+        ConfigError: no such file, an empty file, an empty or malformed line (with its number).
+    """
+
+    path: str
+    seed: int = 0
+    shuffle: bool = True
+    _prompts: Prompts = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_prompts", Prompts(read_prompts(self.path), self.seed, self.shuffle))
+
+    @property
+    def prompts(self) -> Sequence[Prompt | str]:
+        """The list, in the file's order."""
+        return self._prompts.prompts
+
+    def draw(self, step: int, count: int) -> list[Prompt]:
+        """The `count` prompts of a step."""
+        return self._prompts.draw(step, count)
+
+
+SHIPPED = Path(__file__).parent / "shapeworld" / "prompts"
+
+
+def read_prompts(path: str) -> list[Prompt]:
+    """The prompts of a file, in order; see `PromptFile`."""
+    file = SHIPPED / f"{path.removeprefix('shapeworld/')}.txt" if path.startswith("shapeworld/") else Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        shipped = ", ".join(sorted(f"shapeworld/{name.stem}" for name in SHIPPED.glob("*.txt")))
+        raise ConfigError(f"prompts.path must be a readable UTF-8 file; got {path!r}: {error}. Shipped lists: {shipped}") from error
+    if file.suffix == ".json":
+        try:
+            entries = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+        if not isinstance(entries, list):
+            raise ConfigError(f"{path} must hold a JSON list of prompts; got {type(entries).__name__}")
+        prompts = [_entry(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
+    else:
+        lines = text.splitlines()
+        prompts = [_line(line, f"{path}, line {number}", file.suffix == ".jsonl") for number, line in enumerate(lines, 1)]
+    if not prompts:
+        raise ConfigError(f"{path} must hold at least one prompt; it is empty")
+    return prompts
+
+
+def _line(line: str, where: str, is_json: bool) -> Prompt:
+    if not line.strip():
+        raise ConfigError(f"{where}: the line is empty; every line must hold a prompt. Remove it.")
+    if not is_json:
+        return Prompt(line.strip())
+    try:
+        return _entry(json.loads(line), where)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+
+
+def _entry(entry: Any, where: str) -> Prompt:
+    if isinstance(entry, str):
+        entry = {"prompt": entry}
+    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
+        raise ConfigError(f'{where}: must be text, or an object with a text "prompt"; got {json.dumps(entry)[:80]}')
+    return Prompt(entry["prompt"].strip(), {key: value for key, value in entry.items() if key != "prompt"})
+
+
+def _prompt(prompt: Prompt | str) -> Prompt:
+    return prompt if isinstance(prompt, Prompt) else Prompt(prompt)

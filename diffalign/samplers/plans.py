@@ -1,0 +1,124 @@
+"""Plans: at which steps a rollout is stochastic, and where it branches.
+
+Legend: T steps; step t leads from sigmas[t] to sigmas[t + 1].
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import attrs
+
+from diffalign.core import Progress, Streams
+
+
+def _floats(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+@attrs.frozen
+class Branching:
+    """What a rollout does at each step.
+
+    Args:
+        children: [T] children of every node of the frontier at step t; 1 goes on without branching
+        noise_levels: [T] eta of step t, 0 = deterministic
+        roots: independent initial noises per prompt
+
+    Raises:
+        ValueError: a branching without noise (its children would be equal), a stochastic single-child step above the first branching
+            of a single root (every leaf would share that edge, and a comparison within the group cannot see it).
+    """
+
+    children: tuple[int, ...] = attrs.field(converter=tuple)
+    noise_levels: tuple[float, ...] = attrs.field(converter=_floats)
+    roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.children) != len(self.noise_levels):
+            raise ValueError(f"Branching.noise_levels must have {len(self.children)} entries, one per step; got {len(self.noise_levels)}")
+        for step, (children, eta) in enumerate(zip(self.children, self.noise_levels, strict=True)):
+            if children < 1 or eta < 0:
+                raise ValueError(f"Branching: step {step} has {children} children and eta {eta:g}; they must be at least 1 and 0")
+            if children > 1 and eta == 0:
+                raise ValueError(
+                    f"Branching: step {step} branches {children}-fold without noise, so its children are equal; give it eta > 0"
+                )
+        first = next((step for step, children in enumerate(self.children) if children > 1), None)
+        if self.roots == 1 and first is not None and any(self.noise_levels[:first]):
+            shared = next(step for step in range(first) if self.noise_levels[step])
+            raise ValueError(
+                f"Branching: step {shared} is stochastic above the first branching (step {first}); all leaves share that edge, so it can "
+                "learn nothing. Make it deterministic, branch there, or use several roots."
+            )
+
+    @property
+    def leaves(self) -> int:
+        """Finished samples per prompt."""
+        return self.widths[-1]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """[T+1] nodes of the frontier before each step, and the leaves."""
+        widths = [self.roots]
+        for children in self.children:
+            widths.append(widths[-1] * children)
+        return tuple(widths)
+
+    @property
+    def rollout_rows(self) -> int:
+        """Network rows of a rollout, per prompt."""
+        return sum(self.widths[:-1])
+
+    @property
+    def replay_rows(self) -> int:
+        """Network rows of a replay, per prompt: one per parent of stochastic edges."""
+        return sum(width for width, eta in zip(self.widths, self.noise_levels, strict=False) if eta > 0)
+
+
+class Plan(ABC):
+    """Draws the branching of a step. A plan is a value: what it draws depends on its arguments alone."""
+
+    @abstractmethod
+    def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
+        """The branching of this step of the run, for a rollout of `steps` denoising steps; equal on all processes.
+
+        Raises:
+            ValueError: the plan does not fit that many steps. Samplers call this once when they are built.
+        """
+
+
+@attrs.frozen
+class FixedPlan(Plan):
+    """The same splits at every step of the run.
+
+    Args:
+        splits: denoising steps that branch, strictly increasing, inside [0, steps - 1); the last step has no noise to give
+        branches: children of each split
+        eta: noise level of the splits, one number or one per split
+        roots: independent initial noises per prompt
+    """
+
+    splits: Sequence[int] = (1, 2, 3)
+    branches: int = attrs.field(default=3, validator=attrs.validators.ge(2))
+    eta: float | Sequence[float] = 0.7
+    roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+
+    def __attrs_post_init__(self) -> None:
+        if not self.splits:
+            raise ValueError("FixedPlan.splits must name at least one step; got none. For independent samples use ChainSampler.")
+        if any(later <= earlier for earlier, later in zip(self.splits, self.splits[1:], strict=False)):
+            raise ValueError(f"FixedPlan.splits must increase strictly, or levels of the tree collide; got {list(self.splits)}")
+        if isinstance(self.eta, Sequence) and len(self.eta) != len(self.splits):
+            raise ValueError(f"FixedPlan.eta must be one number or {len(self.splits)}, one per split; got {len(self.eta)}")
+
+    def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
+        if self.splits[0] < 0 or self.splits[-1] > steps - 2:
+            raise ValueError(
+                f"FixedPlan.splits must lie in [0, {steps - 2}] for {steps} steps (the last step ends at sigma 0, where no noise is left); "
+                f"got {list(self.splits)}"
+            )
+        etas = self.eta if isinstance(self.eta, Sequence) else [self.eta] * len(self.splits)
+        children, noise_levels = [1] * steps, [0.0] * steps
+        for split, eta in zip(self.splits, etas, strict=True):
+            children[split], noise_levels[split] = self.branches, eta
+        return Branching(tuple(children), tuple(noise_levels), self.roots)

@@ -1,0 +1,38 @@
+"""The dynamic stochastic tree: K trajectories of a prompt that share denoising prefixes."""
+
+import attrs
+
+from diffalign.core import Condition, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
+
+from .frontier import roll_out
+from .plans import Branching, FixedPlan, Plan
+
+
+@attrs.frozen
+class TreeSampler(TrajectorySampler):
+    """Branches where a plan says; the frontier of all prompts is one network call per step.
+
+    Args:
+        steps: denoising steps T
+        plan: where it branches, drawn anew at every step of the run
+        rows: network rows per call; None takes the whole frontier at once
+
+    Raises:
+        ValueError: the plan does not fit the steps.
+
+    Reference: TMPO, arXiv:2605.10983.
+    """
+
+    steps: int = attrs.field(default=8, validator=attrs.validators.ge(2))
+    plan: Plan = attrs.field(factory=FixedPlan)
+    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+
+    def __attrs_post_init__(self) -> None:
+        self.branching()
+
+    def branching(self, progress: Progress | None = None, streams: Streams | None = None) -> Branching:
+        """What the plan draws; without arguments, at the first step of seed 0."""
+        return self.plan.draw(self.steps, progress or Progress(0, 1), streams or Streams(0))
+
+    def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
+        return roll_out(policy, condition, self.branching(progress, streams), streams, self.rows)

@@ -1,0 +1,165 @@
+"""The language of ShapeWorld: scenes, the captions that describe them, and the prompt lists.
+
+A caption and a `Scene` determine each other (`Scene.caption`, `parse`), so a scorer needs nothing but the text of the prompt.
+"""
+
+import itertools
+import random
+import re
+from collections.abc import Iterator
+
+import attrs
+
+COLORS: dict[str, tuple[float, float, float]] = {
+    "red": (0.88, 0.12, 0.12),
+    "green": (0.10, 0.65, 0.20),
+    "blue": (0.12, 0.30, 0.92),
+    "yellow": (0.95, 0.82, 0.08),
+    "purple": (0.60, 0.15, 0.78),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+NUMBERS = ("one", "two", "three", "four", "five", "six")
+RELATIONS = ("left of", "right of", "above", "below")
+ALPHABET = "ACEHKLNPTX47"
+"""The characters of text prompts: few, and none that is read as another."""
+FAMILIES = ("count", "binding", "relation", "text")
+
+
+@attrs.frozen
+class Item:
+    """One coloured shape."""
+
+    color: str = attrs.field(validator=attrs.validators.in_(COLORS))
+    shape: str = attrs.field(validator=attrs.validators.in_(SHAPES))
+
+    def __str__(self) -> str:
+        return f"{self.color} {self.shape}"
+
+
+@attrs.frozen
+class Count:
+    """`number` equal items and nothing else: "three red circles"."""
+
+    item: Item
+    number: int = attrs.field(validator=[attrs.validators.ge(1), attrs.validators.le(len(NUMBERS))])
+    family = "count"
+
+    @property
+    def caption(self) -> str:
+        plural = "" if self.number == 1 else "es" if self.item.shape.endswith("s") else "s"
+        return f"{NUMBERS[self.number - 1]} {self.item}{plural}"
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return (self.item,) * self.number
+
+
+@attrs.frozen
+class Binding:
+    """Two items that differ in colour and shape: "a red circle and a blue square"."""
+
+    first: Item
+    second: Item
+    family = "binding"
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.first} and a {self.second}"
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return (self.first, self.second)
+
+
+@attrs.frozen
+class Relation:
+    """Two items and where the first lies as seen from the second: "a green triangle left of a yellow circle"."""
+
+    first: Item
+    relation: str = attrs.field(validator=attrs.validators.in_(RELATIONS))
+    second: Item
+    family = "relation"
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.first} {self.relation} a {self.second}"
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return (self.first, self.second)
+
+
+@attrs.frozen
+class Text:
+    """Two characters in one colour: 'the text "K7" in blue'."""
+
+    text: str = attrs.field(validator=attrs.validators.matches_re(f"[{ALPHABET}]{{2}}"))
+    color: str = attrs.field(validator=attrs.validators.in_(COLORS))
+    family = "text"
+
+    @property
+    def caption(self) -> str:
+        return f'the text "{self.text}" in {self.color}'
+
+
+Scene = Count | Binding | Relation | Text
+
+_ITEM = rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
+_COUNT = re.compile(rf"({'|'.join(NUMBERS)}) {_ITEM}(?:e?s)?")
+_BINDING = re.compile(rf"a {_ITEM} and a {_ITEM}")
+_RELATION = re.compile(rf"a {_ITEM} ({'|'.join(RELATIONS)}) a {_ITEM}")
+_TEXT = re.compile(rf'the text "([{ALPHABET}]{{2}})" in ({"|".join(COLORS)})')
+
+
+def parse(caption: str) -> Scene:
+    """The scene that a caption describes.
+
+    Raises:
+        ValueError: the text is not a ShapeWorld caption; the message shows one of each family.
+    """
+    if match := _COUNT.fullmatch(caption):
+        number, color, shape = match.groups()
+        return Count(Item(color, shape), NUMBERS.index(number) + 1)
+    if match := _BINDING.fullmatch(caption):
+        one, one_shape, two, two_shape = match.groups()
+        return Binding(Item(one, one_shape), Item(two, two_shape))
+    if match := _RELATION.fullmatch(caption):
+        one, one_shape, relation, two, two_shape = match.groups()
+        return Relation(Item(one, one_shape), relation, Item(two, two_shape))
+    if match := _TEXT.fullmatch(caption):
+        return Text(*match.groups())
+    raise ValueError(
+        f"{caption!r} is not a ShapeWorld caption. Captions read like 'three red circles', 'a red circle and a blue square', "
+        "'a green triangle left of a yellow circle' or 'the text \"K7\" in blue'."
+    )
+
+
+def scenes(family: str) -> list[Scene]:
+    """Every scene of a family, in a fixed order."""
+    items = [Item(color, shape) for color in COLORS for shape in SHAPES]
+    pairs = [(a, b) for a in items for b in items if a.color != b.color and a.shape != b.shape]
+    if family == "count":
+        return [Count(item, number) for item in items for number in range(1, len(NUMBERS) + 1)]
+    if family == "binding":
+        return [Binding(a, b) for a, b in pairs]
+    if family == "relation":
+        return [Relation(a, relation, b) for a, b in pairs for relation in RELATIONS]
+    if family == "text":
+        return [Text(a + b, color) for a, b in itertools.product(ALPHABET, repeat=2) for color in COLORS]
+    raise ValueError(f"family must be one of {', '.join(FAMILIES)}; got {family!r}")
+
+
+def prompt_split(family: str) -> tuple[list[str], list[str]]:
+    """Captions to align on and held-out captions: disjoint, a fixed shuffle, one in five held out, at most 48 and 192."""
+    captions = [scene.caption for scene in scenes(family)]
+    random.Random(f"shapeworld {family}").shuffle(captions)
+    held_out = min(48, len(captions) // 5)
+    return captions[held_out : held_out + 192], captions[:held_out]
+
+
+def random_scenes(seed: int) -> Iterator[Scene]:
+    """An endless stream of scenes, the four families in equal parts."""
+    generator = random.Random(seed)
+    pools = {family: scenes(family) for family in FAMILIES}
+    while True:
+        yield generator.choice(pools[generator.choice(FAMILIES)])

@@ -1,0 +1,210 @@
+"""Trains the shipped ShapeWorld pipeline from nothing: `python -m diffalign.shapeworld.pretrain FOLDER`.
+
+First the autoencoder on rendered images (L1), then the transformer and both text encoders together by flow matching
+(arXiv:2210.02747) on its standardised latents. One to two hours on two cores. Seeds are fixed; equal software gives equal weights on
+one machine, another CPU gives other roundings.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusion3Pipeline
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from . import networks
+from .grammar import random_scenes
+from .render import draw
+
+DIFFUSERS_DEFAULT_LENGTH = 256
+"""`max_sequence_length` of a plain `StableDiffusion3Pipeline` call."""
+
+
+class Float32Attention(TorchFunctionMode):
+    """Attention in float32 under bfloat16 autocast: its bfloat16 backward on a CPU takes four times as long."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            with torch.autocast("cpu", enabled=False):
+                return func(*(value.float() for value in args), **(kwargs or {})).to(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def render(count: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Images [count, 3, 64, 64] as uint8, and their captions."""
+    generator, scenes = np.random.default_rng(seed), random_scenes(seed)
+    images = np.empty((count, 3, 64, 64), dtype=np.uint8)
+    captions = []
+    for index in range(count):
+        scene = next(scenes)
+        images[index] = np.round(draw(scene, generator) * 255).astype(np.uint8)
+        captions.append(scene.caption)
+    return torch.from_numpy(images), captions
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 -> [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LambdaLR:
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def log(**values: Any) -> None:
+    print(json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}), flush=True)
+
+
+def train_autoencoder(vae: Any, images: Tensor, steps: int, batch: int, seed: int) -> float:
+    """Minimises L1 + 1e-6 KL; sets the standardisation of the latents; returns the last L1 in [0, 1] pixel units."""
+    vae.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4, betas=(0.9, 0.99))
+    schedule = warm_cosine(optimizer, steps, warmup=50)
+    generator = torch.Generator().manual_seed(seed)
+    start, mean_l1 = time.time(), 1.0
+    for step in range(steps):
+        pixels = to_pixels(images[torch.randint(len(images), (batch,), generator=generator)])
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator)
+            decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        l1 = (decoded.float() - pixels).abs().mean()
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        optimizer.zero_grad()
+        (l1 + 1e-6 * kl).backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        mean_l1 += 0.02 * (l1.item() / 2 - mean_l1)
+        if step % 100 == 99:
+            log(stage="autoencoder", step=step + 1, l1=mean_l1, seconds=time.time() - start)
+    latents = encode_images(vae, images[:4096])
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    return mean_l1
+
+
+@torch.no_grad()
+def encode_images(vae: Any, images: Tensor) -> Tensor:
+    """Raw latent means [N, 8, 16, 16]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat([vae.encode(to_pixels(chunk)).latent_dist.mean.float() for chunk in images.split(256)])
+
+
+def condition(pipe: StableDiffusion3Pipeline, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
+    """What `StableDiffusion3Pipeline.encode_prompt` gives without a T5 encoder, with gradients."""
+    hidden, pooled = [], []
+    for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        output = encoder(ids, output_hidden_states=True)
+        hidden.append(output.hidden_states[-2])
+        pooled.append(output.text_embeds)
+    embeds = torch.cat(hidden, dim=-1)
+    zeros = embeds.new_zeros(len(captions), length, embeds.shape[-1])
+    return torch.cat([embeds, zeros], dim=1), torch.cat(pooled, dim=-1)
+
+
+def noise_levels(count: int, shift: float, generator: torch.Generator) -> Tensor:
+    """Nine in ten logit-normal, one in ten uniform; then the scheduler's own shift."""
+    levels = torch.randn(count, generator=generator).sigmoid()
+    uniform = torch.rand(count, generator=generator)
+    levels = torch.where(torch.rand(count, generator=generator) < 0.1, uniform, levels)
+    return shift * levels / (1 + (shift - 1) * levels)
+
+
+def train_denoiser(
+    pipe: StableDiffusion3Pipeline,
+    latents: Tensor,
+    captions: list[str],
+    steps: int,
+    batch: int,
+    seed: int,
+    save: Callable[[], None],
+) -> float:
+    """Minimises E ||v(x_sigma) - (noise - x_0)||^2, captions dropped in one of ten; leaves the average of the weights in `pipe`."""
+    modules = nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2]).train()
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    schedule = warm_cosine(optimizer, steps, warmup=300)
+    average = EMAModel(modules.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=10, power=0.9)
+    generator, choices = torch.Generator().manual_seed(seed), random.Random(seed)
+    start, mean_loss = time.time(), 1.0
+    for step in range(steps):
+        index = torch.randint(len(latents), (batch,), generator=generator)
+        clean = latents[index].float()
+        texts = ["" if choices.random() < 0.1 else captions[i] for i in index.tolist()]
+        length = DIFFUSERS_DEFAULT_LENGTH if step % 50 == 0 else networks.MAX_SEQUENCE_LENGTH
+        sigma = noise_levels(batch, pipe.scheduler.config.shift, generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
+        with torch.autocast("cpu", torch.bfloat16), Float32Attention():
+            embeds, pooled = condition(pipe, texts, length)
+            velocity = pipe.transformer(
+                hidden_states=noisy, timestep=1000 * sigma, encoder_hidden_states=embeds, pooled_projections=pooled, return_dict=False
+            )[0]
+        loss = (velocity.float() - (noise - clean)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.step(modules.parameters())
+        mean_loss += 0.01 * (loss.item() - mean_loss)
+        if step % 100 == 99:
+            log(stage="denoiser", step=step + 1, loss=mean_loss, seconds=time.time() - start)
+        if step % 1000 == 999 and step + 1 < steps:
+            average.store(modules.parameters())
+            average.copy_to(modules.parameters())
+            save()
+            average.restore(modules.parameters())
+    average.copy_to(modules.parameters())
+    modules.eval()
+    return mean_loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the pipeline is written")
+    parser.add_argument("--images", type=int, default=65536)
+    parser.add_argument("--autoencoder-steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=11000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    pipe = networks.pipeline(arguments.seed, layers=arguments.layers)
+    images, captions = render(arguments.images, arguments.seed)
+    log(stage="render", images=len(images))
+    l1 = train_autoencoder(pipe.vae, images, arguments.autoencoder_steps, 32, arguments.seed)
+    latents = torch.cat(list(standardised(pipe.vae, images)))
+    log(stage="encode", shift=pipe.vae.config.shift_factor, scale=pipe.vae.config.scaling_factor)
+
+    def save() -> None:
+        pipe.save_pretrained(arguments.folder)
+
+    loss = train_denoiser(pipe, latents, captions, arguments.steps, arguments.batch, arguments.seed, save)
+    save()
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items() if key != "folder"}
+    (arguments.folder / "training.json").write_text(json.dumps({**settings, "autoencoder_l1": l1, "velocity_loss": loss}, indent=2))
+
+
+def standardised(vae: Any, images: Tensor) -> Iterator[Tensor]:
+    """Standardised latents in float16, by chunks."""
+    for chunk in images.split(4096):
+        yield ((encode_images(vae, chunk) - vae.config.shift_factor) * vae.config.scaling_factor).half()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Rewards for ShapeWorld: does the image show what its caption says? Read from pixels alone, the same every time, on the CPU."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.interfaces import Reward
+from ..core.types import Prompt
+from .grammar import FAMILIES, Binding, Count, Item, Relation, Scene, Text, parse, scenes
+from .recognition import Found, Reading, check_images, find_objects, read_text
+
+CLEAR = 0.7
+"""`Found.quality` from which an object is taken for its shape; below (a letter reaches 0.65), it is an object of no shape."""
+
+Score = Callable[[Scene, list[Found], Reading | None], float]
+
+
+class CountReward(Reward):
+    """Are there as many as asked, and nothing else? For captions such as "three red circles".
+
+        reward = min(m, n) / max(t, n)
+
+    with n the number asked, m the objects found of the right colour and shape, t all objects found. 0 for an empty image.
+
+    Raises:
+        ValueError: the caption is of another family; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
+    """
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return _scored("CountReward", ("count",), _partial, images, prompts)
+
+
+class BindingReward(Reward):
+    """Does each of two shapes have its own colour? For captions such as "a red circle and a blue square".
+
+        reward = (number of the two items that are found) / max(2, t)
+
+    with t all objects found. Colours exchanged between the shapes score 0, half a pair 1/2.
+
+    Raises:
+        ValueError: the caption is of another family; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
+    """
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return _scored("BindingReward", ("binding",), _partial, images, prompts)
+
+
+class RelationReward(Reward):
+    """Are both items there, and where the caption says? For captions such as "a green triangle left of a yellow circle".
+
+        reward = (number of the two items that are found / 4 + (1/2 if the relation holds)) * 2 / max(2, t)
+
+    with t all objects found. "a left of b" holds where the middle of a lies further to the left of b's than above or below it; with
+    several candidates one pair is enough. It needs both items.
+
+    Raises:
+        ValueError: the caption is of another family; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
+    """
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return _scored("RelationReward", ("relation",), _partial, images, prompts)
+
+
+class TextReward(Reward):
+    """Can the text be read, in its colour? For captions such as 'the text "K7" in blue'.
+
+        reward = (s_1 + s_2) / 2 * (1 + c) / 2,    s_i = clip((f_i - 0.3) / 0.5, 0, 1), halved if another character fits better
+
+    with f_i the fit of the i-th character at its place (see `Reading`) and c the share of the ink in the right colour. All ink of the
+    image is taken for the text.
+
+    Raises:
+        ValueError: the caption is of another family; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
+    """
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return _scored("TextReward", ("text",), _partial, images, prompts)
+
+
+class CompositionalReward(Reward):
+    """The reward of each caption's own family: `CountReward`, `BindingReward`, `RelationReward` or `TextReward`.
+
+    Raises:
+        ValueError: no ShapeWorld caption; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
+    """
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return _scored("CompositionalReward", FAMILIES, _partial, images, prompts)
+
+
+class ExactMatch(Reward):
+    """1 where the image shows exactly what its caption says and nothing else, otherwise 0: the accuracy, for captions of all families.
+
+    Items: the right number of each and no other object, the relation holds. Text: both characters fit best and by at least 0.7, and
+    nine tenths of the ink have the colour.
+
+    Raises:
+        ValueError: no ShapeWorld caption; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
+    """
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return _scored("ExactMatch", FAMILIES, _exact, images, prompts)
+
+
+def _scored(name: str, families: Sequence[str], score: Score, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    check_images(images)
+    if len(images) != len(prompts):
+        raise ValueError(f"{name} needs one prompt per image; got {len(images)} images and {len(prompts)} prompts.")
+    wanted = [parse(prompt) for prompt in prompts]
+    for i, scene in enumerate(wanted):
+        if scene.family not in families:
+            raise ValueError(
+                f"{name} scores {families[0]} captions such as {scenes(families[0])[0].caption!r}; prompts[{i}] is of the family "
+                f"{scene.family}: {scene.caption!r}. Use CompositionalReward for mixed prompts."
+            )
+    found: list[list[Found]] = [[] for _ in wanted]
+    readings: list[Reading | None] = [None for _ in wanted]
+    written = torch.tensor([isinstance(scene, Text) for scene in wanted], dtype=torch.bool, device=images.device)
+    for i, objects in zip((~written).nonzero().flatten().tolist(), find_objects(images[~written]), strict=True):
+        found[i] = objects
+    for i, reading in zip(written.nonzero().flatten().tolist(), read_text(images[written]), strict=True):
+        readings[i] = reading
+    scores = [score(*sight) for sight in zip(wanted, found, readings, strict=True)]
+    return torch.tensor(scores, dtype=torch.float32, device=images.device)
+
+
+def _partial(scene: Scene, found: list[Found], reading: Reading | None) -> float:
+    if isinstance(scene, Text):
+        return 0.0 if reading is None else _legible(scene, reading) * (1 + reading.colors[scene.color]) / 2
+    number = len(scene.items)
+    share = _matched(scene, found) / max(number, len(found))
+    if isinstance(scene, Relation):
+        return share / 2 + _related(scene, found) / max(number, len(found))
+    return share
+
+
+def _exact(scene: Scene, found: list[Found], reading: Reading | None) -> float:
+    if isinstance(scene, Text):
+        if reading is None or reading.text != scene.text or reading.colors[scene.color] < 0.9:
+            return 0.0
+        return float(all(fits[character] >= CLEAR for fits, character in zip(reading.fits, scene.text, strict=True)))
+    complete = _matched(scene, found) == len(found) == len(scene.items)
+    return float(complete and (not isinstance(scene, Relation) or _related(scene, found)))
+
+
+def _candidates(item: Item, found: list[Found]) -> list[Found]:
+    return [thing for thing in found if (thing.color, thing.shape) == (item.color, item.shape) and thing.quality >= CLEAR]
+
+
+def _matched(scene: Count | Binding | Relation, found: list[Found]) -> int:
+    """How many of the asked items are there, each object serving once."""
+    return sum(min(scene.items.count(item), len(_candidates(item, found))) for item in set(scene.items))
+
+
+def _related(scene: Relation, found: list[Found]) -> bool:
+    return any(_holds(scene.relation, a, b) for a in _candidates(scene.first, found) for b in _candidates(scene.second, found))
+
+
+def _holds(relation: str, a: Found, b: Found) -> bool:
+    right, down = a.x - b.x, a.y - b.y
+    along, across = {"left of": (-right, down), "right of": (right, down), "above": (-down, right), "below": (down, right)}[relation]
+    return along > abs(across)
+
+
+def _legible(text: Text, reading: Reading) -> float:
+    scores = [
+        min(max((fits[character] - 0.3) / 0.5, 0), 1) * (1 if character == best else 0.5)
+        for character, fits, best in zip(text.text, reading.fits, reading.text, strict=True)
+    ]
+    return sum(scores) / len(scores)
