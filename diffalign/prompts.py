@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from .core import ConfigError, Prompt
+from .embedded import SHAPEWORLD
 
 
 @attrs.frozen
@@ -23,7 +24,7 @@ class Prompts:
         shuffle: keep the order of the list if false
     """
 
-    prompts: Sequence[Prompt | str] = attrs.field(converter=lambda values: tuple(map(_prompt, values)))
+    prompts: Sequence[Prompt | str] = attrs.field(converter=tuple)
     seed: int = 0
     shuffle: bool = True
 
@@ -77,7 +78,7 @@ class PromptFile:
         return self._prompts.draw(step, count)
 
 
-SHIPPED = Path(__file__).parent / "shapeworld" / "prompts"
+SHIPPED = SHAPEWORLD / "prompts"
 
 
 def read_prompts(path: str) -> list[Prompt]:

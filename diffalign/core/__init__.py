@@ -32,7 +32,7 @@ from .ledger import Ledger
 from .loop import AlignmentLoop, Report
 from .policy import Guided, Policy, require_frozen
 from .replay import Edges, micro_batched, replay, replay_log_prob
-from .schedule import Constant, Cosine, Linear, Scalar, resolution_shift, scalar, shifted_sigmas
+from .schedule import Constant, Cosine, Linear, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
 from .scoring import score
 from .streams import Streams
 from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
@@ -74,6 +74,7 @@ __all__ = [
     "RewardFunction",
     "Scalar",
     "ScoredBatch",
+    "ShiftedGrid",
     "SingleProcess",
     "StandardizedParts",
     "StandardizedSum",

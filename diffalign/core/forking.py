@@ -24,14 +24,14 @@ def fork_module(module: Module, own: Collection[str], *, trainable: bool) -> Mod
     known = {name for name, _ in module.named_parameters()}
     if strangers := own - known:
         raise ValueError(f"own must name parameters of {type(module).__name__}; it has no {sorted(strangers)[0]!r}")
+    owned = {id(parameter) for name, parameter in module.named_parameters() if name in own}  # not names: tied weights have several
     memo: dict[int, object] = {}
     for path, submodule in module.named_modules():
-        prefix = f"{path}." if path else ""
-        if path and not any(name.startswith(prefix) for name in own):
+        if path and owned.isdisjoint(map(id, submodule.parameters())):
             memo[id(submodule)] = submodule
             continue
-        for name, parameter in submodule.named_parameters(recurse=False):
-            if prefix + name not in own:
+        for parameter in submodule.parameters(recurse=False):
+            if id(parameter) not in owned:
                 memo[id(parameter)] = parameter
         for buffer in submodule.buffers(recurse=False):
             memo[id(buffer)] = buffer

@@ -35,14 +35,19 @@ def group_log_softmax(logits: Tensor, group: Tensor) -> Tensor:
     return shifted - group_sum(shifted.exp(), group).log()
 
 
+def _variance(values: Tensor, group: Tensor) -> Tensor:
+    return group_mean((values - group_mean(values, group)).square(), group)
+
+
 def group_std(values: Tensor, group: Tensor) -> Tensor:
     """Population standard deviation of its group, at each sample: [K] -> [K]."""
-    return group_mean((values - group_mean(values, group)).square(), group).sqrt()
+    return _variance(values, group).sqrt()
 
 
 def group_normalize(values: Tensor, group: Tensor, floor: float = 1e-4) -> Tensor:
     """(x - mean) / max(std, floor) within each group: [K] -> [K]. Equal values give zeros."""
-    return (values - group_mean(values, group)) / group_std(values, group).clamp(min=floor)
+    # clamped below the root, whose gradient is infinite at 0
+    return (values - group_mean(values, group)) / _variance(values, group).clamp(min=floor**2).sqrt()
 
 
 def _weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:

@@ -1,6 +1,7 @@
 """The one training loop: roll out, score, aggregate within the group, then give each phase of the objective its turn."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import attrs
 import torch
@@ -81,6 +82,7 @@ class AlignmentLoop:
         chunk: images that are decoded and scored at once
         check_rows: network rows that the first-step contract may spend per step; 0 switches it off
         keep_images: pictures that a report carries
+        folder: where hooks write the run's files; None where there is none
     """
 
     objective: Objective
@@ -98,6 +100,7 @@ class AlignmentLoop:
     chunk: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     check_rows: int = attrs.field(default=2, validator=attrs.validators.ge(0))
     keep_images: int = 16
+    folder: Path | None = None
     ledger: Ledger = attrs.field(factory=Ledger, init=False)
     running: dict[str, torch.optim.Optimizer] = attrs.field(factory=dict, init=False)
     reward: float | None = attrs.field(default=None, init=False)
@@ -126,6 +129,10 @@ class AlignmentLoop:
     def trained(self) -> dict[str, Policy]:
         """Role -> weights, over all phases."""
         return {role: policy for phase in self._phases for role, policy in phase.trains.items()}
+
+    def named_rewards(self) -> dict[str, RewardFunction]:
+        """The rewards by name."""
+        return dict(self._rewards)
 
     def evaluation_policy(self) -> Policy:
         """The average where there is one, else the policy itself."""
@@ -237,7 +244,7 @@ class AlignmentLoop:
         for role in phase.trains:
             self.running[role].zero_grad(set_to_none=True)
         for loss in phase.losses(batch, update):
-            if not torch.is_grad_enabled() or torch.is_autocast_enabled():
+            if not torch.is_grad_enabled() or torch.is_autocast_enabled(loss.value.device.type):
                 raise RuntimeError(
                     f"the losses of {', '.join(phase.trains)} yielded inside no_grad or autocast, which leaks into the loop's backward; "
                     "leave the block before each yield."
@@ -265,7 +272,7 @@ class AlignmentLoop:
         gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
         norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         if not bool(norm.isfinite()):
-            name = next(name for name, gradient in gradients.items() if not bool(gradient.isfinite().all()))
+            name = max(gradients, key=lambda name: (not gradients[name].isfinite().all(), float(gradients[name].abs().max())))
             raise NonFiniteError(f"role {role!r}, step {step}: gradient of {name!r} is not finite. Nothing was updated.")
         return norm
 

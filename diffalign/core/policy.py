@@ -114,7 +114,7 @@ class Policy(nn.Module, ABC):
         return super()._apply(fn, recurse)
 
     def _refuse_if_shared(self, verb: str) -> None:
-        if self.shares_tensors:
+        if any(module.shares_tensors for module in self.modules() if isinstance(module, Policy)):  # a wrapper has its policy's
             raise RuntimeError(
                 f"{type(self).__name__}.{verb}() would change every fork, because forks share tensors. Move and cast a policy before "
                 "its first fork."

@@ -25,6 +25,20 @@ def shifted_sigmas(steps: int, shift: float = 1.0) -> Tensor:
     return (shift * uniform / (1 + (shift - 1) * uniform)).float()
 
 
+@attrs.frozen
+class ShiftedGrid:
+    """`shifted_sigmas` as a value: a grid for a policy whose scheduler wastes a step just above sigma 0, as diffusers' does.
+
+    Args:
+        shift: see `shifted_sigmas`
+    """
+
+    shift: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+
+    def __call__(self, steps: int) -> Tensor:
+        return shifted_sigmas(steps, self.shift)
+
+
 def resolution_shift(tokens: int, base: tuple[int, float] = (256, 0.5), top: tuple[int, float] = (4096, 1.15)) -> float:
     """The shift a = exp(mu), mu linear in the number of image tokens through two points, extrapolated (FLUX.1)."""
     (low, low_mu), (high, high_mu) = base, top

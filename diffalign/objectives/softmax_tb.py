@@ -95,7 +95,7 @@ class SoftmaxTB(Objective):
         def evaluate(parents: Tensor) -> dict[str, Tensor]:
             return {"log_prob": replay_log_prob(self.policy, trajectories, edges.below(parents))}
 
-        def loss_of(values: dict[str, Tensor]) -> Loss:
+        def loss_of(values: Mapping[str, Tensor]) -> Loss:
             return self._loss(batch, edges, values["log_prob"], old)
 
         # with float32 latents the rollout's log-probs are the replay's, so the first pass of the first update is already there

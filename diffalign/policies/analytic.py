@@ -70,6 +70,7 @@ class GaussianMixturePolicy(Policy):
     def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
         if pristine:
             raise ValueError("fork(pristine=True) needs LoRA adapters to leave out; a Gaussian mixture has none. Fork it before training.")
-        twin = type(self)(self.means.detach(), self.scale, self.log_weights.detach().exp(), self.kernel, self.shift, self.extent)
+        twin = type(self)(self.means.detach(), self.scale, None, self.kernel, self.shift, self.extent)
         twin.requires_grad_(trainable)
+        twin.lerp_(self, 1.0)  # not through the constructor, which normalises the weights
         return twin

@@ -28,7 +28,7 @@ class LoRA:
     """
 
     rank: int = attrs.field(default=16, validator=attrs.validators.ge(1))
-    alpha: float = attrs.field(default=32.0, validator=attrs.validators.gt(0))
+    alpha: int = attrs.field(default=32, validator=attrs.validators.ge(1))
     targets: Sequence[str] | None = None
     init: Literal["zero", "gaussian"] = "gaussian"
 

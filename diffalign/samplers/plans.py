@@ -11,10 +11,6 @@ import attrs
 from diffalign.core import Progress, Streams
 
 
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
-
-
 @attrs.frozen
 class Branching:
     """What a rollout does at each step.
@@ -29,8 +25,8 @@ class Branching:
             of a single root (every leaf would share that edge, and a comparison within the group cannot see it).
     """
 
-    children: tuple[int, ...] = attrs.field(converter=tuple)
-    noise_levels: tuple[float, ...] = attrs.field(converter=_floats)
+    children: tuple[int, ...]
+    noise_levels: tuple[float, ...]
     roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
 
     def __attrs_post_init__(self) -> None:

@@ -36,6 +36,11 @@ class Item:
         return f"{self.color} {self.shape}"
 
 
+def _require_different(first: Item, second: Item) -> None:
+    if first.color == second.color or first.shape == second.shape:
+        raise ValueError(f"the two items must differ in colour and shape; got a {first} and a {second}")
+
+
 @attrs.frozen
 class Count:
     """`number` equal items and nothing else: "three red circles"."""
@@ -62,6 +67,9 @@ class Binding:
     second: Item
     family = "binding"
 
+    def __attrs_post_init__(self) -> None:
+        _require_different(self.first, self.second)
+
     @property
     def caption(self) -> str:
         return f"a {self.first} and a {self.second}"
@@ -79,6 +87,9 @@ class Relation:
     relation: str = attrs.field(validator=attrs.validators.in_(RELATIONS))
     second: Item
     family = "relation"
+
+    def __attrs_post_init__(self) -> None:
+        _require_different(self.first, self.second)
 
     @property
     def caption(self) -> str:
@@ -117,6 +128,16 @@ def parse(caption: str) -> Scene:
     Raises:
         ValueError: the text is not a ShapeWorld caption; the message shows one of each family.
     """
+    scene = _read(caption)
+    if scene is not None and scene.caption == caption:  # the patterns let "one red circles" through
+        return scene
+    raise ValueError(
+        f"{caption!r} is not a ShapeWorld caption. Captions read like 'three red circles', 'a red circle and a blue square', "
+        "'a green triangle left of a yellow circle' or 'the text \"K7\" in blue'."
+    )
+
+
+def _read(caption: str) -> Scene | None:
     if match := _COUNT.fullmatch(caption):
         number, color, shape = match.groups()
         return Count(Item(color, shape), NUMBERS.index(number) + 1)
@@ -128,10 +149,7 @@ def parse(caption: str) -> Scene:
         return Relation(Item(one, one_shape), relation, Item(two, two_shape))
     if match := _TEXT.fullmatch(caption):
         return Text(*match.groups())
-    raise ValueError(
-        f"{caption!r} is not a ShapeWorld caption. Captions read like 'three red circles', 'a red circle and a blue square', "
-        "'a green triangle left of a yellow circle' or 'the text \"K7\" in blue'."
-    )
+    return None
 
 
 def scenes(family: str) -> list[Scene]:
@@ -150,11 +168,25 @@ def scenes(family: str) -> list[Scene]:
 
 
 def prompt_split(family: str) -> tuple[list[str], list[str]]:
-    """Captions to align on and held-out captions: disjoint, a fixed shuffle, one in five held out, at most 48 and 192."""
+    """Captions to align on and held-out captions: a fixed shuffle, one in five held out, at most 192 and 48.
+
+    No held-out caption describes the same picture as one to align on, in other words.
+    """
     captions = [scene.caption for scene in scenes(family)]
     random.Random(f"shapeworld {family}").shuffle(captions)
-    held_out = min(48, len(captions) // 5)
-    return captions[held_out : held_out + 192], captions[:held_out]
+    held_out = captions[: min(48, len(captions) // 5)]
+    seen = {_picture(parse(caption)) for caption in held_out}
+    others = [caption for caption in captions if _picture(parse(caption)) not in seen]
+    return others[:192], held_out
+
+
+def _picture(scene: "Scene") -> object:
+    """Equal for captions of the same picture: "a A and a B" and "a B and a A", "a A above a B" and "a B below a A"."""
+    if isinstance(scene, Binding):
+        return frozenset((scene.first, scene.second))
+    if isinstance(scene, Relation) and scene.relation in ("right of", "below"):
+        return Relation(scene.second, {"right of": "left of", "below": "above"}[scene.relation], scene.first)
+    return scene
 
 
 def random_scenes(seed: int) -> Iterator[Scene]:

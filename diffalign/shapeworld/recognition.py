@@ -160,7 +160,7 @@ def _ink(images: Tensor) -> NDArray[np.int8]:
     miss = np.square(offset[:, None] - cover[..., None] * along[image]) @ np.ones(3, np.float32)
     nearest = miss.argmin(1)
     rows = np.arange(len(nearest))
-    solid = (cover[rows, nearest] > 0.5) & (miss[rows, nearest] < 0.3**2)
+    solid = cover[rows, nearest] > 0.5
     kind[image[solid], y[solid], x[solid]] = nearest[solid] + 1
     return kind
 
@@ -225,13 +225,14 @@ def _stretched(mask: Bools) -> Bools:
 
 @functools.cache
 def _shape_templates() -> Floats:
-    """[shapes, variants, GRID, GRID]: radii, positions between pixels, sharp and blurred."""
+    """[shapes, variants, GRID, GRID]: radii, positions between pixels, sharp and blurred (by 1 and 1.4 pixels)."""
     reach = np.arange(-13, 14, dtype=np.float32)
     y, x = np.meshgrid(reach, reach, indexing="ij")
-    blur = np.exp(-np.square(y - x) / 2)
+    sharp, blur = np.eye(len(reach)), np.exp(-np.square(y - x) / 2)
     blur /= blur.sum(1, keepdims=True)
-    variants = []
+    variants: list[list[Bools]] = []
     for shape in SHAPES:
+        variants.append([])
         inks = [
             np.clip(0.5 - distance(shape, x - dx, y - dy, radius), 0, 1)
             for radius in np.arange(5.5, 11.5, 0.5)
@@ -239,7 +240,8 @@ def _shape_templates() -> Floats:
             for dy in (0.0, 0.5)
         ]
         # blur rounds corners, and a small square with round corners fits a sharp circle better than a sharp square
-        variants.append([_stretched(ink > 0.5) for ink in inks] + [_stretched(blur @ ink @ blur.T > 0.5) for ink in inks])
+        for smooth in (sharp, blur, blur @ blur):
+            variants[-1] += [_stretched(smooth @ ink @ smooth.T > 0.5) for ink in inks]
     return np.array(variants, dtype=np.float32)
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import DARK, WHITE, blurred, noisy, paint, rounded
 
 from diffalign.core.interfaces import Reward
 from diffalign.core.types import Prompt
 from diffalign.shapeworld.grammar import ALPHABET, COLORS, FAMILIES, RELATIONS, SHAPES, Text, parse, random_scenes, scenes
 from diffalign.shapeworld.recognition import find_objects, read_text
-from diffalign.shapeworld.render import SIZE, distance, draw
+from diffalign.shapeworld.render import SIZE, draw
 from diffalign.shapeworld.scorers import (
     BindingReward,
     CompositionalReward,
@@ -25,27 +26,7 @@ from diffalign.shapeworld.scorers import (
 
 REWARDS = {"count": CountReward(), "binding": BindingReward(), "relation": RelationReward(), "text": TextReward()}
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
-WHITE, DARK = (0.95, 0.95, 0.95), (0.1, 0.1, 0.1)
 SAMPLES = 150
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def paint(*things, background=WHITE):
-    """[3, 64, 64] with shapes placed by hand: (item in words, x, y, radius)."""
-    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
-    image = np.broadcast_to(np.array(background)[:, None, None], (3, SIZE, SIZE))
-    for words, center_x, center_y, radius in things:
-        color, shape = words.split()
-        ink = np.clip(0.5 - distance(shape, x - center_x, y - center_y, radius), 0, 1)
-        image = image * (1 - ink) + np.array(COLORS[color])[:, None, None] * ink
-    return torch.from_numpy(image.astype(np.float32))
 
 
 def score(reward, caption, image):
@@ -64,23 +45,6 @@ def mixed(count, seed=0):
     stream, generator = random_scenes(seed), np.random.default_rng(seed)
     chosen = [next(stream) for _ in range(count)]
     return torch.from_numpy(np.stack([draw(scene, generator) for scene in chosen])), [Prompt(scene.caption) for scene in chosen]
-
-
-def blurred(images, sigma):
-    reach = torch.arange(-4, 5.0)
-    weight = torch.exp(-(reach**2) / (2 * sigma**2))
-    weight = (weight / weight.sum()).expand(3, 1, 1, 9)
-    padded = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="replicate")
-    rows = torch.nn.functional.conv2d(padded, weight, groups=3)
-    return torch.nn.functional.conv2d(rows, weight.transpose(2, 3), groups=3).clamp(0, 1)
-
-
-def noisy(images):
-    return (images + 0.03 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-
-
-def rounded(images):
-    return (images * 255).round() / 255
 
 
 DEGRADATIONS = {
@@ -234,67 +198,6 @@ class TestText:
         assert read_text(paint()[None]) == [None]
         assert score(TextReward(), 'the text "HH" in red', paint()) == 0
         assert score(ExactMatch(), 'the text "HH" in red', paint()) == 0
-
-
-class TestRecognition:
-    @PROPERTY
-    @given(
-        st.sampled_from(list(COLORS)),
-        st.sampled_from(SHAPES),
-        st.floats(13, 51),
-        st.floats(13, 51),
-        st.floats(6, 11),
-        st.sampled_from([WHITE, DARK, (0.78, 0.73, 0.80), (0.22, 0.17, 0.26), (1.0, 0.98, 0.95)]),
-    )
-    def test_finds_colour_shape_place_and_size(self, color, shape, x, y, radius, background):
-        (found,) = find_objects(paint((f"{color} {shape}", x, y, radius), background=background)[None])[0]
-        area = {"circle": np.pi, "square": 4 * 0.88**2, "triangle": 2, "cross": 4 * 2 * 0.36 - 4 * 0.36**2}[shape] * radius**2
-        assert (found.color, found.shape) == (color, shape)
-        assert found.x == pytest.approx(x, abs=1)
-        assert found.y == pytest.approx(y, abs=1)
-        assert found.area == pytest.approx(area, rel=0.15)
-        assert 0.8 < found.quality <= 1
-
-    @PROPERTY
-    @given(st.floats(0.0, 1.0), st.lists(st.floats(-0.05, 0.05), min_size=3, max_size=3), st.integers(0, 2**32 - 1))
-    def test_a_background_holds_nothing(self, level, tint, seed):
-        image = (torch.tensor([level + channel for channel in tint]).clamp(0, 1)[:, None, None]).expand(3, SIZE, SIZE)
-        image = (image + 0.03 * torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
-        assert find_objects(image[None]) == [[]]
-        assert read_text(image[None]) == [None]
-
-    @pytest.mark.parametrize("color", COLORS.values())
-    def test_one_colour_everywhere_is_background(self, color):
-        assert find_objects(paint(background=color)[None]) == [[]]
-
-    def test_another_grey_is_not_an_object(self):
-        image = paint(("red circle", 20, 20, 8))
-        image[:, 40:] = 0.1
-        assert [(thing.color, thing.shape) for thing in find_objects(image[None])[0]] == [("red", "circle")]
-
-    def test_what_hangs_together_is_one_object_however_long_the_way(self):
-        ink = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-        for turn, top in enumerate(range(0, SIZE - 8, 6)):  # a snake through the whole image, 2 pixels wide
-            ink[top : top + 2] = True
-            ink[top : top + 8, -2:] |= turn % 2 == 0
-            ink[top : top + 8, :2] |= turn % 2 == 1
-        snake = torch.where(ink, torch.tensor(COLORS["blue"])[:, None, None], paint(background=DARK))
-        assert [thing.area for thing in find_objects(snake[None])[0]] == [ink.sum()]
-        cut = snake.clone()
-        cut[:, 24:26, 32] = 0.1
-        pieces = [thing.area for thing in find_objects(cut[None])[0]]
-        assert len(pieces) == 2
-        assert sum(pieces) == ink.sum() - 2
-
-    def test_touching_objects_of_two_colours_are_two(self):
-        found = find_objects(paint(("red circle", 22, 32, 9), ("blue circle", 39, 32, 9))[None])[0]
-        assert {thing.color for thing in found} == {"red", "blue"}
-        assert len(found) == 2
-
-    def test_specks_are_not_objects_and_the_largest_comes_first(self):
-        image = paint(("red circle", 16, 16, 7), ("red square", 46, 46, 9))
-        image[:, 4:8, 50:54] = torch.tensor(COLORS["green"])[:, None, None]  # 16 pixels
-        assert [thing.shape for thing in find_objects(image[None])[0]] == ["square", "circle"]
 
 
 class TestInterface:

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from diffalign.embedded import SHAPEWORLD
+
 from .family import Family
 from .sd3 import StableDiffusion3
 
@@ -20,15 +22,16 @@ def load_family(path: str, dtype: torch.dtype, device: torch.device, max_sequenc
     """
     from diffusers import DiffusionPipeline
 
+    folder = str(SHAPEWORLD / "model") if path == "shapeworld" else path
     try:
-        name = DiffusionPipeline.load_config(path)["_class_name"]
+        name = DiffusionPipeline.load_config(folder)["_class_name"]
     except (OSError, KeyError) as error:
         raise ValueError(
-            f"policy.path must be a diffusers pipeline folder (with model_index.json) or a hub id; got {path!r}: {error}"
+            f"policy.path must be a diffusers pipeline folder (with model_index.json), a hub id, or 'shapeworld'; got {path!r}: {error}"
         ) from error
     for family in FAMILIES:
         if name in family.pipelines:
-            pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype).to(device)
+            pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype).to(device)
             return family(pipeline, max_sequence_length), pipeline.transformer
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise ValueError(

@@ -43,7 +43,7 @@ class Family(ABC):
         """V at [B, *], [B] and the encoded texts of B rows: [B, *]."""
 
     @abstractmethod
-    def save_lora(self, network: nn.Module, folder: str) -> None:
+    def save_lora(self, network: Any, folder: str) -> None:
         """Write the adapters in the family's diffusers format."""
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:

@@ -53,11 +53,11 @@ class StableDiffusion3(Family):
         )[0]
         return result
 
-    def save_lora(self, network: nn.Module, folder: str) -> None:
+    def save_lora(self, network: Any, folder: str) -> None:
         from peft import get_peft_model_state_dict
 
         weights = get_peft_model_state_dict(network, adapter_name="default")
-        metadata = network.peft_config["default"].to_dict()  # type: ignore[union-attr, operator]
+        metadata = network.peft_config["default"].to_dict()
         type(self._pipeline).save_lora_weights(
             folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=metadata, safe_serialization=True
         )

@@ -1,0 +1,193 @@
+"""Finds what can be plugged in: the package's own parts, those of other distributions, and anything by its import path.
+
+Nothing is registered. A part of the package is a public class in one of its folders; another distribution announces one as an entry
+point of the group "diffalign.parts" (name = "module:object"); any other has an import path, "package.module.Name" or
+"package.module:Name".
+"""
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import attrs
+
+from . import core
+from .config_errors import nearest
+from .samplers import Plan
+from .signature import accepts, is_callable, is_slot
+
+GROUP = "diffalign.parts"
+"""The entry point group."""
+
+FOLDERS = ("core", "prompts", "policies", "samplers", "objectives", "rewards", "shapeworld.scorers", "evaluation")
+"""Where the package's own parts live."""
+
+SLOTS: Mapping[str, Any] = {
+    "Policy": core.Policy,
+    "TrajectorySampler": core.TrajectorySampler,
+    "Plan": Plan,
+    "Objective": core.Objective,
+    "Reward": core.Reward,
+    "Aggregation": core.Aggregation,
+    "TransitionKernel": core.TransitionKernel,
+    "PromptSource": core.PromptSource,
+    "Hook": core.Hook,
+    "Scalar": core.Scalar,
+}
+"""The types for which parts are plugged in."""
+
+
+@attrs.frozen
+class Announced:
+    """A part under a short name.
+
+    Args:
+        name: the short name
+        target: the class, classmethod, function or object; None where it could not be loaded
+        distribution: who ships it, with version; "" is this package
+        error: why it could not be loaded
+    """
+
+    name: str
+    target: Any
+    distribution: str = ""
+    error: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (inspect.getdoc(self.target) or "").partition("\n")[0]
+
+
+@functools.cache
+def own() -> Mapping[str, Announced]:
+    """The package's own parts by class name; other constructors of a class stand beside it as Class.method."""
+    found: dict[str, Announced] = {}
+    for module in _modules():
+        for name, target in vars(module).items():
+            if name.startswith("_") or not inspect.isclass(target) or target.__module__ != module.__name__ or inspect.isabstract(target):
+                continue
+            found[name] = Announced(name, target)
+            for method in _constructors(target):
+                found[f"{name}.{method}"] = Announced(f"{name}.{method}", getattr(target, method))
+    return found
+
+
+def _modules() -> Iterator[ModuleType]:
+    for folder in FOLDERS:
+        module = importlib.import_module(f"{__package__}.{folder}")
+        yield module
+        for entry in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
+            yield importlib.import_module(entry.name)
+
+
+def _constructors(target: type) -> list[str]:
+    methods = {name for name, value in vars(target).items() if isinstance(value, classmethod) and not name.startswith("_")}
+    return sorted(name for name in methods if accepts(target, getattr(target, name)) == "call")
+
+
+@functools.cache
+def _entries(path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    return tuple(sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: entry.name))
+
+
+def third_party(name: str | None = None) -> list[Announced]:
+    """The entry points of all installed distributions, or those of one name; one that cannot be loaded carries its error."""
+    return [_load(entry) for entry in _entries(tuple(sys.path)) if name in (None, entry.name)]
+
+
+def _load(entry: importlib.metadata.EntryPoint) -> Announced:
+    distribution = "an unknown distribution" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+    try:
+        return Announced(entry.name, entry.load(), distribution)
+    except Exception as error:  # foreign code at import time: one broken package must not hide the others
+        return Announced(entry.name, None, distribution, f"{type(error).__name__}: {error}")
+
+
+def candidates(members: Iterable[Any]) -> dict[str, Any]:
+    """The parts that fit one of some slots, by short name.
+
+    Beside the package's own these are the classes that happen to be imported: the optimizers of torch, those of a user's script.
+    """
+    wanted = [member for member in members if is_slot(member)]
+    classes = [member for member in wanted if not is_callable(member)]
+    classes += [made for member in wanted if is_callable(member) and is_slot(made := (*getattr(member, "__args__", ()), None)[-2])]
+    found = {name: target for slot in classes for name, target in _subclasses(slot)}
+    # an own part wins over a stranger of the same name, which its import path still finds
+    found.update({part.name: part.target for part in own().values() if any(accepts(slot, part.target) for slot in classes)})
+    return dict(sorted(found.items()))
+
+
+def _subclasses(slot: type) -> Iterator[tuple[str, type]]:
+    public = not any(name.startswith("_") for name in (*slot.__module__.split(".")[1:], slot.__name__)) and "<" not in slot.__qualname__
+    if public and accepts(slot, slot) == "call":
+        yield slot.__name__, slot
+    for subclass in type.__subclasses__(slot):
+        yield from _subclasses(subclass)
+
+
+def find(name: str, members: Iterable[Any] = ()) -> Any:
+    """The object of a short name that fits one of some slots, or of an import path.
+
+    Raises:
+        LookupError: there is no such short name, module or attribute; the message says which, and is empty for a short name.
+    """
+    fitting = candidates(members)
+    if name in fitting:
+        return fitting[name]
+    head, _, method = name.partition(".")
+    if method and hasattr(fitting.get(head), method):
+        return getattr(fitting[head], method)
+    if announced := [*filter(None, [own().get(name)]), *third_party(name)]:
+        if announced[0].error:
+            raise LookupError(f"{name!r} of {announced[0].distribution} cannot be loaded: {announced[0].error}")
+        return announced[0].target
+    if "." not in name and ":" not in name:
+        raise LookupError
+    return _imported(name)
+
+
+def suggestion(name: str, members: Iterable[Any]) -> str:
+    """What was probably meant, and what there is: the end of a message about a name that leads nowhere."""
+    known = list(candidates(members))
+    guess = nearest(name, [*known, *(entry.name for entry in _entries(tuple(sys.path)))])
+    return f"{guess} Known: {', '.join(known)}; or an import path such as package.module.Name."
+
+
+def _imported(path: str) -> Any:
+    module_path, colon, inner = path.partition(":")
+    names = module_path.split(".")
+    for length in [len(names)] if colon else range(len(names) - 1, 0, -1):
+        module_name = ".".join(names[:length])
+        try:
+            target: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if not (module_name == missing or module_name.startswith(f"{missing}.")):
+                raise LookupError(f"module {module_name!r} cannot be imported: {error}") from error
+            if length > 1 and not colon:
+                continue
+            raise LookupError(f"there is no module {missing!r}") from error
+        except Exception as error:  # whatever a module does when it is imported
+            raise LookupError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        for attribute in inner.split(".") if colon else names[length:]:
+            if not hasattr(target, attribute):
+                raise LookupError(f"{module_name!r} has no {attribute!r}.{nearest(attribute, vars(target))}")
+            target = getattr(target, attribute)
+        return target
+    raise LookupError(f"{path!r} is no import path")
+
+
+def import_path(target: Any, name: str) -> str:
+    """The path that imports an object again, or `name` where the object does not know its own place."""
+    owner = getattr(target, "__self__", None)
+    if inspect.isclass(owner):  # an inherited classmethod belongs to the class that it was asked of
+        return f"{owner.__module__}.{owner.__qualname__}.{target.__name__}"
+    module, inner = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    return f"{module}.{inner}" if isinstance(module, str) and isinstance(inner, str) and "<" not in inner else name

@@ -1,0 +1,92 @@
+"""The run folder: configuration, environment, metrics, LoRA, report."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from .core import AlignmentLoop, Hook, Report
+from .evaluation import write_report
+
+_PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit, for the record."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "commit": git.stdout.strip() or None,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+@attrs.define(eq=False)
+class Recorder(Hook):
+    """Writes `config.yaml`, `environment.json`, `metrics.jsonl` (one line a step), and at the end `lora/` and `report.html`.
+
+    Args:
+        folder: of the run
+        config: resolved configuration
+        name: title of the report
+    """
+
+    folder: Path
+    config: str
+    name: str
+    _began: float = attrs.field(init=False, default=0.0)
+
+    def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
+        self._began = time.time()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(self.config)
+        (self.folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+        metrics = self.folder / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        done = [line for line in lines if _step_of(line) < step]  # a resumed run repeats the steps after its checkpoint
+        metrics.write_text("".join(f"{line}\n" for line in done))
+
+    def step(self, loop: AlignmentLoop, report: Report) -> None:
+        ledger = report.ledger
+        line = {
+            "step": report.step,
+            "elapsed": round(time.time() - self._began, 3),
+            **report.metrics,
+            **{f"seconds/{stage}": round(seconds, 5) for stage, seconds in ledger.seconds.items()},
+            **{f"rows/{entry}": rows for entry, rows in ledger.rows.items()},
+            **{f"calls/{entry}": calls for entry, calls in ledger.calls.items()},
+        }
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            return
+        save_lora = getattr(loop.evaluation_policy(), "save_lora", None)
+        if save_lora is not None and any("lora_A" in name for name in loop.evaluation_policy().own):  # type: ignore[attr-defined]
+            save_lora(str(self.folder / "lora"))
+        write_report(self.folder, self.name)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):  # a line cut off by a crash
+        return float("inf")

@@ -1,0 +1,126 @@
+"""Run files: where they are, and YAML without surprises."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .config_errors import listed, nearest
+from .core import ConfigError
+from .embedded import SHAPEWORLD
+
+_FLOAT = r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
+_SCALARS = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars (1e-4 is a number; "no", 1:30 and 2024-01-01 are text), and no key twice."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  the base class has it so
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+            line = key_node.start_mark.line + 1
+            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands here a second time (first in line {seen[key]}); keep one", key_node.start_mark
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 would take for something else than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """Parse YAML.
+
+    Args:
+        text: one document
+        source: its name in messages
+
+    Raises:
+        ConfigError: a syntax error or a duplicate key, with its line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = "" if mark is None else f", line {mark.line + 1}"
+        detail = error.problem or error.context or "not YAML"
+        raise ConfigError(f"{source}{place}: {detail}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{source}: not YAML: {error}") from error
+
+
+def write_yaml(value: Any) -> str:
+    """Plain values as YAML text that `read_yaml` gives back unchanged."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=140, allow_unicode=True)
+    return text
+
+
+def built_in() -> dict[str, Path]:
+    """The runs that ship with the package, by name."""
+    return {file.stem: file for file in sorted((SHAPEWORLD / "runs").glob("*.yaml"))}
+
+
+def locate(run: str) -> Path:
+    """The file of a run: a path, a run folder, or the name of a built-in run; a path wins.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path, names = Path(run), built_in()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / "config.yaml").is_file():
+            return path / "config.yaml"
+        raise ConfigError(f"{run} must be a run file or a run folder; this folder has no config.yaml")
+    if run in names:
+        return names[run]
+    looks_like_path = path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1
+    what = "there is no such file" if looks_like_path else "there is no file and no built-in run of that name"
+    raise ConfigError(f"RUN {run!r}: {what}.{nearest(path.stem, names)} Built in: {listed(names, 'and')}.")
+
+
+def read_run(file: Path) -> dict[str, Any]:
+    """The keys of a run file.
+
+    Raises:
+        ConfigError: it is not readable, not YAML, or holds something else than keys.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} must be a readable UTF-8 file: {error}") from error
+    content = read_yaml(text, str(file))
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} must hold keys (policy: ..., objective: ..., ...); got {type(content).__name__}")
+    return content

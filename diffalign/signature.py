@@ -1,0 +1,258 @@
+"""What a constructor takes, read from its signature, and what may stand at each place of a configuration."""
+
+import collections.abc
+import enum
+import functools
+import inspect
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union
+
+import attrs
+import jsonargparse
+from torch import Tensor
+
+MISSING: Any = inspect.Parameter.empty
+"""The default of a parameter that has none."""
+
+_PLAIN = (str, int, float, complex, bytes, bool, list, dict, set, frozenset, tuple, type, enum.Enum, os.PathLike, Tensor)
+
+
+@attrs.frozen
+class Parameter:
+    """One parameter of a constructor.
+
+    Args:
+        name: as in the configuration
+        hint: its type; Any where there is none
+        default: its value if left out, `MISSING` where it is required
+    """
+
+    name: str
+    hint: Any
+    default: Any = MISSING
+
+
+def parameters(target: Callable[..., Any], skip: int = 0) -> dict[str, Parameter] | None:
+    """The parameters of a class, a classmethod or a function, by name.
+
+    Args:
+        target: what is called
+        skip: leading parameters that somebody else supplies
+
+    Returns:
+        None where the signature does not say (it has **kwargs that lead nowhere, or is written in C).
+    """
+    try:
+        found = list(inspect.signature(target).parameters.values())[skip:]
+    except (TypeError, ValueError):
+        return None
+    hints = _hints(target)
+    fields = {field.alias: field for field in attrs.fields(target)} if _is_attrs(target) else {}
+    known = {}
+    for entry in found:
+        if entry.kind in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD):
+            continue
+        default, hint = entry.default, hints.get(entry.name, Any)
+        if entry.name in fields:
+            field = fields[entry.name]
+            hint = hints.get(entry.name, hints.get(field.name, Any))
+            if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
+                default = field.default.factory() if not field.default.takes_self else None
+        known[entry.name] = Parameter(entry.name, hint, default)
+    if any(entry.kind is entry.VAR_KEYWORD for entry in found):
+        behind = _behind_kwargs(target)
+        if behind is None:
+            return None
+        known.update({name: Parameter(name, Any, None) for name in behind if name not in known})
+    return known
+
+
+def _is_attrs(target: Any) -> bool:
+    return inspect.isclass(target) and attrs.has(target)
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """Resolved annotations. An attrs converter without annotation hides a parameter's type, so fields of the class count as well."""
+    sources = [target, target.__init__] if inspect.isclass(target) else [target]
+    hints: dict[str, Any] = {}
+    for source in sources:
+        try:
+            hints.update(typing.get_type_hints(source, include_extras=True))
+        except (NameError, TypeError, AttributeError):  # names that exist for type checkers only
+            continue
+    return hints
+
+
+def _behind_kwargs(target: Any) -> list[str] | None:
+    """Names that **kwargs are passed on to, as jsonargparse reads them from the source."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    try:
+        if inspect.isclass(target):
+            return list(parser.add_class_arguments(target, fail_untyped=False))
+        return list(parser.add_function_arguments(target, fail_untyped=False))
+    except Exception:  # it reads foreign source code: whatever fails there, the answer is that nothing is known
+        return None
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, else the type alone."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return tuple(member for part in typing.get_args(hint) for member in alternatives(part))
+    if typing.get_origin(hint) is Annotated and is_slot(typing.get_args(hint)[0]):
+        return alternatives(typing.get_args(hint)[0])
+    return (hint,)
+
+
+def is_slot(member: Any) -> bool:
+    """Whether a part stands there: a class of which an object is built, or a callable. Everything else is a plain value."""
+    if is_callable(member):
+        return True
+    if not inspect.isclass(member) or issubclass(member, _PLAIN) or member in (object, type(None)):
+        return False
+    return member.__module__.partition(".")[0] not in sys.stdlib_module_names and typing.get_origin(member) is None
+
+
+def is_callable(member: Any) -> bool:
+    """Whether the type is Callable."""
+    return member is collections.abc.Callable or typing.get_origin(member) is collections.abc.Callable
+
+
+def item_of(member: Any) -> Any:
+    """The type of the items of a sequence of any length, else MISSING."""
+    arguments = typing.get_args(member)
+    origin = typing.get_origin(member)
+    if origin in (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection):
+        return arguments[0]
+    return arguments[0] if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis else MISSING
+
+
+def value_of(member: Any) -> Any:
+    """The type of the values of a mapping with text keys, else MISSING."""
+    if typing.get_origin(member) in (dict, collections.abc.Mapping, collections.abc.MutableMapping):
+        key, value = typing.get_args(member)
+        return value if key is str else MISSING
+    return MISSING
+
+
+def accepts(slot: Any, target: Any) -> Literal["call", "partial", "itself"] | None:
+    """How an imported object fills a slot, if it does.
+
+    Returns:
+        "call": it is called and gives the part; "partial": the slot wants a factory, so the rest of the arguments comes later;
+        "itself": it is the part. None: it does not fit.
+    """
+    if is_callable(slot):
+        returns = (typing.get_args(slot) or (None, None))[1]
+        if inspect.isclass(target):
+            if inspect.isclass(returns) and is_slot(returns) and issubclass(target, returns):
+                return "partial"
+            return "call" if "__call__" in _members(target) else None
+        if inspect.isroutine(target):
+            made = _hints(target).get("return")
+            strange = inspect.isclass(made) and inspect.isclass(returns) and is_slot(returns) and not issubclass(made, returns)
+            return None if strange else "partial"
+        return "itself" if callable(target) else None
+    if inspect.isclass(target):
+        return "call" if _is_a(target, slot) and not inspect.isabstract(target) else None
+    if inspect.isroutine(target):
+        made = _hints(target).get("return")
+        owner = getattr(target, "__self__", None)
+        made = owner if made is typing.Self and inspect.isclass(owner) else made
+        return "call" if inspect.isclass(made) and _is_a(made, slot) else None
+    return "itself" if _is_a(type(target), slot) else None
+
+
+def _members(target: type) -> set[str]:
+    return {name for base in target.__mro__ for name in vars(base)}
+
+
+def _is_a(target: type, slot: type) -> bool:
+    if getattr(slot, "_is_protocol", False):
+        wanted = {name for name in vars(slot) if not name.startswith("_") and callable(getattr(slot, name))}
+        return bool(wanted) and wanted <= _members(target)
+    return issubclass(target, slot)
+
+
+def supplied(slot: Any) -> int:
+    """How many leading arguments the caller of a factory supplies."""
+    arguments = typing.get_args(slot)
+    return len(arguments[0]) if arguments and isinstance(arguments[0], Sequence) else 0
+
+
+@functools.cache
+def _checker(hint: Any) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
+
+
+def check(value: Any, members: Sequence[Any]) -> Any:
+    """A plain value, converted where that loses nothing (3 for a float).
+
+    Args:
+        value: as read
+        members: the types that it may have
+
+    Raises:
+        TypeError: it has another type.
+    """
+    if value is None:
+        if type(None) in members:
+            return None
+        raise TypeError
+    if Any in members or object in members:
+        return value
+    rest = tuple(member for member in members if member is not type(None) and not is_slot(member) and not _unwritable(member))
+    if not rest:
+        raise TypeError
+    try:
+        checker = _checker(Union[rest])
+    except (ValueError, TypeError):  # a type that jsonargparse has no rule for; the constructor judges
+        return value
+    try:
+        return checker.parse_object({"value": value})["value"]
+    except jsonargparse.ArgumentError as error:
+        raise TypeError(str(error)) from error
+
+
+def _unwritable(member: Any) -> bool:
+    """Tensors cannot be written into a file; a class of text stands beside the plain text that it is made from."""
+    return inspect.isclass(member) and (issubclass(member, Tensor) or (issubclass(member, str) and member is not str))
+
+
+_WORDS: Mapping[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def words(hint: Any) -> str:
+    """A type in words, for messages."""
+    found = [_word(member) for member in alternatives(hint)]
+    return " or ".join(dict.fromkeys(found))
+
+
+def _word(member: Any) -> str:
+    if member in _WORDS:
+        return _WORDS[member]
+    if typing.get_origin(member) is Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(member))
+    if is_callable(member):
+        returns = (typing.get_args(member) or (None, None))[1]
+        return f"a factory of {returns.__name__}" if inspect.isclass(returns) and is_slot(returns) else "a function"
+    if (item := item_of(member)) is not MISSING:
+        return f"a list ({words(item)})"
+    if (value := value_of(member)) is not MISSING:
+        return f"a mapping from names ({words(value)})"
+    if inspect.isclass(member) and not typing.get_args(member):
+        return (inspect.getdoc(member) or member.__name__) if issubclass(member, int | float) else member.__name__
+    return str(member).replace("typing.", "").replace("collections.abc.", "")

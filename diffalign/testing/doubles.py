@@ -1,0 +1,193 @@
+"""Small parts whose behaviour is known, to test other parts with. None needs a download, a device or a second."""
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffalign.core import (
+    CPS,
+    Condition,
+    Policy,
+    Progress,
+    Prompt,
+    Reward,
+    Streams,
+    TransitionKernel,
+    fork_module,
+    shifted_sigmas,
+)
+from diffalign.samplers import Branching, Plan
+
+EMBEDDING = 4
+"""Width of the prompt embedding of `TinyPolicy`."""
+
+
+class TinyNetwork(nn.Module):
+    """`body(u) + lora_B(lora_A(u))` for u = [latents, sigma, prompt embedding]: a frozen network with a low-rank delta.
+
+    Args:
+        size: of a flat latent
+        hidden: width of the body
+        rank: of the delta
+        delta: standard deviation of lora_B; 0 starts at the body exactly
+        seed: of all weights
+        checkpointing: recompute the body's activations in the backward pass
+    """
+
+    def __init__(self, size: int, hidden: int, rank: int, delta: float, seed: int, checkpointing: bool) -> None:
+        super().__init__()
+        width = size + 1 + EMBEDDING
+        self.body = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, size))
+        self.lora_A = nn.Linear(width, rank, bias=False)
+        self.lora_B = nn.Linear(rank, size, bias=False)
+        self.checkpointing = checkpointing
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                scale = delta if name.startswith("lora_B") else 1 / math.sqrt(parameter.shape[-1])
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+        self.body.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        body: Tensor = checkpoint(self.body, inputs, use_reentrant=False) if self.checkpointing else self.body(inputs)
+        delta: Tensor = self.lora_B(self.lora_A(inputs))
+        return body + delta
+
+
+class TinyPolicy(Policy):
+    """A policy over a network of a few hundred weights, frozen but for a low-rank delta, whose velocity depends on the prompt.
+
+    The embedding of a prompt is a fixed random vector of its text, so a part that mixes up conditions gives other numbers.
+
+    Args:
+        latent_shape: of one sample, [*]
+        kernel: the step rule; CPS by default
+        dtype: of weights, latents and grid; float64 for identities to 1e-10
+        shift: of the sigma grid
+        hidden, rank, delta, seed, checkpointing: of the network, see `TinyNetwork`
+    """
+
+    def __init__(
+        self,
+        latent_shape: Sequence[int] = (3,),
+        kernel: TransitionKernel | None = None,
+        dtype: torch.dtype = torch.float32,
+        shift: float = 2.0,
+        hidden: int = 16,
+        rank: int = 2,
+        delta: float = 0.3,
+        seed: int = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__(kernel or CPS(), latent_shape)
+        self.network = TinyNetwork(math.prod(latent_shape), hidden, rank, delta, seed, checkpointing).to(dtype)
+        self.dtype, self.shift = dtype, shift
+        self._own = frozenset(name for name, _ in self.network.named_parameters() if name.startswith("lora_"))
+
+    def encode(self, prompts: Sequence[Prompt]) -> Condition:
+        rows = [Streams(0).normal((EMBEDDING,), f"prompt {prompt}", 0, 0) for prompt in prompts]
+        return Condition(tuple(prompts), torch.arange(len(prompts)), {"embedding": torch.stack(rows).to(self.dtype)})
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The sigmoid of the first three numbers of each sample, as the channels of one pixel: [K, *] -> [K, 3, 1, 1]."""
+        channels = latents.flatten(1)[:, :3].sigmoid()
+        return nn.functional.pad(channels, (0, 3 - channels.shape[1]))[:, :, None, None]
+
+    def prior(self, noise: Tensor) -> Tensor:
+        return noise.to(self.dtype)
+
+    def sigmas(self, steps: int) -> Tensor:
+        return shifted_sigmas(steps, self.shift).to(self.dtype)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        self.counter.add(len(latents))
+        inputs = torch.cat([latents.flatten(1), sigma[:, None].to(self.dtype), condition.tensors["embedding"]], dim=1)
+        velocity: Tensor = self.network(inputs)
+        return velocity.reshape(latents.shape)
+
+    def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
+        twin = type(self)(self.latent_shape, self.kernel, self.dtype, self.shift)
+        twin.network = fork_module(self.network, self._own, trainable=trainable)
+        if pristine:
+            nn.init.zeros_(twin.network.lora_B.weight)
+        self.shares_tensors = twin.shares_tensors = True
+        return twin
+
+
+class SlippedReplay(Policy):
+    """A policy that breaks the first-step contract: after one rollout, its network sees the sigma one index further on the grid.
+
+    Args:
+        policy: the policy that is right
+        steps: of the rollout, which makes that many calls when it is not chunked
+    """
+
+    def __init__(self, policy: Policy, steps: int) -> None:
+        super().__init__(policy.kernel, policy.latent_shape)
+        self.policy, self.steps = policy, steps
+        self.counter = policy.counter
+        self._right_calls = steps
+
+    def encode(self, prompts: Sequence[Prompt]) -> Condition:
+        return self.policy.encode(prompts)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.policy.decode(latents)
+
+    def prior(self, noise: Tensor) -> Tensor:
+        return self.policy.prior(noise)
+
+    def sigmas(self, steps: int) -> Tensor:
+        return self.policy.sigmas(steps)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        if self._right_calls:
+            self._right_calls -= 1
+            return self.policy.velocity(latents, sigma, condition)
+        grid = self.policy.sigmas(self.steps)
+        index = (grid[None] - sigma[:, None]).abs().argmin(dim=1)
+        return self.policy.velocity(latents, grid[(index + 1).clamp(max=self.steps)], condition)
+
+    def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
+        return type(self)(self.policy.fork(trainable=trainable, pristine=pristine), self.steps)
+
+
+@attrs.frozen
+class GivenPlan(Plan):
+    """A plan that always draws the same branching, whatever it is.
+
+    Args:
+        branching: of as many steps as the sampler's
+    """
+
+    branching: Branching
+
+    def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
+        if steps != len(self.branching.children):
+            raise ValueError(f"GivenPlan.branching is for {len(self.branching.children)} steps; the sampler has {steps}")
+        return self.branching
+
+
+@attrs.frozen
+class ConstantReward(Reward):
+    """The same score for every image.
+
+    Args:
+        value: the score
+    """
+
+    value: float = 1.0
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images.new_full((len(images),), self.value)
+
+
+def channel_reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """First channel minus half the second, plus a tenth of the length of the prompt: a reward as a plain function, [K]."""
+    length = images.new_tensor([float(len(prompt)) for prompt in prompts])
+    return images[:, 0].mean(dim=(1, 2)) - images[:, 1].mean(dim=(1, 2)) / 2 + length / 10

@@ -1,0 +1,147 @@
+"""Hypothesis strategies for the values that pass between the parts: `forests`, `scored_batches`, `reward_groups`, `branchings`.
+
+Structure is drawn and shrinks; tensors are filled from a drawn seed.
+"""
+
+from collections.abc import Callable
+
+import attrs
+import torch
+from torch import Tensor
+
+try:
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError("diffalign.testing.strategies needs hypothesis: pip install 'diffalign[testing]'") from error
+
+from diffalign.core import ROOT, Condition, Progress, Prompt, ScoredBatch, Streams, TrajectoryBatch
+from diffalign.samplers import Branching
+
+ETAS = st.sampled_from([0.2, 0.5, 0.7, 1.0])
+
+
+@st.composite
+def branchings(
+    draw: st.DrawFn, max_steps: int = 6, max_leaves: int = 12, first: int = 0, stochastic: bool = True, comparable: bool = False
+) -> Branching:
+    """What a rollout may do at each step: mixed deterministic, stochastic and branching steps, the last one deterministic.
+
+    Args:
+        draw: given by hypothesis
+        max_steps: denoising steps T, drawn from 3 on
+        max_leaves: finished samples per prompt
+        first: the first step that may be stochastic (FlowSDE is singular at sigma 1: 1)
+        stochastic: whether at least one step must be
+        comparable: whether there must be two leaves or more, and a stochastic step
+    """
+    steps = draw(st.integers(max(3, first + 2), max(max_steps, first + 2)))
+    roots = draw(st.integers(1, 3))
+    children, etas, leaves = [1] * steps, [0.0] * steps, roots
+    for step in range(first, steps - 1):
+        width = draw(st.integers(1, 3))
+        if width > 1 and leaves * width <= max_leaves:
+            children[step], etas[step], leaves = width, draw(ETAS), leaves * width
+        elif roots > 1 or leaves > 1:  # a single-child stochastic step above the first branching of a single root is refused
+            etas[step] = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    if not any(etas) and (comparable or stochastic):
+        step = draw(st.integers(first, steps - 2))
+        children[step], etas[step] = 2 if comparable else draw(st.integers(1, 2)), draw(ETAS)
+    return Branching(tuple(children), tuple(etas), roots)
+
+
+@attrs.define
+class _Node:
+    prompt: int
+    level: int
+    parent: int  # place in depth-first order
+    eta: float
+
+
+def _grow(draw: st.DrawFn, nodes: list[_Node], top: int, last: int, room: list[int], noisy: bool) -> None:
+    """Append what is below node `top`, depth first, without more than `room[0]` further branches; `noisy`: its edges have noise."""
+    prompt, level = nodes[top].prompt, nodes[top].level
+    if level == last:
+        return
+    eta = draw(st.sampled_from([0.5, 1.0] if noisy else [0.0, 0.5, 1.0])) if level + 1 < last else 0.0
+    span = 1 if eta else draw(st.integers(1, last - level))
+    children = draw(st.integers(1, 3)) if eta and room[0] >= 2 else 1
+    room[0] -= children - 1
+    for _ in range(children):
+        nodes.append(_Node(prompt, level + span, top, eta))
+        _grow(draw, nodes, len(nodes) - 1, last, room, noisy=False)
+
+
+@st.composite
+def forests(draw: st.DrawFn, max_prompts: int = 3, max_steps: int = 6, comparable: bool = False) -> TrajectoryBatch:
+    """Irregular forests: branches of unequal depth, skipped levels and widths that differ from node to node, two latent dimensions.
+
+    Args:
+        draw: given by hypothesis
+        max_prompts: P, drawn from 1 on
+        max_steps: T, drawn from 3 on
+        comparable: whether every prompt has at least two leaves, and the forest a stochastic edge
+    """
+    prompts = draw(st.integers(1, max_prompts))
+    last = draw(st.integers(3, max(3, max_steps)))
+    nodes: list[_Node] = []
+    for prompt in range(prompts):
+        for _ in range(draw(st.integers(2 if comparable else 1, 3))):
+            nodes.append(_Node(prompt, 0, ROOT, 0.0))
+            _grow(draw, nodes, len(nodes) - 1, last, [4], noisy=comparable and len(nodes) == 1)
+    order = sorted(range(len(nodes)), key=lambda place: nodes[place].level)  # stable: depth first within a level
+    index = {place: position for position, place in enumerate(order)} | {ROOT: ROOT}
+    ordered = [nodes[place] for place in order]
+    noise = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    eta = torch.tensor([node.eta for node in ordered])
+    log_prob = torch.randn(len(ordered), generator=noise, dtype=torch.float64) * (eta > 0)
+    return TrajectoryBatch(
+        condition=Condition(prompts=tuple(Prompt(f"prompt {number}") for number in range(prompts)), ids=torch.arange(prompts), tensors={}),
+        sigmas=torch.linspace(1, 0, last + 1),
+        latents=torch.randn(len(ordered), 2, generator=noise),
+        level=torch.tensor([node.level for node in ordered]),
+        parent=torch.tensor([index[node.parent] for node in ordered]),
+        prompt=torch.tensor([node.prompt for node in ordered]),
+        noise_level=eta,
+        log_prob=log_prob,
+        mean=torch.randn(int((eta > 0).sum()), 2, generator=noise),
+    )
+
+
+@st.composite
+def reward_groups(draw: st.DrawFn, max_groups: int = 4, max_size: int = 6, bound: float = 50.0) -> tuple[Tensor, Tensor]:
+    """Rewards [K], float64, and the group of each [K]: groups of unequal size whose members are scattered.
+
+    Args:
+        draw: given by hypothesis
+        max_groups: groups, drawn from 1 on
+        max_size: members of a group, drawn from 1 on
+        bound: largest absolute reward
+    """
+    sizes = draw(st.lists(st.integers(1, max_size), min_size=1, max_size=max_groups))
+    group = draw(st.permutations([index for index, size in enumerate(sizes) for _ in range(size)]))
+    number = st.floats(-bound, bound, allow_nan=False, width=32)
+    rewards = draw(st.lists(number, min_size=len(group), max_size=len(group)))
+    return torch.tensor(rewards, dtype=torch.float64), torch.tensor(group)
+
+
+@st.composite
+def scored_batches(draw: st.DrawFn, trajectories: Callable[[], st.SearchStrategy[TrajectoryBatch]] | None = None) -> ScoredBatch:
+    """Forests that an objective over stochastic trajectories can use, with rewards in [0, 1], raw scores of two parts, and progress.
+
+    Args:
+        draw: given by hypothesis
+        trajectories: makes the strategy of the forests; comparable `forests` by default
+    """
+    forest = draw(forests(comparable=True) if trajectories is None else trajectories())
+    unit = st.floats(0, 1, width=32)
+    parts = {name: torch.tensor(draw(st.lists(unit, min_size=len(forest.leaves), max_size=len(forest.leaves)))) for name in ("a", "b")}
+    total = draw(st.integers(1, 1000))
+    step = draw(st.integers(0, total - 1))
+    return ScoredBatch(
+        trajectories=forest,
+        rewards=(parts["a"] + parts["b"]) / 2,
+        parts=parts,
+        groups=len(forest.condition),
+        progress=Progress(step, total, draw(st.none() | unit)),
+        streams=Streams(draw(st.integers(0, 2**32 - 1)), step),
+    )

@@ -1,0 +1,27 @@
+"""One thread, no network, quiet libraries; properties are checked on the same examples at every run."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["DIFFUSERS_VERBOSITY"] = "error"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "diffalign", deadline=None, derandomize=True, database=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("diffalign")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Inputs and outputs of the pure functions of the TMPO release, section -> rows."""
+    return json.loads((Path(__file__).parent / "data" / "tmpo_golden.json").read_text())
