@@ -1,6 +1,7 @@
 """Run files: where they are, and YAML without surprises."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,10 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_sequence(self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None) -> yaml.SequenceNode:
+        flat = not any(isinstance(item, dict | list | tuple) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=flat)
 
 
 for _tag, _pattern, _first in _SCALARS:

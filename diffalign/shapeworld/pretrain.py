@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the pipeline is written")
     parser.add_argument("--images", type=int, default=65536)
     parser.add_argument("--autoencoder-steps", type=int, default=1100)
-    parser.add_argument("--decoder-steps", type=int, default=1500)
+    parser.add_argument("--decoder-steps", type=int, default=800)
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--layers", type=int, default=6)

@@ -1,0 +1,135 @@
+"""A run from a YAML file: read, checked, written out in full, built."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from .config_errors import listed, nearest, refused
+from .core import AlignmentLoop, ConfigError, Hook, Policy
+from .overrides import override
+from .resolution import build, described, plain, resolve
+from .run_files import locate, read_run, read_yaml, write_yaml
+from .signature import MISSING, Parameter, parameters, words
+
+_NOT_IN_FILES = ("devices",)
+_BEFORE_POLICY = ("sampler", "rewards", "aggregation", "prompts", "optimizers", "average", "evaluation", "hooks")
+
+
+@attrs.frozen
+class _Beside:
+    """The keys of a run file that the loop does not take.
+
+    Args:
+        policy: the weights being aligned; the objective gets it
+        total: steps of the run
+        checkpoint_every: steps between checkpoints
+        evaluation: runs before the other hooks
+    """
+
+    policy: Policy
+    total: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+    checkpoint_every: int = attrs.field(default=50, validator=attrs.validators.ge(1))
+    evaluation: Hook | None = None
+
+
+def _keys() -> dict[str, Parameter]:
+    """The keys of a run file, in the order in which they are written."""
+    loop, beside = parameters(AlignmentLoop) or {}, parameters(_Beside) or {}
+    return {"policy": beside["policy"], **{name: loop[name] for name in loop if name not in _NOT_IN_FILES}, **beside}
+
+
+@attrs.frozen
+class Run:
+    """A run file whose keys are resolved and checked; nothing is built or written yet.
+
+    Args:
+        name: of the file, without folder and ending
+        tree: key -> plain values and parts, defaults included
+    """
+
+    name: str
+    tree: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        return Path(self.tree["folder"])
+
+    def yaml(self) -> str:
+        """The resolved configuration, which gives the same run again."""
+        return write_yaml(plain(self.tree))
+
+    def build(self, hooks: Sequence[Hook] = ()) -> AlignmentLoop:
+        """The loop. What is quick to build comes before the policy, so that its errors do.
+
+        Args:
+            hooks: after the evaluation and the hooks of the file
+
+        Raises:
+            ConfigError: a constructor refused.
+        """
+        made = {key: build(self.tree[key], {}) for key in _BEFORE_POLICY}
+        made["policy"] = build(self.tree["policy"], {})
+        objective = build(self.tree["objective"], made)
+        evaluation = [] if made["evaluation"] is None else [made["evaluation"]]
+        chosen = {**{key: value for key, value in self.tree.items() if key in attrs.fields_dict(AlignmentLoop)}, **made}
+        del chosen["policy"], chosen["evaluation"]
+        chosen.update(objective=objective, hooks=(*evaluation, *made["hooks"], *hooks))
+        try:
+            return AlignmentLoop(**chosen)
+        except (ValueError, TypeError) as error:
+            raise refused("", error) from error
+
+
+def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Read a run.
+
+    Args:
+        run: a run file, a run folder (its config.yaml), or the name of a built-in run
+        overrides: as on the command line, ["--sampler.steps", "6", "--objective.beta=2"]
+
+    Raises:
+        ConfigError: no such run, or a configuration that cannot be built; one message with the place, what must hold, and what came.
+    """
+    file = locate(str(run))
+    name = file.parent.name if file.name == "config.yaml" else file.stem
+    return _resolved(name, override(read_run(file), overrides))
+
+
+def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> Run:
+    """As `parse`, for the text of a run file."""
+    content = read_yaml(text, name)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name} must hold keys (policy: ..., objective: ..., ...); got {type(content).__name__}")
+    return _resolved(name, override(content, overrides))
+
+
+def _resolved(name: str, content: dict[str, Any]) -> Run:
+    keys = _keys()
+    for key in content:
+        if key not in keys:
+            raise ConfigError(f"{key} is no key of a run, which has {listed(keys, 'and')}.{nearest(str(key), keys)}")
+    tree: dict[str, Any] = {}
+    for key, parameter in keys.items():
+        if key in content:
+            tree[key] = resolve(content[key], parameter, key)
+        elif parameter.default is MISSING:
+            raise ConfigError(f"{key} is missing: a run needs it ({words(parameter.hint)}).")
+        else:
+            tree[key] = described(parameter.default, key)
+    _check_numbers(tree)
+    if tree["folder"] is None:
+        tree["folder"] = Path("runs") / name
+    return Run(name, tree)
+
+
+def _check_numbers(tree: dict[str, Any]) -> None:
+    """The limits of the loop's own numbers, long before there is a loop."""
+    for name, field in {**attrs.fields_dict(AlignmentLoop), **attrs.fields_dict(_Beside)}.items():
+        if name in tree and field.validator is not None:
+            try:
+                field.validator(None, field, tree[name])
+            except (ValueError, TypeError) as error:
+                raise refused("", error) from error

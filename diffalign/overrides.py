@@ -1,0 +1,128 @@
+"""Values of a run file that the command line replaces: --sampler.plan.eta 0.9."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from .config_errors import nearest
+from .core import ConfigError
+from .run_files import read_yaml
+
+
+@attrs.frozen
+class Argument:
+    """A value of the command line, where it is not yet known whether 7 is a number or a folder's name.
+
+    Args:
+        text: as typed
+        value: read as YAML
+    """
+
+    text: str
+    value: Any
+
+
+@attrs.frozen
+class Inherited:
+    """An argument that a run file gives to a class which the command line has replaced.
+
+    Args:
+        value: as read
+    """
+
+    value: Any
+
+
+def override(content: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """The keys of a run file with those of the command line in their place.
+
+    Args:
+        content: of a run file; is not changed
+        arguments: --dotted.path value, or --dotted.path=value; `init_args` need not be written
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    result: dict[str, Any] = _copy(content)
+    for path, text in _pairs(arguments):
+        _assign(result, path.split("."), _argument(text), path)
+    return result
+
+
+def _copy(value: Any) -> Any:
+    """Two places of a YAML alias become independent."""
+    if isinstance(value, Mapping):
+        return {key: _copy(entry) for key, entry in value.items()}
+    return [_copy(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise ConfigError(f"the command line must override by --key value; got {word!r}")
+        path, equals, text = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"--{path} must be followed by a value; got {rest[0] if rest else 'nothing'}")
+            text = rest.pop(0)
+        if not all(path.split(".")):
+            raise ConfigError(f"the command line must override by --key value with a dotted key; got {word!r}")
+        yield path, text
+
+
+def _argument(text: str) -> Any:
+    try:
+        value = read_yaml(text, "command line")
+    except ConfigError:  # a prompt or a path may well be no YAML
+        value = text
+    return Argument(text, value)
+
+
+def _assign(node: Any, names: Sequence[str], value: Argument, path: str) -> None:
+    """Put a value at a path inside a container, and make the containers on the way."""
+    node = _inside(node, names[0])
+    name: Any = names[0]
+    if isinstance(node, list):
+        if not name.isdigit() or int(name) >= len(node):
+            raise ConfigError(f"--{path}: {name!r} must be a place in a list of {len(node)}, from 0")
+        name = int(name)
+    there = node[name] if isinstance(node, list) else node.get(name)
+    there = there.value if isinstance(there, Inherited | Argument) else there
+    if len(names) > 1:
+        if isinstance(there, str):  # a class by its name alone
+            there = {"class_path": there}
+        if not isinstance(there, dict | list):
+            there = {}
+        node[name] = there
+        if names[1:] == ["class_path"]:
+            node[name] = _other_class(there, value)
+        else:
+            _assign(there, names[1:], value, path)
+    elif isinstance(there, dict) and "class_path" in there and isinstance(value.value, str):
+        node[name] = _other_class(there, value)
+    else:
+        node[name] = value
+
+
+def _inside(node: Any, name: str) -> Any:
+    """Where the arguments of a part are, if it is one."""
+    if not isinstance(node, dict) or name in ("class_path", "init_args") or not {"class_path", "init_args"} & node.keys():
+        return node
+    if not isinstance(node.get("init_args"), dict):
+        node["init_args"] = {}
+    return node["init_args"]
+
+
+def _other_class(there: Any, value: Argument) -> dict[str, Any]:
+    arguments = there.get("init_args") if isinstance(there, dict) else None
+    kept = {name: entry if isinstance(entry, Inherited) else Inherited(entry) for name, entry in (arguments or {}).items()}
+    return {"class_path": value.text, "init_args": kept}
+
+
+def misplaced(arguments: Sequence[str], known: Sequence[str]) -> str:
+    """' Did you mean --key?' for the first argument whose root is no key of a run."""
+    roots = [word[2:].partition("=")[0].partition(".")[0] for word in arguments if word.startswith("--")]
+    return next((nearest(root, known) for root in roots if root not in known), "")

@@ -1,0 +1,265 @@
+"""From what a run file says to what is built: every part with its class and all its arguments, checked, with a place of its own.
+
+The place of a value is its dotted path without `init_args`, as on the command line: sampler.plan.eta.
+"""
+
+import enum
+import functools
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from . import parts
+from .config_errors import listed, nearest, refused, shown
+from .core import ConfigError, Objective
+from .overrides import Argument, Inherited
+from .signature import MISSING, Parameter, accepts, alternatives, check, is_callable, is_slot, item_of, parameters, supplied, value_of, words
+
+_KEYS = ("class_path", "init_args")
+
+
+@attrs.frozen
+class Part:
+    """Something that is imported, and mostly called.
+
+    Args:
+        where: its place in the configuration
+        name: the path that imports it
+        target: what that gives
+        arguments: by name; values and further parts
+        how: "call" gives the part, "partial" a factory that is called later, "itself" stands as it is
+        linked: arguments that only exist once other parts are built
+    """
+
+    where: str
+    name: str
+    target: Any
+    arguments: Mapping[str, Any] = attrs.field(factory=dict)
+    how: Literal["call", "partial", "itself"] = "call"
+    linked: tuple[str, ...] = ()
+
+
+def resolve(value: Any, parameter: Parameter, where: str) -> Any:
+    """A value of a run file as plain values and `Part`s.
+
+    Args:
+        value: as read, or an `Argument` of the command line
+        parameter: what it is for
+        where: its place
+
+    Raises:
+        ConfigError: it is not what stands there.
+    """
+    text = value.text if isinstance(value, Argument) else None
+    value = value.value if isinstance(value, Argument) else value
+    members = alternatives(parameter.hint)
+    slots = [member for member in members if is_slot(member)]
+    if isinstance(value, Mapping):
+        implied = _implied(value, parameter.default, slots)
+        if slots and ("class_path" in value or implied is not None):
+            return _part(value, slots, where, implied)
+        for member in members:
+            if (inner := value_of(member)) is not MISSING:
+                return {_key(key, where): resolve(entry, Parameter(str(key), inner), f"{where}.{key}") for key, entry in value.items()}
+        if slots:
+            raise ConfigError(
+                f"{where} must name its class: class_path, one of {listed(parts.candidates(slots))}, and its arguments as init_args; "
+                f"got the keys {listed(map(str, value), 'and')}"
+            )
+    elif isinstance(value, list | tuple):
+        for member in members:
+            if (inner := item_of(member)) is not MISSING:
+                items = [resolve(entry, Parameter("", inner), f"{where}.{place}") for place, entry in enumerate(value)]
+                return items if member is list or getattr(member, "__origin__", None) is list else tuple(items)
+    elif isinstance(value, str) and slots and str not in members:
+        return _part({"class_path": value}, slots, where, None)
+    return _plain(value, text, members, parameter.hint, where)
+
+
+def _plain(value: Any, text: str | None, members: Sequence[Any], hint: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        value = _unwrapped(value)
+    for candidate in [value] if text is None else [value, text]:
+        try:
+            return check(candidate, members)
+        except TypeError:
+            continue
+    raise ConfigError(f"{where} must be {words(hint)}; got {shown(value if text is None else text)}")
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, Argument):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: _unwrapped(entry) for key, entry in value.items()}
+    return [_unwrapped(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _key(key: object, where: str) -> str:
+    if not isinstance(key, str):
+        raise ConfigError(f"{where} must have names as keys; got {shown(key)}. Put it in quotes.")
+    return key
+
+
+def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any]) -> Part | None:
+    """The part that a mapping without class_path means: the default, or the one concrete class of the slot."""
+    if "class_path" in value:
+        return None
+    if isinstance(part := described(default, ""), Part) and part.how == "call":
+        return part
+    concrete = [slot for slot in slots if not is_callable(slot)]
+    if len(slots) == 1 and len(concrete) == 1 and not inspect.isabstract(slots[0]) and accepts(slots[0], slots[0]) == "call":
+        return Part("", parts.import_path(slots[0], ""), slots[0])
+    return None
+
+
+def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: Part | None) -> Part:
+    if implied is not None and not set(value) & set(_KEYS):
+        value = {"init_args": value}
+    if strange := [key for key in value if key not in _KEYS]:
+        raise ConfigError(
+            f"{where}.{strange[0]} must stand under {where}'s init_args: beside class_path there is nothing else.{nearest(str(strange[0]), _KEYS)}"
+        )
+    given = value.get("init_args")
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}: init_args must be a mapping from parameters to values; got {shown(given)}")
+    if implied is not None:
+        target, name, how, slot = implied.target, implied.name, implied.how, next(slot for slot in slots if accepts(slot, implied.target))
+        given = {**implied.arguments, **given}
+    else:
+        target, name, how, slot = _found(value["class_path"], slots, where)
+    if how == "itself" or (how == "partial" and inspect.isroutine(target) and not given):
+        if given:
+            raise ConfigError(f"{where}: {name} stands as it is and takes no init_args; got {listed(map(str, given), 'and')}")
+        return Part(where, name, target, how="itself")
+    return _with_arguments(Part(where, name, target, given, how), slot)
+
+
+def _found(path: Any, slots: Sequence[Any], where: str) -> tuple[Any, str, Any, Any]:
+    path = path.value if isinstance(path, Argument) else path
+    expected = listed(words(slot) for slot in slots)
+    if not isinstance(path, str):
+        raise ConfigError(f"{where} must name {expected} by class_path; got {shown(path)}")
+    try:
+        target = parts.find(path, slots)
+    except LookupError as error:
+        reason = f": {error}" if str(error) else ""
+        raise ConfigError(f"{where} must be {expected}; got {path!r}{reason}.{parts.suggestion(path, slots)}") from error
+    for slot in slots:
+        if how := accepts(slot, target):
+            return target, parts.import_path(target, path), how, slot
+    if inspect.isclass(target) and inspect.isabstract(target):
+        why = f"{path!r} is abstract."
+    elif inspect.isroutine(target):
+        why = f"{path!r} is a function that is not declared to return one (annotate its result)."
+    else:
+        why = f"{path!r} is {'a class that is none' if inspect.isclass(target) else f'an object of class {type(target).__name__}'}."
+    raise ConfigError(f"{where} must be {expected}; {why}{parts.suggestion(path, slots)}")
+
+
+def _with_arguments(part: Part, slot: Any) -> Part:
+    """The part with all its arguments resolved, defaults included."""
+    where, given = part.where, dict(part.arguments)
+    known = parameters(part.target, supplied(slot) if part.how == "partial" else 0)
+    title = part.name.rpartition(".")[2] if inspect.isclass(part.target) else ".".join(part.name.split(".")[-2:])
+    linked = ("policy",) if inspect.isclass(slot) and issubclass(slot, Objective) else ()
+    if known is None:
+        return attrs.evolve(part, arguments={name: _unwrapped(value) for name, value in given.items()}, linked=linked)
+    for name in linked:
+        if name not in known:
+            raise ConfigError(f"{where}: {title}'s constructor must have a parameter {name!r} for the weights being aligned; it has none")
+        if name in given:
+            raise ConfigError(f"{where}.{name} must be left out: it is the run's own {name}. Remove it.")
+        known.pop(name)
+    given = _without_dropped(given, known, where, title)
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"{where}.{name} is no parameter of {title}, which takes {listed(known, 'and')}.{nearest(str(name), known)}"
+            )
+    arguments = {}
+    for name, parameter in known.items():
+        place = f"{where}.{name}"
+        if name in given:
+            arguments[name] = resolve(given[name], parameter, place)
+        elif parameter.default is MISSING:
+            raise ConfigError(f"{place} is missing: {title} needs it ({words(parameter.hint)}).")
+        elif (default := described(parameter.default, place)) is not MISSING:
+            arguments[name] = default
+    return attrs.evolve(part, arguments=arguments, linked=linked)
+
+
+def _without_dropped(given: dict[str, Any], known: Mapping[str, Parameter], where: str, title: str) -> dict[str, Any]:
+    """Arguments that a class of the file was given, and that its successor from the command line does not take."""
+    dropped = [name for name, value in given.items() if isinstance(value, Inherited) and name not in known]
+    if dropped:
+        warnings.warn(f"{where}: {title} does not take {listed(dropped, 'and')} of the run file; dropped", stacklevel=2)
+    kept = {name: value for name, value in given.items() if name not in dropped}
+    return {name: value.value if isinstance(value, Inherited) else value for name, value in kept.items()}
+
+
+def described(default: Any, where: str) -> Any:
+    """A default value as it would stand in a run file; MISSING where it could not be written."""
+    if default is None or isinstance(default, bool | int | float | str):
+        return default
+    if isinstance(default, Path):
+        return default
+    if isinstance(default, list | tuple):
+        items = [described(item, f"{where}.{place}") for place, item in enumerate(default)]
+        return MISSING if any(item is MISSING for item in items) else type(default)(items)
+    if isinstance(default, Mapping):
+        return {key: described(item, f"{where}.{key}") for key, item in default.items()}
+    if attrs.has(type(default)):
+        fields = {field.alias: getattr(default, field.name) for field in attrs.fields(type(default)) if field.init}
+        arguments = {name: described(value, f"{where}.{name}") for name, value in fields.items()}
+        kept = {name: value for name, value in arguments.items() if value is not MISSING}
+        return Part(where, parts.import_path(type(default), ""), type(default), kept)
+    return MISSING
+
+
+def build(node: Any, links: Mapping[str, Any]) -> Any:
+    """The objects of a resolved value.
+
+    Args:
+        node: plain values and parts
+        links: what linked arguments stand for
+
+    Raises:
+        ConfigError: a constructor refused; the message begins with the part's place.
+    """
+    if isinstance(node, Mapping):
+        return {key: build(value, links) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(build(value, links) for value in node)
+    if not isinstance(node, Part):
+        return node
+    if node.how == "itself":
+        return node.target
+    arguments = {name: build(value, links) for name, value in node.arguments.items()}
+    if node.how == "partial":
+        return functools.partial(node.target, **arguments)
+    try:
+        return node.target(**arguments, **{name: links[name] for name in node.linked})
+    except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
+        raise refused(node.where, error) from error
+
+
+def plain(node: Any) -> Any:
+    """A resolved value as a run file writes it."""
+    if isinstance(node, Part):
+        if node.how == "itself":
+            return node.name
+        return {"class_path": node.name, "init_args": plain(node.arguments)} if node.arguments else {"class_path": node.name}
+    if isinstance(node, Mapping):
+        return {key: plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [plain(value) for value in node]
+    if isinstance(node, enum.Enum):
+        return node.name
+    kind = next((kind for kind in (bool, int, float, str) if isinstance(node, kind)), None)
+    return node if node is None else (kind or str)(node)  # restricted numbers, paths, dates: their plain kind, which is read back

@@ -1,0 +1,34 @@
+"""Rewards made of rewards."""
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Prompt, Reward, RewardFunction, score
+
+
+@attrs.frozen(eq=False)
+class WeightedSum(Reward):
+    """sum_m w_m R_m of raw scores, as one reward. To weigh after standardising within the group, give the loop the rewards by name
+    and an aggregation.
+
+    Args:
+        rewards: by name
+        weights: by the same names; None weighs each 1
+    """
+
+    rewards: Mapping[str, RewardFunction]
+    weights: Mapping[str, float] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not self.rewards:
+            raise ValueError("WeightedSum.rewards must name at least one reward; got none")
+        if self.weights is not None and self.weights.keys() != self.rewards.keys():
+            odd = sorted(self.weights.keys() ^ self.rewards.keys())
+            raise ValueError(f"WeightedSum.weights must name the same rewards as rewards; {odd[0]!r} stands in only one of them")
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        weights = self.weights or dict.fromkeys(self.rewards, 1.0)
+        return torch.stack([weights[name] * values for name, values in score(self.rewards, images, prompts).items()]).sum(dim=0)

@@ -1,0 +1,33 @@
+"""File size as a reward."""
+
+import io
+from collections.abc import Sequence
+
+import attrs
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffalign.core import Prompt, Reward
+
+
+@attrs.frozen
+class JPEGCompressibility(Reward):
+    """Minus the size of the image as a JPEG file, in kilobytes: a reward without a gradient that every image has.
+
+    Args:
+        quality: of the JPEG
+
+    Reference: Black et al., DDPO, arXiv:2305.13301.
+    """
+
+    quality: int = attrs.field(default=95, validator=[attrs.validators.ge(1), attrs.validators.le(100)])
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return torch.tensor([-self._kilobytes(Image.fromarray(picture)) for picture in pixels])
+
+    def _kilobytes(self, image: Image.Image) -> float:
+        buffer = io.BytesIO()
+        image.save(buffer, format="JPEG", quality=self.quality)
+        return buffer.tell() / 1000

@@ -1,0 +1,48 @@
+"""Signals wait for the end of a step; the second does not."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from diffalign.core.interrupt import stop_between_steps
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_request(number):
+    with stop_between_steps() as request:
+        assert request.received is None
+        os.kill(os.getpid(), number)
+        assert request.received is number
+
+
+def test_the_second_signal_interrupts():
+    with pytest.raises(KeyboardInterrupt), stop_between_steps():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with stop_between_steps():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    with pytest.raises(ZeroDivisionError), stop_between_steps():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_thread_cannot_handle_signals_and_goes_without():
+    seen = []
+
+    def work():
+        with stop_between_steps() as request:
+            seen.append(request.received)
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [None]
+    assert signal.getsignal(signal.SIGINT) == before

@@ -1,0 +1,69 @@
+"""What each stage costs, charged to the role that spent it."""
+
+import time
+
+import pytest
+import torch
+
+from diffalign import Prompt
+from diffalign.core import Ledger
+from diffalign.core.ledger import peak_memory
+from diffalign.testing import TinyPolicy
+
+
+def spend(policy, rows):
+    condition = policy.encode([Prompt("a")] * rows)
+    with torch.no_grad():
+        policy.velocity(torch.zeros(rows, 3), torch.full((rows,), 0.5), condition)
+
+
+def test_rows_and_calls_are_charged_to_role_and_stage():
+    ledger, policy = Ledger(), TinyPolicy()
+    reference = policy.fork()
+    spend(policy, 9)  # outside every stage
+    roles = {"policy": policy, "reference": reference}
+    with ledger.stage("rollout", roles):
+        spend(policy, 2)
+        spend(policy, 3)
+    with ledger.stage("update", roles):
+        spend(policy, 4)
+        spend(reference, 1)
+    with ledger.stage("update", roles):
+        spend(policy, 4)
+    assert ledger.rows == {"policy/rollout": 5, "policy/update": 8, "reference/update": 1}
+    assert ledger.calls == {"policy/rollout": 2, "policy/update": 2, "reference/update": 1}
+
+
+def test_one_counter_under_two_roles_is_charged_to_the_first():
+    ledger, policy = Ledger(), TinyPolicy()
+    with ledger.stage("rollout", {"policy": policy, "behavior": policy}):
+        spend(policy, 2)
+    assert ledger.rows == {"policy/rollout": 2}
+
+
+def test_seconds_add_up_by_stage_and_need_no_role():
+    ledger = Ledger()
+    for _ in range(2):
+        with ledger.stage("reward"):
+            time.sleep(0.01)
+    assert 0.02 <= ledger.seconds["reward"] < 1
+    assert ledger.rows == {}
+
+
+def test_a_stage_that_fails_is_charged_all_the_same():
+    ledger, policy = Ledger(), TinyPolicy()
+    with pytest.raises(RuntimeError, match="stop"), ledger.stage("update", {"policy": policy}):
+        spend(policy, 2)
+        raise RuntimeError("stop")
+    assert ledger.rows == {"policy/update": 2}
+    assert "update" in ledger.seconds
+
+
+def test_ledgers_add():
+    ledger = Ledger({"a": 1.0}, {"p/a": 2}, {"p/a": 1})
+    ledger.add(Ledger({"a": 0.5, "b": 2.0}, {"p/a": 3, "p/b": 1}, {"p/b": 1}))
+    assert ledger == Ledger({"a": 1.5, "b": 2.0}, {"p/a": 5, "p/b": 1}, {"p/a": 1, "p/b": 1})
+
+
+def test_peak_memory_is_that_of_a_process_with_torch_in_it():
+    assert 2**26 < peak_memory() < 2**40
