@@ -9,7 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .core import AlignmentLoop, Hook, Report
 from .evaluation import HeldOutEvaluation, paired_change
 
-_FIELDS = "reward {task.fields[reward]:.3f}  diversity {task.fields[diversity]:+.3f}  ratio check {task.fields[check]:.0e}  {task.fields[rows]:.0f} rows/s"
+_FIELDS = (
+    "reward {task.fields[reward]:.3f}  diversity {task.fields[diversity]:+.3f}  ratio check {task.fields[check]:.0e}  "
+    "{task.fields[rows]:.0f} rows/s"
+)
 
 
 @attrs.define(eq=False)

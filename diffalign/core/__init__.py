@@ -2,7 +2,7 @@
 
 from .average import Average
 from .contract import first_step_deviation
-from .errors import CheckpointError, ConfigError, NonFiniteError, RewardError
+from .errors import CheckpointError, ConfigError, ContractError, NonFiniteError, RewardError
 from .forking import fork_module
 from .groups import (
     Raw,
@@ -48,6 +48,7 @@ __all__ = [
     "Condition",
     "ConfigError",
     "Constant",
+    "ContractError",
     "Cosine",
     "Devices",
     "Edges",

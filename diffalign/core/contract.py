@@ -2,6 +2,7 @@
 
 import torch
 
+from .errors import ContractError
 from .policy import Policy
 from .replay import Edges, replay
 from .transition import expand
@@ -27,7 +28,7 @@ def first_step_deviation(policy: Policy, trajectories: TrajectoryBatch, parents:
         max |mean - rollout mean| / std over the edges looked at; 0 where the forest has no stochastic edge.
 
     Raises:
-        RuntimeError: the deviation is larger, naming level and sigma: log-prob ratios would be wrong before the first update.
+        ContractError: the deviation is larger, naming level and sigma: log-prob ratios would be wrong before the first update.
     """
     edges = Edges.of(trajectories)
     if not len(edges.child):
@@ -42,7 +43,7 @@ def first_step_deviation(policy: Policy, trajectories: TrajectoryBatch, parents:
     if not largest <= tolerance:
         child = edges.child[worst]
         level = int(trajectories.level[trajectories.parent[child]])
-        raise RuntimeError(
+        raise ContractError(
             f"first-step contract: replayed and rolled-out means must agree to {tolerance:g} std before the first update; they differ "
             f"by {largest:.3g} std at level {level} (sigma {trajectories.sigmas[level].item():.4g} -> "
             f"{trajectories.sigmas[level + 1].item():.4g}). The policy is not the same function in rollout and replay: look for "

@@ -15,3 +15,7 @@ class RewardError(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is damaged, or that belongs to another run."""
+
+
+class ContractError(RuntimeError):
+    """Rollout and replay disagree before the first update: every log-prob ratio would be wrong."""

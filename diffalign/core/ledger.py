@@ -29,7 +29,7 @@ class Ledger:
     @contextmanager
     def stage(self, name: str, roles: Mapping[str, Policy] | None = None) -> Iterator[None]:
         """Charge the block to a stage, and the network rows of `roles` to them; a counter shared by two roles is charged once."""
-        counters = {id(policy.counter): (role, policy.counter) for role, policy in reversed((roles or {}).items())}
+        counters = {id(policy.counter): (role, policy.counter) for role, policy in reversed(list((roles or {}).items()))}
         before = {key: (counter.rows, counter.calls) for key, (_, counter) in counters.items()}
         start = time.perf_counter()
         try:

@@ -1,6 +1,7 @@
 """The one training loop: roll out, score, aggregate within the group, then give each phase of the objective its turn."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -224,21 +225,30 @@ class AlignmentLoop:
         metrics.add("diversity/l_gmd", spread.sum(), len(spread))
 
     def _update(self, batch: ScoredBatch, ledger: Ledger, roles: Mapping[str, Policy], metrics: "_Metrics") -> None:
-        before = self._snapshot() if sum(phase.repeats for phase in self._phases) > 1 else []
+        undo = self._snapshot() if sum(phase.repeats * len(phase.trains) for phase in self._phases) > 1 else None
         try:
             for phase in self._phases:
                 for update in range(phase.repeats):
                     with ledger.stage("update", roles):
                         self._step_phase(phase, batch, update, metrics)
         except BaseException:
-            with torch.no_grad():
-                for parameter, value in before:
-                    parameter.copy_(value)
+            if undo is not None:
+                undo()
             raise
 
-    def _snapshot(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Trainable tensors as they are, to undo earlier phases when a later one fails."""
-        return [(p, p.detach().clone()) for policy in self.trained().values() for p in policy.trainable_parameters().values()]
+    def _snapshot(self) -> Callable[[], None]:
+        """Remember trainable tensors and optimizers as they are; what it returns undoes earlier phases when a later one fails."""
+        values = [(p, p.detach().clone()) for policy in self.trained().values() for p in policy.trainable_parameters().values()]
+        states = {role: copy.deepcopy(optimizer.state_dict()) for role, optimizer in self.running.items()}
+
+        def undo() -> None:
+            with torch.no_grad():
+                for parameter, value in values:
+                    parameter.copy_(value)
+            for role, state in states.items():
+                self.running[role].load_state_dict(state)
+
+        return undo
 
     def _step_phase(self, phase: Phase, batch: ScoredBatch, update: int, metrics: "_Metrics") -> None:
         for role in phase.trains:

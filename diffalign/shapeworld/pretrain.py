@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -154,23 +155,32 @@ def noise_levels(count: int, shift: float, generator: torch.Generator) -> Tensor
     return shift * levels / (1 + (shift - 1) * levels)
 
 
+@attrs.frozen
+class Stage:
+    """A stretch of training with an optimizer of its own: `steps` steps of a cosine from `rate` that reaches zero at `horizon`."""
+
+    steps: int
+    rate: float
+    horizon: int
+
+
 def train_denoiser(
     pipe: Any,
     latents: Tensor,
     captions: list[str],
-    steps: int,
+    stage: Stage,
     batch: int,
     seed: int,
     save: Callable[[], None],
 ) -> float:
     """Minimises E ||v(x_sigma) - (noise - x_0)||^2, captions dropped in one of ten; leaves the average of the weights in `pipe`."""
     modules = nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2]).train()
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-    schedule = warm_cosine(optimizer, steps, warmup=300)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    schedule = warm_cosine(optimizer, stage.horizon, warmup=300)
     average = EMAModel(modules.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=10, power=0.9)
     generator, choices = torch.Generator().manual_seed(seed), random.Random(seed)
     start, mean_loss = time.time(), 1.0
-    for step in range(steps):
+    for step in range(stage.steps):
         index = torch.randint(len(latents), (batch,), generator=generator)
         clean = latents[index].float()
         texts = ["" if choices.random() < 0.1 else captions[i] for i in index.tolist()]
@@ -193,7 +203,7 @@ def train_denoiser(
         mean_loss += 0.01 * (loss.item() - mean_loss)
         if step % 100 == 99:
             log(stage="denoiser", step=step + 1, loss=mean_loss, seconds=time.time() - start)
-        if step % 1000 == 999 and step + 1 < steps:
+        if step % 1000 == 999 and step + 1 < stage.steps:
             average.store(modules.parameters())
             average.copy_to(modules.parameters())
             save()
@@ -209,7 +219,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=65536)
     parser.add_argument("--autoencoder-steps", type=int, default=1100)
     parser.add_argument("--decoder-steps", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=4000, help="of the denoiser at a high rate")
+    parser.add_argument("--anneal-steps", type=int, default=3200, help="of the denoiser with the rate going to zero")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
@@ -226,7 +237,9 @@ def main() -> None:
     def save() -> None:
         pipe.save_pretrained(arguments.folder)
 
-    loss = train_denoiser(pipe, latents, captions, arguments.steps, arguments.batch, arguments.seed, save)
+    stages = (Stage(arguments.steps, 1e-3, 9 * arguments.steps // 4), Stage(arguments.anneal_steps, 7e-4, arguments.anneal_steps))
+    for number, stage in enumerate(stages):
+        loss = train_denoiser(pipe, latents, captions, stage, arguments.batch, arguments.seed + number, save)
     save()
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items() if key != "folder"}
     (arguments.folder / "training.json").write_text(json.dumps({**settings, "autoencoder_l1": l1, "velocity_loss": loss}, indent=2))

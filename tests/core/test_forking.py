@@ -137,5 +137,5 @@ def test_a_compiled_network_is_compiled_again():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="own must name parameters of Sequential; it has no '7.gain'"):
+    with pytest.raises(ValueError, match=r"own must name parameters of Sequential; it has no '7.gain'"):
         fork_module(network(), {"0.delta.weight", "7.gain"}, trainable=False)

@@ -118,7 +118,7 @@ def test_a_constant_reward_contributes_nothing_where_parts_are_standardised():
 
 @pytest.mark.parametrize("aggregation", [Raw({"c": 1.0}), StandardizedParts({"c": 1.0}), StandardizedSum({"c": 1.0})])
 def test_a_weight_for_no_reward_is_refused(aggregation):
-    with pytest.raises(ValueError, match="aggregation.weights names the reward 'c', but the rewards are a, b"):
+    with pytest.raises(ValueError, match=r"aggregation.weights names the reward 'c', but the rewards are a, b"):
         aggregation(PARTS, GROUP)
 
 

@@ -18,9 +18,17 @@ def test_the_first_signal_is_a_request(number):
 
 
 def test_the_second_signal_interrupts():
-    with pytest.raises(KeyboardInterrupt), stop_between_steps():
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+    seen = []
+
+    def impatient():
+        with stop_between_steps() as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(request.received)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        impatient()
+    assert seen == [signal.SIGTERM]
 
 
 def test_handlers_are_put_back():

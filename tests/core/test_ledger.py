@@ -52,9 +52,14 @@ def test_seconds_add_up_by_stage_and_need_no_role():
 
 def test_a_stage_that_fails_is_charged_all_the_same():
     ledger, policy = Ledger(), TinyPolicy()
-    with pytest.raises(RuntimeError, match="stop"), ledger.stage("update", {"policy": policy}):
-        spend(policy, 2)
-        raise RuntimeError("stop")
+
+    def fail():
+        with ledger.stage("update", {"policy": policy}):
+            spend(policy, 2)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert ledger.rows == {"policy/update": 2}
     assert "update" in ledger.seconds
 

@@ -21,17 +21,21 @@ def load_family(path: str, dtype: torch.dtype, device: torch.device, max_sequenc
         ValueError: no pipeline there, or one of a class that no family serves.
     """
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
 
+    logging.disable_progress_bar()
     folder = str(SHAPEWORLD / "model") if path == "shapeworld" else path
     try:
-        name = DiffusionPipeline.load_config(folder)["_class_name"]
+        config = DiffusionPipeline.load_config(folder)
+        name = config["_class_name"]
     except (OSError, KeyError) as error:
         raise ValueError(
             f"policy.path must be a diffusers pipeline folder (with model_index.json), a hub id, or 'shapeworld'; got {path!r}: {error}"
         ) from error
     for family in FAMILIES:
         if name in family.pipelines:
-            pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype).to(device)
+            absent = {part: None for part in family.optional if (config.get(part) or [None])[0] is None}
+            pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **absent).to(device)
             return family(pipeline, max_sequence_length), pipeline.transformer
     known = ", ".join(pipeline for family in FAMILIES for pipeline in family.pipelines)
     raise ValueError(

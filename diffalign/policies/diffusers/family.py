@@ -16,11 +16,13 @@ class Family(ABC):
     Args:
         pipelines: class names, as in model_index.json, that this family serves
         lora_targets: linear layers that LoRA usually adapts
+        optional: components that a folder may lack although the pipeline's constructor names them
         latent_shape: of one sample, [*]
     """
 
     pipelines: ClassVar[tuple[str, ...]]
     lora_targets: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
     latent_shape: tuple[int, ...]
 
     @abstractmethod

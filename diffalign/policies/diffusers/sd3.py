@@ -16,6 +16,7 @@ class StableDiffusion3(Family):
 
     pipelines = ("StableDiffusion3Pipeline",)
     lora_targets = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+    optional = ("text_encoder_3", "tokenizer_3")
 
     def __init__(self, pipeline: Any, max_sequence_length: int | None) -> None:
         config = pipeline.transformer.config

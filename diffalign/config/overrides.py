@@ -5,9 +5,8 @@ from typing import Any
 
 import attrs
 
-from .config_errors import nearest
-from .core import ConfigError
-from .run_files import read_yaml
+from ..core import ConfigError
+from .files import read_yaml
 
 
 @attrs.frozen
@@ -120,9 +119,3 @@ def _other_class(there: Any, value: Argument) -> dict[str, Any]:
     arguments = there.get("init_args") if isinstance(there, dict) else None
     kept = {name: entry if isinstance(entry, Inherited) else Inherited(entry) for name, entry in (arguments or {}).items()}
     return {"class_path": value.text, "init_args": kept}
-
-
-def misplaced(arguments: Sequence[str], known: Sequence[str]) -> str:
-    """' Did you mean --key?' for the first argument whose root is no key of a run."""
-    roots = [word[2:].partition("=")[0].partition(".")[0] for word in arguments if word.startswith("--")]
-    return next((nearest(root, known) for root in roots if root not in known), "")

@@ -17,9 +17,9 @@ from typing import Any
 
 import attrs
 
-from . import core
-from .config_errors import nearest
-from .samplers import Plan
+from .. import core
+from ..samplers import Plan
+from .errors import nearest
 from .signature import accepts, is_callable, is_slot
 
 GROUP = "diffalign.parts"
@@ -70,21 +70,32 @@ def own() -> Mapping[str, Announced]:
     """The package's own parts by class name; other constructors of a class stand beside it as Class.method."""
     found: dict[str, Announced] = {}
     for module in _modules():
+        if isinstance(module, Announced):
+            found[module.name] = module
+            continue
         for name, target in vars(module).items():
-            if name.startswith("_") or not inspect.isclass(target) or target.__module__ != module.__name__ or inspect.isabstract(target):
+            if name.startswith("_") or not inspect.isclass(target) or target.__module__ != module.__name__:
                 continue
-            found[name] = Announced(name, target)
-            for method in _constructors(target):
-                found[f"{name}.{method}"] = Announced(f"{name}.{method}", getattr(target, method))
+            if not inspect.isabstract(target) and target not in SLOTS.values():
+                found[name] = Announced(name, target)
+                found.update(
+                    {f"{name}.{method}": Announced(f"{name}.{method}", getattr(target, method)) for method in _constructors(target)}
+                )
     return found
 
 
-def _modules() -> Iterator[ModuleType]:
-    for folder in FOLDERS:
-        module = importlib.import_module(f"{__package__}.{folder}")
+def _modules() -> Iterator[ModuleType | Announced]:
+    """The modules of the folders, and those that cannot be imported, because a package that only they need is not installed."""
+    names = [f"diffalign.{folder}" for folder in FOLDERS]
+    while names:
+        name = names.pop(0)
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            yield Announced(name, None, error=f"{type(error).__name__}: {error}")
+            continue
         yield module
-        for entry in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
-            yield importlib.import_module(entry.name)
+        names += [entry.name for entry in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}.")]
 
 
 def _constructors(target: type) -> list[str]:
@@ -121,6 +132,8 @@ def candidates(members: Iterable[Any]) -> dict[str, Any]:
     found = {name: target for slot in classes for name, target in _subclasses(slot)}
     # an own part wins over a stranger of the same name, which its import path still finds
     found.update({part.name: part.target for part in own().values() if any(accepts(slot, part.target) for slot in classes)})
+    if len(found) > 1:  # a general class that is not abstract is no choice: Hook, torch's Optimizer
+        found = {name: target for name, target in found.items() if target not in classes}
     return dict(sorted(found.items()))
 
 
@@ -128,7 +141,8 @@ def _subclasses(slot: type) -> Iterator[tuple[str, type]]:
     public = not any(name.startswith("_") for name in (*slot.__module__.split(".")[1:], slot.__name__)) and "<" not in slot.__qualname__
     if public and accepts(slot, slot) == "call":
         yield slot.__name__, slot
-    for subclass in type.__subclasses__(slot):
+    subclasses: list[type] = type.__subclasses__(slot)
+    for subclass in subclasses:
         yield from _subclasses(subclass)
 
 
@@ -142,11 +156,15 @@ def find(name: str, members: Iterable[Any] = ()) -> Any:
     if name in fitting:
         return fitting[name]
     head, _, method = name.partition(".")
-    if method and hasattr(fitting.get(head), method):
-        return getattr(fitting[head], method)
+    if method and (head in fitting or head in own()):
+        target = fitting[head] if head in fitting else own()[head].target
+        if not hasattr(target, method):
+            raise LookupError(f"{head} has no {method!r}.{nearest(method, vars(target))}")
+        return getattr(target, method)
     if announced := [*filter(None, [own().get(name)]), *third_party(name)]:
         if announced[0].error:
-            raise LookupError(f"{name!r} of {announced[0].distribution} cannot be loaded: {announced[0].error}")
+            source = f" of {announced[0].distribution}" if announced[0].distribution else ""
+            raise LookupError(f"{name!r}{source} cannot be loaded: {announced[0].error}")
         return announced[0].target
     if "." not in name and ":" not in name:
         raise LookupError
@@ -157,7 +175,8 @@ def suggestion(name: str, members: Iterable[Any]) -> str:
     """What was probably meant, and what there is: the end of a message about a name that leads nowhere."""
     known = list(candidates(members))
     guess = nearest(name, [*known, *(entry.name for entry in _entries(tuple(sys.path)))])
-    return f"{guess} Known: {', '.join(known)}; or an import path such as package.module.Name."
+    names = f"Known: {', '.join(known)}; or" if known else "Give"
+    return f"{guess} {names} an import path such as package.module.Name."
 
 
 def _imported(path: str) -> Any:

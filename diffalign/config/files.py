@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from .config_errors import listed, nearest
-from .core import ConfigError
-from .embedded import SHAPEWORLD
+from ..core import ConfigError
+from ..embedded import SHAPEWORLD
+from .errors import listed, nearest
 
 _FLOAT = r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
 _SCALARS = (
@@ -20,6 +20,9 @@ _SCALARS = (
     ("merge", r"<<", "<"),
 )
 
+_BREAKS = "\x85\u2028\u2029"
+"""Line breaks to PyYAML, which it would turn into spaces unless they are escaped."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars (1e-4 is a number; "no", 1:30 and 2024-01-01 are text), and no key twice."""
@@ -29,15 +32,16 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
-            line = key_node.start_mark.line + 1
-            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} stands here a second time (first in line {seen[key]}); keep one", key_node.start_mark
                 )
-            seen[key] = line
+            seen[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -50,6 +54,10 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if any(character in data for character in _BREAKS) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
     def represent_sequence(self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None) -> yaml.SequenceNode:
         flat = not any(isinstance(item, dict | list | tuple) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=flat)
@@ -58,6 +66,7 @@ class _Dumper(yaml.SafeDumper):
 for _tag, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Dumper.add_representer(str, _Dumper.represent_str)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 

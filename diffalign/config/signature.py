@@ -15,8 +15,15 @@ import attrs
 import jsonargparse
 from torch import Tensor
 
+from .errors import listed
+
 MISSING: Any = inspect.Parameter.empty
 """The default of a parameter that has none."""
+
+_FACTORY: Any = attrs.Factory  # a class at run time, a function to type checkers
+
+_ITS_OWN: Any = object()
+"""A default that only the constructor knows."""
 
 _PLAIN = (str, int, float, complex, bytes, bool, list, dict, set, frozenset, tuple, type, enum.Enum, os.PathLike, Tensor)
 
@@ -51,7 +58,7 @@ def parameters(target: Callable[..., Any], skip: int = 0) -> dict[str, Parameter
     except (TypeError, ValueError):
         return None
     hints = _hints(target)
-    fields = {field.alias: field for field in attrs.fields(target)} if _is_attrs(target) else {}
+    fields = _fields(target)
     known = {}
     for entry in found:
         if entry.kind in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD):
@@ -60,19 +67,20 @@ def parameters(target: Callable[..., Any], skip: int = 0) -> dict[str, Parameter
         if entry.name in fields:
             field = fields[entry.name]
             hint = hints.get(entry.name, hints.get(field.name, Any))
-            if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
+            if isinstance(field.default, _FACTORY):
                 default = field.default.factory() if not field.default.takes_self else None
         known[entry.name] = Parameter(entry.name, hint, default)
     if any(entry.kind is entry.VAR_KEYWORD for entry in found):
         behind = _behind_kwargs(target)
-        if behind is None:
+        if not behind:
             return None
-        known.update({name: Parameter(name, Any, None) for name in behind if name not in known})
+        known.update({name: Parameter(name, Any, _ITS_OWN) for name in behind if name not in known})
     return known
 
 
-def _is_attrs(target: Any) -> bool:
-    return inspect.isclass(target) and attrs.has(target)
+def _fields(target: Any) -> dict[str, Any]:
+    """The fields of an attrs class by the names of its parameters."""
+    return {field.alias: field for field in getattr(target, "__attrs_attrs__", ())} if inspect.isclass(target) else {}
 
 
 def _hints(target: Any) -> dict[str, Any]:
@@ -82,20 +90,31 @@ def _hints(target: Any) -> dict[str, Any]:
     for source in sources:
         try:
             hints.update(typing.get_type_hints(source, include_extras=True))
-        except (NameError, TypeError, AttributeError):  # names that exist for type checkers only
+        except (NameError, TypeError, AttributeError):  # a name that exists for type checkers only must not hide the others
+            hints.update(_one_by_one(source))
+    return hints
+
+
+def _one_by_one(source: Any) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for name, annotation in getattr(source, "__annotations__", {}).items():
+        alone = type("Alone", (), {"__annotations__": {name: annotation}, "__module__": source.__module__})
+        try:
+            hints.update(typing.get_type_hints(alone, include_extras=True))
+        except (NameError, TypeError, AttributeError):
             continue
     return hints
 
 
-def _behind_kwargs(target: Any) -> list[str] | None:
-    """Names that **kwargs are passed on to, as jsonargparse reads them from the source."""
+def _behind_kwargs(target: Any) -> list[str]:
+    """Names that **kwargs are passed on to, as jsonargparse reads them from the source; none where that says nothing."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     try:
         if inspect.isclass(target):
             return list(parser.add_class_arguments(target, fail_untyped=False))
         return list(parser.add_function_arguments(target, fail_untyped=False))
     except Exception:  # it reads foreign source code: whatever fails there, the answer is that nothing is known
-        return None
+        return []
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -145,17 +164,10 @@ def accepts(slot: Any, target: Any) -> Literal["call", "partial", "itself"] | No
         "call": it is called and gives the part; "partial": the slot wants a factory, so the rest of the arguments comes later;
         "itself": it is the part. None: it does not fit.
     """
+    if getattr(target, "_is_protocol", False):
+        return None
     if is_callable(slot):
-        returns = (typing.get_args(slot) or (None, None))[1]
-        if inspect.isclass(target):
-            if inspect.isclass(returns) and is_slot(returns) and issubclass(target, returns):
-                return "partial"
-            return "call" if "__call__" in _members(target) else None
-        if inspect.isroutine(target):
-            made = _hints(target).get("return")
-            strange = inspect.isclass(made) and inspect.isclass(returns) and is_slot(returns) and not issubclass(made, returns)
-            return None if strange else "partial"
-        return "itself" if callable(target) else None
+        return _serves(slot, target)
     if inspect.isclass(target):
         return "call" if _is_a(target, slot) and not inspect.isabstract(target) else None
     if inspect.isroutine(target):
@@ -166,15 +178,38 @@ def accepts(slot: Any, target: Any) -> Literal["call", "partial", "itself"] | No
     return "itself" if _is_a(type(target), slot) else None
 
 
-def _members(target: type) -> set[str]:
-    return {name for base in target.__mro__ for name in vars(base)}
+def _serves(slot: Any, target: Any) -> Literal["call", "partial", "itself"] | None:
+    """`accepts` for a callable: a factory if it returns a part, else a function or an object that can be called."""
+    returns = (typing.get_args(slot) or (None, None))[1]
+    factory = inspect.isclass(returns) and is_slot(returns)
+    if inspect.isclass(target):
+        if factory and issubclass(target, returns):
+            return "partial"
+        called = next((vars(base)["__call__"] for base in target.__mro__ if "__call__" in vars(base)), None)
+        return "call" if called is not None and (not factory or _makes(called, returns, False)) else None
+    if inspect.isroutine(target):
+        return "partial" if not factory or _makes(target, returns, True) else None
+    return "itself" if callable(target) else None
+
+
+def _makes(function: Any, returns: type, undeclared: bool) -> bool:
+    made = _hints(function).get("return")
+    return issubclass(made, returns) if inspect.isclass(made) else undeclared
 
 
 def _is_a(target: type, slot: type) -> bool:
-    if getattr(slot, "_is_protocol", False):
-        wanted = {name for name in vars(slot) if not name.startswith("_") and callable(getattr(slot, name))}
-        return bool(wanted) and wanted <= _members(target)
-    return issubclass(target, slot)
+    if not getattr(slot, "_is_protocol", False):
+        return issubclass(target, slot)
+    wanted = {name: method for name, method in vars(slot).items() if inspect.isfunction(method) and not name.startswith("_")}
+    return bool(wanted) and all(_takes_as_much(getattr(target, name, None), method) for name, method in wanted.items())
+
+
+def _takes_as_much(method: Any, like: Any) -> bool:
+    try:
+        inspect.signature(method).bind(*inspect.signature(like).parameters)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def supplied(slot: Any) -> int:
@@ -206,11 +241,11 @@ def check(value: Any, members: Sequence[Any]) -> Any:
         raise TypeError
     if Any in members or object in members:
         return value
-    rest = tuple(member for member in members if member is not type(None) and not is_slot(member) and not _unwritable(member))
+    rest = tuple(member for member in members if member is not type(None) and not is_slot(member) and not _unwritable(member, members))
     if not rest:
         raise TypeError
     try:
-        checker = _checker(Union[rest])
+        checker = _checker(Union[rest])  # noqa: UP007  a tuple of types has no other form
     except (ValueError, TypeError):  # a type that jsonargparse has no rule for; the constructor judges
         return value
     try:
@@ -219,9 +254,9 @@ def check(value: Any, members: Sequence[Any]) -> Any:
         raise TypeError(str(error)) from error
 
 
-def _unwritable(member: Any) -> bool:
-    """Tensors cannot be written into a file; a class of text stands beside the plain text that it is made from."""
-    return inspect.isclass(member) and (issubclass(member, Tensor) or (issubclass(member, str) and member is not str))
+def _unwritable(member: Any, members: Sequence[Any]) -> bool:
+    """Tensors cannot be written into a file; beside plain text, a class of text is what the constructor makes of it."""
+    return inspect.isclass(member) and (issubclass(member, Tensor) or (issubclass(member, str) and member is not str and str in members))
 
 
 _WORDS: Mapping[Any, str] = {
@@ -232,27 +267,30 @@ _WORDS: Mapping[Any, str] = {
     type(None): "null",
     list: "a list",
     dict: "a mapping",
+    Any: "anything",
+    object: "anything",
 }
 
 
 def words(hint: Any) -> str:
     """A type in words, for messages."""
-    found = [_word(member) for member in alternatives(hint)]
-    return " or ".join(dict.fromkeys(found))
+    return listed(dict.fromkeys(map(_word, alternatives(hint))))
 
 
 def _word(member: Any) -> str:
-    if member in _WORDS:
-        return _WORDS[member]
+    if word := next((word for kind, word in _WORDS.items() if kind is member), ""):
+        return word
     if typing.get_origin(member) is Literal:
-        return " or ".join(repr(choice) for choice in typing.get_args(member))
+        return listed(map(repr, typing.get_args(member)))
     if is_callable(member):
         returns = (typing.get_args(member) or (None, None))[1]
-        return f"a factory of {returns.__name__}" if inspect.isclass(returns) and is_slot(returns) else "a function"
+        return f"the class of an {returns.__name__}" if inspect.isclass(returns) and is_slot(returns) else "a function"
     if (item := item_of(member)) is not MISSING:
-        return f"a list ({words(item)})"
+        return f"a list (each {words(item)})"
     if (value := value_of(member)) is not MISSING:
-        return f"a mapping from names ({words(value)})"
+        return f"a mapping (each {words(value)})"
     if inspect.isclass(member) and not typing.get_args(member):
-        return (inspect.getdoc(member) or member.__name__) if issubclass(member, int | float) else member.__name__
+        if issubclass(member, int | float):  # a restricted number of jsonargparse says in its docstring how
+            return inspect.getdoc(member) or member.__name__
+        return "a path" if issubclass(member, os.PathLike) else f"{'an' if member.__name__[0] in 'AEIOU' else 'a'} {member.__name__}"
     return str(member).replace("typing.", "").replace("collections.abc.", "")

@@ -3,44 +3,33 @@
 The place of a value is its dotted path without `init_args`, as on the command line: sampler.plan.eta.
 """
 
-import enum
-import functools
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
+from ..core import ConfigError, Objective
 from . import parts
-from .config_errors import listed, nearest, refused, shown
-from .core import ConfigError, Objective
+from .blueprint import Part, described
+from .errors import ConfigWarning, listed, nearest, shown
 from .overrides import Argument, Inherited
-from .signature import MISSING, Parameter, accepts, alternatives, check, is_callable, is_slot, item_of, parameters, supplied, value_of, words
+from .signature import (
+    MISSING,
+    Parameter,
+    accepts,
+    alternatives,
+    check,
+    is_slot,
+    item_of,
+    parameters,
+    supplied,
+    value_of,
+    words,
+)
 
 _KEYS = ("class_path", "init_args")
-
-
-@attrs.frozen
-class Part:
-    """Something that is imported, and mostly called.
-
-    Args:
-        where: its place in the configuration
-        name: the path that imports it
-        target: what that gives
-        arguments: by name; values and further parts
-        how: "call" gives the part, "partial" a factory that is called later, "itself" stands as it is
-        linked: arguments that only exist once other parts are built
-    """
-
-    where: str
-    name: str
-    target: Any
-    arguments: Mapping[str, Any] = attrs.field(factory=dict)
-    how: Literal["call", "partial", "itself"] = "call"
-    linked: tuple[str, ...] = ()
 
 
 def resolve(value: Any, parameter: Parameter, where: str) -> Any:
@@ -54,14 +43,16 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
     Raises:
         ConfigError: it is not what stands there.
     """
+    if isinstance(value, Part):  # from a default that is taken over
+        return value
     text = value.text if isinstance(value, Argument) else None
     value = value.value if isinstance(value, Argument) else value
     members = alternatives(parameter.hint)
     slots = [member for member in members if is_slot(member)]
     if isinstance(value, Mapping):
-        implied = _implied(value, parameter.default, slots)
+        implied = _implied(value, parameter.default, slots, where)
         if slots and ("class_path" in value or implied is not None):
-            return _part(value, slots, where, implied)
+            return _part(value, slots, where, implied, words(parameter.hint))
         for member in members:
             if (inner := value_of(member)) is not MISSING:
                 return {_key(key, where): resolve(entry, Parameter(str(key), inner), f"{where}.{key}") for key, entry in value.items()}
@@ -76,14 +67,13 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
                 items = [resolve(entry, Parameter("", inner), f"{where}.{place}") for place, entry in enumerate(value)]
                 return items if member is list or getattr(member, "__origin__", None) is list else tuple(items)
     elif isinstance(value, str) and slots and str not in members:
-        return _part({"class_path": value}, slots, where, None)
+        return _part({"class_path": value}, slots, where, None, words(parameter.hint))
     return _plain(value, text, members, parameter.hint, where)
 
 
 def _plain(value: Any, text: str | None, members: Sequence[Any], hint: Any, where: str) -> Any:
-    if isinstance(value, Mapping):
-        value = _unwrapped(value)
-    for candidate in [value] if text is None else [value, text]:
+    value = _unwrapped(value)
+    for candidate in [value] if text is None or isinstance(value, str) else [value, text]:
         try:
             return check(candidate, members)
         except TypeError:
@@ -92,8 +82,8 @@ def _plain(value: Any, text: str | None, members: Sequence[Any], hint: Any, wher
 
 
 def _unwrapped(value: Any) -> Any:
-    if isinstance(value, Argument):
-        return value.value
+    if isinstance(value, Argument | Inherited):
+        return _unwrapped(value.value)
     if isinstance(value, Mapping):
         return {key: _unwrapped(entry) for key, entry in value.items()}
     return [_unwrapped(entry) for entry in value] if isinstance(value, list) else value
@@ -105,25 +95,23 @@ def _key(key: object, where: str) -> str:
     return key
 
 
-def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any]) -> Part | None:
+def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any], where: str) -> Part | None:
     """The part that a mapping without class_path means: the default, or the one concrete class of the slot."""
     if "class_path" in value:
         return None
-    if isinstance(part := described(default, ""), Part) and part.how == "call":
+    if isinstance(part := described(default, where), Part) and part.how == "call":
         return part
-    concrete = [slot for slot in slots if not is_callable(slot)]
-    if len(slots) == 1 and len(concrete) == 1 and not inspect.isabstract(slots[0]) and accepts(slots[0], slots[0]) == "call":
-        return Part("", parts.import_path(slots[0], ""), slots[0])
+    if len(slots) == 1 and list(parts.candidates(slots).values()) == slots:
+        return Part(where, parts.import_path(slots[0], ""), slots[0])
     return None
 
 
-def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: Part | None) -> Part:
+def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: Part | None, expected: str) -> Part:
     if implied is not None and not set(value) & set(_KEYS):
         value = {"init_args": value}
     if strange := [key for key in value if key not in _KEYS]:
-        raise ConfigError(
-            f"{where}.{strange[0]} must stand under {where}'s init_args: beside class_path there is nothing else.{nearest(str(strange[0]), _KEYS)}"
-        )
+        guess = nearest(str(strange[0]), _KEYS)
+        raise ConfigError(f"{where}.{strange[0]} must stand under init_args: beside class_path there is nothing else.{guess}")
     given = value.get("init_args")
     given = {} if given is None else given
     if not isinstance(given, Mapping):
@@ -132,7 +120,7 @@ def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: P
         target, name, how, slot = implied.target, implied.name, implied.how, next(slot for slot in slots if accepts(slot, implied.target))
         given = {**implied.arguments, **given}
     else:
-        target, name, how, slot = _found(value["class_path"], slots, where)
+        target, name, how, slot = _found(value["class_path"], slots, where, expected)
     if how == "itself" or (how == "partial" and inspect.isroutine(target) and not given):
         if given:
             raise ConfigError(f"{where}: {name} stands as it is and takes no init_args; got {listed(map(str, given), 'and')}")
@@ -140,26 +128,26 @@ def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: P
     return _with_arguments(Part(where, name, target, given, how), slot)
 
 
-def _found(path: Any, slots: Sequence[Any], where: str) -> tuple[Any, str, Any, Any]:
+def _found(path: Any, slots: Sequence[Any], where: str, expected: str) -> tuple[Any, str, Any, Any]:
     path = path.value if isinstance(path, Argument) else path
-    expected = listed(words(slot) for slot in slots)
     if not isinstance(path, str):
-        raise ConfigError(f"{where} must name {expected} by class_path; got {shown(path)}")
+        raise ConfigError(f"{where} must be {expected}, named by class_path; got {shown(path)}")
     try:
         target = parts.find(path, slots)
     except LookupError as error:
-        reason = f": {error}" if str(error) else ""
-        raise ConfigError(f"{where} must be {expected}; got {path!r}{reason}.{parts.suggestion(path, slots)}") from error
+        reason = str(error)
+        end = f": {reason}" if reason else f".{parts.suggestion(path, slots)}"
+        raise ConfigError(f"{where} must be {expected}; got {path!r}{end}") from error
     for slot in slots:
         if how := accepts(slot, target):
             return target, parts.import_path(target, path), how, slot
-    if inspect.isclass(target) and inspect.isabstract(target):
-        why = f"{path!r} is abstract."
+    if inspect.isclass(target):
+        why = f"the class {path!r} is {'abstract' if inspect.isabstract(target) else 'none'}"
     elif inspect.isroutine(target):
-        why = f"{path!r} is a function that is not declared to return one (annotate its result)."
+        why = f"the function {path!r} is not declared to return one"
     else:
-        why = f"{path!r} is {'a class that is none' if inspect.isclass(target) else f'an object of class {type(target).__name__}'}."
-    raise ConfigError(f"{where} must be {expected}; {why}{parts.suggestion(path, slots)}")
+        why = f"{path!r} is an object of class {type(target).__name__}"
+    raise ConfigError(f"{where} must be {expected}; {why}.{parts.suggestion(path, slots)}")
 
 
 def _with_arguments(part: Part, slot: Any) -> Part:
@@ -179,9 +167,7 @@ def _with_arguments(part: Part, slot: Any) -> Part:
     given = _without_dropped(given, known, where, title)
     for name in given:
         if name not in known:
-            raise ConfigError(
-                f"{where}.{name} is no parameter of {title}, which takes {listed(known, 'and')}.{nearest(str(name), known)}"
-            )
+            raise ConfigError(f"{where}.{name} is no parameter of {title}, which takes {listed(known, 'and')}.{nearest(str(name), known)}")
     arguments = {}
     for name, parameter in known.items():
         place = f"{where}.{name}"
@@ -198,68 +184,6 @@ def _without_dropped(given: dict[str, Any], known: Mapping[str, Parameter], wher
     """Arguments that a class of the file was given, and that its successor from the command line does not take."""
     dropped = [name for name, value in given.items() if isinstance(value, Inherited) and name not in known]
     if dropped:
-        warnings.warn(f"{where}: {title} does not take {listed(dropped, 'and')} of the run file; dropped", stacklevel=2)
+        warnings.warn(f"{where}: {title} does not take {listed(dropped, 'and')} of the run file; dropped", ConfigWarning, stacklevel=2)
     kept = {name: value for name, value in given.items() if name not in dropped}
     return {name: value.value if isinstance(value, Inherited) else value for name, value in kept.items()}
-
-
-def described(default: Any, where: str) -> Any:
-    """A default value as it would stand in a run file; MISSING where it could not be written."""
-    if default is None or isinstance(default, bool | int | float | str):
-        return default
-    if isinstance(default, Path):
-        return default
-    if isinstance(default, list | tuple):
-        items = [described(item, f"{where}.{place}") for place, item in enumerate(default)]
-        return MISSING if any(item is MISSING for item in items) else type(default)(items)
-    if isinstance(default, Mapping):
-        return {key: described(item, f"{where}.{key}") for key, item in default.items()}
-    if attrs.has(type(default)):
-        fields = {field.alias: getattr(default, field.name) for field in attrs.fields(type(default)) if field.init}
-        arguments = {name: described(value, f"{where}.{name}") for name, value in fields.items()}
-        kept = {name: value for name, value in arguments.items() if value is not MISSING}
-        return Part(where, parts.import_path(type(default), ""), type(default), kept)
-    return MISSING
-
-
-def build(node: Any, links: Mapping[str, Any]) -> Any:
-    """The objects of a resolved value.
-
-    Args:
-        node: plain values and parts
-        links: what linked arguments stand for
-
-    Raises:
-        ConfigError: a constructor refused; the message begins with the part's place.
-    """
-    if isinstance(node, Mapping):
-        return {key: build(value, links) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return type(node)(build(value, links) for value in node)
-    if not isinstance(node, Part):
-        return node
-    if node.how == "itself":
-        return node.target
-    arguments = {name: build(value, links) for name, value in node.arguments.items()}
-    if node.how == "partial":
-        return functools.partial(node.target, **arguments)
-    try:
-        return node.target(**arguments, **{name: links[name] for name in node.linked})
-    except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
-        raise refused(node.where, error) from error
-
-
-def plain(node: Any) -> Any:
-    """A resolved value as a run file writes it."""
-    if isinstance(node, Part):
-        if node.how == "itself":
-            return node.name
-        return {"class_path": node.name, "init_args": plain(node.arguments)} if node.arguments else {"class_path": node.name}
-    if isinstance(node, Mapping):
-        return {key: plain(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [plain(value) for value in node]
-    if isinstance(node, enum.Enum):
-        return node.name
-    kind = next((kind for kind in (bool, int, float, str) if isinstance(node, kind)), None)
-    return node if node is None else (kind or str)(node)  # restricted numbers, paths, dates: their plain kind, which is read back

@@ -4,7 +4,12 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from .core import ConfigError
+from ..core import ConfigError
+
+
+class ConfigWarning(UserWarning):
+    """Something of a configuration that is left out, and can be."""
+
 
 _ATTRS = re.compile(r"^'(\w+)' must be (.+?)(?:: | \(got )(.+?)\)?$", re.DOTALL)
 
@@ -42,4 +47,5 @@ def refused(where: str, error: BaseException) -> ConfigError:
         name, bound, got = found.groups()
         return ConfigError(f"{where}{'.' if where else ''}{name} must be {bound}; got {got}")
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return ConfigError(f"{where}: {kind}{text}" if where else f"{kind}{text}")
+    known = not where or text.startswith(f"{where}.")  # some messages know their place
+    return ConfigError(f"{kind}{text}" if known else f"{where}: {kind}{text}")

@@ -1,20 +1,21 @@
 """A run from a YAML file: read, checked, written out in full, built."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from .config_errors import listed, nearest, refused
-from .core import AlignmentLoop, ConfigError, Hook, Policy
+from ..core import Aggregation, AlignmentLoop, ConfigError, Hook, Policy, RewardFunction
+from ..core.scoring import reward_name
+from .blueprint import build, described, plain
+from .errors import listed, nearest, refused
+from .files import locate, read_run, read_yaml, write_yaml
 from .overrides import override
-from .resolution import build, described, plain, resolve
-from .run_files import locate, read_run, read_yaml, write_yaml
+from .resolution import resolve
 from .signature import MISSING, Parameter, parameters, words
 
 _NOT_IN_FILES = ("devices",)
-_BEFORE_POLICY = ("sampler", "rewards", "aggregation", "prompts", "optimizers", "average", "evaluation", "hooks")
 
 
 @attrs.frozen
@@ -70,17 +71,23 @@ class Run:
         Raises:
             ConfigError: a constructor refused.
         """
-        made = {key: build(self.tree[key], {}) for key in _BEFORE_POLICY}
-        made["policy"] = build(self.tree["policy"], {})
-        objective = build(self.tree["objective"], made)
+        made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
+        self._check_weights(made["aggregation"], made["rewards"])
+        made["objective"] = build(self.tree["objective"], {"policy": build(self.tree["policy"], {})})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]
-        chosen = {**{key: value for key, value in self.tree.items() if key in attrs.fields_dict(AlignmentLoop)}, **made}
-        del chosen["policy"], chosen["evaluation"]
-        chosen.update(objective=objective, hooks=(*evaluation, *made["hooks"], *hooks))
+        made["hooks"] = (*evaluation, *made["hooks"], *hooks)
         try:
-            return AlignmentLoop(**chosen)
+            return AlignmentLoop(**{key: value for key, value in made.items() if key in attrs.fields_dict(AlignmentLoop)})
+        except ConfigError:
+            raise
         except (ValueError, TypeError) as error:
             raise refused("", error) from error
+
+    def _check_weights(self, aggregation: Aggregation, rewards: RewardFunction | Mapping[str, RewardFunction]) -> None:
+        names = rewards if isinstance(rewards, Mapping) else [reward_name(rewards)]
+        for name in getattr(aggregation, "weights", None) or {}:
+            if name not in names:
+                raise ConfigError(f"aggregation.weights.{name} must be the name of a reward, {listed(names)}.{nearest(name, names)}")
 
 
 def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -94,8 +101,10 @@ def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
         ConfigError: no such run, or a configuration that cannot be built; one message with the place, what must hold, and what came.
     """
     file = locate(str(run))
-    name = file.parent.name if file.name == "config.yaml" else file.stem
-    return _resolved(name, override(read_run(file), overrides))
+    content, name = read_run(file), file.stem
+    if Path(run).is_dir():  # it may have been moved, or be looked at from elsewhere
+        content, name = {**content, "folder": str(run)}, file.absolute().parent.name
+    return _resolved(name, override(content, overrides))
 
 
 def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> Run:

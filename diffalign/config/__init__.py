@@ -1,0 +1,10 @@
+"""Configuration: YAML over the constructors of the parts themselves, so that there is no second list of fields to keep.
+
+jsonargparse judges plain values by their annotations; `resolution` finds the parts and gives every error its place.
+"""
+
+from .errors import ConfigWarning
+from .files import built_in, locate
+from .run import Run, parse, parse_text
+
+__all__ = ["ConfigWarning", "Run", "built_in", "locate", "parse", "parse_text"]

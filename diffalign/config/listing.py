@@ -1,0 +1,75 @@
+"""What can be plugged in where, as text."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from ..core import ConfigError
+from . import parts
+from .blueprint import described, plain
+from .files import write_yaml
+from .signature import MISSING, accepts, parameters, words
+
+_OTHER = "fits no slot"
+_BROKEN = "cannot be loaded"
+
+
+def everything() -> str:
+    """All parts by slot, each with its name, a line about it, and the distribution that it comes from."""
+    found = [*parts.own().values(), *parts.third_party()]
+    lines = []
+    for slot, members in _by_slot(found).items():
+        meaning = (inspect.getdoc(parts.SLOTS.get(slot)) or "").partition("\n")[0] if slot in parts.SLOTS else ""
+        lines.append(f"{slot}: {meaning}".rstrip())
+        width = max(len(part.name) for part in members)
+        lines += [f"  {part.name:<{width}}  {part.error or part.summary}{_origin(part)}".rstrip() for part in members]
+        lines.append("")
+    lines.append("Also by import path, package.module.Name or package.module:Name. `diffalign parts NAME` says what a part takes.")
+    return "\n".join(lines)
+
+
+def _by_slot(found: list[parts.Announced]) -> dict[str, list[parts.Announced]]:
+    table: dict[str, list[parts.Announced]] = {slot: [] for slot in [*parts.SLOTS, _OTHER, _BROKEN]}
+    for part in found:
+        slots = [slot for slot, member in parts.SLOTS.items() if part.target is not None and accepts(member, part.target)]
+        if part.error:
+            table[_BROKEN].append(part)
+        elif slots:
+            table[slots[0]].append(part)
+        elif part.distribution:  # a plain function is a reward; the package's own classes that fit nowhere are values
+            table["Reward" if inspect.isroutine(part.target) else _OTHER].append(part)
+    return {slot: sorted(members, key=lambda part: part.name) for slot, members in table.items() if members}
+
+
+def _origin(part: parts.Announced) -> str:
+    return f" ({part.distribution})" if part.distribution else ""
+
+
+def one(name: str) -> str:
+    """What a part is and takes.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+    try:
+        target = parts.find(name, parts.SLOTS.values())
+    except LookupError as error:
+        reason = str(error) or f"there is none.{parts.suggestion(name, parts.SLOTS.values())}"
+        raise ConfigError(f"part {name!r}: {reason}") from error
+    taken = (parameters(target) if callable(target) else None) or {}
+    lines = [parts.import_path(target, name), "", inspect.getdoc(target) or "(no description)", ""]
+    width = max(map(len, taken), default=0)
+    return "\n".join([*lines, *(f"  {entry:<{width}}  {text}" for entry, text in _parameters(taken))]).rstrip()
+
+
+def _parameters(taken: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, parameter in taken.items():
+        default = MISSING if parameter.default is MISSING else described(parameter.default, name)
+        end = "required" if parameter.default is MISSING else "" if default is MISSING else f"default {_line(plain(default))}"
+        yield name, f"{words(parameter.hint)}; {end}".removesuffix("; ")
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, dict) and "class_path" in value:
+        return str(value["class_path"]).rpartition(".")[2]
+    return write_yaml(value).removesuffix("\n").removesuffix("\n...") if not isinstance(value, dict) else str(value)

@@ -1,0 +1,32 @@
+"""The obvious way to compute what the package computes cleverly, to compare with."""
+
+import torch
+from torch import Tensor
+
+from diffalign.core import ROOT, Policy, TrajectoryBatch
+
+
+def path_log_prob(policy: Policy, trajectories: TrajectoryBatch) -> Tensor:
+    """Log-probability of each leaf's stochastic edges under `policy`: one leaf, one edge and one network row at a time.
+
+    Returns:
+        [K], float64, with a graph.
+    """
+    sums = []
+    for leaf in trajectories.leaves.tolist():
+        total, child = trajectories.log_prob.new_zeros(()), leaf
+        while int(trajectories.parent[child]) != ROOT:
+            parent = trajectories.parent[child]
+            if trajectories.noise_level[child] > 0:
+                level = trajectories.level[parent]
+                step = policy.transition(
+                    trajectories.latents[parent][None],
+                    trajectories.sigmas[level][None],
+                    trajectories.sigmas[level + 1][None],
+                    trajectories.condition.select(trajectories.prompt[parent][None]),
+                    trajectories.noise_level[child][None],
+                )
+                total = total + step.log_prob(trajectories.latents[child][None])[0]
+            child = int(parent)
+        sums.append(total)
+    return torch.stack(sums)

@@ -1,0 +1,129 @@
+"""The shape of the package: who may know whom, and the rules of the house that a reader can check by eye."""
+
+import ast
+import importlib
+import inspect
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffalign
+
+ROOT = Path(diffalign.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+LAYERS = [
+    {"embedded"},
+    {"core"},
+    {"prompts", "policies", "samplers", "objectives", "rewards"},
+    {"shapeworld", "evaluation", "testing"},
+]
+PARTS = LAYERS[2]  # exchanged freely, so they never know each other
+TOP = len(LAYERS)  # checkpoint, config, cli, ...: everything else, and the package itself
+
+
+def module_of(file):
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(file):
+    """Modules that a file imports, at any depth of its code, by full name."""
+    package = module_of(file).split(".") if file.name == "__init__.py" else module_of(file).split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            yield source
+            yield from (
+                f"{source}.{alias.name}" for alias in node.names if (ROOT.parent / source.replace(".", "/") / f"{alias.name}.py").exists()
+            )
+            yield from (f"{source}.{alias.name}" for alias in node.names if (ROOT.parent / source.replace(".", "/") / alias.name).is_dir())
+
+
+def unit_of(module):
+    """The first name below the package: core, policies, prompts, ..."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def layer_of(unit):
+    return next((height for height, units in enumerate(LAYERS) if unit in units), TOP)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_imports_point_downwards(file):
+    here = unit_of(module_of(file))
+    for target in imports_of(file):
+        if target.split(".")[0] != "diffalign" or (here == "" and file.parent == ROOT):
+            continue
+        there = unit_of(target)
+        if there == here or (there == "" and layer_of(here) == TOP):
+            continue
+        assert there, f"{module_of(file)} imports the package itself, which knows every part"
+        assert layer_of(there) <= layer_of(here), f"{module_of(file)} must not know {target}"
+        assert not (here in PARTS and there in PARTS), f"{module_of(file)} and {target} are exchanged freely, so they must not meet"
+
+
+def test_the_walk_sees_imports_of_every_kind(tmp_path):
+    assert "diffalign.core" in set(imports_of(ROOT / "samplers" / "frontier.py"))  # absolute
+    assert "diffalign.samplers.plans" in set(imports_of(ROOT / "samplers" / "frontier.py"))  # relative
+    assert "diffalign.core" in set(imports_of(ROOT / "__init__.py"))  # inside a function, and of a folder by name
+    assert "diffalign.core.loop" in set(imports_of(ROOT / "core" / "interfaces.py"))  # for type checkers
+
+
+def test_core_knows_torch_attrs_and_numpy_alone():
+    known = {"torch", "attrs", "numpy", "diffalign", *sys.stdlib_module_names}
+    for file in FILES:
+        if unit_of(module_of(file)) == "core":
+            strangers = {target.split(".")[0] for target in imports_of(file)} - known
+            assert not strangers, f"{module_of(file)} imports {strangers}"
+
+
+def test_files_stay_small():
+    sizes = {module_of(file): file.stat().st_size for file in FILES if file.stat().st_size > 200}
+    large = {module: size for module, size in sizes.items() if size > 16 * 1024}
+    assert not large
+    assert statistics.median(sizes.values()) < 6 * 1024
+
+
+def test_no_module_is_a_drawer():
+    drawers = {"utils", "util", "helpers", "common", "misc", "base", "abc", "manager"}
+    assert not [module_of(file) for file in FILES if drawers & set(module_of(file).split("."))]
+
+
+def test_a_nan_is_never_replaced():
+    for file in FILES:
+        names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(ast.parse(file.read_text()))}
+        assert not names & {"nan_to_num", "nan_to_num_", "nanmean", "nansum", "nanmedian"}, module_of(file)
+
+
+MODULES = [module_of(file) for file in FILES if file.name != "__main__.py"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_concrete_classes_are_final(name):
+    module = importlib.import_module(name)
+    for _, kind in inspect.getmembers(module, inspect.isclass):
+        if kind.__module__ != name:
+            continue
+        for base in kind.__mro__[1:]:
+            if base.__module__.startswith("diffalign") and base.__name__ != "Hook":  # its methods are defaults that do nothing
+                assert inspect.isabstract(base) or issubclass(kind, BaseException), f"{kind} extends {base}, which can be built itself"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_names_exist(name):
+    module = importlib.import_module(name)
+    names = getattr(module, "__all__", [])
+    assert len(set(names)) == len(names)
+    for public in names:
+        assert getattr(module, public) is not None
+
+
+def test_the_package_has_no_other_names():
+    assert diffalign.AlignmentLoop is importlib.import_module("diffalign.core").AlignmentLoop
+    with pytest.raises(AttributeError, match="module 'diffalign' has no attribute 'Trainer'"):
+        diffalign.Trainer  # noqa: B018
