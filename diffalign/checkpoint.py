@@ -10,15 +10,8 @@ from typing import Any
 import attrs
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from .core import AlignmentLoop, CheckpointError, Hook, Policy, Report
-
-
-def own_tensors(policy: Policy) -> dict[str, Tensor]:
-    """The tensors that belong to this policy alone: named in `own` where it has such a list, else all parameters."""
-    own = getattr(policy, "own", None)
-    return {name: parameter for name, parameter in policy.named_parameters() if own is None or name.removeprefix("network.") in own}
 
 
 def _policies(loop: AlignmentLoop) -> dict[str, Policy]:
@@ -37,7 +30,7 @@ def save(loop: AlignmentLoop, folder: Path, step: int, config: str) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for role, policy in _policies(loop).items():
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in own_tensors(policy).items()}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in policy.own_parameters().items()}
         save_file(tensors, temporary / f"{role}.safetensors")
     for role, optimizer in loop.running.items():
         torch.save(optimizer.state_dict(), temporary / f"{role}.optimizer.pt")
@@ -98,7 +91,7 @@ def load_weights(policy: Policy, file: Path) -> None:
     Raises:
         CheckpointError: names or shapes differ.
     """
-    tensors, mine = load_file(file), own_tensors(policy)
+    tensors, mine = load_file(file), policy.own_parameters()
     if tensors.keys() != mine.keys():
         odd = sorted(tensors.keys() ^ mine.keys())
         raise CheckpointError(f"{file} must hold the policy's {len(mine)} own tensors; {len(odd)} names differ (first: {odd[0]!r})")

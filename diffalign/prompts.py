@@ -12,6 +12,10 @@ from .core import ConfigError, Prompt
 from .embedded import SHAPEWORLD
 
 
+def _fixed(prompts: Sequence[Prompt | str]) -> tuple[Prompt | str, ...]:
+    return tuple(prompts)
+
+
 @attrs.frozen
 class Prompts:
     """A list of prompts in a shuffled, endless order that depends on (seed, step) alone, so that resume needs no state.
@@ -24,7 +28,7 @@ class Prompts:
         shuffle: keep the order of the list if false
     """
 
-    prompts: Sequence[Prompt | str] = attrs.field(converter=tuple)
+    prompts: Sequence[Prompt | str] = attrs.field(converter=_fixed)
     seed: int = 0
     shuffle: bool = True
 

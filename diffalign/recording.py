@@ -14,6 +14,7 @@ import torch
 
 from .core import AlignmentLoop, Hook, Report
 from .evaluation import write_report
+from .policies import FlowMatchingPolicy
 
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
 
@@ -79,9 +80,9 @@ class Recorder(Hook):
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, KeyboardInterrupt):
             return
-        save_lora = getattr(loop.evaluation_policy(), "save_lora", None)
-        if save_lora is not None and any("lora_A" in name for name in loop.evaluation_policy().own):  # type: ignore[attr-defined]
-            save_lora(str(self.folder / "lora"))
+        policy = loop.evaluation_policy()
+        if isinstance(policy, FlowMatchingPolicy) and policy.adapters:
+            policy.save_lora(str(self.folder / "lora"))
         write_report(self.folder, self.name)
 
 

@@ -12,11 +12,17 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 torch.set_num_threads(1)
 settings.register_profile(
-    "diffalign", deadline=None, derandomize=True, database=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
+    "diffalign",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=30,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],  # explaining a failure takes minutes where an example runs a network
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("diffalign")
 

@@ -112,8 +112,15 @@ class Hook:
 class Devices(Protocol):
     """The processes of a run, as five verbs. The single-process default does nothing."""
 
-    rank: int
-    size: int
+    @property
+    def rank(self) -> int:
+        """Which process this is."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over processes."""

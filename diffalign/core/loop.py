@@ -93,7 +93,7 @@ class AlignmentLoop:
     aggregation: Aggregation = attrs.field(factory=Raw)
     prompts_per_step: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     optimizers: Mapping[str, OptimizerFactory] = attrs.field(factory=dict)
-    max_grad_norm: float | None = attrs.field(default=1.0, validator=attrs.validators.optional(attrs.validators.gt(0)))
+    max_grad_norm: float | None = attrs.field(default=1.0, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     average: Average | None = None
     hooks: Sequence[Hook] = ()
     devices: Devices = attrs.field(factory=SingleProcess)
@@ -264,7 +264,7 @@ class AlignmentLoop:
                     f"role {', '.join(phase.trains)}, step {batch.progress.step}: loss is {loss.value.item()}. Nothing was updated."
                 )
             if loss.value.requires_grad:
-                loss.value.backward()  # type: ignore[no-untyped-call]
+                loss.value.backward()
             for name, (total, count) in loss.metrics.items():
                 metrics.add(name, total, count)
         norms = {role: self._gradient_norm(role, policy, batch.progress.step) for role, policy in phase.trains.items()}

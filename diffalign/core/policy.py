@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import attrs
 import torch
@@ -90,6 +90,10 @@ class Policy(nn.Module, ABC):
         """x_0 = x - sigma v: [B, *]."""
         return latents - expand(sigma, latents) * self.velocity(latents, sigma, condition)
 
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that a checkpoint must hold, by name: all of them, unless some are shared with other policies for good."""
+        return dict(self.named_parameters())
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that require gradients, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -111,7 +115,8 @@ class Policy(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._refuse_if_shared("to")
-        return super()._apply(fn, recurse)
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
     def _refuse_if_shared(self, verb: str) -> None:
         if any(module.shares_tensors for module in self.modules() if isinstance(module, Policy)):  # a wrapper has its policy's
@@ -125,10 +130,6 @@ class Policy(nn.Module, ABC):
         """Where latents live."""
         parameter = next(self.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
-
-    def extra_state(self) -> dict[str, Any]:
-        """What a checkpoint must know to refuse a stranger: names of families, grids, hashes. Plain JSON values."""
-        return {}
 
 
 class Guided(Policy):
@@ -169,6 +170,9 @@ class Guided(Policy):
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         return self.policy.guide(positive, negative, scale)
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        return {f"policy.{name}": parameter for name, parameter in self.policy.own_parameters().items()}
 
     def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
         return type(self)(self.policy.fork(trainable=trainable, pristine=pristine), self.scale, self.negative)

@@ -62,7 +62,7 @@ class SoftmaxTB(Objective):
     beta: Scalar | float = 4.0
     measure: Literal["relative", "path"] = "relative"
     loss: Literal["surrogate", "squared"] = "surrogate"
-    clip: float | None = attrs.field(default=0.2, validator=attrs.validators.optional(attrs.validators.gt(0)))
+    clip: float | None = attrs.field(default=0.2, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     center: bool = True
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))

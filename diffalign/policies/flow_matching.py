@@ -141,23 +141,27 @@ class FlowMatchingPolicy(Policy):
         return self.family.guide(positive, negative, scale)
 
     def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
-        adapters = [name for name in self.own if "lora_B" in name]
-        if pristine and not adapters:
+        if pristine and not self.adapters:
             raise ValueError(
                 "fork(pristine=True) needs LoRA adapters to leave out; this policy trains all its weights. Fork it before training."
             )
         network = fork_module(self.network, self.own, trainable=trainable)
         if pristine:
             parameters = dict(network.named_parameters())
-            for name in adapters:
+            for name in self.adapters:
                 torch.nn.init.zeros_(parameters[name])
         twin = type(self)(network, self.family, self.kernel, self.grid, self.own)
         twin._encodings = self._encodings
         self.shares_tensors = twin.shares_tensors = True
         return twin
 
-    def extra_state(self) -> dict[str, Any]:
-        return {"family": type(self.family).__name__, "own": len(self.own)}
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The own tensors that a LoRA delta is proportional to; none where all weights are trained."""
+        return tuple(sorted(name for name in self.own if "lora_B" in name))
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        return {f"network.{name}": parameter for name, parameter in self.network.named_parameters() if name in self.own}
 
     def save_lora(self, folder: str) -> None:
         """Write the adapters as `pipeline.load_lora_weights(folder)` of plain diffusers reads them, alpha included.
@@ -165,6 +169,6 @@ class FlowMatchingPolicy(Policy):
         Raises:
             ValueError: there are none.
         """
-        if not any("lora_A" in name for name in self.own):
+        if not self.adapters:
             raise ValueError("save_lora needs LoRA adapters; this policy trains all its weights. Save the whole pipeline instead.")
         self.family.save_lora(self.network, folder)

@@ -35,7 +35,7 @@ def tokenizer() -> CLIPTokenizer:
     vocabulary = [*SPECIAL, *symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges)]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(dict.fromkeys(vocabulary))},
-        merges=merges,  # type: ignore[arg-type]  pairs are what the tokenizer takes
+        merges=merges,  # type: ignore[arg-type]
         pad_token="<|pad|>",
         model_max_length=MAX_SEQUENCE_LENGTH,
     )

@@ -47,8 +47,7 @@ def glyph(character: str, size: int) -> Array:
 
 def draw(scene: Scene, random: np.random.Generator) -> Array:
     """One image of the scene: [3, 64, 64] in [0, 1]. Position, size, shade and background come from `random`."""
-    level = random.uniform(0.75, 1.0) if random.random() < 0.7 else random.uniform(0.0, 0.22)
-    background = np.clip(level + random.uniform(-0.05, 0.05, 3), 0, 1)
+    background = np.clip(random.uniform(0.75, 1.0) + random.uniform(-0.05, 0.05, 3), 0, 1)
     image = np.broadcast_to(background[:, None, None], (3, SIZE, SIZE)).astype(np.float32)
     if isinstance(scene, Text):
         return _blend(image, _text_ink(scene.text, random), scene.color, random)

@@ -1,0 +1,45 @@
+"""What the documents say is run."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffalign.core import AlignmentLoop
+from diffalign.objectives import SoftmaxTB
+from diffalign.policies import GaussianMixturePolicy
+from diffalign.prompts import Prompts
+from tests.ring import MODES
+
+ROOT = Path(__file__).parents[1]
+
+
+def snippets(file: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)
+
+
+def test_parts_of_the_extension_guide_run_together():
+    names: dict = {}
+    for snippet in snippets("docs/extending.md")[:3]:
+        exec(compile(snippet, "docs/extending.md", "exec"), names)
+    policy = GaussianMixturePolicy(MODES, 0.3)
+    before = policy.means.detach().clone()
+    images = torch.zeros(2, 3, 4, 4)
+    images[1, ..., 1] = 1.0
+    assert names["sharpness"](images, ["a", "b"])[1] > 0
+    reward = lambda images, prompts: images.flatten(1).mean(dim=1)  # noqa: E731
+    for objective in (names["Reinforce"](policy), names["Reinforce"](policy, rows=2), SoftmaxTB(policy)):
+        AlignmentLoop(objective, names["WideFirst"](), reward, Prompts(["a"])).run(1)
+    assert not torch.equal(policy.means, before)
+
+
+def test_links_between_documents_lead_somewhere():
+    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", file.read_text()):
+            assert (file.parent / target).exists(), f"{file.name} links to {target}"
+
+
+@pytest.mark.parametrize("run", sorted((ROOT / "diffalign/shapeworld/runs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_built_in_runs_are_the_examples(run):
+    assert (ROOT / "examples" / run.name).read_text() == run.read_text()
