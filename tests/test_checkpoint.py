@@ -4,10 +4,10 @@ import signal
 
 import pytest
 import torch
+from ring import ring_loop
 
 from diffalign.checkpoint import Checkpoints, complete_checkpoints, read_manifest
 from diffalign.core import Average, CheckpointError, Hook
-from tests.ring import ring_loop
 
 
 def weights(loop):

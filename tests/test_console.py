@@ -1,6 +1,7 @@
+from ring import ring_loop
+
 from diffalign.console import Console
 from diffalign.evaluation import HeldOutEvaluation
-from tests.ring import ring_loop
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):

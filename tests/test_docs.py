@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ring import MODES
 
 from diffalign.core import AlignmentLoop
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
-from tests.ring import MODES
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,7 +1,8 @@
 import json
 
+from ring import ring_loop
+
 from diffalign.recording import Recorder, environment
-from tests.ring import ring_loop
 
 
 def test_metrics_have_one_whole_line_a_step(tmp_path):

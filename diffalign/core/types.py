@@ -78,7 +78,8 @@ class TrajectoryBatch:
     step; a deterministic stretch may be stored as one edge.
 
     Raises:
-        ValueError: a field whose shape does not fit, a child before its parent, a level that does not rise along an edge.
+        ValueError: a field whose shape does not fit, a child before its parent, a level that does not rise along an edge, a stochastic
+            edge that spans more than one level or whose siblings have another noise level.
     """
 
     condition: Condition
@@ -106,6 +107,15 @@ class TrajectoryBatch:
         child = self.parent != ROOT
         if not bool((self.level[child] > self.level[self.parent[child]]).all()):
             raise ValueError("TrajectoryBatch.level must rise along every edge")
+        if not bool((self.prompt[child] == self.prompt[self.parent[child]]).all()):
+            raise ValueError("TrajectoryBatch.prompt must stay the same along every edge")
+        noisy = self.noise_level > 0
+        above = self.parent[noisy]
+        if bool((above == ROOT).any()) or not bool((self.level[noisy] == self.level[above] + 1).all()):
+            raise ValueError("TrajectoryBatch.noise_level may be above 0 only for an edge that spans one level; a root has no edge")
+        siblings = torch.zeros_like(self.noise_level).scatter(0, above, self.noise_level[noisy])
+        if not torch.equal(siblings[above], self.noise_level[noisy]):
+            raise ValueError("TrajectoryBatch.noise_level must be equal for stochastic siblings: they are replayed as one network row")
         edges = int((self.noise_level > 0).sum())
         if self.mean.shape != (edges, *self.latents.shape[1:]):
             expected = (edges, *self.latents.shape[1:])

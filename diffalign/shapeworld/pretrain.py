@@ -1,11 +1,12 @@
 """Trains the shipped ShapeWorld pipeline from nothing: `python -m diffalign.shapeworld.pretrain FOLDER`.
 
 First the autoencoder on rendered images (L1), then the transformer and both text encoders together by flow matching
-(arXiv:2210.02747) on its standardised latents. One to two hours on two cores. Seeds are fixed; equal software gives equal weights on
+(arXiv:2210.02747) on its standardised latents. About two hours on two cores. Seeds are fixed; equal software gives equal weights on
 one machine, another CPU gives other roundings.
 """
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -14,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import StableDiffusion3Pipeline
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -167,32 +168,24 @@ def noise_levels(count: int, shift: float, generator: torch.Generator) -> Tensor
     return shift * levels / (1 + (shift - 1) * levels)
 
 
-@attrs.frozen
-class Stage:
-    """A stretch of training with an optimizer of its own: `steps` steps of a cosine from `rate` that reaches zero at `horizon`."""
-
-    steps: int
-    rate: float
-    horizon: int
-
-
 def train_denoiser(
     pipe: Any,
     latents: Tensor,
     captions: list[str],
-    stage: Stage,
+    steps: int,
     batch: int,
+    rate: float,
     seed: int,
     save: Callable[[], None],
 ) -> float:
     """Minimises E ||v(x_sigma) - (noise - x_0)||^2, captions dropped in one of ten; leaves the average of the weights in `pipe`."""
     modules = nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2]).train()
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=stage.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-    schedule = warm_cosine(optimizer, stage.horizon, warmup=300)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    schedule = warm_cosine(optimizer, steps, warmup=300)
     average = EMAModel(modules.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=10, power=0.9)
     generator, choices = torch.Generator().manual_seed(seed), random.Random(seed)
     start, mean_loss = time.time(), 1.0
-    for step in range(stage.steps):
+    for step in range(steps):
         index = torch.randint(len(latents), (batch,), generator=generator)
         clean = latents[index].float()
         texts = ["" if choices.random() < 0.1 else captions[i] for i in index.tolist()]
@@ -215,7 +208,7 @@ def train_denoiser(
         mean_loss += 0.01 * (loss.item() - mean_loss)
         if step % 100 == 99:
             log(stage="denoiser", step=step + 1, loss=mean_loss, seconds=time.time() - start)
-        if step % 1000 == 999 and step + 1 < stage.steps:
+        if step % 1000 == 999 and step + 1 < steps:
             average.store(modules.parameters())
             average.copy_to(modules.parameters())
             save()
@@ -228,33 +221,45 @@ def train_denoiser(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the pipeline is written")
+    parser.add_argument("--init", type=Path, help="go on with the pipeline of this folder; its autoencoder is kept")
     parser.add_argument("--images", type=int, default=65536)
     parser.add_argument("--autoencoder-steps", type=int, default=1100)
     parser.add_argument("--decoder-steps", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=4000, help="of the denoiser at a high rate")
-    parser.add_argument("--anneal-steps", type=int, default=3200, help="of the denoiser with the rate going to zero")
+    parser.add_argument("--steps", type=int, default=20000, help="of the denoiser")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the denoiser, which a cosine brings to zero")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    pipe = networks.pipeline(arguments.seed, layers=arguments.layers)
     images, captions = render(arguments.images, arguments.seed)
     log(stage="render", images=len(images))
-    train_autoencoder(pipe.vae, images, arguments.autoencoder_steps, 32, arguments.seed)
-    l1 = refine_decoder(pipe.vae, images, arguments.decoder_steps, 32, arguments.seed)
+    history: list[dict[str, Any]] = []
+    if arguments.init is None:
+        pipe = networks.pipeline(arguments.seed, layers=arguments.layers)
+        train_autoencoder(pipe.vae, images, arguments.autoencoder_steps, 32, arguments.seed)
+        l1 = refine_decoder(pipe.vae, images, arguments.decoder_steps, 32, arguments.seed)
+        history.append({"autoencoder_steps": arguments.autoencoder_steps, "decoder_steps": arguments.decoder_steps, "l1": l1})
+    else:
+        pipe = StableDiffusion3Pipeline.from_pretrained(arguments.init, dtype=torch.float32)
+        history += json.loads((arguments.init / "training.json").read_text())["history"]
     latents = torch.cat(list(standardised(pipe.vae, images)))
-    log(stage="encode", shift=pipe.vae.config.shift_factor, scale=pipe.vae.config.scaling_factor)
+    log(stage="encode", std=latents.float().std().item())
 
     def save() -> None:
-        pipe.save_pretrained(arguments.folder)
+        save_pipeline(pipe, arguments.folder)
 
-    stages = (Stage(arguments.steps, 1e-3, 9 * arguments.steps // 4), Stage(arguments.anneal_steps, 7e-4, arguments.anneal_steps))
-    for number, stage in enumerate(stages):
-        loss = train_denoiser(pipe, latents, captions, stage, arguments.batch, arguments.seed + number, save)
+    loss = train_denoiser(pipe, latents, captions, arguments.steps, arguments.batch, arguments.rate, arguments.seed, save)
     save()
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items() if key != "folder"}
-    (arguments.folder / "training.json").write_text(json.dumps({**settings, "autoencoder_l1": l1, "velocity_loss": loss}, indent=2))
+    settings = {name: getattr(arguments, name) for name in ("images", "steps", "rate", "batch", "seed")}
+    history.append({**settings, "velocity_loss": loss})
+    (arguments.folder / "training.json").write_text(json.dumps({"history": history}, indent=2))
+
+
+def save_pipeline(pipe: Any, folder: Path) -> None:
+    """Write the folder, the transformer in float16: half the size, and plain diffusers reads it back in float32."""
+    pipe.save_pretrained(folder)
+    copy.deepcopy(pipe.transformer).half().save_pretrained(folder / "transformer")
 
 
 def standardised(vae: Any, images: Tensor) -> Iterator[Tensor]:

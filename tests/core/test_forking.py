@@ -129,6 +129,7 @@ def test_mode_and_hooks_are_kept():
     assert calls == [1]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_compiled_network_is_compiled_again():
     base = network()
     base.compile()

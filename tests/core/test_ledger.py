@@ -71,4 +71,5 @@ def test_ledgers_add():
 
 
 def test_peak_memory_is_that_of_a_process_with_torch_in_it():
-    assert 2**26 < peak_memory() < 2**40
+    least = 0 if torch.cuda.is_available() else 2**26  # an accelerator counts its own memory, of which nothing is used here
+    assert least <= peak_memory() < 2**40

@@ -66,7 +66,7 @@ def test_a_policy_without_parameters_lives_on_the_cpu():
     assert policy.device == torch.device("cpu")
     assert policy.latent_shape == (2, 3)
     assert policy.trainable_parameters() == {}
-    assert policy.extra_state() == {}
+    assert policy.own_parameters() == {}
     assert TinyPolicy().device == torch.device("cpu")
 
 

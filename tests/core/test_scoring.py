@@ -27,7 +27,9 @@ def test_any_four_numbers_serve(result):
 
 
 def test_no_gradient_is_taken():
-    images = IMAGES.clone().requires_grad_()
+    images, modes = IMAGES.clone().requires_grad_(), []
+    score({"r": lambda images, prompts: modes.append(torch.is_grad_enabled()) or [0.0] * 4}, images, PROMPTS)
+    assert modes == [False]
     assert not score({"bright": channel_reward}, images, PROMPTS)["bright"].requires_grad
     assert not score({"r": lambda images, prompts: torch.ones(4, requires_grad=True)}, images, PROMPTS)["r"].requires_grad
 

@@ -2,11 +2,11 @@ import json
 
 import pytest
 import torch
+from ring import MODES, rewarded, ring_loop
 
 from diffalign.core import Prompt
 from diffalign.evaluation import HeldOutEvaluation, evaluate, paired_change
 from diffalign.policies import GaussianMixturePolicy
-from tests.ring import MODES, rewarded, ring_loop
 
 PROMPTS = [Prompt(name) for name in ("a", "b", "c", "d", "e")]
 

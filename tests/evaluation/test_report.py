@@ -3,10 +3,10 @@ import re
 
 import torch
 from PIL import Image
+from ring import ring_loop
 
 from diffalign.evaluation import HeldOutEvaluation, contact_sheet, write_report
 from diffalign.recording import Recorder
-from tests.ring import ring_loop
 
 
 def test_report_of_a_run_stands_alone(tmp_path):

@@ -218,9 +218,12 @@ def test_kernel_and_grid_can_be_chosen(load):
         assert torch.equal(each.sigmas(4), ShiftedGrid(3.0)(4))
 
 
-def test_a_checkpoint_can_tell_policies_apart(load):
-    assert load().extra_state() == {"family": "StableDiffusion3", "own": 8}
-    assert load(lora=None).extra_state()["own"] > 8
+def test_a_checkpoint_holds_the_adapters_or_everything(load):
+    policy = load()
+    assert policy.own_parameters().keys() == policy.trainable_parameters().keys()
+    assert policy.fork().own_parameters().keys() == policy.own_parameters().keys()
+    full = load(lora=None)
+    assert full.own_parameters().keys() == dict(full.named_parameters()).keys()
 
 
 def test_a_step_moves_the_adapters_alone_and_keeps_the_contract(load):

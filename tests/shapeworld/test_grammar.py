@@ -108,7 +108,7 @@ def test_impossible_scenes_are_refused(build, word):
 
 
 @pytest.mark.parametrize(
-    ("family", "train", "held_out"), [("count", 96, 24), ("binding", 192, 48), ("relation", 192, 48), ("text", 192, 48)]
+    ("family", "train", "held_out"), [("count", 96, 24), ("binding", 146, 48), ("relation", 192, 48), ("text", 192, 48)]
 )
 def test_prompt_split_is_disjoint_fixed_and_of_its_family(family, train, held_out):
     one, other = prompt_split(family)
