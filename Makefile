@@ -4,8 +4,6 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-# two multi-threaded torch processes on a few cores slow each other down tenfold
-export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -22,6 +20,7 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/diffalign train examples/shapeworld_tmpo.yaml
 
+# one thread: torch on tiny tensors is slower with more, and tests start processes of their own
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

@@ -30,12 +30,15 @@ class Console(Hook):
     _began: float = attrs.field(default=0.0, init=False)
     _rows: int = attrs.field(default=0, init=False)
 
+    def _say(self, line: str) -> None:
+        self._terminal.print(line, soft_wrap=True, markup=False)
+
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         self._began = time.time()
-        self._terminal.print(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step")
+        self._say(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step")
         for result in _evaluations(loop)[:1]:
             means = ", ".join(f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items())
-            self._terminal.print(f"held-out prompts before: {means}, diversity {result.l_gmd.mean().item():+.3f}")
+            self._say(f"held-out prompts before: {means}, diversity {result.l_gmd.mean().item():+.3f}")
         if self._terminal.is_terminal:
             columns = (
                 TextColumn("step"),
@@ -63,7 +66,7 @@ class Console(Hook):
             self._progress.update(self._task, completed=done, **values)  # type: ignore[arg-type]
         elif done % max(1, report.total // self.lines) == 0 or done == report.total:
             left = (time.time() - self._began) / max(done, 1) * (report.total - done)
-            self._terminal.print(
+            self._say(
                 f"step {done}/{report.total}  reward {values['reward']:.3f}  diversity {values['diversity']:+.3f}  "
                 f"ratio check {values['check']:.0e}  {speed:.0f} rows/s  {left:.0f} s left"
             )
@@ -73,18 +76,16 @@ class Console(Hook):
             self._progress.stop()
         results = _evaluations(loop)
         if loop.folder is not None:
-            self._terminal.print(f"run folder: {loop.folder}")
+            self._say(f"run folder: {loop.folder}")
         if error is not None or len(results) < 2:
             return
         before, after = results[0], results[-1]
-        self._terminal.print(f"held-out prompts ({len(after.prompts)}, {after.images.shape[1]} samples each), before -> after:")
+        self._say(f"held-out prompts ({len(after.prompts)}, {after.images.shape[1]} samples each), before -> after:")
         for name, values in after.rewards.items():
             change, half = paired_change(before.rewards[name], values)
-            self._terminal.print(
-                f"  {name:<22} {before.rewards[name].mean().item():.3f} -> {values.mean().item():.3f}   {change:+.3f} +- {half:.3f}"
-            )
+            self._say(f"  {name:<22} {before.rewards[name].mean().item():.3f} -> {values.mean().item():.3f}   {change:+.3f} +- {half:.3f}")
         change, half = paired_change(before.l_gmd, after.l_gmd)
-        self._terminal.print(
+        self._say(
             f"  {'diversity (L-GMD)':<22} {before.l_gmd.mean().item():.3f} -> {after.l_gmd.mean().item():.3f}   {change:+.3f} +- {half:.3f}"
         )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 
 from ..core import Aggregation, AlignmentLoop, ConfigError, Hook, Policy, RewardFunction
 from ..core.scoring import reward_name
@@ -73,6 +74,7 @@ class Run:
         """
         made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
         self._check_weights(made["aggregation"], made["rewards"])
+        torch.manual_seed(made["seed"])  # fresh adapters are drawn from torch's own generator
         made["objective"] = build(self.tree["objective"], {"policy": build(self.tree["policy"], {})})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]
         made["hooks"] = (*evaluation, *made["hooks"], *hooks)

@@ -266,6 +266,7 @@ def test_a_guided_policy_is_otherwise_the_policy_below():
     assert torch.equal(guided.prior(latents), policy.prior(latents))
     assert torch.equal(guided.sigmas(5), policy.sigmas(5))
     assert torch.equal(guided.encode(PROMPTS).tensors["embedding"], policy.encode(PROMPTS).tensors["embedding"])
+    assert guided.own_parameters().items() == dict(guided.named_parameters()).items()
 
 
 def test_a_fork_of_a_guided_policy_is_guided_alike_and_apart():

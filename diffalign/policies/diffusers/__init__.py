@@ -22,8 +22,10 @@ def load_family(path: str, dtype: torch.dtype, device: torch.device, max_sequenc
     """
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     folder = str(SHAPEWORLD / "model") if path == "shapeworld" else path
     try:
         config = DiffusionPipeline.load_config(folder)

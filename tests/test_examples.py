@@ -1,0 +1,46 @@
+"""The examples, shortened, in processes of their own as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments, folder):
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def test_quickstart(tmp_path):
+    done = start(ROOT / "examples/quickstart.py", "--total", 2, "--json", "table.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in json.loads((tmp_path / "table.json").read_text())] == [0, 1]
+    assert (tmp_path / "runs/quickstart-lora/pytorch_lora_weights.safetensors").exists()
+
+
+def test_built_in_run_outside_the_checkout(tmp_path):
+    short = ["--total", 2, "--prompts_per_step", 2, "--evaluation.samples", 2]
+    done = start("-m", "diffalign", "train", "shapeworld_tmpo", *short, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "diversity (L-GMD)" in done.stdout
+    folder = tmp_path / "runs/shapeworld_tmpo"
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "evaluation.json", "report.html", "images/before-after.png"):
+        assert (folder / name).exists(), name
+    assert (folder / "lora/pytorch_lora_weights.safetensors").exists()
+    assert (folder / "step-000002/manifest.json").exists()
+    rows = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert rows["contract/deviation"] < 1e-4
+
+
+@pytest.mark.parametrize("benchmark", ["overhead.py"])
+def test_benchmarks_print_and_write_their_table(benchmark, tmp_path):
+    done = start(ROOT / "benchmarks" / benchmark, "--steps", 1, "--prompts", 1, "--json", "table.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shares = json.loads((tmp_path / "table.json").read_text())["shares"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert "everything else" in done.stdout
