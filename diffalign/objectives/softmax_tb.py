@@ -125,10 +125,9 @@ class SoftmaxTB(Objective):
         if self.loss == "surrogate":
             advantage = -(centered(residual, group) if self.center else residual).detach()
             per_sample = clipped_surrogate(advantage, log_ratio, self.clip)
-            share = 1 / group_sum(per_sample.new_ones(len(group)), group)
         else:
             per_sample, advantage = softmax_tb(ratio, logits, group), -residual
-            share = 1 / group_sum(per_sample.new_ones(len(group)), group)
+        share = 1 / group_sum(per_sample.new_ones(len(group)), group)
         if reference is None:  # nothing is lost: a group without spread has no advantage but that of its own log-probs
             spread = group_sum(centered(batch.rewards.double(), group).abs(), group) > 0
             share = share * spread
