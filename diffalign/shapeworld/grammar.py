@@ -6,7 +6,7 @@ A caption and a `Scene` determine each other (`Scene.caption`, `parse`), so a sc
 import itertools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import attrs
 
@@ -189,9 +189,10 @@ def _picture(scene: "Scene") -> object:
     return scene
 
 
-def random_scenes(seed: int) -> Iterator[Scene]:
-    """An endless stream of scenes, the four families in equal parts."""
+def random_scenes(seed: int, shares: Mapping[str, float] | None = None) -> Iterator[Scene]:
+    """An endless stream of scenes, the four families in equal parts or by `shares` (family -> weight)."""
     generator = random.Random(seed)
     pools = {family: scenes(family) for family in FAMILIES}
+    weights = None if shares is None else [shares[family] for family in FAMILIES]
     while True:
-        yield generator.choice(pools[generator.choice(FAMILIES)])
+        yield generator.choice(pools[generator.choices(FAMILIES, weights)[0]])

@@ -90,7 +90,7 @@ def _holds(relation: str, places: list[tuple[float, float, float]]) -> bool:
 
 
 def _text_ink(text: str, random: np.random.Generator) -> Array:
-    size = int(random.integers(26, 35))
+    size = int(random.integers(28, 32))
     inks = [glyph(character, size) for character in text]
     gap = int(random.integers(3, 6))
     width, height = sum(ink.shape[1] for ink in inks) + gap, max(ink.shape[0] for ink in inks)

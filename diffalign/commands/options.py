@@ -1,0 +1,40 @@
+"""What several commands share of their arguments and answers."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+_RUN = "a run file, a run folder, or the name of a built-in run such as shapeworld_tmpo"
+_OVERRIDES = "Any key of the run can be replaced after RUN by its dotted path: --sampler.steps 6 --sampler.plan.eta=0.9 --total 2"
+
+
+def run_argument(parser: argparse.ArgumentParser) -> None:
+    """RUN, and what may follow it."""
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.epilog = _OVERRIDES
+
+
+def refuse_overrides(command: str, takes: str, overrides: Sequence[str]) -> None:
+    """For a command that has no run whose keys could be replaced.
+
+    Raises:
+        ConfigError: there are overrides.
+    """
+    from ..core import ConfigError
+
+    if overrides:
+        raise ConfigError(f"{command} takes {takes} and nothing else; got {' '.join(overrides)}")
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
+    return number
+
+
+def say(message: str, code: int) -> int:
+    """Print to stderr; returns the exit code."""
+    print(message, file=sys.stderr)
+    return code

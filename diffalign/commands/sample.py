@@ -1,0 +1,58 @@
+"""Draw pictures; from a run folder, with its last checkpoint."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import positive, run_argument
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..core import AlignmentLoop
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    run_argument(parser)
+    parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="a row of pictures each")
+    parser.add_argument("--n", type=positive, default=4, help="pictures of a prompt (%(default)s)")
+    parser.add_argument("--steps", type=positive, default=28, help="denoising steps (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture")
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from PIL.Image import registered_extensions
+
+    from .. import config
+    from ..core import ConfigError
+
+    if options.out.suffix.lower() not in registered_extensions():
+        raise ConfigError(f"--out must end in the name of a picture format such as .png; got {str(options.out)!r}")
+    job = config.parse(options.run, overrides)
+    loop = job.build()
+    if Path(options.run).is_dir():
+        from ..checkpoint import Checkpoints
+
+        Checkpoints(Path(options.run), job.tree["checkpoint_every"], job.yaml()).restore(loop)
+    sheet = _drawn(loop, options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(options.out)
+    print(options.out)
+    return 0
+
+
+def _drawn(loop: "AlignmentLoop", options: argparse.Namespace) -> "Image":
+    import torch
+
+    from ..core import Progress, Prompt, Streams
+    from ..evaluation.pictures import contact_sheet
+    from ..samplers import DeterministicSampler
+
+    policy, prompts = loop.evaluation_policy(), [Prompt(text) for text in options.prompt]
+    sampler = DeterministicSampler(options.steps, options.n, rows=loop.chunk)
+    with torch.no_grad():
+        latents = sampler.sample(policy, policy.encode(prompts), Progress(0, 1), Streams(options.seed)).samples
+        images = torch.cat([policy.decode(piece).cpu() for piece in latents.split(loop.chunk)])
+    return contact_sheet(images.view(len(prompts), options.n, *images.shape[1:]), options.prompt)
