@@ -14,12 +14,22 @@ from .types import Condition, Prompt
 
 @attrs.define
 class RowCounter:
-    """Network rows (samples) and calls that a policy has evaluated."""
+    """Network rows (samples) and calls that a policy has evaluated.
+
+    Args:
+        largest: rows of the largest call since somebody set it to 0
+        announce: is told of every call before it is made
+    """
 
     rows: int = 0
     calls: int = 0
+    largest: int = 0
+    announce: Callable[[], None] | None = None
 
     def add(self, rows: int) -> None:
+        if self.announce is not None:
+            self.announce()
+        self.largest = max(self.largest, rows)
         self.rows += rows
         self.calls += 1
 
@@ -124,6 +134,12 @@ class Policy(nn.Module, ABC):
                 f"{type(self).__name__}.{verb}() would change every fork, because forks share tensors. Move and cast a policy before "
                 "its first fork."
             )
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The least precise type that the network computes in, as far as its parameters tell: how exact a replay can be."""
+        types = {parameter.dtype for parameter in self.parameters()}
+        return min(types, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
     @property
     def device(self) -> torch.device:

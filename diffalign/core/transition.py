@@ -53,7 +53,10 @@ def expand(per_row: Tensor, like: Tensor) -> Tensor:
 
 
 class TransitionKernel(ABC):
-    """A rule that turns a velocity into the distribution of the next state."""
+    """A rule that turns a velocity into the distribution of the next state, whose standard deviation depends on sigmas and eta alone."""
+
+    density: Density = "mean"
+    """Log-density convention of the transitions."""
 
     @abstractmethod
     def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:

@@ -1,29 +1,20 @@
 """Trajectory Matching Policy Optimization."""
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal, Self
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import (
-    Edges,
-    Loss,
-    Objective,
-    Phase,
-    Policy,
-    Scalar,
-    ScoredBatch,
-    TrajectoryBatch,
-    group_sum,
-    micro_batched,
-    replay_log_prob,
-    require_frozen,
-    scalar,
-)
+from diffalign.core import Linear, Loss, Objective, Phase, Policy, Scalar, ScoredBatch, group_sum, scalar
 
+from .paths import Measure, PathLosses, Paths, reference_for
+from .ratio import Ratio, RatioNorm
+from .requirements import group_has_spread, require_comparable, require_positive
 from .terms import centered, clipped_surrogate, effective_share, softmax_tb, tb_residual
+
+_WARM_UP = Linear(0.8, 2.0, 150)
 
 
 @attrs.define(eq=False)
@@ -32,8 +23,9 @@ class SoftmaxTB(Objective):
 
         s_i = sum over stochastic edges of log p_theta - log p_ref        (measure "relative")
         p = softmax(s),   q = softmax(beta R),   r = log p - log q,   A = -(r - mean r), without gradient
-        surrogate:  mean_i max(-A_i rho_i, -A_i clip(rho_i, 1 - clip, 1 + clip)),   rho_i = p_theta(tau_i) / p_old(tau_i)
+        surrogate:  mean_i w_i max(-A_i rho_i, -A_i clip(rho_i, 1 - clip, 1 + clip)),   rho_i = p_theta(tau_i) / p_old(tau_i)
         squared:    sum_i r_i^2
+        plus        reference_weight mean_i ((log p_theta(tau_i) - log p_ref(tau_i)) / steps_i)^2
 
     With the relative measure the optimum is the tilt of the reference per initial noise, p_ref(. | root) exp(beta R) / Z(root). On
     policy the centred surrogate has half the gradient of log-variance (VarGrad) trajectory balance, and that of a group-centred policy
@@ -42,17 +34,24 @@ class SoftmaxTB(Objective):
 
     Args:
         policy: the weights being aligned
-        reference: frozen; by default a fork of the policy as it is when the objective is built. "path" takes none
-        beta: inverse temperature, > 0, in units of 1 / (aggregated reward); a number or a schedule
+        reference: frozen; by default a fork of the policy as it is when the objective is built. "path" takes none unless
+            `reference_weight` is positive
+        beta: inverse temperature, > 0, in units of 1 / (aggregated reward); a number or a schedule (`Linear` is the papers' warm-up)
         measure: see above
         loss: see above
         clip: half width of the trust region of the ratio; None does not clip
-        center: subtract the group's mean from the advantage; without it the gradient only gains variance
+        center: subtract from the advantage the mean of the group, or that of the samples of one root in the group (which takes out the
+            log Z(root) of several roots); "none" leaves the gradient with more variance and the same mean
+        ratio: how the log-ratio to the weights that rolled out enters the trust region
+        ratio_norm: importance weights w; None takes 1
+        reference_weight: weight of the constraint to the reference; a number or a schedule
+        level_weights: undo the shrinking of the gradient at edges that many leaves of a group share (`Paths.level_weights`)
         updates: inner updates on the same trajectories
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: beta <= 0, a reference that could move, a group of one sample, a batch without stochastic edges.
+        ValueError: beta <= 0, a reference that could move, a group of one sample, a batch without stochastic edges, several updates with
+            the ratio of a summed log-density.
 
     Reference: TMPO, arXiv:2605.10983.
     """
@@ -60,23 +59,54 @@ class SoftmaxTB(Objective):
     policy: Policy
     reference: Policy | None = None
     beta: Scalar | float = 4.0
-    measure: Literal["relative", "path"] = "relative"
+    measure: Measure = "relative"
     loss: Literal["surrogate", "squared"] = "surrogate"
     clip: float | None = attrs.field(default=0.2, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
-    center: bool = True
+    center: Literal["group", "root", "none"] = "group"
+    ratio: Ratio = attrs.field(factory=Ratio)
+    ratio_norm: RatioNorm | None = None
+    reference_weight: Scalar | float = 0.0
+    level_weights: bool = False
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    _reference_log_prob: Tensor | None = attrs.field(default=None, init=False, repr=False)
+    _replay: PathLosses = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self.beta, int | float) and self.beta <= 0:
-            raise ValueError(f"SoftmaxTB.beta must be positive: it is an inverse temperature; got {self.beta:g}")
-        if self.measure == "path" and self.reference is not None:
-            raise ValueError("SoftmaxTB.reference has no use with measure 'path'; leave it out, or take measure 'relative'")
-        if self.measure == "relative" and self.reference is None:
-            self.reference = self.policy.fork()
-        if self.reference is not None:
-            require_frozen(self.reference, "reference")
+        require_positive(self.beta, "SoftmaxTB.beta", "it is an inverse temperature")
+        self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "SoftmaxTB")
+        summed = self.policy.kernel.density == "sum" and not self.ratio.per_dimension
+        if self.updates > 1 and self.loss == "surrogate" and summed:
+            raise ValueError(
+                f"SoftmaxTB.updates must be 1 where the kernel's log-density is a 'sum'; got {self.updates}. One update moves such a path "
+                "by many nats, so every ratio would be clipped: take Ratio(per_dimension=True), or a kernel with density 'mean'."
+            )
+        self._replay = PathLosses(self.policy, self.reference, self.rows, self.ratio_norm is not None, self.level_weights)
+
+    @classmethod
+    def release_compatible(
+        cls,
+        policy: Policy,
+        beta: Scalar | float = _WARM_UP,
+        clip: float = 0.2,
+        reference_weight: float = 0.0,
+        updates: int = 1,
+        rows: int | None = None,
+    ) -> Self:
+        """The losses of the authors' release: path measure, uncentred advantage, centred and limited ratio, RatioNorm.
+
+        It takes a kernel with density "squared" (CPS) or "mean" (FlowSDE), and z-scored rewards (`StandardizedParts`). Two things are as
+        published and not as released: the constraint is to the frozen reference, and RatioNorm's bias has the units of the log-density.
+
+        Args:
+            policy: the weights being aligned
+            beta: inverse temperature; by default the warm-up from 0.8 to 2 in 150 steps
+            clip: half width of the trust region and of the weights
+            reference_weight: of the constraint to the reference
+            updates: inner updates on the same trajectories
+            rows: network rows per micro-batch
+        """
+        settings: dict[str, Any] = {"center": "none", "ratio": Ratio(centered=True, limit=10.0), "ratio_norm": RatioNorm(clip)}
+        return cls(policy, beta=beta, measure="path", clip=clip, reference_weight=reference_weight, updates=updates, rows=rows, **settings)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses, self.updates),)
@@ -85,88 +115,69 @@ class SoftmaxTB(Objective):
         return {"policy": self.policy} if self.reference is None else {"policy": self.policy, "reference": self.reference}
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        trajectories = batch.trajectories
-        require_comparable(trajectories, "SoftmaxTB")
-        edges = Edges.of(trajectories)
-        if update == 0:
-            self._reference_log_prob = self._replay_reference(trajectories, edges)
-        old = trajectories.log_prob[edges.child]
+        require_comparable(batch.trajectories, "SoftmaxTB")
+        yield from self._replay(batch, update, self._loss)
 
-        def evaluate(parents: Tensor) -> dict[str, Tensor]:
-            return {"log_prob": replay_log_prob(self.policy, trajectories, edges.below(parents))}
-
-        def loss_of(values: Mapping[str, Tensor]) -> Loss:
-            return self._loss(batch, edges, values["log_prob"], old)
-
-        # with float32 latents the rollout's log-probs are the replay's, so the first pass of the first update is already there
-        known = {"log_prob": old} if update == 0 and trajectories.latents.dtype == torch.float32 else None
-        yield from micro_batched(evaluate, len(edges.parent), loss_of, self.rows, known)
-
-    def _replay_reference(self, trajectories: TrajectoryBatch, edges: Edges) -> Tensor | None:
-        """[E] log-probs of the edges under the reference, or None where the measure has none."""
-        if self.reference is None:
-            return None
-        with torch.no_grad():
-            pieces = torch.arange(len(edges.parent)).split(self.rows or len(edges.parent))
-            return torch.cat([replay_log_prob(self.reference, trajectories, edges.below(piece)) for piece in pieces])
-
-    def _loss(self, batch: ScoredBatch, edges: Edges, log_prob: Tensor, old: Tensor) -> Loss:
-        trajectories, group = batch.trajectories, batch.trajectories.group
-
-        def path(values: Tensor) -> Tensor:
-            return trajectories.path_sum(values.new_zeros(len(trajectories.latents)).index_copy(0, edges.child, values))
-
-        reference = self._reference_log_prob
-        ratio = path(log_prob if reference is None else log_prob - reference)  # [K] s
+    def _loss(self, paths: Paths) -> Loss:
+        batch, group = paths.batch, paths.group
+        matched = paths.matched(self.measure)
         beta = scalar(self.beta)(batch.progress)
+        require_positive(beta, "SoftmaxTB.beta", "it is an inverse temperature")
         logits = beta * batch.rewards.double()
-        residual = tb_residual(ratio, logits, group)
-        log_ratio = path(log_prob - old)
+        residual = tb_residual(matched, logits, group)
+        size = batch.trajectories.latents[0].numel()
+        ratio = self.ratio(paths.total(paths.log_prob - paths.old), group, self.policy.kernel.density, size)
         if self.loss == "surrogate":
-            advantage = -(centered(residual, group) if self.center else residual).detach()
-            per_sample = clipped_surrogate(advantage, log_ratio, self.clip)
+            advantage = -self._centered(residual, paths).detach()
+            per_sample = clipped_surrogate(advantage, ratio, self.clip) * self._weights(paths)
         else:
-            per_sample, advantage = softmax_tb(ratio, logits, group), -residual
+            per_sample, advantage = softmax_tb(matched, logits, group), -residual
         share = 1 / group_sum(per_sample.new_ones(len(group)), group)
-        if reference is None:  # nothing is lost: a group without spread has no advantage but that of its own log-probs
-            spread = group_sum(centered(batch.rewards.double(), group).abs(), group) > 0
-            share = share * spread
+        if self.measure == "path":  # nothing is lost: a group without spread has no advantage but that of its own log-probs
+            share = share * group_has_spread(batch.rewards, group)
         value = (per_sample * share).sum() / batch.groups
-        with torch.no_grad():
-            count = torch.tensor(len(group))
-            outside = (log_ratio.exp() - 1).abs() > (self.clip or float("inf"))
-            metrics = {
-                "loss": (value * batch.groups, torch.tensor(trajectories.condition.ids.numel())),
-                "softmax_tb": (softmax_tb(ratio, logits, group).sum(), count),
-                "beta": (torch.tensor(beta), torch.tensor(1)),
-                "ratio/mean": (log_ratio.exp().sum(), count),
-                "ratio/clipped": (outside.double().sum(), count),
-                "advantage/std": (advantage.std() * count, count),
-                "ess/target": (effective_share(logits, group).sum(), count),
-                "ess/policy": (effective_share(ratio, group).sum(), count),
-                "skipped_groups": ((share == 0).double().sum(), count),
-            }
-            if reference is not None:
-                metrics["log_ratio/reference"] = (ratio.sum(), count)
-        return Loss(value, metrics)
+        metrics = self._metrics(paths, matched, logits, ratio, advantage, share, beta)
+        weight = scalar(self.reference_weight)(batch.progress)
+        if weight > 0:
+            constraint = paths.constraint()
+            value = value + weight * (constraint / group_sum(torch.ones_like(constraint), group)).sum() / batch.groups
+            metrics["reference_constraint"] = (constraint.sum(), metrics["softmax_tb"][1])
+        return Loss(value, {"loss": (value.detach() * batch.groups, torch.tensor(len(batch.trajectories.condition))), **metrics})
 
+    def _centered(self, residual: Tensor, paths: Paths) -> Tensor:
+        if self.center == "none":
+            return residual
+        if self.center == "group":
+            return centered(residual, paths.group)
+        _, root, size = paths.batch.trajectories.roots.unique(return_inverse=True, return_counts=True)
+        if int(size.min()) < 2:
+            raise ValueError(
+                "SoftmaxTB.center 'root' needs at least 2 samples of each root; one has a single sample. Take center 'group' for chains."
+            )
+        return centered(residual, root)
 
-def require_comparable(trajectories: TrajectoryBatch, objective: str) -> None:
-    """Refuse a batch that an objective over stochastic trajectories cannot use.
+    def _weights(self, paths: Paths) -> Tensor | float:
+        if self.ratio_norm is None or paths.transition is None:
+            return 1.0
+        old_mean = paths.batch.trajectories.mean[paths.edges.row].detach()
+        return self.ratio_norm.weights(paths.log_prob - paths.old, old_mean, paths.transition, paths.average)
 
-    Raises:
-        ValueError: no stochastic edge, or a prompt with a single sample.
-    """
-    if not len(trajectories.stochastic):
-        raise ValueError(
-            f"{objective} needs stochastic steps, but every edge of this batch is deterministic. Give the plan an eta > 0, or use an "
-            "objective for deterministic trajectories."
-        )
-    sizes = torch.bincount(trajectories.group, minlength=len(trajectories.condition))
-    alone = (sizes < 2).nonzero().squeeze(1)
-    if len(alone):
-        prompt = str(trajectories.condition.prompts[int(alone[0])])
-        raise ValueError(
-            f"{objective} needs at least 2 samples per prompt to compare; prompt {prompt!r} has {int(sizes[alone[0]])}. Use a plan with a "
-            "branching step or more roots."
-        )
+    @torch.no_grad()
+    def _metrics(
+        self, paths: Paths, matched: Tensor, logits: Tensor, ratio: Tensor, advantage: Tensor, share: Tensor, beta: float
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        group, count = paths.group, torch.tensor(len(paths.group))
+        outside = (ratio.exp() - 1).abs() > (self.clip or float("inf"))
+        metrics = {
+            "softmax_tb": (softmax_tb(matched, logits, group).sum(), count),
+            "beta": (torch.tensor(beta), torch.tensor(1)),
+            "ratio/mean": (ratio.exp().sum(), count),
+            "ratio/clipped": (outside.double().sum(), count),
+            "advantage/std": (advantage.std() * count, count),
+            "ess/target": (effective_share(logits, group).sum(), count),
+            "ess/policy": (effective_share(matched, group).sum(), count),
+            "skipped_groups": ((share == 0).double().sum(), count),
+        }
+        if paths.reference is not None:
+            metrics["log_ratio/reference"] = (paths.total(paths.log_prob - paths.reference).sum(), count)
+        return metrics

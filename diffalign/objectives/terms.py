@@ -25,6 +25,29 @@ def softmax_tb(log_prob: Tensor, logits: Tensor, group: Tensor) -> Tensor:
     return group_sum(tb_residual(log_prob, logits, group).square(), group)
 
 
+def group_forward_kl(log_prob: Tensor, logits: Tensor, group: Tensor) -> Tensor:
+    """KL(q || p) of each sample's group for p = softmax(s), q = softmax(beta R), at each sample: [K] (Uni-TMPO, arXiv:2609.34688).
+
+    Its gradient is dL/ds_j = p_j - q_j.
+
+    Args:
+        log_prob: [K] s, path log-probabilities (relative to a reference, or not)
+        logits: [K] beta R
+    """
+    target = group_log_softmax(logits, group)
+    return group_sum(target.exp() * (target - group_log_softmax(log_prob, group)), group)
+
+
+def reference_constraint(log_prob: Tensor, reference: Tensor, steps: Tensor) -> Tensor:
+    """((s_i - s_i^ref) / m_i)^2, the squared mean log-ratio to a reference per stochastic step: [K] (TMPO, arXiv:2605.10983).
+
+    Args:
+        log_prob, reference: [K] path log-probabilities
+        steps: [K] stochastic steps m of each path
+    """
+    return ((log_prob - reference) / steps.clamp(min=1)).square()
+
+
 def centered(values: Tensor, group: Tensor) -> Tensor:
     """Values minus their group's mean: [K]."""
     return values - group_mean(values, group)

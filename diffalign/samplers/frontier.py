@@ -1,5 +1,8 @@
 """The rollout that all samplers share: one batched transition per step over the frontier of all prompts."""
 
+from contextlib import nullcontext
+
+import attrs
 import torch
 from torch import Tensor
 
@@ -12,7 +15,13 @@ _PER_LEVEL = 1 << 32
 
 
 def roll_out(
-    policy: Policy, condition: Condition, branching: Branching, streams: Streams, rows: int | None = None, keep_all: bool = False
+    policy: Policy,
+    condition: Condition,
+    branching: Branching,
+    streams: Streams,
+    rows: int | None = None,
+    keep_all: bool = False,
+    keep_graph: bool = False,
 ) -> TrajectoryBatch:
     """Draw a forest.
 
@@ -23,6 +32,7 @@ def roll_out(
         streams: noise is drawn by (prompt id, node id)
         rows: network rows per call; None takes the whole frontier at once
         keep_all: store every level; else only roots, both ends of stochastic edges, and leaves
+        keep_graph: `mean` keeps the graph of its network rows, from the stored state of each parent on
 
     Returns:
         P * branching.leaves leaves, T calls if `rows` allows.
@@ -41,7 +51,10 @@ def roll_out(
     stored, means, log_probs = [latents], [], [torch.zeros(len(prompt), dtype=torch.float64, device=device)]
     node = torch.arange(len(prompt))  # the stored node that each row of the frontier is, or descends from
     for step, (children, eta) in enumerate(zip(branching.children, branching.noise_levels, strict=True)):
-        transition = _step(policy, latents, sigmas[step], sigmas[step + 1], condition.select(prompt), eta, rows)
+        with torch.enable_grad() if keep_graph and eta > 0 else nullcontext():
+            transition = _step(policy, latents, sigmas[step], sigmas[step + 1], condition.select(prompt), eta, rows)
+            mean = transition.mean
+        transition = attrs.evolve(transition, mean=mean.detach()) if keep_graph else transition
         if eta > 0 and not bool((transition.std > 0).all()):
             raise ValueError(
                 f"step {step} (sigma {sigmas[step].item():.4g} -> {sigmas[step + 1].item():.4g}) is planned with eta {eta:g}, but "
@@ -51,10 +64,11 @@ def roll_out(
         place = place[copies] * children + torch.arange(children, device=device).repeat(len(prompt))
         prompt, node = prompt[copies], node[copies.cpu()]
         if eta > 0:
+            with torch.set_grad_enabled(mean.requires_grad):
+                means.append(mean[copies])
             transition = Gaussian(transition.mean[copies], transition.std[copies], transition.density)
             noise = _noise(policy, condition, streams, step + 1, prompt, place).to(transition.mean)
             latents = transition.sample(noise.to(device))
-            means.append(transition.mean)
             log_prob = transition.log_prob(latents)
         else:
             latents = transition.mean
@@ -79,8 +93,13 @@ def roll_out(
         prompt=torch.cat(prompts),
         noise_level=torch.tensor(etas, device=device),
         log_prob=torch.cat(log_probs),
-        mean=torch.cat(means) if means else states[:0],
+        mean=_joined(means, states),
     )
+
+
+def _joined(means: list[Tensor], states: Tensor) -> Tensor:
+    with torch.set_grad_enabled(any(mean.requires_grad for mean in means)):
+        return torch.cat(means) if means else states[:0]
 
 
 def _noise(policy: Policy, condition: Condition, streams: Streams, level: int, prompt: Tensor, place: Tensor) -> Tensor:

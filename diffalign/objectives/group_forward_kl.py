@@ -1,0 +1,95 @@
+"""The forward-KL sibling of Softmax Trajectory Balance."""
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+import torch
+
+from diffalign.core import Loss, Objective, Phase, Policy, Scalar, ScoredBatch, group_sum, scalar
+
+from .paths import Measure, PathLosses, Paths, reference_for
+from .requirements import group_has_spread, require_comparable, require_positive
+from .terms import effective_share, group_forward_kl
+
+
+@attrs.define(eq=False)
+class GroupForwardKL(Objective):
+    """Moves the policy's softmax over the K trajectories of a prompt to the Boltzmann distribution of their rewards, in forward KL.
+
+        s_i = sum over stochastic edges of log p_theta (- log p_ref with measure "relative"),   p = softmax(s),   q = softmax(beta R)
+        loss = KL(q || p) = sum_i q_i (log q_i - log p_i),        dL/ds_i = p_i - q_i
+        plus   reference_weight mean_i ((log p_theta(tau_i) - log p_ref(tau_i)) / steps_i)^2
+
+    The gradient weighs every sample by at most 1: one sample of high reward cannot blow up a step. It is an estimate on policy, so one
+    update is made on each batch. With measure "path" the log-probabilities of a trajectory under its own policy carry no information on
+    average, as in `SoftmaxTB`, and only q remains.
+
+    Args:
+        policy: the weights being aligned
+        reference: frozen; by default a fork of the policy as it is when the objective is built. "path" takes none unless
+            `reference_weight` is positive
+        beta: inverse temperature, > 0, in units of 1 / (aggregated reward); a number or a schedule
+        measure: see above
+        reference_weight: weight of the constraint to the reference; a number or a schedule
+        spread: under "path", groups with max R - min R <= spread are skipped; under "relative" they pull back to the reference and stay
+        level_weights: undo the shrinking of the gradient at edges that many leaves of a group share (`Paths.level_weights`)
+        rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
+
+    Raises:
+        ValueError: beta <= 0, a reference that could move, a group of one sample, a batch without stochastic edges.
+
+    Reference: Uni-TMPO, arXiv:2609.34688.
+    """
+
+    policy: Policy
+    reference: Policy | None = None
+    beta: Scalar | float = 4.0
+    measure: Measure = "relative"
+    reference_weight: Scalar | float = 0.0
+    spread: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
+    level_weights: bool = False
+    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    _replay: PathLosses = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        require_positive(self.beta, "GroupForwardKL.beta", "it is an inverse temperature")
+        self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "GroupForwardKL")
+        self._replay = PathLosses(self.policy, self.reference, self.rows, level_weights=self.level_weights)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase({"policy": self.policy}, self._losses),)
+
+    def policies(self) -> Mapping[str, Policy]:
+        return {"policy": self.policy} if self.reference is None else {"policy": self.policy, "reference": self.reference}
+
+    def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        require_comparable(batch.trajectories, "GroupForwardKL")
+        yield from self._replay(batch, update, self._loss)
+
+    def _loss(self, paths: Paths) -> Loss:
+        batch, group = paths.batch, paths.group
+        matched = paths.matched(self.measure)
+        beta = scalar(self.beta)(batch.progress)
+        require_positive(beta, "GroupForwardKL.beta", "it is an inverse temperature")
+        logits = beta * batch.rewards.double()
+        divergence = group_forward_kl(matched, logits, group)
+        size = group_sum(torch.ones_like(divergence), group)
+        skips = self.measure == "path"
+        kept = group_has_spread(batch.rewards, group, self.spread).double() if skips else torch.ones_like(divergence)
+        value = (kept * divergence / size).sum() / batch.groups
+        count = torch.tensor(len(group))
+        metrics = {
+            "forward_kl": (divergence.detach().sum(), count),
+            "beta": (torch.tensor(beta), torch.tensor(1)),
+            "ess/target": (effective_share(logits, group).sum(), count),
+            "ess/policy": (effective_share(matched.detach(), group).sum(), count),
+            "skipped_groups": ((kept == 0).double().sum(), count),
+        }
+        if paths.reference is not None:
+            metrics["log_ratio/reference"] = (paths.total(paths.log_prob.detach() - paths.reference).sum(), count)
+            weight = scalar(self.reference_weight)(batch.progress)
+            if weight > 0:
+                constraint = paths.constraint()
+                value = value + weight * (constraint / size).sum() / batch.groups
+                metrics["reference_constraint"] = (constraint.detach().sum(), count)
+        return Loss(value, {"loss": (value.detach() * batch.groups, torch.tensor(len(batch.trajectories.condition))), **metrics})

@@ -1,0 +1,193 @@
+"""What losses over whole trajectories share: log-probabilities of paths under the current, the old and the reference weights.
+
+Legend: E stochastic edges, N nodes, K leaves.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import (
+    Edges,
+    Gaussian,
+    Loss,
+    Policy,
+    Scalar,
+    ScoredBatch,
+    TrajectoryBatch,
+    micro_batched,
+    replay,
+    replay_log_prob,
+    require_frozen,
+)
+
+from .requirements import require_finite
+from .terms import reference_constraint
+
+Measure = Literal["relative", "path"]
+"""Which log-probability of a path is matched: log p_theta(tau) - log p_ref(tau), or log p_theta(tau)."""
+
+
+def reference_for(policy: Policy, reference: Policy | None, measure: Measure, weight: Scalar | float, objective: str) -> Policy | None:
+    """The frozen reference that an objective over paths needs: the one given, or a fork of the policy as it is, or none.
+
+    Args:
+        weight: of a constraint to the reference
+        objective: its class, for messages
+
+    Raises:
+        ValueError: a reference that could move, or that has no use.
+    """
+    if measure == "path" and not isinstance(weight, Scalar) and weight <= 0:
+        if reference is not None:
+            raise ValueError(
+                f"{objective}.reference has no use with measure 'path' and reference_weight 0; leave it out, or take measure 'relative'"
+            )
+        return None
+    reference = policy.fork() if reference is None else reference
+    require_frozen(reference, "reference")
+    return reference
+
+
+@attrs.frozen(eq=False)
+class Paths:
+    """A scored batch and the log-probabilities of its edges, in the order of `edges.child`.
+
+    Args:
+        batch: trajectories and rewards
+        edges: the stochastic edges, sorted by parent
+        log_prob: [E] under the current weights, with their gradient
+        old: [E] under the weights that rolled out
+        reference: [E] under the reference; None where there is none
+        transition: of each edge under the current weights; None where nobody asked for it
+    """
+
+    batch: ScoredBatch
+    edges: Edges
+    log_prob: Tensor
+    old: Tensor
+    reference: Tensor | None
+    transition: Gaussian | None = None
+
+    @property
+    def group(self) -> Tensor:
+        """[K] prompt group of each sample."""
+        return self.batch.trajectories.group
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the stochastic edges of each path: [E] -> [K]."""
+        trajectories = self.batch.trajectories
+        return trajectories.path_sum(values.new_zeros(len(trajectories.latents)).index_copy(0, self.edges.child, values))
+
+    @property
+    def steps(self) -> Tensor:
+        """[K] stochastic edges of each path."""
+        return self.total(torch.ones_like(self.old))
+
+    def matched(self, measure: Measure) -> Tensor:
+        """[K] the log-probability of each path that is compared: relative to the reference, or as it is."""
+        if measure == "path":
+            return self.total(self.log_prob)
+        assert self.reference is not None
+        return self.total(self.log_prob - self.reference)
+
+    def constraint(self) -> Tensor:
+        """[K] ((log p_theta(tau) - log p_ref(tau)) / steps)^2."""
+        assert self.reference is not None
+        return reference_constraint(self.total(self.log_prob), self.total(self.reference), self.steps)
+
+    def average(self, values: Tensor) -> Tensor:
+        """Mean over the stochastic edges of each path: [E] -> [K]."""
+        return self.total(values) / self.steps.clamp(min=1)
+
+    def level_weights(self) -> Tensor:
+        """1 / (1 - n / K) of each edge, for n leaves below it among the K of its prompt: [E].
+
+        The mean over a group is a baseline that contains the edge's own leaves, which shrinks its expected gradient by 1 - n / K: by a
+        third at the first branching of a 3 x 3 x 3 tree, hardly at the last.
+        """
+        trajectories = self.batch.trajectories
+        inside = trajectories.paths[trajectories.paths >= 0]
+        below = torch.bincount(inside, minlength=len(trajectories.latents))[self.edges.child]
+        size = torch.bincount(self.group)[trajectories.prompt[self.edges.child]]
+        return 1 / (1 - below / size)
+
+
+@attrs.define(eq=False)
+class PathLosses:
+    """Replays a batch and yields the micro-batches of a loss over its paths.
+
+    Args:
+        policy: whose gradient is taken
+        reference: frozen; None where the loss has none
+        rows: network rows per micro-batch; None takes all at once
+        transitions: whether the loss needs the transitions themselves, beside their log-probabilities
+        level_weights: weigh the gradient of each edge by `Paths.level_weights`
+    """
+
+    policy: Policy
+    reference: Policy | None
+    rows: int | None
+    transitions: bool = False
+    level_weights: bool = False
+    _reference: Tensor | None = attrs.field(default=None, init=False, repr=False)
+    _old: Tensor | None = attrs.field(default=None, init=False, repr=False)
+
+    def __call__(self, batch: ScoredBatch, update: int, loss_of: Callable[[Paths], Loss]) -> Iterator[Loss]:
+        """Micro-batches of `loss_of`, whose gradients add up to that of the whole."""
+        trajectories = batch.trajectories
+        edges = Edges.of(trajectories)
+        if update == 0:
+            self._reference = None if self.reference is None else self._under_reference(self.reference, trajectories, edges)
+            # In half precision the rollout's numbers and the replay's differ by more than a ratio may: the old log-probs then are those
+            # of the first replay, which is made in the same pieces as the later ones.
+            exact = min(self.policy.precision.itemsize, trajectories.latents.dtype.itemsize) >= 4
+            self._old = trajectories.log_prob[edges.child] if exact else None
+        if update == 0 and trajectories.mean.requires_grad:  # the rollout kept the graph of its branching steps
+            yield loss_of(self._paths(batch, edges, _from_rollout(self.policy, trajectories, edges)))
+            return
+
+        def evaluate(parents: Tensor) -> dict[str, Tensor]:
+            some = edges.below(parents)
+            transition = replay(self.policy, trajectories, some)
+            log_prob = transition.log_prob(trajectories.latents[some.child])
+            return {"log_prob": log_prob, "mean": transition.mean, "std": transition.std} if self.transitions else {"log_prob": log_prob}
+
+        # the rollout's log-probs are the replay's, so the first pass of the first update is already there
+        free = update == 0 and self._old is not None and not self.transitions
+        known = {"log_prob": trajectories.log_prob[edges.child]} if free else None
+        yield from micro_batched(evaluate, len(edges.parent), lambda values: loss_of(self._paths(batch, edges, values)), self.rows, known)
+
+    def _paths(self, batch: ScoredBatch, edges: Edges, values: Mapping[str, Tensor]) -> Paths:
+        log_prob = values["log_prob"]
+        require_finite(log_prob, batch.trajectories, edges.child, "trained weights")
+        if self._old is None:
+            self._old = log_prob.detach()
+        transition = Gaussian(values["mean"], values["std"], self.policy.kernel.density) if "mean" in values else None
+        paths = Paths(batch, edges, log_prob, self._old, self._reference, transition)
+        if not self.level_weights:
+            return paths
+        fixed = log_prob.detach()
+        return attrs.evolve(paths, log_prob=fixed + paths.level_weights() * (log_prob - fixed))
+
+    def _under_reference(self, policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
+        """[E] log-probs of the edges under some weights."""
+        with torch.no_grad():
+            pieces = torch.arange(len(edges.parent)).split(self.rows or len(edges.parent))
+            log_prob = torch.cat([replay_log_prob(policy, trajectories, edges.below(piece)) for piece in pieces])
+        require_finite(log_prob, trajectories, edges.child, "reference")
+        return log_prob
+
+
+def _from_rollout(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> dict[str, Tensor]:
+    """What a replay would give, from the graph of the rollout: no network row."""
+    mean = trajectories.mean[edges.row]
+    level = trajectories.level[edges.child]
+    eta = trajectories.noise_level[edges.child]
+    nothing = torch.zeros_like(mean)  # the standard deviation does not depend on state or velocity
+    std = policy.kernel.step(nothing, nothing, trajectories.sigmas[level - 1], trajectories.sigmas[level], eta).std
+    transition = Gaussian(mean, std, policy.kernel.density)
+    return {"log_prob": transition.log_prob(trajectories.latents[edges.child]), "mean": mean, "std": std}

@@ -1,0 +1,94 @@
+"""Importance ratios of a path between the weights that are trained and those that rolled out.
+
+Legend: E stochastic edges, K samples, * latent dimensions, D their number; <.> is the mean over D.
+"""
+
+from collections.abc import Callable
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Gaussian, group_mean
+
+PathMean = Callable[[Tensor], Tensor]
+"""[E] -> [K]: the mean over the stochastic edges of each path."""
+
+
+@attrs.frozen
+class RatioNorm:
+    """Importance weights that do not depend on the noise scale of a step.
+
+    Under samples of the old policy the log-ratio of a step has the mean -b, and a spread that grows as the noise shrinks. Both are taken
+    out, and the mean over the steps of a path is what is clipped:
+
+        u = (l - l_old + b) c,        w = clip(exp(mean over steps u), 1 - clip, 1 + clip),   without gradient
+
+        density     b                           c
+        "mean"      <(mu - mu_old)^2> / 2 n^2   n
+        "sum"       D <(mu - mu_old)^2> / 2 n^2 n / D
+        "squared"   <(mu - mu_old)^2>           1 / 2 n
+
+    n is the standard deviation of the step. In every convention u = <z (mu - mu_old)> for the noise z of the step, whose mean under the
+    old policy is 0.
+
+    Args:
+        clip: half width of the interval of the weights
+
+    Reference: GRPO-Guard, arXiv:2510.22319; in TMPO (arXiv:2605.10983) as weights.
+    """
+
+    clip: float = attrs.field(default=0.2, validator=[attrs.validators.gt(0.0), attrs.validators.lt(1.0)])
+
+    def normalized(self, log_ratio: Tensor, old_mean: Tensor, transition: Gaussian) -> Tensor:
+        """U of each edge, with the gradient of its arguments: [E].
+
+        Args:
+            log_ratio: [E] l - l_old
+            old_mean: [E, *] mu_old
+            transition: of each edge under the current weights
+        """
+        size = old_mean[0].numel()
+        squares = (transition.mean - old_mean).flatten(1).double().square().mean(dim=1)
+        std = transition.std.double()
+        if transition.density == "squared":
+            return (log_ratio + squares) / (2 * std)
+        per_dimension = log_ratio / size if transition.density == "sum" else log_ratio
+        return (per_dimension + squares / (2 * std.square())) * std
+
+    @torch.no_grad()
+    def weights(self, log_ratio: Tensor, old_mean: Tensor, transition: Gaussian, path_mean: PathMean) -> Tensor:
+        """W of each path: [K]."""
+        return path_mean(self.normalized(log_ratio, old_mean, transition)).exp().clamp(1 - self.clip, 1 + self.clip)
+
+
+@attrs.frozen
+class Ratio:
+    """How the log-ratio of a path, log p_theta(tau) - log p_old(tau), enters a clipped surrogate.
+
+    Args:
+        per_dimension: divide a "sum" log-density by the number of latent dimensions, which leaves a true density no ratio at all: one
+            update moves a path of 65,536 dimensions by many nats
+        centered: subtract the group's mean, without gradient, so that a drift common to all samples of a prompt clips none (as TMPO's
+            release does; the value then is blind to such a drift, the gradient is not)
+        limit: clamp the log-ratio to +- limit; None does not
+    """
+
+    per_dimension: bool = False
+    centered: bool = False
+    limit: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+
+    def __call__(self, log_ratio: Tensor, group: Tensor, density: str, size: int) -> Tensor:
+        """[K] -> [K].
+
+        Args:
+            log_ratio: of each path
+            group: of each sample
+            density: log-density convention of the kernel
+            size: latent dimensions D
+        """
+        if self.per_dimension and density == "sum":
+            log_ratio = log_ratio / size
+        if self.centered:
+            log_ratio = log_ratio - group_mean(log_ratio, group).detach()
+        return log_ratio if self.limit is None else log_ratio.clamp(-self.limit, self.limit)

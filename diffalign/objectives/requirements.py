@@ -1,0 +1,98 @@
+"""What objectives ask of their settings and of a batch, before any weight moves."""
+
+import torch
+from torch import Tensor
+
+from diffalign.core import NonFiniteError, Policy, Scalar, TrajectoryBatch, require_frozen
+
+
+def require_comparable(trajectories: TrajectoryBatch, objective: str) -> None:
+    """Refuse a batch that an objective over stochastic trajectories cannot use.
+
+    Raises:
+        ValueError: no stochastic edge, or a prompt with a single sample.
+    """
+    if not len(trajectories.stochastic):
+        raise ValueError(
+            f"{objective} needs stochastic steps, but every edge of this batch is deterministic. Give the plan an eta > 0, or use an "
+            "objective for deterministic trajectories."
+        )
+    require_groups(trajectories, objective)
+
+
+def require_groups(trajectories: TrajectoryBatch, objective: str) -> None:
+    """Refuse a batch in which a prompt has a single sample.
+
+    Raises:
+        ValueError: naming the first such prompt.
+    """
+    sizes = torch.bincount(trajectories.group, minlength=len(trajectories.condition))
+    alone = (sizes < 2).nonzero().squeeze(1)
+    if len(alone):
+        prompt = str(trajectories.condition.prompts[int(alone[0])])
+        raise ValueError(
+            f"{objective} needs at least 2 samples per prompt to compare; prompt {prompt!r} has {int(sizes[alone[0]])}. Use a plan with a "
+            "branching step or more roots."
+        )
+
+
+def require_positive(value: Scalar | float, name: str, reason: str) -> None:
+    """Refuse a number that is not above zero. A schedule passes: look at what it gives, when it gives it.
+
+    Raises:
+        ValueError: the number is not positive.
+    """
+    if not isinstance(value, Scalar) and not value > 0:
+        raise ValueError(f"{name} must be positive: {reason}; got {value:g}")
+
+
+def require_finite(log_prob: Tensor, trajectories: TrajectoryBatch, child: Tensor, whose: str) -> None:
+    """Refuse log-probabilities that are not finite.
+
+    Args:
+        log_prob: [E] of the edges into the nodes `child` [E]
+        whose: weights, for the message
+
+    Raises:
+        NonFiniteError: naming level, sigma and prompt.
+    """
+    bad = (~log_prob.detach().isfinite()).nonzero().squeeze(1)
+    if len(bad):
+        node = child[bad[0]]
+        level = int(trajectories.level[node])
+        prompt = str(trajectories.condition.prompts[int(trajectories.prompt[node])])
+        raise NonFiniteError(
+            f"replay: the log-prob under the {whose} is {log_prob[bad[0]].item()} at level {level} "
+            f"(sigma {trajectories.sigmas[level].item():.4g}), prompt {prompt!r}. Nothing was updated."
+        )
+
+
+def group_has_spread(rewards: Tensor, group: Tensor, spread: float = 0.0) -> Tensor:
+    """Whether the rewards of each sample's group differ by more than `spread`: [K], bool."""
+    values = rewards.double()
+    start = values.new_zeros(int(group.max()) + 1)
+    high, low = (start.scatter_reduce(0, group, values, how, include_self=False)[group] for how in ("amax", "amin"))
+    return high - low > spread
+
+
+def optional_reference(policy: Policy, reference: Policy | None, weight: float, weight_name: str) -> Policy | None:
+    """The frozen reference of a penalty: the one given, or a fork of the policy as it is, or none where the weight is 0.
+
+    Args:
+        policy: the weights being aligned
+        reference: as the user gave it
+        weight: of the penalty
+        weight_name: for messages, "Class.field"
+
+    Raises:
+        ValueError: a negative weight, a reference that could move, or one that has no use.
+    """
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"{weight_name} must be at least 0 and finite: it is the weight of a penalty; got {weight:g}")
+    if weight == 0:
+        if reference is not None:
+            raise ValueError(f"{weight_name.partition('.')[0]}.reference has no use where {weight_name} is 0; leave it out, or give a weight")
+        return None
+    reference = policy.fork() if reference is None else reference
+    require_frozen(reference, "reference")
+    return reference
