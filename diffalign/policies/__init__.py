@@ -1,6 +1,10 @@
-"""Policies: diffusers pipelines and closed forms."""
+"""Policies: diffusers pipelines, networks of your own, and closed forms."""
 
 from .analytic import GaussianMixturePolicy
-from .flow_matching import FlowMatchingPolicy, LoRA
+from .compilation import Compilation
+from .flow_matching import FlowMatchingPolicy
+from .lora import LoRA
+from .network import NetworkPolicy
+from .tdm import TDMPolicy
 
-__all__ = ["FlowMatchingPolicy", "GaussianMixturePolicy", "LoRA"]
+__all__ = ["Compilation", "FlowMatchingPolicy", "GaussianMixturePolicy", "LoRA", "NetworkPolicy", "TDMPolicy"]

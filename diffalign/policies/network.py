@@ -1,0 +1,71 @@
+"""Any velocity network as a policy."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.core import CPS, Condition, Policy, Prompt, TransitionKernel, fork_module, shifted_sigmas
+
+Decode = Callable[[Tensor], Tensor]
+
+
+class NetworkPolicy(Policy):
+    """A network of your own that predicts v = noise - x_0 and knows no prompt: `network(latents [B, *], sigma [B]) -> [B, *]`.
+
+    What of it requires gradients is what is trained; the rest is shared between forks. Latents are unit noise at sigma 1.
+
+    Args:
+        network: the velocity field
+        latent_shape: of one sample, [*]
+        decode: latents [K, *] -> images [K, 3, H, W] in [0, 1]; by default latents are images from -1 to 1 already
+        kernel: the step rule; CPS by default
+        shift: of the sigma grid
+        own: names of the network's parameters that a fork owns; by default those that require gradients
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        latent_shape: Sequence[int],
+        decode: Decode | None = None,
+        kernel: TransitionKernel | None = None,
+        shift: float = 1.0,
+        own: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(kernel or CPS(), latent_shape)
+        self.network = network
+        self.shift = shift
+        self._decode = decode
+        trained = (name for name, parameter in network.named_parameters() if parameter.requires_grad)
+        self._own = frozenset(trained if own is None else own)
+
+    def encode(self, prompts: Sequence[Prompt]) -> Condition:
+        return Condition(tuple(prompts), torch.arange(len(prompts)), {})
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return ((latents + 1) / 2).clamp(0, 1) if self._decode is None else self._decode(latents)
+
+    def prior(self, noise: Tensor) -> Tensor:
+        return noise.to(self.device)
+
+    def sigmas(self, steps: int) -> Tensor:
+        return shifted_sigmas(steps, self.shift)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        self.counter.add(len(latents))
+        predicted: Tensor = self.network(latents, sigma)
+        return predicted
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        return {f"network.{name}": parameter for name, parameter in self.network.named_parameters() if name in self._own}
+
+    def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
+        if pristine:
+            raise ValueError("fork(pristine=True) needs LoRA adapters to leave out; a NetworkPolicy has none. Fork it before training.")
+        network = fork_module(self.network, self._own, trainable=trainable)
+        twin = type(self)(network, self.latent_shape, self._decode, self.kernel, self.shift, self._own)
+        if len(self._own) < len(list(self.network.parameters())):
+            self.shares_tensors = twin.shares_tensors = True
+        return twin

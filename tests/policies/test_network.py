@@ -1,0 +1,77 @@
+"""A network of the user's own as a policy."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import CPS, FlowSDE
+from diffalign.objectives import SoftmaxTB
+from diffalign.policies import NetworkPolicy
+from diffalign.prompts import Prompts
+from diffalign.samplers import FixedPlan, TreeSampler
+
+
+class Field(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(13, 8), nn.Linear(8, 12)
+
+    def forward(self, latents, sigma):
+        return self.outer(self.inner(torch.cat([latents.flatten(1), sigma[:, None]], dim=1)).tanh()).view_as(latents)
+
+
+def policy(frozen=False, **options):
+    torch.manual_seed(0)
+    network = Field()
+    network.inner.requires_grad_(not frozen)
+    return NetworkPolicy(network, (3, 2, 2), **options)
+
+
+def test_velocity_is_the_networks_and_is_counted():
+    mine = policy()
+    latents, sigma = torch.randn(5, 3, 2, 2), torch.rand(5)
+    condition = mine.encode([Prompt("x")] * 5)
+    assert torch.equal(mine.velocity(latents, sigma, condition), mine.network(latents, sigma))
+    assert (mine.counter.rows, mine.counter.calls) == (5, 1)
+
+
+def test_latents_are_images_unless_a_decoder_says_otherwise():
+    latents = torch.tensor([-1.0, 0.0, 3.0]).view(1, 3, 1, 1)
+    assert policy().decode(latents).flatten().tolist() == [0.0, 0.5, 1.0]
+    assert policy(decode=lambda latents: latents + 7).decode(latents).flatten().tolist() == [6.0, 7.0, 10.0]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_fork_owns_what_is_trained_and_shares_the_rest(frozen):
+    mine = policy(frozen, kernel=FlowSDE("sum"), shift=3.0)
+    twin = mine.fork(trainable=True)
+    assert (twin.network.inner.weight is mine.network.inner.weight) == frozen
+    assert twin.network.outer.weight is not mine.network.outer.weight
+    assert torch.equal(twin.network.outer.weight, mine.network.outer.weight)
+    assert (twin.kernel, twin.shift, twin.latent_shape) == (mine.kernel, mine.shift, mine.latent_shape)
+    assert set(twin.own_parameters()) == {f"network.{name}" for name in twin.network.state_dict() if not frozen or "outer" in name}
+    assert not mine.fork().trainable_parameters()
+    assert set(mine.fork().fork(trainable=True).trainable_parameters()) == set(mine.trainable_parameters())  # through a frozen fork
+    if frozen:
+        with pytest.raises(RuntimeError, match="would change every fork"):
+            twin.to(torch.float64)
+
+
+def test_there_is_no_pristine_fork():
+    with pytest.raises(ValueError, match="Fork it before training"):
+        policy().fork(pristine=True)
+
+
+def test_it_trains():
+    mine = policy(kernel=CPS("sum"))
+    before = mine.network.outer.weight.clone()
+    loop = AlignmentLoop(
+        SoftmaxTB(mine),
+        TreeSampler(4, FixedPlan((0, 1))),
+        lambda images, prompts: images.mean(dim=(1, 2, 3)),
+        Prompts(["x"]),
+        prompts_per_step=1,
+    )
+    loop.run(2)
+    assert not torch.equal(mine.network.outer.weight, before)
