@@ -50,7 +50,12 @@ def group_normalize(values: Tensor, group: Tensor, floor: float = 1e-4) -> Tenso
     return (values - group_mean(values, group)) / _variance(values, group).clamp(min=floor**2).sqrt()
 
 
-def _weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:
+def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:
+    """sum_m w_m R_m over the rewards that have a weight, all of them with weight 1 if there are none: [K].
+
+    Raises:
+        ValueError: a weight for a reward that there is not.
+    """
     names = list(parts) if weights is None else list(weights)
     if missing := [name for name in names if name not in parts]:
         raise ValueError(f"aggregation.weights names the reward {missing[0]!r}, but the rewards are {', '.join(parts)}")
@@ -69,7 +74,7 @@ class Raw(Aggregation):
     weights: Mapping[str, float] | None = None
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        return _weighted(parts, self.weights)
+        return weighted_sum(parts, self.weights)
 
 
 @attrs.frozen
@@ -87,7 +92,7 @@ class StandardizedParts(Aggregation):
     floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        return _weighted({name: group_normalize(values, group, self.floor) for name, values in parts.items()}, self.weights)
+        return weighted_sum({name: group_normalize(values, group, self.floor) for name, values in parts.items()}, self.weights)
 
 
 @attrs.frozen
@@ -103,7 +108,7 @@ class StandardizedSum(Aggregation):
     floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        return group_normalize(_weighted(parts, self.weights), group, self.floor)
+        return group_normalize(weighted_sum(parts, self.weights), group, self.floor)
 
 
 def log_geometric_mean_distance(latents: Tensor, group: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def replay(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gauss
         trajectories.condition.select(trajectories.prompt[parent]),
         eta,
     )
-    return Gaussian(transition.mean[edges.owner], transition.std[edges.owner], transition.density)
+    return attrs.evolve(transition, mean=transition.mean[edges.owner], std=transition.std[edges.owner])
 
 
 def replay_log_prob(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:

@@ -26,11 +26,15 @@ class Gaussian:
         mean: [B, *]
         std: [B], of each latent dimension; 0 is a point mass, which has no log-density
         density: the convention
+        std_floor: least std in the log-density; None has none
+        deviation_limit: y - mean is clamped in the log-density to +- this many std, elementwise; None does not
     """
 
     mean: Tensor  # [B, *]
     std: Tensor  # [B]
     density: Density
+    std_floor: float | None = None
+    deviation_limit: float | None = None
 
     def sample(self, noise: Tensor) -> Tensor:
         """Mean + std * noise, for unit noise [B, *]."""
@@ -39,10 +43,15 @@ class Gaussian:
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of `value` [B, *], in float64: [B]. Give it rows with std > 0 only."""
         size = self.mean[0].numel()
-        squares = (value - self.mean).flatten(1).square().sum(dim=1, dtype=torch.float64)
+        std = self.std if self.std_floor is None else self.std.clamp(min=self.std_floor)
+        deviation = value - self.mean
+        if self.deviation_limit is not None:
+            bound = expand(self.deviation_limit * std, deviation)
+            deviation = deviation.clamp(-bound, bound)
+        squares = deviation.flatten(1).square().sum(dim=1, dtype=torch.float64)
         if self.density == "squared":
             return -squares / size
-        std = self.std.double()
+        std = std.double()
         total = -squares / (2 * std.square()) - size * (std.log() + math.log(2 * math.pi) / 2)
         return total if self.density == "sum" else total / size
 
@@ -118,6 +127,8 @@ class FlowSDE(TransitionKernel):
     Args:
         density: log-density convention of the transitions
         sigma_max: stands for larger sigmas in s (Flow-GRPO's code takes the grid's second sigma); None refuses them
+        std_floor: least std in the log-density (0.01 in TMPO's release); a biased density, for parity
+        deviation_limit: clamp of the deviation in the log-density, in std (10 in TMPO's release); for parity
 
     Raises:
         ValueError: a stochastic step from sigma = 1 without `sigma_max`.
@@ -129,6 +140,8 @@ class FlowSDE(TransitionKernel):
     sigma_max: float | None = attrs.field(
         default=None, validator=attrs.validators.optional([attrs.validators.gt(0.0), attrs.validators.lt(1.0)])
     )
+    std_floor: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+    deviation_limit: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
 
     def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
         noisy = noise_level > 0
@@ -143,4 +156,4 @@ class FlowSDE(TransitionKernel):
         delta = sigma_next - sigma
         drift = scale.square() / (2 * sigma)
         mean = latents * expand(1 + drift * delta, latents) + velocity * expand((1 + drift * (1 - sigma)) * delta, latents)
-        return Gaussian(mean, scale * (-delta).sqrt(), self.density)
+        return Gaussian(mean, scale * (-delta).sqrt(), self.density, self.std_floor, self.deviation_limit)

@@ -188,6 +188,6 @@ def _from_rollout(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -
     level = trajectories.level[edges.child]
     eta = trajectories.noise_level[edges.child]
     nothing = torch.zeros_like(mean)  # the standard deviation does not depend on state or velocity
-    std = policy.kernel.step(nothing, nothing, trajectories.sigmas[level - 1], trajectories.sigmas[level], eta).std
-    transition = Gaussian(mean, std, policy.kernel.density)
-    return {"log_prob": transition.log_prob(trajectories.latents[edges.child]), "mean": mean, "std": std}
+    still = policy.kernel.step(nothing, nothing, trajectories.sigmas[level - 1], trajectories.sigmas[level], eta)
+    log_prob = attrs.evolve(still, mean=mean).log_prob(trajectories.latents[edges.child])
+    return {"log_prob": log_prob, "mean": mean, "std": still.std}

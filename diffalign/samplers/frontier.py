@@ -66,7 +66,7 @@ def roll_out(
         if eta > 0:
             with torch.set_grad_enabled(mean.requires_grad):
                 means.append(mean[copies])
-            transition = Gaussian(transition.mean[copies], transition.std[copies], transition.density)
+            transition = attrs.evolve(transition, mean=transition.mean[copies], std=transition.std[copies])
             noise = _noise(policy, condition, streams, step + 1, prompt, place).to(transition.mean)
             latents = transition.sample(noise.to(device))
             log_prob = transition.log_prob(latents)
@@ -118,4 +118,4 @@ def _step(
         pieces.append(policy.transition(latents[index], sigma.expand(count), sigma_next.expand(count), condition.select(index), level))
     if len(pieces) == 1:
         return pieces[0]
-    return Gaussian(torch.cat([piece.mean for piece in pieces]), torch.cat([piece.std for piece in pieces]), pieces[0].density)
+    return attrs.evolve(pieces[0], mean=torch.cat([piece.mean for piece in pieces]), std=torch.cat([piece.std for piece in pieces]))
