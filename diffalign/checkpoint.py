@@ -1,128 +1,32 @@
-"""Checkpoints: own weights of every policy, optimizers, step. Written to a temporary name, synced and renamed."""
+"""Checkpoints: everything a run needs to go on as if it had never stopped; which of them stay, and where a run goes on."""
 
-import hashlib
-import json
+import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import attrs
-import torch
-from safetensors.torch import load_file, save_file
 
-from .core import AlignmentLoop, CheckpointError, Hook, Policy, Report
+from .core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, agree
+from .durable import discard, publish
+from .identity import differences
+from .snapshot import CONFIG, Snapshot, checkpoints, complete_checkpoints, load, load_weights, read_manifest, save, step_of, write
 
+__all__ = ["Checkpoints", "complete_checkpoints", "load", "load_weights", "read_manifest", "save"]
 
-def _policies(loop: AlignmentLoop) -> dict[str, Policy]:
-    average = loop.average.policy if loop.average is not None else None
-    named = {**loop.objective.policies(), **loop.trained()}
-    return named if average is None else {**named, "average": average}
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def save(loop: AlignmentLoop, folder: Path, step: int, config: str) -> None:
-    """Write a checkpoint to `folder`, which appears complete or not at all."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for role, policy in _policies(loop).items():
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in policy.own_parameters().items()}
-        save_file(tensors, temporary / f"{role}.safetensors")
-    for role, optimizer in loop.running.items():
-        torch.save(optimizer.state_dict(), temporary / f"{role}.optimizer.pt")
-    files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
-    manifest = {"step": step, "reward": loop.reward, "files": files, "config": hashlib.sha256(config.encode()).hexdigest()}
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for file in temporary.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all there and unchanged.
-
-    Raises:
-        CheckpointError: it is damaged; the message names the file.
-    """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        for name, digest in manifest["files"].items():
-            if _digest(folder / name) != digest:
-                raise CheckpointError(f"{folder / name} must have the content that its manifest names; it was changed or cut off")
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from error
-    return manifest
-
-
-@torch.no_grad()
-def load(loop: AlignmentLoop, folder: Path) -> int:
-    """Restore policies and optimizers in place; returns the steps done.
-
-    Raises:
-        CheckpointError: it is damaged, or holds other tensors than this run has.
-    """
-    manifest = read_manifest(folder)
-    for role, policy in _policies(loop).items():
-        file = folder / f"{role}.safetensors"
-        if not file.exists():
-            raise CheckpointError(f"{folder} must hold weights for {role!r}; it has {', '.join(manifest['files'])}")
-        load_weights(policy, file)
-    for role, optimizer in loop.running.items():
-        optimizer.load_state_dict(torch.load(folder / f"{role}.optimizer.pt", weights_only=True))
-    loop.reward = manifest["reward"]
-    return int(manifest["step"])
-
-
-@torch.no_grad()
-def load_weights(policy: Policy, file: Path) -> None:
-    """Copy the tensors of a checkpoint file into a policy.
-
-    Raises:
-        CheckpointError: names or shapes differ.
-    """
-    tensors, mine = load_file(file), policy.own_parameters()
-    if tensors.keys() != mine.keys():
-        odd = sorted(tensors.keys() ^ mine.keys())
-        raise CheckpointError(f"{file} must hold the policy's {len(mine)} own tensors; {len(odd)} names differ (first: {odd[0]!r})")
-    for name, parameter in mine.items():
-        if parameter.shape != tensors[name].shape:
-            raise CheckpointError(f"{file}: {name!r} must have shape {tuple(parameter.shape)}; got {tuple(tensors[name].shape)}")
-        parameter.copy_(tensors[name])
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run folder that are whole, oldest first."""
-    found = []
-    for candidate in sorted(folder.glob("step-*")):
-        if candidate.is_dir() and candidate.suffix != ".tmp":
-            try:
-                read_manifest(candidate)
-            except CheckpointError as error:
-                print(f"skipping a damaged checkpoint: {error}")
-            else:
-                found.append(candidate)
-    return found
+BEST = "best"
 
 
 @attrs.define(eq=False)
 class Checkpoints(Hook):
-    """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted.
+    """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted; the best of them stays as `best/`.
+
+    The best is the one before which, since the checkpoint before, the raw reward was highest on average.
 
     Args:
         folder: of the run
         every: steps between checkpoints
-        config: resolved configuration, whose hash the manifest holds
+        config: resolved configuration, which the checkpoint holds
         keep: how many of the last are kept
     """
 
@@ -131,30 +35,113 @@ class Checkpoints(Hook):
     config: str = ""
     keep: int = attrs.field(default=2, validator=attrs.validators.ge(1))
     _saved: int | None = attrs.field(default=None, init=False)
+    _rewards: list[float] = attrs.field(factory=list, init=False)
 
     def restore(self, loop: AlignmentLoop) -> int:
-        """Load the last whole checkpoint of the folder; returns the step to start at.
+        """Load the last whole checkpoint of the folder; returns the steps done.
 
         Raises:
             CheckpointError: there is none.
         """
-        found = complete_checkpoints(self.folder)
-        if not found:
-            raise CheckpointError(f"{self.folder} must hold a checkpoint step-*/ to resume from; there is none")
-        return load(loop, found[-1])
+        return load(loop, self._last())
+
+    def resume(self, loop: AlignmentLoop, new_total: bool = False) -> int:
+        """As `restore`, for a run that goes on: only from a checkpoint of the same configuration.
+
+        Args:
+            loop: as built from `config`
+            new_total: another total is no other run, although schedules run over it
+
+        Raises:
+            CheckpointError: there is none, or it is of another configuration; the message shows the difference.
+        """
+        last = self._last()
+        self.require_same_run(last, new_total)
+        return load(loop, last)
+
+    def require_same_run(self, written: Path, new_total: bool = False) -> None:
+        """Refuse a checkpoint, or a run folder, that holds another configuration.
+
+        Args:
+            written: the folder with its `config.yaml`; one without is not refused
+            new_total: as in `resume`
+
+        Raises:
+            CheckpointError: the message shows the difference.
+        """
+        file = written / CONFIG
+        changed = differences(file.read_text(), self.config) if file.exists() else []
+        if changed := [change for change in changed if not (new_total and change[0] == "total")]:
+            shown = "; ".join(f"{path} was {before}, is now {after}" for path, before, after in changed[:8])
+            more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
+            total = " (a new total is accepted with --new-total)" if any(path == "total" for path, *_ in changed) else ""
+            raise CheckpointError(f"{written} is of another configuration: {shown}{more}. Give the same values, or another folder{total}.")
+
+    def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
+        if loop.devices.rank == 0 and self.folder.exists():
+            for left in self.folder.glob("*.tmp"):  # a crash while writing
+                if left.name.startswith(("step-", f"{BEST}.")) and left.is_dir():
+                    shutil.rmtree(left)
+            later = [path for path in complete_checkpoints(self.folder, quiet=True) if step_of(path) > step]
+            if later:
+                raise CheckpointError(
+                    f"{self.folder} must hold no checkpoint after step {step}, at which this run starts; it has {later[-1].name}, which is "
+                    "of another run. Give another folder, or remove it."
+                )
+        self._saved = step if step else None
+        self._rewards = []
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
+        self._rewards.append(report.metrics["reward"])
         if (report.step + 1) % self.every == 0:
             self._save(loop, report.step + 1)
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         # weights and optimizers fit together at the end, and when a signal waited for the end of its step; not after an error
-        if (error is None or isinstance(error, KeyboardInterrupt)) and step != self._saved:
+        if (error is None or isinstance(error, Interrupted)) and step != self._saved:
             self._save(loop, step)
 
+    def _last(self) -> Path:
+        found = complete_checkpoints(self.folder)
+        if not found:
+            raise CheckpointError(f"{self.folder} must hold a checkpoint step-*/ to resume from; there is none")
+        return found[-1]
+
     def _save(self, loop: AlignmentLoop, step: int) -> None:
+        snapshot, failed = Snapshot.of(loop), None
         if loop.devices.rank == 0:
-            save(loop, self.folder / f"step-{step:06d}", step, self.config)
-            for old in sorted(self.folder.glob("step-??????"))[: -self.keep]:
-                shutil.rmtree(old)
-        self._saved = step
+            score = sum(self._rewards) / len(self._rewards) if self._rewards else None
+            try:
+                write(snapshot, self.folder / f"step-{step:06d}", {"step": step, "reward": loop.reward, "score": score}, self.config)
+                self._keep_best(self.folder / f"step-{step:06d}", score)
+                self._prune(step)
+            except (CheckpointError, OSError) as error:
+                failed = error
+        agree(loop.devices, failed)
+        self._saved, self._rewards = step, []
+
+    def _keep_best(self, new: Path, score: float | None) -> None:
+        if score is None or score <= self._best_score():
+            return
+        temporary = self.folder / f"{BEST}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for file in new.iterdir():
+            try:
+                os.link(file, temporary / file.name)
+            except OSError:  # a file system without hard links
+                shutil.copy2(file, temporary / file.name)
+        publish(temporary, self.folder / BEST)
+
+    def _best_score(self) -> float:
+        try:
+            return float(read_manifest(self.folder / BEST)["score"])
+        except (CheckpointError, KeyError, TypeError):
+            return -math.inf
+
+    def _prune(self, step: int) -> None:
+        """Keep the last few up to `step`; what is damaged has been passed over when this run started."""
+        found = checkpoints(self.folder)
+        done = [path for path in found if step_of(path) <= step]
+        for path in [*done[: -self.keep], *(path for path in found if step_of(path) > step)]:
+            discard(path)

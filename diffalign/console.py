@@ -7,7 +7,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .core import AlignmentLoop, Hook, Report
-from .evaluation import HeldOutEvaluation, paired_change
+from .evaluation import Evaluation, HeldOutEvaluation, paired_change
 
 _FIELDS = (
     "reward {task.fields[reward]:.3f}  diversity {task.fields[diversity]:+.3f}  ratio check {task.fields[check]:.0e}  "
@@ -28,13 +28,16 @@ class Console(Hook):
     _progress: Progress | None = attrs.field(default=None, init=False)
     _task: int = attrs.field(default=0, init=False)
     _began: float = attrs.field(default=0.0, init=False)
+    _first: int = attrs.field(default=0, init=False)
     _rows: int = attrs.field(default=0, init=False)
 
     def _say(self, line: str) -> None:
         self._terminal.print(line, soft_wrap=True, markup=False)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
-        self._began = time.time()
+        if loop.devices.rank != 0:
+            return
+        self._began, self._first = time.monotonic(), step
         self._say(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step")
         for result in _evaluations(loop)[:1]:
             means = ", ".join(f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items())
@@ -53,9 +56,11 @@ class Console(Hook):
             self._progress.start()
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
+        if loop.devices.rank != 0:
+            return
         self._rows += sum(report.ledger.rows.values())
         metrics, done = report.metrics, report.step + 1
-        speed = self._rows / max(time.time() - self._began, 1e-9)
+        speed = self._rows / max(time.monotonic() - self._began, 1e-9)
         values = {
             "reward": metrics["reward"],
             "diversity": metrics["diversity/l_gmd"],
@@ -65,13 +70,15 @@ class Console(Hook):
         if self._progress is not None:
             self._progress.update(self._task, completed=done, **values)  # type: ignore[arg-type]
         elif done % max(1, report.total // self.lines) == 0 or done == report.total:
-            left = (time.time() - self._began) / max(done, 1) * (report.total - done)
+            left = seconds_left(time.monotonic() - self._began, self._first, done, report.total)
             self._say(
                 f"step {done}/{report.total}  reward {values['reward']:.3f}  diversity {values['diversity']:+.3f}  "
                 f"ratio check {values['check']:.0e}  {speed:.0f} rows/s  {left:.0f} s left"
             )
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
+        if loop.devices.rank != 0:
+            return
         if self._progress is not None:
             self._progress.stop()
         results = _evaluations(loop)
@@ -79,16 +86,31 @@ class Console(Hook):
             self._say(f"run folder: {loop.folder}")
         if error is not None or len(results) < 2:
             return
-        before, after = results[0], results[-1]
-        self._say(f"held-out prompts ({len(after.prompts)}, {after.images.shape[1]} samples each), before -> after:")
-        for name, values in after.rewards.items():
-            change, half = paired_change(before.rewards[name], values)
-            self._say(f"  {name:<22} {before.rewards[name].mean().item():.3f} -> {values.mean().item():.3f}   {change:+.3f} +- {half:.3f}")
-        change, half = paired_change(before.l_gmd, after.l_gmd)
+        before, after = results[0].measures(), results[-1].measures()
+        samples = results[-1].settings["samples"]
         self._say(
-            f"  {'diversity (L-GMD)':<22} {before.l_gmd.mean().item():.3f} -> {after.l_gmd.mean().item():.3f}   {change:+.3f} +- {half:.3f}"
+            f"held-out prompts ({len(results[-1].prompts)}, {samples} samples each), step {results[0].step} -> step {results[-1].step}, "
+            "change [95 % interval]:"
         )
+        labels = {name: "diversity (L-GMD)" if name == "diversity l_gmd" else name.removeprefix("reward ") for name in after}
+        width = max(map(len, labels.values()))
+        for name, values in after.items():
+            change = paired_change(before[name], values)
+            means = f"{before[name].mean().item():.3f} -> {values.mean().item():.3f}"
+            self._say(f"  {labels[name]:<{width}} {means}   {change.signed()}")
 
 
-def _evaluations(loop: AlignmentLoop) -> list:  # type: ignore[type-arg]
+def seconds_left(spent: float, first: int, done: int, total: int) -> float:
+    """The time that the rest of a run takes at the speed of this process, which may have begun at a later step.
+
+    Args:
+        spent: seconds since step `first`
+        first: the step that this process began with
+        done: steps done, `first` included
+        total: steps of the run
+    """
+    return spent / max(done - first, 1) * (total - done)
+
+
+def _evaluations(loop: AlignmentLoop) -> list[Evaluation]:
     return [result for hook in loop.hooks if isinstance(hook, HeldOutEvaluation) for result in hook.results]

@@ -12,9 +12,11 @@ from typing import Any
 import attrs
 import torch
 
-from .core import AlignmentLoop, Hook, Report
-from .evaluation import write_report
-from .policies import FlowMatchingPolicy
+from .core import AlignmentLoop, Hook, Interrupted, Report
+from .durable import append_line, write_whole
+from .evaluation import HackingAlarm, write_report
+from .evaluation.alarm import ALARMS, WATCH
+from .export import Card, export, pipeline_policy
 
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
 
@@ -55,34 +57,45 @@ class Recorder(Hook):
     _began: float = attrs.field(init=False, default=0.0)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
-        self._began = time.time()
+        self._began = time.monotonic()
+        if loop.devices.rank != 0:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(self.config)
-        (self.folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+        write_whole(self.folder / "config.yaml", self.config)
+        write_whole(self.folder / "environment.json", json.dumps(environment(), indent=1))
         metrics = self.folder / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         done = [line for line in lines if _step_of(line) < step]  # a resumed run repeats the steps after its checkpoint
-        metrics.write_text("".join(f"{line}\n" for line in done))
+        write_whole(metrics, "".join(f"{line}\n" for line in done))
+        if step == 0 and not any(isinstance(hook, HackingAlarm) for hook in loop.hooks):
+            for name in (WATCH, ALARMS):  # of a run that was here before
+                (self.folder / name).unlink(missing_ok=True)
+        if step < total:
+            (self.folder / "report.html").unlink(missing_ok=True)  # it says that a run has come to its end
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
+        if loop.devices.rank != 0:
+            return
         ledger = report.ledger
         line = {
             "step": report.step,
-            "elapsed": round(time.time() - self._began, 3),
+            "elapsed": round(time.monotonic() - self._began, 3),
             **report.metrics,
+            "rows_per_second": round(sum(ledger.rows.values()) / max(sum(ledger.seconds.values()), 1e-9), 2),
             **{f"seconds/{stage}": round(seconds, 5) for stage, seconds in ledger.seconds.items()},
             **{f"rows/{entry}": rows for entry, rows in ledger.rows.items()},
             **{f"calls/{entry}": calls for entry, calls in ledger.calls.items()},
         }
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.folder / "metrics.jsonl", json.dumps(line))
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
-        if error is not None and not isinstance(error, KeyboardInterrupt):
+        if error is not None and not isinstance(error, Interrupted):
             return
-        policy = loop.evaluation_policy()
-        if isinstance(policy, FlowMatchingPolicy) and policy.adapters:
-            policy.save_lora(str(self.folder / "lora"))
+        if loop.devices.rank != 0:
+            return
+        inner = pipeline_policy(loop.evaluation_policy())
+        if inner is not None and inner.adapters:
+            export(inner, self.folder / "lora", "diffusers", Card.of_run(self.folder, step))
         write_report(self.folder, self.name)
 
 

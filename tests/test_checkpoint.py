@@ -1,3 +1,5 @@
+import errno
+import hashlib
 import json
 import os
 import signal
@@ -6,7 +8,8 @@ import pytest
 import torch
 from ring import ring_loop
 
-from diffalign.checkpoint import Checkpoints, complete_checkpoints, read_manifest
+from diffalign import snapshot
+from diffalign.checkpoint import Checkpoints, complete_checkpoints, load, read_manifest
 from diffalign.core import Average, CheckpointError, Hook
 
 
@@ -67,7 +70,8 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path):
 def test_tensors_of_another_policy_are_refused(tmp_path):
     ring_loop(tmp_path, [Checkpoints(tmp_path, every=1)], average=Average()).run(1)
     manifest = json.loads((tmp_path / "step-000001" / "manifest.json").read_text())
-    assert {"policy.safetensors", "reference.safetensors", "average.safetensors", "policy.optimizer.pt"} == set(manifest["files"])
+    weights = {"policy.safetensors", "reference.safetensors", "average.safetensors"}
+    assert {*weights, "policy.optimizer.pt", "state.pt", "config.yaml"} == set(manifest["files"])
     other = ring_loop()
     other.objective.policy.register_parameter("extra", torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(CheckpointError, match="1 names differ \\(first: 'extra'\\)"):
@@ -94,6 +98,111 @@ def test_an_error_writes_none(tmp_path):
     loop = ring_loop(tmp_path, [Checkpoints(tmp_path, every=100)])
     with torch.no_grad():
         loop.objective.policy.means.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="rollout: latents or log-prob are not finite at level"):
+    with pytest.raises(FloatingPointError, match="rollout: latents are not finite at level"):
         loop.run(2)
+    assert complete_checkpoints(tmp_path) == []
+
+
+CONFIG = "objective:\n  class_path: SoftmaxTB\n  init_args:\n    beta: 4.0\n    rows: null\ntotal: 4\nfolder: runs/a\nchunk: 64\n"
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tmp_path):
+    ring_loop(tmp_path, [Checkpoints(tmp_path, every=2, config=CONFIG)]).run(2)
+    loop = ring_loop()
+    other = CONFIG.replace("4.0", "2.0").replace("total: 4", "total: 8\nseed: 1")
+    message = (
+        r"step-000002 is of another configuration: objective.init_args.beta was 4.0, is now 2.0; total was 4, is now 8; "
+        r"seed was -, is now 1. Give the same values, or another folder \(a new total is accepted with --new-total\)."
+    )
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoints(tmp_path, config=other).resume(loop)
+    surroundings = CONFIG.replace("null", "7").replace("runs/a", "runs/b").replace("chunk: 64", "chunk: 2\nhooks: [my.Hook]\ntrackers: x")
+    assert Checkpoints(tmp_path, config=surroundings).resume(loop) == 2
+    with pytest.raises(CheckpointError, match=r"total was 4, is now 8. Give"):
+        Checkpoints(tmp_path, config=CONFIG.replace("total: 4", "total: 8")).resume(loop)
+    assert Checkpoints(tmp_path, config=CONFIG.replace("total: 4", "total: 8")).resume(loop, new_total=True) == 2
+
+
+def test_the_best_is_kept_by_its_reward(tmp_path):
+    rewards = iter([0.1, 0.2, 0.8, 0.9, 0.3, 0.4])
+
+    class Given(Hook):
+        def step(self, loop, report):
+            report.metrics["reward"] = next(rewards)
+
+    ring_loop(tmp_path, [Given(), Checkpoints(tmp_path, every=2, keep=1)]).run(6)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000006"]
+    best = read_manifest(tmp_path / "best")
+    assert (best["step"], best["score"]) == (4, pytest.approx(0.85))
+    loop = ring_loop()
+    assert load(loop, tmp_path / "best") == 4
+
+
+def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(tmp_path, monkeypatch):
+    saved = snapshot.save_file
+
+    def full(tensors, file):
+        if "step-000004" in str(file):
+            file.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        saved(tensors, file)
+
+    monkeypatch.setattr(snapshot, "save_file", full)
+    loop = ring_loop(tmp_path, [Checkpoints(tmp_path, every=2)])
+    with pytest.raises(CheckpointError, match=r"step-000004 cannot be written: .*No space left on device. .* good one is .*step-000002;"):
+        loop.run(6)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-000002", "best"}
+    monkeypatch.setattr(snapshot, "save_file", saved)
+    again = ring_loop(tmp_path, [Checkpoints(tmp_path, every=2)])
+    again.run(6, again.hooks[0].restore(again))
+    whole = ring_loop()
+    whole.run(6)
+    assert all(torch.equal(mine, other) for mine, other in zip(weights(again), weights(whole), strict=True))
+
+
+def test_a_checkpoint_that_lacks_only_its_name_is_given_it(tmp_path):
+    ring_loop(tmp_path, [Checkpoints(tmp_path, every=2)]).run(4)
+    (tmp_path / "step-000004").rename(tmp_path / "step-000004.tmp")
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000002", "step-000004"]
+
+
+def test_what_a_crash_left_is_cleared_and_a_damaged_one_is_not_counted(tmp_path):
+    ring_loop(tmp_path, [Checkpoints(tmp_path, every=2)]).run(4)
+    (tmp_path / "step-000004" / "state.pt").unlink()
+    (tmp_path / "step-000006.tmp").mkdir()
+    again = ring_loop(tmp_path, [Checkpoints(tmp_path, every=1, keep=1)])
+    again.run(3, again.hooks[0].restore(again))
+    assert {path.name for path in tmp_path.iterdir()} == {"step-000003", "best"}
+
+
+def test_checkpoints_of_another_run_are_not_mixed_in(tmp_path):
+    ring_loop(tmp_path, [Checkpoints(tmp_path, every=2)]).run(4)
+    with pytest.raises(CheckpointError, match="must hold no checkpoint after step 0, at which this run starts; it has step-000004"):
+        ring_loop(tmp_path, [Checkpoints(tmp_path, every=2)]).run(4)
+
+
+def test_no_pickle_is_trusted(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "owned"),))
+
+    ring_loop(tmp_path, [Checkpoints(tmp_path, every=2)]).run(2)
+    folder = tmp_path / "step-000002"
+    torch.save({"parts": {"objective": Evil()}}, folder / "state.pt")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.pt"] = hashlib.sha256((folder / "state.pt").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"state.pt must hold tensors and plain values"):
+        Checkpoints(tmp_path).restore(ring_loop())
+    assert not (tmp_path / "owned").exists()
+
+
+class AbortAt(Hook):
+    def step(self, loop, report):
+        raise KeyboardInterrupt  # the second Ctrl-C
+
+
+def test_a_second_signal_writes_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ring_loop(tmp_path, [AbortAt(), Checkpoints(tmp_path, every=100)]).run(3)
     assert complete_checkpoints(tmp_path) == []

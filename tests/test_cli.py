@@ -140,10 +140,10 @@ def test_overwrite_removes_the_run_and_nothing_else(workplace: Path) -> None:
 def test_resume_equals_an_uninterrupted_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "toy.yaml", "--total", "4", "--folder", "whole"]) == 0
     assert main(["train", "toy.yaml", "--total", "2", "--folder", "parts"]) == 0
-    assert main(["train", "parts", "--total", "4", "--resume"]) == 0
+    assert main(["train", "parts", "--total", "4", "--resume", "--new-total"]) == 0
     assert metrics(workplace / "whole") == metrics(workplace / "parts")
     capsys.readouterr()
-    assert main(["train", "parts", "--total", "4", "--resume"]) == 0
+    assert main(["train", "parts", "--total", "4", "--resume", "--new-total"]) == 0
     assert capsys.readouterr().err.startswith("parts has done 4 of 4 steps; nothing is left to do.")
 
 
@@ -163,14 +163,15 @@ def test_an_interrupt_names_the_checkpoint(workplace: Path, capsys: pytest.Captu
     assert "diffalign train toy.yaml --resume" in message
     assert len(metrics(workplace / "runs" / "toy")) == 1
     assert signal.getsignal(signal.SIGINT) is before
-    assert main(["train", "toy.yaml", "--resume"]) == 0
-    assert len(metrics(workplace / "runs" / "toy")) == 2
+    assert main(["train", "toy.yaml", "--resume"]) == 1
+    assert "is of another configuration: rewards was my_parts.interrupt, is now my_parts.red" in capsys.readouterr().err
+    assert main(["train", "toy.yaml", "--resume", "--rewards", "my_parts.interrupt"]) == 130
 
 
 def test_an_interrupt_before_the_first_step_leaves_nothing(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(self: config.Run, hooks: object = ()) -> AlignmentLoop:
+    def interrupted(self: config.Run, *surroundings: object) -> AlignmentLoop:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(config.Run, "build", interrupted)

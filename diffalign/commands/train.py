@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,15 +10,19 @@ from typing import TYPE_CHECKING
 from .options import run_argument, say
 
 if TYPE_CHECKING:
+    from ..checkpoint import Checkpoints
     from ..config import Run
+    from ..core import AlignmentLoop, Devices
 
-_FILES = ("metrics.jsonl", "config.yaml", "environment.json", "evaluation.json", "report.html", "images", "lora", "best")
+_FILES = ("metrics.jsonl", "config.yaml", "environment.json", "evaluation.json", "report.html", "images", "lora", "best", "offending")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     run_argument(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run folder")
+    parser.add_argument("--new-total", action="store_true", help="with --resume: accept another total, over which schedules then run")
     parser.add_argument("--overwrite", action="store_true", help="replace what the run folder holds")
+    parser.add_argument("--shard", action="store_true", help="spread the frozen weights over the processes of the launcher")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -25,27 +30,62 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     job = config.parse(options.run, overrides)
     _require_new(job, options)
-    from ..checkpoint import Checkpoints
+    from ..devices import connect, described, disconnect
+
+    devices = connect()
+    try:
+        if devices.rank == 0:
+            _require_writable(job.folder)
+            if text := described(devices, job.tree["prompts_per_step"]):
+                say(f"in force: {text}", 0)
+        return _train(job, options, devices)
+    finally:
+        disconnect()
+
+
+def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
+    from ..checkpoint import Checkpoints, complete_checkpoints
     from ..console import Console
+    from ..core import NonFiniteError
+    from ..inspection import keep_offending_batch
     from ..recording import Recorder
+    from ..sharding import FullySharded
 
     text, total = job.yaml(), int(job.tree["total"])
-    checkpoints = Checkpoints(job.folder, job.tree["checkpoint_every"], text)
-    loop = job.build((Recorder(job.folder, text, job.name), checkpoints, Console()))
-    start = checkpoints.restore(loop) if options.resume else 0
-    if start >= total:
-        return say(f"{job.folder} has done {start} of {total} steps; nothing is left to do. Give a larger --total to go on.", 0)
-    if options.overwrite and not options.resume:
+    checkpoints = Checkpoints(job.folder, job.tree["checkpoint_every"], text, job.tree["checkpoint_keep"])
+    hooks = (Recorder(job.folder, text, job.name), checkpoints, Console())
+    loop = job.build(hooks, devices, FullySharded() if options.shard else None)
+    start = _resumed(job, checkpoints, loop, options) if options.resume else 0
+    if start >= total and (job.folder / "report.html").exists():
+        return say(f"{job.folder} has done {start} of {total} steps; nothing is left to do. Give a larger --total and --new-total.", 0)
+    if options.overwrite and not options.resume and devices.rank == 0:
         _clear(job.folder)
+    devices.barrier()
     try:
         loop.run(total, start)
     except KeyboardInterrupt:
-        saved = sorted(job.folder.glob("step-??????"))
+        saved = complete_checkpoints(job.folder, quiet=True)
         if not saved:
             return say(f"interrupted; there is no checkpoint in {job.folder} yet", 130)
         again = f"diffalign train {options.run} --resume"
         return say(f"interrupted; the last checkpoint is {saved[-1]}. Go on, with the same --key values, by: {again}", 130)
+    except NonFiniteError as error:
+        saved = complete_checkpoints(job.folder, quiet=True)
+        kept = keep_offending_batch(error, job.folder, devices.rank)
+        where = f" The batch is in {kept}." if kept else ""
+        raise type(error)(f"{error} Last good checkpoint: {saved[-1] if saved else 'none yet'}.{where}") from error
     return 0
+
+
+def _resumed(job: "Run", checkpoints: "Checkpoints", loop: "AlignmentLoop", options: argparse.Namespace) -> int:
+    from ..snapshot import checkpoints as named
+
+    if job.folder.is_dir() and not [*named(job.folder), *job.folder.glob("step-*.tmp")]:
+        checkpoints.require_same_run(job.folder, options.new_total)
+        if loop.devices.rank == 0:
+            say(f"{job.folder} has no checkpoint yet: the run begins at its first step", 0)
+        return 0
+    return checkpoints.resume(loop, options.new_total)
 
 
 def _require_new(run: "Run", options: argparse.Namespace) -> None:
@@ -53,6 +93,8 @@ def _require_new(run: "Run", options: argparse.Namespace) -> None:
 
     if options.resume and options.overwrite:
         raise ConfigError("--resume and --overwrite exclude each other: one keeps what the run folder holds, the other does not")
+    if options.new_total and not options.resume:
+        raise ConfigError("--new-total goes with --resume: a run that begins has no total yet")
     if run.folder.exists() and not run.folder.is_dir():
         raise ConfigError(f"folder {run.folder} must be a folder; it is a file. Give another --folder.")
     if (run.folder / "metrics.jsonl").exists() and not (options.resume or options.overwrite):
@@ -62,9 +104,21 @@ def _require_new(run: "Run", options: argparse.Namespace) -> None:
         )
 
 
+def _require_writable(folder: Path) -> None:
+    """Now, and not after a model is loaded and a step is done."""
+    from ..core import ConfigError
+
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise ConfigError(f"folder {folder} must be one that can be written; {error}. Give another --folder, or make room.") from error
+
+
 def _clear(folder: Path) -> None:
     """Remove what a run writes, and nothing else that may lie there."""
-    for path in [*(folder / name for name in _FILES), *folder.glob("step-??????")]:
+    for path in [*(folder / name for name in _FILES), *folder.glob("step-*")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import torch
 
-from ..core import Aggregation, AlignmentLoop, ConfigError, Hook, Policy, RewardFunction
+from ..core import Aggregation, AlignmentLoop, ConfigError, Devices, Hook, Policy, RewardFunction, Sharding, SingleProcess
 from ..core.scoring import reward_name
 from .blueprint import build, described, plain
 from .errors import listed, nearest, refused
@@ -16,7 +16,7 @@ from .overrides import override
 from .resolution import resolve
 from .signature import MISSING, Parameter, parameters, words
 
-_NOT_IN_FILES = ("devices",)
+_NOT_IN_FILES = ("devices", "sharding")
 
 
 @attrs.frozen
@@ -27,12 +27,14 @@ class _Beside:
         policy: the weights being aligned; the objective gets it
         total: steps of the run
         checkpoint_every: steps between checkpoints
+        checkpoint_keep: how many of the last are kept, beside the best
         evaluation: runs before the other hooks
     """
 
     policy: Policy
     total: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     checkpoint_every: int = attrs.field(default=50, validator=attrs.validators.ge(1))
+    checkpoint_keep: int = attrs.field(default=2, validator=attrs.validators.ge(1))
     evaluation: Hook | None = None
 
 
@@ -63,11 +65,13 @@ class Run:
         """The resolved configuration, which gives the same run again."""
         return write_yaml(plain(self.tree))
 
-    def build(self, hooks: Sequence[Hook] = ()) -> AlignmentLoop:
+    def build(self, hooks: Sequence[Hook] = (), devices: Devices | None = None, sharding: Sharding | None = None) -> AlignmentLoop:
         """The loop. What is quick to build comes before the policy, so that its errors do.
 
         Args:
             hooks: after the evaluation and the hooks of the file
+            devices: the processes of the run; None is this one alone
+            sharding: of frozen weights; None keeps them whole in each process
 
         Raises:
             ConfigError: a constructor refused.
@@ -78,6 +82,7 @@ class Run:
         made["objective"] = build(self.tree["objective"], {"policy": build(self.tree["policy"], {})})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]
         made["hooks"] = (*evaluation, *made["hooks"], *hooks)
+        made["devices"], made["sharding"] = devices or SingleProcess(), sharding
         try:
             return AlignmentLoop(**{key: value for key, value in made.items() if key in attrs.fields_dict(AlignmentLoop)})
         except ConfigError:

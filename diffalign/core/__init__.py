@@ -1,8 +1,10 @@
 """Types, interfaces and the loop. Knows torch and attrs and no other part of the package."""
 
+from .agreement import PeerFailed, agree, gather_texts
 from .average import Average
 from .contract import first_step_deviation
-from .errors import CheckpointError, ConfigError, ContractError, NonFiniteError, RewardError
+from .errors import CheckpointError, ConfigError, ContractError, NonFiniteError, NonFiniteRewardError, ProcessError, RewardError
+from .finite import Evidence
 from .forking import fork_module
 from .groups import (
     Raw,
@@ -18,20 +20,27 @@ from .groups import (
 from .interfaces import (
     Aggregation,
     Devices,
+    Free,
     Hook,
+    Lockstep,
     Objective,
     OptimizerFactory,
     Phase,
     PromptSource,
     Reward,
     RewardFunction,
+    Sharding,
     SingleProcess,
+    Stateful,
     TrajectorySampler,
 )
+from .interrupt import Interrupted
 from .ledger import Ledger
-from .loop import AlignmentLoop, Report
+from .loop import AlignmentLoop
 from .policy import Guided, Policy, require_frozen
 from .replay import Edges, micro_batched, replay, replay_log_prob
+from .report import Report
+from .running_scale import RunningScale
 from .schedule import Constant, Cosine, Linear, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
 from .scoring import score
 from .streams import Streams
@@ -53,18 +62,25 @@ __all__ = [
     "Devices",
     "Edges",
     "Euler",
+    "Evidence",
     "FlowSDE",
+    "Free",
     "Gaussian",
     "Guided",
     "Hook",
+    "Interrupted",
     "Ledger",
     "Linear",
+    "Lockstep",
     "Loss",
     "NonFiniteError",
+    "NonFiniteRewardError",
     "Objective",
     "OptimizerFactory",
+    "PeerFailed",
     "Phase",
     "Policy",
+    "ProcessError",
     "Progress",
     "Prompt",
     "PromptSource",
@@ -73,18 +89,23 @@ __all__ = [
     "Reward",
     "RewardError",
     "RewardFunction",
+    "RunningScale",
     "Scalar",
     "ScoredBatch",
+    "Sharding",
     "ShiftedGrid",
     "SingleProcess",
     "StandardizedParts",
     "StandardizedSum",
+    "Stateful",
     "Streams",
     "TrajectoryBatch",
     "TrajectorySampler",
     "TransitionKernel",
+    "agree",
     "first_step_deviation",
     "fork_module",
+    "gather_texts",
     "group_log_softmax",
     "group_mean",
     "group_normalize",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -13,7 +13,8 @@ from .streams import Streams
 from .types import Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
 
 if TYPE_CHECKING:
-    from .loop import AlignmentLoop, Report
+    from .loop import AlignmentLoop
+    from .report import Report
 
 
 class TrajectorySampler(ABC):
@@ -43,6 +44,9 @@ class Aggregation(ABC):
     """
 
     weights: Mapping[str, float] | None = None
+
+    def observe(self, parts: Mapping[str, Tensor], group: Tensor, devices: "Devices") -> None:  # noqa: B027  a hook with a default
+        """See the scores of a step, once, before they are aggregated; for running statistics, which must be equal on all processes."""
 
     @abstractmethod
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
@@ -86,6 +90,26 @@ class Objective(ABC):
 
     def after_step(self) -> None:  # noqa: B027
         """Once per loop step."""
+
+    def state(self) -> Mapping[str, Any]:
+        """What a checkpoint must hold beside the weights of `policies()`: counters, running statistics; numbers, texts and tensors."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take back what `state()` gave."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A sampler, plan, aggregation or prompt source that is no pure function of the step: its state goes into checkpoints."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Numbers, texts and tensors."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state()` gave."""
+        ...
 
 
 class PromptSource(Protocol):
@@ -164,6 +188,41 @@ class SingleProcess:
 
     def barrier(self) -> None:
         pass
+
+
+class Lockstep(Protocol):
+    """Keeps the network calls of all processes in step, where a call itself is a collective because weights are sharded."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate together with the other processes."""
+        ...
+
+    def finish(self, failed: bool) -> None:
+        """The end of a stage: make the calls that other processes still make, with rows of weight zero.
+
+        Args:
+            failed: this process has left the stage by an error; the others are told at their next call
+        """
+        ...
+
+
+@attrs.frozen
+class Free:
+    """`Lockstep` where every process has all weights: nothing has to be kept in step."""
+
+    def backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+
+    def finish(self, failed: bool) -> None:
+        pass
+
+
+class Sharding(Protocol):
+    """Spreads frozen weights over the processes of a run."""
+
+    def shard(self, policies: Mapping[str, Policy], devices: Devices) -> Lockstep:
+        """Shard what the policies share, after the last fork and before optimizers are made."""
+        ...
 
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]

@@ -9,11 +9,23 @@ from types import FrameType
 import attrs
 
 
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop, and has stopped between two steps: what it holds fits together. Its text names the signal.
+
+    A plain KeyboardInterrupt is a second signal, that did not wait.
+    """
+
+
 @attrs.define
 class StopRequest:
     """Whether somebody has asked the run to stop."""
 
     received: signal.Signals | None = None
+
+    @property
+    def number(self) -> int:
+        """Of the signal; 0 where none came."""
+        return 0 if self.received is None else int(self.received)
 
 
 @contextmanager

@@ -20,11 +20,13 @@ class Ledger:
         seconds: by stage (encode, rollout, decode, reward, replay, update)
         rows: network rows by "role/stage"
         calls: network calls by "role/stage"
+        failed: the stage that an error left, for who wants to do better
     """
 
     seconds: dict[str, float] = attrs.field(factory=dict)
     rows: dict[str, int] = attrs.field(factory=dict)
     calls: dict[str, int] = attrs.field(factory=dict)
+    failed: str | None = None
 
     @contextmanager
     def stage(self, name: str, roles: Mapping[str, Policy] | None = None) -> Iterator[None]:
@@ -34,6 +36,9 @@ class Ledger:
         start = time.perf_counter()
         try:
             yield
+        except BaseException:
+            self.failed = name
+            raise
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             for key, (role, counter) in counters.items():

@@ -18,17 +18,13 @@ class RowCounter:
 
     Args:
         largest: rows of the largest call since somebody set it to 0
-        announce: is told of every call before it is made
     """
 
     rows: int = 0
     calls: int = 0
     largest: int = 0
-    announce: Callable[[], None] | None = None
 
     def add(self, rows: int) -> None:
-        if self.announce is not None:
-            self.announce()
         self.largest = max(self.largest, rows)
         self.rows += rows
         self.calls += 1
@@ -91,6 +87,10 @@ class Policy(nn.Module, ABC):
             noise_level: [B] eta, 0 = deterministic
         """
         return self.kernel.step(latents, self.velocity(latents, sigma, condition), sigma, sigma_next, noise_level)
+
+    def encode_negative(self, text: str) -> Condition:
+        """The text that guidance leads away from: one row. A model family may encode it in another way than a prompt."""
+        return self.encode([Prompt(text)])
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance (arXiv:2207.12598), negative + scale (positive - negative); a family may have its own rule."""
@@ -165,7 +165,7 @@ class Guided(Policy):
         self.scale = scale
         self.negative = negative
         self.counter = policy.counter
-        self._null = policy.encode([Prompt(negative)])
+        self._null = policy.encode_negative(negative)
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         return self.policy.encode(prompts)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .errors import RewardError
+from .errors import NonFiniteRewardError, RewardError
 from .interfaces import RewardFunction
 from .types import Prompt
 
@@ -39,6 +39,8 @@ def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequen
 def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     try:
         result = reward(images, prompts)
+    except torch.OutOfMemoryError:  # no fault of the reward: fewer images at once may do
+        raise
     except Exception as error:
         raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}") from error
     try:
@@ -53,5 +55,7 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
     bad = (~scores.isfinite()).nonzero().squeeze(1)
     if len(bad):
         first = int(bad[0])
-        raise RewardError(f"{name} returned {scores[first].item()} for image {first} of {len(images)}, prompt {str(prompts[first])!r}")
+        raise NonFiniteRewardError(
+            f"{name} returned {scores[first].item()} for image {first} of {len(images)}, prompt {str(prompts[first])!r}"
+        )
     return scores.to(images.device)

@@ -202,6 +202,7 @@ class ScoredBatch:
         groups: prompt groups of this step over all ranks; losses are means over this number
         progress: where the run stands
         streams: the random draws of this step
+        deviation: standard deviation of the aggregated rewards of this step over all ranks; None where a batch was made by hand
     """
 
     trajectories: TrajectoryBatch
@@ -210,6 +211,7 @@ class ScoredBatch:
     groups: int
     progress: Progress
     streams: "Streams"
+    deviation: float | None = None
 
 
 @attrs.frozen(eq=False)

@@ -1,7 +1,49 @@
-"""Evaluation, pictures and the report."""
+"""Evaluation, diversity, comparison, pictures and the report."""
 
-from .evaluate import Evaluation, HeldOutEvaluation, evaluate, paired_change
-from .pictures import contact_sheet
+from .alarm import Alarm, HackingAlarm
+from .budgets import Recorded, Standing, at_equal_budgets
+from .compare import Comparison
+from .compare_page import write_comparison
+from .diversity import cosine_distance, cosine_distance_across, effective_modes, modes, vendi_score
+from .evaluate import evaluate
+from .features import CLIPFeatures, DINOv2Features, Features, PixelFeatures, ShapeWorldFeatures
+from .held_out import HeldOutEvaluation
+from .intervals import Interval, bootstrap, paired_change, win_rate
+from .ms_ssim import ms_ssim, ms_ssim_distance
+from .pictures import comparison_sheet, contact_sheet
 from .report import write_report
+from .result import Evaluation
+from .rounds import Rounds
 
-__all__ = ["Evaluation", "HeldOutEvaluation", "contact_sheet", "evaluate", "paired_change", "write_report"]
+__all__ = [
+    "Alarm",
+    "CLIPFeatures",
+    "Comparison",
+    "DINOv2Features",
+    "Evaluation",
+    "Features",
+    "HackingAlarm",
+    "HeldOutEvaluation",
+    "Interval",
+    "PixelFeatures",
+    "Recorded",
+    "Rounds",
+    "ShapeWorldFeatures",
+    "Standing",
+    "at_equal_budgets",
+    "bootstrap",
+    "comparison_sheet",
+    "contact_sheet",
+    "cosine_distance",
+    "cosine_distance_across",
+    "effective_modes",
+    "evaluate",
+    "modes",
+    "ms_ssim",
+    "ms_ssim_distance",
+    "paired_change",
+    "vendi_score",
+    "win_rate",
+    "write_comparison",
+    "write_report",
+]

@@ -1,68 +1,35 @@
-"""Held-out evaluation: fixed prompts and noise, any rewards, and diversity.
+"""Fixed prompts and noise, any rewards, and diversity: sampled in rounds, spread over processes, and continued after an interrupt.
 
 Legend: P prompts, n samples of each.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
 from diffalign.core import (
-    AlignmentLoop,
-    Hook,
+    Devices,
     Policy,
     Progress,
     Prompt,
-    Report,
     RewardFunction,
+    SingleProcess,
     Streams,
     log_geometric_mean_distance,
     score,
 )
-from diffalign.prompts import read_prompts
+from diffalign.core.agreement import agree
 from diffalign.samplers import DeterministicSampler
 
-from .pictures import contact_sheet
+from .diversity import cosine_distance, cosine_distance_across, effective_modes, modes, vendi_score
+from .features import Features, PixelFeatures
+from .ms_ssim import ms_ssim_distance
+from .result import Evaluation
+from .rounds import Rounds
 
-
-@attrs.frozen(eq=False)
-class Evaluation:
-    """What a policy gives for some prompts.
-
-    Args:
-        step: training steps done
-        prompts: P
-        rewards: by name, each [P, n]
-        l_gmd: [P] diversity of each prompt's samples (log geometric mean distance of latents)
-        images: [P, n, 3, H, W] on the CPU, the first few prompts only
-    """
-
-    step: int
-    prompts: tuple[Prompt, ...]
-    rewards: Mapping[str, Tensor]
-    l_gmd: Tensor
-    images: Tensor
-
-    def summary(self) -> dict[str, Any]:
-        """Means over prompts and samples, and the values by prompt, as plain JSON."""
-        return {
-            "step": self.step,
-            "rewards": {name: values.mean().item() for name, values in self.rewards.items()},
-            "l_gmd": self.l_gmd.mean().item(),
-            "by_prompt": [
-                {
-                    "prompt": str(prompt),
-                    "l_gmd": self.l_gmd[row].item(),
-                    "rewards": {name: values[row].mean().item() for name, values in self.rewards.items()},
-                }
-                for row, prompt in enumerate(self.prompts)
-            ],
-        }
+DEFAULT_FEATURES: Mapping[str, Features] = {"pixels": PixelFeatures()}
 
 
 @torch.no_grad()
@@ -71,118 +38,132 @@ def evaluate(
     prompts: Sequence[Prompt],
     rewards: Mapping[str, RewardFunction],
     *,
+    features: Mapping[str, Features] = DEFAULT_FEATURES,
     samples: int = 4,
     steps: int = 28,
     seed: int = 0,
     step: int = 0,
     rows: int = 128,
     pictures: int = 6,
+    devices: Devices | None = None,
+    rounds: Rounds | None = None,
 ) -> Evaluation:
-    """Sample every prompt deterministically from fixed noise, and score.
+    """Sample every prompt deterministically from fixed noise, score, and measure diversity.
+
+    Every process takes every size-th prompt and makes the same number of network calls; all of them return the same result, which does
+    not depend on their number but for the rounding of batched arithmetic.
 
     Args:
         policy: what is evaluated
         prompts: P
         rewards: trained on or not, by name
+        features: what diversity is measured on, by name, beside latents and structural similarity
         samples: n per prompt
         steps: denoising steps
         seed: of the noise; equal seeds give equal noise, whatever the policy
         step: training steps done, for the record
         rows: network rows per call, and prompts * samples per round
         pictures: prompts whose images are kept
+        devices: the processes that share the work; this one alone by default
+        rounds: where finished rounds are kept and found again; None keeps none
+
+    Raises:
+        ValueError: there are no prompts.
     """
-    sampler = DeterministicSampler(steps=steps, samples=samples)
-    streams = Streams(seed)
-    scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
-    spreads, kept = [], []
-    share = max(1, rows // samples)
-    for start in range(0, len(prompts), share):
-        some = list(prompts[start : start + share])
-        condition = attrs.evolve(policy.encode(some), ids=torch.arange(start, start + len(some)))
-        trajectories = sampler.sample(policy, condition, Progress(0, 1), streams)
-        images = policy.decode(trajectories.samples).cpu()
-        repeated = [prompt for prompt in some for _ in range(samples)]
-        for name, values in score(rewards, images, repeated).items():
-            scores[name].append(values.view(len(some), samples))
-        spreads.append(log_geometric_mean_distance(trajectories.samples, trajectories.group).cpu())
-        kept.append(images.view(len(some), samples, *images.shape[1:])[: max(0, pictures - start)])
-    return Evaluation(
-        step, tuple(prompts), {name: torch.cat(values) for name, values in scores.items()}, torch.cat(spreads), torch.cat(kept)
-    )
+    if not prompts:
+        raise ValueError("evaluate needs at least one prompt; got none")
+    devices = devices or SingleProcess()
+    local = -(-len(prompts) // devices.size)  # every process takes as many, the last ones of some for nothing
+    share = min(max(1, rows // samples), local)
+    settings = {"samples": samples, "steps": steps, "seed": seed}
+    task = _Task(policy, tuple(prompts), rewards, features, samples, steps, seed, rows, -(-pictures // devices.size), devices)
+    kept = None if rounds is None else rounds.under({**settings, **task.names(), "share": share, "pictures": pictures})
+    error: Exception | None = None
+    done: list[dict[str, Tensor]] = []
+    try:
+        known = _known(kept, task, share, local)
+        agreed = -int(devices.maximum(torch.tensor(-len(known))))  # sharded weights need the same calls in all processes
+        for start in range(0, local, share):
+            place = start // share
+            done.append(known[place] if place < agreed else task.round(start, min(start + share, local)))
+            if kept is not None and place >= agreed:
+                kept.save(task.file(place), done[-1])
+    except Exception as caught:
+        error = caught
+    agree(devices, error)
+    table = {name: task.gathered(torch.cat([entry[name] for entry in done])) for name in done[0]}
+    images = table.pop("images")[: min(pictures, len(prompts))]
+    return _result(step, tuple(prompts), table, images, settings)
 
 
-def paired_change(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """Mean change over prompts and the half width of its 95 % interval (normal, prompts as units): [P] and [P], or [P, n]."""
-    change = (after - before).flatten(1).mean(dim=1) if before.ndim > 1 else after - before
-    half = 1.96 * change.std().item() / math.sqrt(len(change)) if len(change) > 1 else math.nan
-    return change.mean().item(), half
+def _known(kept: Rounds | None, task: "_Task", share: int, local: int) -> list[dict[str, Tensor]]:
+    found: list[dict[str, Tensor]] = []
+    for place in range(-(-local // share)):
+        tensors = None if kept is None else kept.load(task.file(place))
+        if tensors is None:
+            break
+        found.append(tensors)
+    return found
 
 
-@attrs.define(eq=False)
-class HeldOutEvaluation(Hook):
-    """Evaluates before the first step, every `every` steps and after the last, on prompts that are not trained on.
+@attrs.frozen(eq=False)
+class _Task:
+    """What all rounds share."""
 
-    Writes `evaluation.json` and `images/step-NNNNNN.png` into the run folder; equal prompts and noise throughout.
+    policy: Policy
+    prompts: tuple[Prompt, ...]
+    rewards: Mapping[str, RewardFunction]
+    features: Mapping[str, Features]
+    samples: int
+    steps: int
+    seed: int
+    rows: int
+    pictures: int  # prompts of this process whose images are kept
+    devices: Devices
 
-    Args:
-        prompts: a prompt file, as `PromptFile.path`
-        every: steps between evaluations; None evaluates before and after only
-        samples: per prompt
-        steps: denoising steps
-        seed: of the noise
-        rewards: further rewards by name that are not trained on, beside those of the loop
-        pictures: prompts that are drawn
-    """
+    def names(self) -> dict[str, object]:
+        texts = [[str(prompt), dict(prompt.metadata) if isinstance(prompt, Prompt) else {}] for prompt in self.prompts]
+        return {"prompts": texts, "rewards": sorted(self.rewards), "features": {name: repr(each) for name, each in self.features.items()}}
 
-    prompts: str
-    every: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    samples: int = attrs.field(default=4, validator=attrs.validators.ge(2))
-    steps: int = attrs.field(default=28, validator=attrs.validators.ge(1))
-    seed: int = 0
-    rewards: Mapping[str, RewardFunction] = attrs.field(factory=dict)
-    pictures: int = 6
-    results: list[Evaluation] = attrs.field(factory=list, init=False)
-    _prompts: list[Prompt] = attrs.field(init=False, repr=False)
+    def file(self, place: int) -> str:
+        return f"round-{place:05d}-process-{self.devices.rank}-of-{self.devices.size}"
 
-    def __attrs_post_init__(self) -> None:
-        self._prompts = read_prompts(self.prompts)
+    def round(self, start: int, stop: int) -> dict[str, Tensor]:
+        """The local prompts `start` .. `stop` - 1; each tensor has a row for each of them, but images for the first few."""
+        places = [(row * self.devices.size + self.devices.rank) % len(self.prompts) for row in range(start, stop)]
+        some = [self.prompts[place] for place in places]
+        condition = attrs.evolve(self.policy.encode(some), ids=torch.tensor(places))
+        sampler = DeterministicSampler(steps=self.steps, samples=self.samples, rows=self.rows)
+        forest = sampler.sample(self.policy, condition, Progress(0, 1), Streams(self.seed))
+        images = torch.cat([self.policy.decode(piece).cpu() for piece in forest.samples.split(self.rows)])
+        repeated = [prompt for prompt in some for _ in range(self.samples)]
+        scores = {f"rewards/{name}": values for name, values in score(self.rewards, images, repeated).items()}
+        vectors = {f"features/{name}": extract(images).float().cpu() for name, extract in self.features.items()}
+        by_sample = {name: values.cpu().unflatten(0, (len(some), self.samples)) for name, values in {**scores, **vectors}.items()}
+        pictures = images.unflatten(0, (len(some), self.samples))
+        return {
+            **by_sample,
+            "l_gmd": log_geometric_mean_distance(forest.samples, forest.group).cpu(),
+            "ms_ssim_distance": ms_ssim_distance(pictures.clamp(0, 1)).cpu(),
+            "images": pictures[: max(0, self.pictures - start)].clone(),
+        }
 
-    def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
-        self._evaluate(loop, step)
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The rows of all processes in the order of the prompts; what stood there to fill up is dropped."""
+        every = self.devices.gather(rows.to(self.policy.device)).cpu()
+        return every.unflatten(0, (self.devices.size, len(rows))).transpose(0, 1).flatten(0, 1)[: len(self.prompts)]
 
-    def step(self, loop: AlignmentLoop, report: Report) -> None:
-        done = report.step + 1
-        if self.every is not None and done % self.every == 0 and done < report.total:
-            self._evaluate(loop, done)
 
-    def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
-        if error is None and (not self.results or self.results[-1].step != step):
-            self._evaluate(loop, step)
-
-    def _evaluate(self, loop: AlignmentLoop, step: int) -> None:
-        with loop.ledger.stage("evaluation"):
-            result = evaluate(
-                loop.evaluation_policy(),
-                self._prompts,
-                {**loop.named_rewards(), **self.rewards},
-                samples=self.samples,
-                steps=self.steps,
-                seed=self.seed,
-                step=step,
-                pictures=self.pictures,
-            )
-        self.results.append(result)
-        if loop.folder is not None and loop.devices.rank == 0:
-            self._write(loop, result)
-
-    def _write(self, loop: AlignmentLoop, result: Evaluation) -> None:
-        assert loop.folder is not None
-        file = loop.folder / "evaluation.json"
-        entries = json.loads(file.read_text()) if file.exists() else []
-        entries = [entry for entry in entries if entry["step"] < result.step] + [result.summary()]
-        (loop.folder / "images").mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(entries, indent=1))
-        temporary.replace(file)
-        sheet = contact_sheet(result.images, [str(prompt) for prompt in result.prompts[: len(result.images)]])
-        sheet.save(loop.folder / "images" / f"step-{result.step:06d}.png")
+def _result(step: int, prompts: tuple[Prompt, ...], table: Mapping[str, Tensor], images: Tensor, settings: Mapping[str, int]) -> Evaluation:
+    diversity = {name: table[name] for name in ("l_gmd", "ms_ssim_distance")}
+    across: dict[str, float] = {}
+    for name, vectors in table.items():
+        kind, _, name = name.partition("/")  # noqa: PLW2901
+        if kind == "features":
+            diversity[f"cosine/{name}"] = cosine_distance(vectors)
+            diversity[f"vendi/{name}"] = vendi_score(vectors)
+            diversity[f"modes/{name}"] = torch.stack([effective_modes(modes(rows)) for rows in vectors])
+            across[f"cosine/{name}"] = cosine_distance_across(vectors).item()
+            across[f"vendi/{name}"] = vendi_score(vectors.flatten(0, 1)).item()
+    rewards = {name.removeprefix("rewards/"): values for name, values in table.items() if name.startswith("rewards/")}
+    return Evaluation(step, prompts, rewards, diversity, across, images, settings)

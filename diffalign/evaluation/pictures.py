@@ -1,6 +1,7 @@
 """Contact sheets: one row a prompt, one column a sample."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -51,3 +52,44 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     sheet.paste(left, (0, 0))
     sheet.paste(right, (left.width + 16, 0))
     return sheet
+
+
+def comparison_sheet(columns: Mapping[str, Tensor], labels: Sequence[str]) -> Image.Image:
+    """One row a prompt, one column a run; the samples of a run stand side by side, in two lines if they are more than three.
+
+    Args:
+        columns: by the run's name, each [P, n, 3, H, W] in [0, 1]
+        labels: P texts
+    """
+    across = [math.ceil(images.shape[1] / (1 if images.shape[1] < 4 else 2)) for images in columns.values()]
+    side, gap = 96, 4
+    widths = [count * (side + gap) + 3 * gap for count in across]
+    down = [math.ceil(images.shape[1] / count) for images, count in zip(columns.values(), across, strict=True)]
+    height = max(down) * (side + gap) + _LINE + gap
+    sheet = Image.new("RGB", (sum(widths) + gap, len(labels) * height + _LINE + 2 * gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    left = gap
+    for (name, images), count, width in zip(columns.items(), across, widths, strict=True):
+        draw.text((left, gap), _fitting(name, width), fill="black", font=ImageFont.load_default(15))
+        for row, samples in enumerate(images):
+            top = 2 * gap + (row + 1) * _LINE + row * (height - _LINE) + gap
+            for number, sample in enumerate(samples):
+                place = (left + (number % count) * (side + gap), top + _LINE + (number // count) * (side + gap))
+                sheet.paste(_boxed(to_image(sample), side), place)
+        left += width
+    for row, label in enumerate(labels):
+        draw.text((gap, 2 * gap + (row + 1) * _LINE + row * (height - _LINE)), label, fill="black", font=ImageFont.load_default(13))
+    return sheet
+
+
+def _boxed(image: Image.Image, side: int) -> Image.Image:
+    """Scaled into a square, whole pixels where it grows."""
+    scale = side / max(image.size)
+    size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
+    return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
+
+
+def _fitting(text: str, width: int) -> str:
+    """As much of a text as fits a column of 15-point letters."""
+    most = max(4, width // 8)
+    return text if len(text) <= most else f"{text[: most - 1]}\u2026"

@@ -1,166 +1,176 @@
 """The report of a run: one self-contained HTML page from the files of its folder."""
 
-import base64
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import yaml
 from PIL import Image
 
+from .curves import Place, curve, front
+from .intervals import bootstrap, paired_change
+from .page import details, enlargeable, page, table
 from .pictures import side_by_side
+from .recorded import Entries, by_prompt, measures, read, read_lines, read_list
 
 CURVES = {
     "reward": "Training reward (raw mean of the step)",
     "diversity/l_gmd": "Diversity within the group (L-GMD of latents)",
     "softmax_tb": "Softmax trajectory balance",
     "log_ratio/reference": "Mean log-ratio to the reference",
+    "kl": "KL to the reference",
     "ess/target": "Effective share of the target",
+    "ess/policy": "Effective share of the policy",
+    "ratio/clipped": "Share of clipped ratios",
     "grad_norm/policy": "Gradient norm before clipping",
     "contract/deviation": "First-step contract: max |mean - rollout mean| / std",
+    "rows_per_second": "Network rows per second",
 }
+"""The first curves and their titles; every other metric follows under its own name."""
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5c6675; --line: #d8dde5; --paper: #fff; --accent: #1f6feb; --faint: #a9c7f5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa4b2; --line: #343c48; --paper: #14181f; --accent: #6ea8fe; --faint: #35507a; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; } p { margin: .3rem 0; } .soft { color: var(--soft); }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } td, th { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
-td:first-child, th:first-child { text-align: left; } .scroll { overflow-x: auto; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; } figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); }
-svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
-img { max-width: 100%; height: auto; border: 1px solid var(--line); background: #fff; } pre { overflow-x: auto; padding: .8rem; border: 1px solid var(--line); font-size: .8rem; }
-.big { display: none; position: fixed; inset: 0; overflow: auto; background: rgba(0, 0, 0, .85); padding: 1rem; text-align: center; z-index: 1; } .big:target { display: block; }
-.big img { max-width: none; }
-"""
+_NO_CURVE = ("step", "elapsed", "seconds/", "rows/", "calls/", "memory/")
 
 
 def write_report(folder: Path, name: str) -> Path:
-    """Write `report.html` from metrics.jsonl, evaluation.json, config.yaml, environment.json and images/ of a run folder."""
-    metrics = [json.loads(line) for line in _read(folder / "metrics.jsonl").splitlines()]
-    evaluations = json.loads(_read(folder / "evaluation.json") or "[]")
+    """Write `report.html` from the files of a run folder.
+
+    Args:
+        folder: with metrics.jsonl, evaluation.json, config.yaml, environment.json, alarms.json, watch.jsonl and images/, where there are
+        name: title of the page
+    """
+    metrics = read_lines(folder / "metrics.jsonl")
+    evaluations: Entries = read_list(folder / "evaluation.json")
     parts = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="soft">{len(metrics)} steps{_duration(metrics)}. Folder: {escape(folder.name)}.</p>',
+        _what_ran(folder),
+        _warnings(folder),
         _headline(evaluations),
         _pictures(folder, evaluations),
-        _curves(metrics, evaluations),
+        _front(evaluations),
+        _curves(metrics, evaluations, read_lines(folder / "watch.jsonl")),
         _ledger(metrics),
-        f"<h2>Configuration</h2><pre>{escape(_read(folder / 'config.yaml'))}</pre>",
-        f"<h2>Environment</h2><pre>{escape(_read(folder / 'environment.json'))}</pre>",
+        details("Configuration", read(folder / "config.yaml")),
+        details("Environment", read(folder / "environment.json")),
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{escape(name)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
-    )
     target = folder / "report.html"
-    target.write_text(page)
+    temporary = folder / "report.tmp"
+    temporary.write_text(page(name, parts), encoding="utf-8")
+    temporary.replace(target)
     return target
 
 
-def _read(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
+def _duration(metrics: Entries) -> str:
+    seconds = sum(value for line in metrics for name, value in line.items() if name.startswith("seconds/"))
+    return f", {seconds:.0f} s in training steps" if metrics else ""
 
 
-def _duration(metrics: Sequence[dict[str, Any]]) -> str:
-    return f" in {metrics[-1]['elapsed']:.0f} s" if metrics else ""
+def _what_ran(folder: Path) -> str:
+    config = yaml.safe_load(read(folder / "config.yaml")) or {}
+    environment = json.loads(read(folder / "environment.json") or "{}")
+    rows = [
+        (key, ", ".join(_named(config[key])) or "none")
+        for key in ("policy", "objective", "sampler", "rewards", "aggregation", "prompts", "hooks")
+        if config.get(key)
+    ]
+    rows += [(key.replace("_", " "), str(config[key])) for key in ("prompts_per_step", "total", "seed") if key in config]
+    if environment:
+        device = ", ".join(environment.get("accelerators", [])) or f"CPU, {environment.get('threads')} threads"
+        packages = environment.get("packages", {})
+        rows += [("device", device), ("versions", f"diffalign {packages.get('diffalign')}, torch {packages.get('torch')}")]
+        rows += [("commit", str(environment["commit"]))] if environment.get("commit") else []
+    return f"<h2>What ran</h2>{table((), rows, 'texts')}" if rows else ""
 
 
-def _headline(evaluations: Sequence[dict[str, Any]]) -> str:
+def _named(value: Any) -> list[str]:
+    """The short names of the parts that stand in a place of a configuration."""
+    if isinstance(value, str):
+        return [value.rpartition(".")[2]]
+    if isinstance(value, Mapping) and "class_path" in value:
+        path = value.get("init_args", {}).get("path")
+        names = value["class_path"].split(".")
+        name = ".".join(names[-2:]) if names[-1][:1].islower() and len(names) > 1 and names[-2][:1].isupper() else names[-1]
+        return [f"{name} ({path})" if isinstance(path, str) else name]
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else [])
+    return [f"{key}: {name}" if isinstance(key, str) else name for key, entry in entries for name in _named(entry)]
+
+
+def _warnings(folder: Path) -> str:
+    alarms: Entries = read_list(folder / "alarms.json")
+    texts = "".join(f'<div class="warning">{escape(alarm["message"])}</div>' for alarm in alarms)
+    return f"<h2>Warnings</h2>{texts}" if texts else ""
+
+
+def _headline(evaluations: Entries) -> str:
     if len(evaluations) < 2:
         return "<h2>Held-out prompts</h2><p>Not evaluated before and after.</p>"
     first, last = evaluations[0], evaluations[-1]
-    names = list(last["rewards"])
-    rows = [(name, [entry["rewards"][name] for entry in (first, last)], _changes(first, last, name)) for name in names]
-    rows.append(("diversity (L-GMD)", [first["l_gmd"], last["l_gmd"]], _changes(first, last, None)))
-    body = "".join(
-        f"<tr><td>{escape(name)}</td><td>{before:.3f}</td><td>{after:.3f}</td><td>{_interval(changes)}</td></tr>"
-        for name, (before, after), changes in rows
-    )
+    rows = [
+        (label, f"{first[kind][name]:.3f}", f"{last[kind][name]:.3f}", change.signed())
+        for label, kind, name in measures(last)
+        if name in first[kind]
+        for change in [paired_change(by_prompt(first, kind, name), by_prompt(last, kind, name))]
+    ]
     return (
-        f'<h2>Held-out prompts: step {first["step"]} against step {last["step"]}</h2><div class="scroll"><table>'
-        f"<tr><th></th><th>before</th><th>after</th><th>change, 95 % interval over prompts</th></tr>{body}</table></div>"
-        f'<p class="soft">{len(last["by_prompt"])} prompts that were not trained on, the same noise before and after.</p>'
+        f"<h2>Held-out prompts: step {first['step']} against step {last['step']}</h2>"
+        f"{table(('', 'before', 'after', 'change [95 % interval]'), rows)}"
+        f'<p class="soft">{len(last["by_prompt"])} prompts that were not trained on, the same noise before and after. Intervals are over '
+        "prompts. More diversity is more of every measure.</p>"
     )
 
 
-def _changes(first: dict[str, Any], last: dict[str, Any], name: str | None) -> list[float]:
-    def value(entry: dict[str, Any]) -> float:
-        return float(entry["l_gmd"] if name is None else entry["rewards"][name])
-
-    return [value(after) - value(before) for before, after in zip(first["by_prompt"], last["by_prompt"], strict=True)]
-
-
-def _interval(changes: Sequence[float]) -> str:
-    mean = sum(changes) / len(changes)
-    if len(changes) < 2:
-        return f"{mean:+.3f}"
-    std = math.sqrt(sum((change - mean) ** 2 for change in changes) / (len(changes) - 1))
-    return f"{mean:+.3f} &plusmn; {1.96 * std / math.sqrt(len(changes)):.3f}"
-
-
-def _pictures(folder: Path, evaluations: Sequence[dict[str, Any]]) -> str:
+def _pictures(folder: Path, evaluations: Entries) -> str:
     if len(evaluations) < 2:
         return ""
     files = [folder / "images" / f"step-{entry['step']:06d}.png" for entry in (evaluations[0], evaluations[-1])]
     if not all(file.exists() for file in files):
         return ""
-    both = folder / "images" / "before-after.png"
-    side_by_side(*(Image.open(file) for file in files)).save(both)
-    source = f"data:image/png;base64,{base64.b64encode(both.read_bytes()).decode()}"
+    side_by_side(*(Image.open(file) for file in files)).save(folder / "images" / "before-after.png")
+    names = [f"{word}: step {entry['step']}" for word, entry in zip(("Before", "After"), (evaluations[0], evaluations[-1]), strict=True)]
+    figures = "".join(enlargeable(file, f"picture-{place}", name) for place, (file, name) in enumerate(zip(files, names, strict=True)))
     return (
-        "<h2>Before (left) and after (right): the same prompts and noise</h2>"
-        f'<a href="#sheet"><img src="{source}" alt="samples before and after training"></a>'
-        f'<a class="big" id="sheet" href="#"><img src="{source}" alt="samples before and after training, full size"></a>'
-        '<p class="soft">Click to enlarge.</p>'
+        f'<h2>Before and after: the same prompts and noise</h2><div class="grid">{figures}</div>'
+        '<p class="soft">Click a picture to enlarge it, click again to go back.</p>'
     )
 
 
-def _curves(metrics: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> str:
+def _front(evaluations: Entries) -> str:
+    if len(evaluations) < 2:
+        return ""
+    last = evaluations[-1]
+    spread = bootstrap(by_prompt(last, "diversity", "l_gmd"))
     figures = []
-    for name in evaluations[0]["rewards"] if len(evaluations) > 2 else []:
-        held_out = [(entry["step"], entry["rewards"][name]) for entry in evaluations]
-        figures.append(f"<figure>{_curve(held_out)}<figcaption>Held-out {escape(name)}</figcaption></figure>")
-    for name, title in CURVES.items():
-        points = [(line["step"], line[name]) for line in metrics if name in line]
-        if len(points) > 1:
-            figures.append(f"<figure>{_curve(points)}<figcaption>{escape(title)}</figcaption></figure>")
-    return f'<h2>Curves</h2><div class="curves">{"".join(figures)}</div>' if figures else ""
+    for name in last["rewards"]:
+        path = [(entry["diversity"]["l_gmd"], entry["rewards"][name]) for entry in evaluations[:-1]]
+        place = Place("", spread, bootstrap(by_prompt(last, "rewards", name)), path)
+        what = f"Held-out {name} against diversity (L-GMD); the large dot is the end, bars are 95 % intervals"
+        figures.append(f"<figure>{front([place], what)}<figcaption>{escape(what)}</figcaption></figure>")
+    return f'<h2>Reward and diversity</h2><div class="grid">{"".join(figures)}</div>'
 
 
-def _curve(points: Sequence[tuple[float, float]], width: int = 340, height: int = 170) -> str:
-    """The values, and their running mean over a tenth of the run."""
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    spread = high - low or abs(high) or 1.0
-    last = points[-1][0] or 1
-    left, right, top, bottom = 52, 8, 8, 20
-
-    def line(values: Sequence[tuple[float, float]], color: str, stroke: float) -> str:
-        places = " ".join(
-            f"{left + (width - left - right) * x / last:.1f},{height - bottom - (height - top - bottom) * (y - low) / spread:.1f}"
-            for x, y in values
-        )
-        return f'<polyline points="{places}" fill="none" stroke="var(--{color})" stroke-width="{stroke}"/>'
-
-    window = max(1, len(points) // 10)
-    smooth = [
-        (points[i][0], sum(y for _, y in points[max(0, i - window + 1) : i + 1]) / len(points[max(0, i - window + 1) : i + 1]))
-        for i in range(len(points))
+def _curves(metrics: Entries, evaluations: Entries, watched: Entries) -> str:
+    series = {}
+    if len(evaluations) > 2:
+        for label, kind, name in measures(evaluations[-1]):
+            if kind == "rewards" or name == "l_gmd":
+                series[f"Held-out {label}"] = [(entry["step"], entry[kind][name]) for entry in evaluations if name in entry[kind]]
+    names = dict.fromkeys(name for line in metrics for name in line if not name.startswith(_NO_CURVE))
+    for name in (*CURVES, *(name for name in names if name not in CURVES)):
+        series[CURVES.get(name, name)] = [(line["step"], line[name]) for line in metrics if name in line]
+    for name in sorted({name for line in watched for name in line["held_out"]}):
+        points = [(line["step"], line["held_out"][name]) for line in watched if name in line["held_out"]]
+        series[f"Held-out reward on training samples: {name}"] = points
+    figures = [
+        f"<figure>{curve(points, title)}<figcaption>{escape(title)}</figcaption></figure>"
+        for title, points in series.items()
+        if len(points) > 1
     ]
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img"><path d="M{left} {top}V{height - bottom}H{width - right}" '
-        f'fill="none" stroke="var(--line)"/>{line(points, "faint", 1)}{line(smooth, "accent", 2)}'
-        f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{left - 4}" y="{height - bottom}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{left}" y="{height - 5}">0</text><text x="{width - right}" y="{height - 5}" text-anchor="end">step {last:g}</text></svg>'
-    )
+    return f'<h2>Curves</h2><div class="grid">{"".join(figures)}</div>' if figures else ""
 
 
-def _ledger(metrics: Sequence[dict[str, Any]]) -> str:
+def _ledger(metrics: Entries) -> str:
     totals: dict[str, float] = {}
     for line in metrics:
         for name, value in line.items():
@@ -170,14 +180,11 @@ def _ledger(metrics: Sequence[dict[str, Any]]) -> str:
         return ""
     seconds = {name.removeprefix("seconds/"): value for name, value in totals.items() if name.startswith("seconds/")}
     whole = sum(seconds.values()) or 1.0
-    stages = "".join(f"<tr><td>{escape(name)}</td><td>{value:.1f}</td><td>{value / whole:.1%}</td></tr>" for name, value in seconds.items())
+    stages = [(name, f"{value:.1f}", f"{value / whole:.1%}") for name, value in seconds.items()]
     entries = [name.removeprefix("rows/") for name in totals if name.startswith("rows/")]
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{totals[f'rows/{name}']:.0f}</td><td>{totals[f'calls/{name}']:.0f}</td></tr>" for name in entries
-    )
+    rows = [(name, f"{totals[f'rows/{name}']:.0f}", f"{totals[f'calls/{name}']:.0f}") for name in entries]
     peak = max((line.get("memory/peak_bytes", 0.0) for line in metrics), default=0.0)
     return (
-        f'<h2>Ledger</h2><div class="scroll"><table><tr><th>stage</th><th>seconds</th><th>share</th></tr>{stages}</table></div>'
-        f'<div class="scroll"><table><tr><th>role/stage</th><th>network rows</th><th>calls</th></tr>{rows}</table></div>'
+        f"<h2>Ledger</h2>{table(('stage', 'seconds', 'share'), stages)}{table(('role/stage', 'network rows', 'calls'), rows)}"
         f'<p class="soft">Peak memory {peak / 2**30:.2f} GiB.</p>'
     )

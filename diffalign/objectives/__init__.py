@@ -1,5 +1,22 @@
 """Objectives."""
 
+from .dgpo import DGPO
+from .diffusion_nft import DiffusionNFT
+from .flow_grpo import FlowGRPO
+from .group_forward_kl import GroupForwardKL
+from .ratio import Ratio, RatioNorm
 from .softmax_tb import SoftmaxTB
+from .surrogate_reward import SurrogateReward
+from .tdm import TrajectoryDistributionMatching
 
-__all__ = ["SoftmaxTB"]
+__all__ = [
+    "DGPO",
+    "DiffusionNFT",
+    "FlowGRPO",
+    "GroupForwardKL",
+    "Ratio",
+    "RatioNorm",
+    "SoftmaxTB",
+    "SurrogateReward",
+    "TrajectoryDistributionMatching",
+]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffalign.core import NonFiniteError, Policy, Scalar, TrajectoryBatch, require_frozen
+from diffalign.core import NonFiniteError, Policy, Progress, Scalar, TrajectoryBatch, require_frozen, scalar
 
 
 def require_comparable(trajectories: TrajectoryBatch, objective: str) -> None:
@@ -91,8 +91,22 @@ def optional_reference(policy: Policy, reference: Policy | None, weight: float, 
         raise ValueError(f"{weight_name} must be at least 0 and finite: it is the weight of a penalty; got {weight:g}")
     if weight == 0:
         if reference is not None:
-            raise ValueError(f"{weight_name.partition('.')[0]}.reference has no use where {weight_name} is 0; leave it out, or give a weight")
+            raise ValueError(
+                f"{weight_name.partition('.')[0]}.reference has no use where {weight_name} is 0; leave it out, or give a weight"
+            )
         return None
     reference = policy.fork() if reference is None else reference
     require_frozen(reference, "reference")
     return reference
+
+
+def share_at(value: Scalar | float, progress: Progress, name: str) -> float:
+    """A number or schedule at this step of the run, which must lie in [0, 1].
+
+    Raises:
+        ValueError: it does not.
+    """
+    share = scalar(value)(progress)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} must lie in [0, 1]; got {share:g} at step {progress.step}")
+    return share

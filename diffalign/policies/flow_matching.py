@@ -1,53 +1,20 @@
-"""Flow-matching policies over diffusers pipelines."""
+"""Policies over diffusers pipelines."""
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
-import attrs
 import torch
 from torch import Tensor, nn
 
 from diffalign.core import CPS, Condition, Policy, Prompt, TransitionKernel, fork_module
 
-from .diffusers import Family, load_family
+from .compilation import Compilation
+from .diffusers import Family, Setting, load_family
+from .encodings import Encodings, encoder_revision
+from .lora import ADAPTER, LoRA
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-@attrs.frozen
-class LoRA:
-    """Low-rank adapters on the denoiser, through peft. Dropout is not offered: replay could not be exact.
-
-    Args:
-        rank: of the update
-        alpha: the update is scaled by alpha / rank
-        targets: names (suffixes) of the linear layers; None takes the family's usual ones
-        init: "zero" starts at the base exactly (B = 0); "gaussian" likewise, with a Gaussian A
-
-    Reference: Hu et al., arXiv:2106.09685.
-    """
-
-    rank: int = attrs.field(default=16, validator=attrs.validators.ge(1))
-    alpha: int = attrs.field(default=32, validator=attrs.validators.ge(1))
-    targets: Sequence[str] | None = None
-    init: Literal["zero", "gaussian"] = "gaussian"
-
-    def attach(self, network: Any, default_targets: Sequence[str]) -> None:
-        """Freeze `network` and add the adapters, in float32."""
-        from peft import LoraConfig
-
-        network.requires_grad_(False)
-        targets = list(default_targets if self.targets is None else self.targets)
-        config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, target_modules=targets, init_lora_weights=True if self.init == "zero" else "gaussian"
-        )
-        try:
-            network.add_adapter(config)
-        except ValueError as error:
-            raise ValueError(f"LoRA.targets must name linear layers of {type(network).__name__}; got {targets}: {error}") from error
-        for parameter in network.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
 
 
 class FlowMatchingPolicy(Policy):
@@ -59,6 +26,8 @@ class FlowMatchingPolicy(Policy):
         kernel: the step rule
         grid: steps -> sigmas [steps + 1]; None takes the family's own
         own: names of the own tensors, where they do not require gradients
+        encodings: of texts; None keeps them in memory
+        compilation: has been applied to the network, and will be to forks
     """
 
     def __init__(
@@ -68,13 +37,18 @@ class FlowMatchingPolicy(Policy):
         kernel: TransitionKernel | None = None,
         grid: Callable[[int], Tensor] | None = None,
         own: Collection[str] | None = None,
+        encodings: Encodings | None = None,
+        compilation: Compilation | None = None,
     ) -> None:
+        if grid is not None and not family.free_grid:
+            raise ValueError(f"grid must be left out for a {type(family).__name__}: its network knows the levels of its training alone")
         super().__init__(kernel or CPS(), family.latent_shape)
         self.network = network
         self.family = family
         self.grid = grid
         self.own = frozenset(own if own is not None else (n for n, p in network.named_parameters() if p.requires_grad))
-        self._encodings: dict[str, dict[str, Tensor]] = {}
+        self.encodings = encodings or Encodings(family)
+        self.compilation = compilation
 
     @classmethod
     def from_pretrained(
@@ -86,6 +60,15 @@ class FlowMatchingPolicy(Policy):
         dtype: Dtype = "float32",
         device: str = "auto",
         max_sequence_length: int | None = None,
+        resolution: int | Sequence[int] | None = None,
+        guidance: float | None = None,
+        checkpointing: bool = False,
+        compilation: Compilation | None = None,
+        attention: str | None = None,
+        offload: bool = False,
+        slicing: bool = False,
+        tiling: bool = False,
+        cache: str | None = None,
     ) -> "FlowMatchingPolicy":
         """Load a pipeline folder or hub id; the family is read from its own model_index.json.
 
@@ -97,38 +80,58 @@ class FlowMatchingPolicy(Policy):
             dtype: of the frozen base; adapters are float32, and without `lora` it must be float32
             device: "auto" takes an accelerator where there is one
             max_sequence_length: text tokens, where the family has such a choice; None is diffusers' default
+            resolution: side in pixels, or [height, width]; None is the model's own
+            guidance: input of guidance-distilled networks (FLUX.1-dev); None is the pipeline's default. Classifier-free guidance is
+                another thing: wrap the policy in Guided
+            checkpointing: recompute activations in the backward pass: less memory, a third more time
+            compilation: torch.compile, for forks too
+            attention: diffusers' name of an attention backend ("native", "flash", ...); it serves all networks of the process
+            offload: text encoders and autoencoder are on the device only while they work
+            slicing: decode one image after the other
+            tiling: decode large images in tiles
+            cache: folder where encoded texts are kept for further runs
 
         Raises:
-            ValueError: an unknown pipeline class, missing files, or half-precision weights that would be trained.
+            ValueError: an unknown pipeline class, missing files, a choice that the family does not have, or half-precision weights that
+                would be trained.
         """
         if lora is None and dtype != "float32":
             raise ValueError(
                 f"dtype must be float32 when all weights are trained (an optimizer loses small steps in {dtype}); or give lora"
             )
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        family, network = load_family(path, getattr(torch, dtype), place, max_sequence_length)
+        setting = Setting(_sides(resolution), max_sequence_length, guidance, offload)
+        loaded = load_family(path, getattr(torch, dtype), place, setting)
+        family, network = loaded.family, loaded.network
+        for wanted, verb in ((slicing, "slicing"), (tiling, "tiling")):
+            if wanted:
+                _enable(family, verb)
         network.eval()
+        if attention is not None:
+            network.set_attention_backend(attention)
         if lora is not None:
             lora.attach(network, family.lora_targets)
         else:
             network.requires_grad_(True)
-        return cls(network, family, kernel, grid)
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        if compilation is not None:
+            compilation.apply(network)
+        encodings = None if cache is None else Encodings(family, Path(cache), encoder_revision(loaded.folder))
+        return cls(network, family, kernel, grid, encodings=encodings, compilation=compilation)
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
-        missing = [text for text in dict.fromkeys(map(str, prompts)) if text not in self._encodings]
-        if missing:
-            encoded = self.family.encode(missing)
-            for index, text in enumerate(missing):
-                self._encodings[text] = {name: tensor[index] for name, tensor in encoded.items()}
-        rows = [self._encodings[str(prompt)] for prompt in prompts]
-        tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        tensors = self.encodings.of([str(prompt) for prompt in prompts], self.device)
         return Condition(tuple(prompts), torch.arange(len(prompts)), tensors)
+
+    def encode_negative(self, text: str) -> Condition:
+        return Condition((Prompt(text),), torch.arange(1), self.encodings.of([text], self.device, negative=True))
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.family.decode(latents)
 
     def prior(self, noise: Tensor) -> Tensor:
-        return noise.to(self.device)
+        return self.family.prior(noise.to(self.device))
 
     def sigmas(self, steps: int) -> Tensor:
         return self.family.sigmas(steps) if self.grid is None else self.grid(steps)
@@ -150,8 +153,9 @@ class FlowMatchingPolicy(Policy):
             parameters = dict(network.named_parameters())
             for name in self.adapters:
                 torch.nn.init.zeros_(parameters[name])
-        twin = type(self)(network, self.family, self.kernel, self.grid, self.own)
-        twin._encodings = self._encodings
+        if self.compilation is not None:
+            self.compilation.apply(network)
+        twin = type(self)(network, self.family, self.kernel, self.grid, self.own, self.encodings, self.compilation)
         self.shares_tensors = twin.shares_tensors = True
         return twin
 
@@ -171,4 +175,28 @@ class FlowMatchingPolicy(Policy):
         """
         if not self.adapters:
             raise ValueError("save_lora needs LoRA adapters; this policy trains all its weights. Save the whole pipeline instead.")
-        self.family.save_lora(self.network, folder)
+        from peft import get_peft_model_state_dict
+
+        network: Any = self.network
+        component = self.family.component
+        weights = {
+            f"{component}_lora_layers": get_peft_model_state_dict(network, adapter_name=ADAPTER),
+            f"{component}_lora_adapter_metadata": network.peft_config[ADAPTER].to_dict(),  # without it the alpha is lost
+        }
+        type(self.family.pipeline).save_lora_weights(folder, safe_serialization=True, **weights)
+
+
+def _sides(resolution: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if resolution is None:
+        return None
+    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    if len(sides) != 2:
+        raise ValueError(f"resolution must be one side or [height, width] in pixels; got {resolution}")
+    return sides[0], sides[1]
+
+
+def _enable(family: Family, verb: Literal["slicing", "tiling"] | str) -> None:
+    enable = getattr(family.pipeline.vae, f"enable_{verb}", None)
+    if enable is None:
+        raise ValueError(f"{verb} must be off: the autoencoder {type(family.pipeline.vae).__name__} does not have it")
+    enable()

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from diffalign.core import Prompt, Reward, RewardFunction, score
 
+from .requirements import require
+
 
 @attrs.frozen(eq=False)
 class WeightedSum(Reward):
@@ -28,6 +30,10 @@ class WeightedSum(Reward):
         if self.weights is not None and self.weights.keys() != self.rewards.keys():
             odd = sorted(self.weights.keys() ^ self.rewards.keys())
             raise ValueError(f"WeightedSum.weights must name the same rewards as rewards; {odd[0]!r} stands in only one of them")
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """As the rewards inside."""
+        require(self.rewards.values(), prompts)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         weights = self.weights or dict.fromkeys(self.rewards, 1.0)

@@ -1,9 +1,22 @@
 """Trajectory samplers and their plans."""
 
+from .adaptive_plan import AdaptivePlan
 from .chain import ChainSampler
 from .deterministic import DeterministicSampler
+from .fixed_plan import FixedPlan
 from .frontier import roll_out
-from .plans import Branching, FixedPlan, Plan
+from .plans import Branching, Plan
+from .progress_plan import ProgressPlan
 from .tree import TreeSampler
 
-__all__ = ["Branching", "ChainSampler", "DeterministicSampler", "FixedPlan", "Plan", "TreeSampler", "roll_out"]
+__all__ = [
+    "AdaptivePlan",
+    "Branching",
+    "ChainSampler",
+    "DeterministicSampler",
+    "FixedPlan",
+    "Plan",
+    "ProgressPlan",
+    "TreeSampler",
+    "roll_out",
+]

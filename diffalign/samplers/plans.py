@@ -4,7 +4,6 @@ Legend: T steps; step t leads from sigmas[t] to sigmas[t + 1].
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import attrs
 
@@ -81,40 +80,3 @@ class Plan(ABC):
         Raises:
             ValueError: the plan does not fit that many steps. Samplers call this once when they are built.
         """
-
-
-@attrs.frozen
-class FixedPlan(Plan):
-    """The same splits at every step of the run.
-
-    Args:
-        splits: denoising steps that branch, strictly increasing, inside [0, steps - 1); the last step has no noise to give
-        branches: children of each split
-        eta: noise level of the splits, one number or one per split
-        roots: independent initial noises per prompt
-    """
-
-    splits: Sequence[int] = (1, 2, 3)
-    branches: int = attrs.field(default=3, validator=attrs.validators.ge(2))
-    eta: float | Sequence[float] = 0.7
-    roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-
-    def __attrs_post_init__(self) -> None:
-        if not self.splits:
-            raise ValueError("FixedPlan.splits must name at least one step; got none. For independent samples use ChainSampler.")
-        if any(later <= earlier for earlier, later in zip(self.splits, self.splits[1:], strict=False)):
-            raise ValueError(f"FixedPlan.splits must increase strictly, or levels of the tree collide; got {list(self.splits)}")
-        if isinstance(self.eta, Sequence) and len(self.eta) != len(self.splits):
-            raise ValueError(f"FixedPlan.eta must be one number or {len(self.splits)}, one per split; got {len(self.eta)}")
-
-    def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
-        if self.splits[0] < 0 or self.splits[-1] > steps - 2:
-            raise ValueError(
-                f"FixedPlan.splits must lie in [0, {steps - 2}] for {steps} steps (the last step ends at sigma 0, where no noise is left); "
-                f"got {list(self.splits)}"
-            )
-        etas = self.eta if isinstance(self.eta, Sequence) else [self.eta] * len(self.splits)
-        children, noise_levels = [1] * steps, [0.0] * steps
-        for split, eta in zip(self.splits, etas, strict=True):
-            children[split], noise_levels[split] = self.branches, eta
-        return Branching(tuple(children), tuple(noise_levels), self.roots)

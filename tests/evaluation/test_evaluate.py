@@ -1,27 +1,38 @@
-import json
+import threading
 
+import attrs
 import pytest
 import torch
-from ring import MODES, rewarded, ring_loop
+from ring import MODES, rewarded
 
 from diffalign.core import Prompt
-from diffalign.evaluation import HeldOutEvaluation, evaluate, paired_change
+from diffalign.evaluation import PixelFeatures, Rounds, cosine_distance, evaluate
 from diffalign.policies import GaussianMixturePolicy
+from diffalign.testing.doubles import TinyPolicy, channel_reward
 
-PROMPTS = [Prompt(name) for name in ("a", "b", "c", "d", "e")]
+PROMPTS = [Prompt(name) for name in ("a", "bb", "ccc", "dddd", "eeeee")]
 
 
 def brightness(images, prompts):
     return images.flatten(1).mean(dim=1)
 
 
+def equal(first, second, **tolerance):
+    one, other = first.measures(), second.measures()
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        assert torch.allclose(values, other[name], **tolerance), name
+    assert torch.allclose(first.images, second.images, **tolerance)
+    assert first.across == pytest.approx(second.across, rel=1e-5)
+
+
 def test_chunks_of_rows_do_not_change_the_result():
-    policy = GaussianMixturePolicy(MODES, 0.3)
-    whole = evaluate(policy, PROMPTS, {"near": rewarded}, samples=4, steps=5, rows=1000)
-    pieces = evaluate(policy, PROMPTS, {"near": rewarded}, samples=4, steps=5, rows=8)
-    torch.testing.assert_close(whole.rewards["near"], pieces.rewards["near"])
-    torch.testing.assert_close(whole.l_gmd, pieces.l_gmd)
+    policy = TinyPolicy(dtype=torch.float64)
+    whole = evaluate(policy, PROMPTS, {"near": channel_reward}, samples=4, steps=5, rows=1000)
+    pieces = evaluate(policy, PROMPTS, {"near": channel_reward}, samples=4, steps=5, rows=8)
+    equal(whole, pieces)
     assert whole.rewards["near"].shape == (5, 4)
+    assert whole.images.shape[:2] == (5, 4)
 
 
 def test_a_policy_is_compared_with_another_on_the_same_noise():
@@ -37,34 +48,146 @@ def test_a_single_mode_is_less_diverse_than_eight():
     ring = evaluate(GaussianMixturePolicy(MODES, 0.3), PROMPTS, {"b": brightness}, samples=8, steps=8)
     point = evaluate(GaussianMixturePolicy(MODES[:1], 0.3), PROMPTS, {"b": brightness}, samples=8, steps=8)
     assert point.l_gmd.mean() < ring.l_gmd.mean() - 1
+    for name in ("cosine/pixels", "vendi/pixels", "modes/pixels", "ms_ssim_distance"):
+        assert point.diversity[name].mean() < ring.diversity[name].mean(), name
+    assert point.diversity["modes/pixels"].tolist() == pytest.approx([1.0] * 5)
+    assert point.across["cosine/pixels"] < 0.1 < ring.across["cosine/pixels"]
 
 
-def test_paired_change_by_hand():
-    before, after = torch.tensor([[0.0, 1.0], [2.0, 2.0]]), torch.tensor([[1.0, 2.0], [2.0, 4.0]])
-    mean, half = paired_change(before, after)  # changes of the prompts: 1 and 1
-    assert (mean, half) == (1.0, 0.0)
-    mean, half = paired_change(torch.zeros(2), torch.tensor([0.0, 2.0]))  # mean 1, std sqrt(2), half 1.96 sqrt(2) / sqrt(2)
-    assert mean == 1.0
-    assert half == pytest.approx(1.96)
+def test_diversity_is_measured_on_the_images_of_each_prompt():
+    result = evaluate(TinyPolicy(), PROMPTS, {"near": channel_reward}, samples=4, steps=5, pictures=5, features={"small": PixelFeatures(1)})
+    vectors = PixelFeatures(1)(result.images.flatten(0, 1)).unflatten(0, (5, 4))
+    assert torch.allclose(result.diversity["cosine/small"], cosine_distance(vectors))
+    assert set(result.diversity) == {"l_gmd", "ms_ssim_distance", "cosine/small", "vendi/small", "modes/small"}
+    # the reward sees each image with its own prompt
+    images = result.images.flatten(0, 1)
+    texts = [prompt for prompt in PROMPTS for _ in range(4)]
+    assert torch.allclose(result.rewards["near"].flatten(), channel_reward(images, texts))
 
 
-def test_held_out_evaluation_before_during_and_after(tmp_path):
-    (tmp_path / "held-out.txt").write_text("one\ntwo\n")
-    hook = HeldOutEvaluation(str(tmp_path / "held-out.txt"), every=2, samples=3, steps=4, rewards={"brightness": brightness})
-    ring_loop(tmp_path / "run", [hook]).run(5)
-    assert [result.step for result in hook.results] == [0, 2, 4, 5]
-    entries = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert [entry["step"] for entry in entries] == [0, 2, 4, 5]
-    assert set(entries[-1]["rewards"]) == {"rewarded", "brightness"}
-    assert [row["prompt"] for row in entries[-1]["by_prompt"]] == ["one", "two"]
-    assert sorted(path.name for path in (tmp_path / "run" / "images").iterdir())[-1] == "step-000005.png"
+def test_summary_is_json_with_intervals_and_prompts():
+    result = evaluate(TinyPolicy(), PROMPTS, {"near": channel_reward}, samples=2, steps=3, step=7, seed=5)
+    summary = result.summary()
+    assert (summary["step"], summary["samples"], summary["steps"], summary["seed"]) == (7, 2, 3, 5)
+    assert summary["rewards"]["near"] == pytest.approx(result.rewards["near"].mean().item(), rel=1e-5)
+    interval = summary["intervals"]["rewards"]["near"]
+    assert interval["low"] < interval["mean"] < interval["high"]
+    assert [row["prompt"] for row in summary["by_prompt"]] == ["a", "bb", "ccc", "dddd", "eeeee"]
+    assert summary["by_prompt"][2]["diversity"]["l_gmd"] == result.l_gmd[2].item()
+    assert f"reward near                   {interval['mean']:.3f} [{interval['low']:.3f}" in result.table()
 
 
-def test_evaluation_leaves_training_as_it_is(tmp_path):
-    (tmp_path / "held-out.txt").write_text("one\ntwo\n")
-    watched = ring_loop(hooks=[HeldOutEvaluation(str(tmp_path / "held-out.txt"), every=1, samples=3, steps=4)])
-    alone = ring_loop()
-    watched.run(3)
-    alone.run(3)
-    for mine, other in zip(watched.objective.policy.parameters(), alone.objective.policy.parameters(), strict=True):
-        assert torch.equal(mine, other)
+@attrs.frozen(eq=False)
+class Threads:
+    """`Devices` of threads, to see what every process would."""
+
+    rank: int
+    size: int
+    board: dict
+    gate: threading.Barrier
+
+    def _all(self, values):
+        self.board[self.rank] = values
+        self.gate.wait(30)
+        found = [self.board[rank] for rank in range(self.size)]
+        self.gate.wait(30)
+        return found
+
+    def sum(self, values):
+        return torch.stack(self._all(values)).sum(dim=0)
+
+    def maximum(self, values):
+        return torch.stack(self._all(values)).amax(dim=0)
+
+    def gather(self, values):
+        pieces = self._all(values)
+        assert len({piece.shape for piece in pieces}) == 1, "collectives of real devices need equal shapes"
+        return torch.cat(pieces)
+
+    def barrier(self):
+        self.gate.wait(30)
+
+
+def in_threads(size, work):
+    """What `work(devices)` gives in each of `size` threads, or raises."""
+    board, gate, results = {}, threading.Barrier(size), [None] * size
+
+    def one(rank):
+        try:
+            results[rank] = work(Threads(rank, size, board, gate))
+        except Exception as error:  # handed to the test
+            results[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_any_number_of_processes_gives_the_same_numbers(size):
+    policy = TinyPolicy()
+    settings = {"samples": 3, "steps": 4, "rows": 6, "pictures": 4}
+    alone = evaluate(policy, PROMPTS, {"near": channel_reward}, **settings)
+    forks = [policy.fork() for _ in range(size)]
+    shared = in_threads(size, lambda devices: evaluate(forks[devices.rank], PROMPTS, {"near": channel_reward}, **settings, devices=devices))
+    for result in shared:
+        equal(alone, result, atol=1e-6)
+        assert result.images.shape == alone.images.shape
+    calls = {fork.counter.calls for fork in forks}
+    assert len(calls) == 1, "sharded weights need the same calls in every process"
+
+
+def test_an_error_in_one_process_stops_all():
+    def work(devices):
+        def reward(images, prompts):
+            if devices.rank == 1:
+                raise ValueError("no licence")
+            return brightness(images, prompts)
+
+        return evaluate(TinyPolicy(), PROMPTS, {"odd": reward}, samples=2, steps=2, devices=devices)
+
+    for result in in_threads(2, work):
+        assert "no licence" in str(result)
+
+
+@attrs.define(eq=False)
+class Interrupted:
+    """A reward that is stopped at its n-th call."""
+
+    calls_left: int
+    calls: int = 0
+
+    def __call__(self, images, prompts):
+        self.calls += 1
+        if self.calls_left == 0:
+            raise KeyboardInterrupt
+        self.calls_left -= 1
+        return channel_reward(images, prompts)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
+    settings = {"samples": 2, "steps": 3, "rows": 4, "pictures": 3}
+    policy, rounds = TinyPolicy(), Rounds(tmp_path, "weights 1")
+    whole = evaluate(policy, PROMPTS, {"near": channel_reward}, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(policy, PROMPTS, {"near": Interrupted(2)}, **settings, rounds=rounds)
+    rest = Interrupted(100)
+    equal(whole, evaluate(policy, PROMPTS, {"near": rest}, **settings, rounds=rounds))
+    assert rest.calls == 1, "of three rounds, two were done"
+    for other in ({"seed": 1}, {"steps": 4}, {"samples": 3}, {"features": {}}):
+        fresh = Interrupted(100)
+        evaluate(policy, PROMPTS, {"near": fresh}, **{**settings, **other}, rounds=rounds)
+        assert fresh.calls >= 3, other
+    fresh = Interrupted(100)
+    evaluate(policy, PROMPTS, {"near": fresh}, **settings, rounds=Rounds(tmp_path, "weights 2"))
+    assert fresh.calls == 3
+    rounds.clear()
+    assert not tmp_path.exists()
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(ValueError, match="at least one prompt"):
+        evaluate(TinyPolicy(), [], {"near": channel_reward})

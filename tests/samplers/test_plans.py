@@ -33,19 +33,31 @@ def test_no_branching_is_without_noise_and_no_edge_is_shared_by_all_leaves(branc
     assert branching.leaves >= 2
 
 
+NOT_OURS = {
+    (1, 4, 4): "two splits at one step: the release silently loses a level, 9 leaves for 27",
+    (1, 3, 5): "a split of the last step, which has no noise: its three children are equal",
+}
+"""Splits of golden rows that record defects of the release."""
+
+
 def test_topologies_agree_with_the_release(golden):
+    refused = set()
     for row in golden["tree_topology"]:
-        children = [1] * row["T"]
-        branches = len(row["splits"]) if row["branch_levels"] is None else row["branch_levels"]
-        while row["max_leaves"] and row["roots"] * row["k"] ** branches > row["max_leaves"]:
-            branches -= 1  # the release branches at fewer levels, and keeps the others stochastic
-        for split in row["splits"][:branches]:
-            children[split] = row["k"]
-        etas = [0.7 if step in row["splits"] else 0.0 for step in range(row["T"])]
-        branching = Branching(tuple(children), tuple(etas), row["roots"])
+        if not row["splits"]:
+            branching = DeterministicSampler(row["T"], samples=row["roots"]).branching()
+        else:
+            settings = {"roots": row["roots"], "levels": row["branch_levels"], "max_leaves": row["max_leaves"], "promote_roots": True}
+            if tuple(row["splits"]) in NOT_OURS:
+                with pytest.raises(ValueError, match=r"FixedPlan\.splits must"):
+                    TreeSampler(row["T"], FixedPlan(row["splits"], row["k"], **settings))
+                refused.add(tuple(row["splits"]))
+                continue
+            branching = FixedPlan(row["splits"], row["k"], **settings).draw(row["T"], *HERE)
         assert branching.leaves == row["leaves"]
         assert branching.rollout_rows == row["rollout_forward_calls"]
         assert branching.replay_rows == sum(row.get("unique_latents", []))
+        assert sum(eta > 0 for eta in branching.noise_levels) == row["recorded_sde_steps"]
+    assert refused == set(NOT_OURS)
 
 
 def test_a_tree_of_the_paper_costs_42_rows_and_replays_13():
@@ -155,3 +167,38 @@ def test_a_window_outside_the_steps_is_refused(window):
 
 def test_deterministic_samples_are_roots_without_noise():
     assert DeterministicSampler(3, samples=2).branching() == Branching((1, 1, 1), (0.0, 0.0, 0.0), roots=2)
+
+
+def test_root_promotion_trades_the_first_split_for_roots():
+    plan = FixedPlan((1, 3, 4), promote_roots=True)
+    assert plan.draw(6, *HERE) == Branching((1, 1, 1, 3, 3, 1), (0.0, 0.0, 0.0, 0.7, 0.7, 0.0), roots=3)
+    assert (plan.draw(6, *HERE).rollout_rows, plan.draw(6, *HERE).replay_rows) == (48, 12)
+    later = FixedPlan((2, 3, 4), promote_roots=True)
+    assert later.draw(6, *HERE) == FixedPlan((2, 3, 4)).draw(6, *HERE)
+    assert FixedPlan((0, 3), eta=(0.2, 0.9), promote_roots=True).draw(6, *HERE).noise_levels == (0.0, 0.0, 0.0, 0.9, 0.0, 0.0)
+
+
+def test_levels_and_the_cap_on_leaves_keep_later_splits_stochastic():
+    once = FixedPlan((1, 2, 3), levels=1).draw(6, *HERE)
+    assert (once.children, once.noise_levels) == ((1, 3, 1, 1, 1, 1), (0.0, 0.7, 0.7, 0.7, 0.0, 0.0))
+    assert FixedPlan((1, 2, 3), max_leaves=26).draw(6, *HERE).leaves == 9
+    assert FixedPlan((1, 2, 3), max_leaves=27).draw(6, *HERE).leaves == 27
+    assert FixedPlan((1, 2, 3), roots=2, max_leaves=2).draw(6, *HERE).leaves == 2
+
+
+def test_without_levels_a_tree_is_chains():
+    chains = ChainSampler(6, samples=5, eta=0.7, window=(1, 4)).branching()
+    assert FixedPlan((1, 2, 3), roots=5, levels=0).draw(6, *HERE) == chains
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"levels": 4}, "FixedPlan.levels must be at most 3, the number of splits; got 4"),
+        ({"roots": 4, "max_leaves": 3}, "FixedPlan.max_leaves must be at least the number of roots, 4; got 3"),
+        ({"splits": (1,), "promote_roots": True}, "FixedPlan.promote_roots needs a second split: .* then no step would be stochastic"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_when_the_sampler_is_built(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TreeSampler(6, FixedPlan(**arguments))

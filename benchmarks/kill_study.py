@@ -1,0 +1,155 @@
+"""Kills a run with SIGKILL at random moments, resumes it each time, and compares the end with a run that nobody disturbed.
+
+    python benchmarks/kill_study.py --kills 100
+
+A child trains the ring (a Gaussian mixture, milliseconds a step) with a checkpoint after every step, so that many of the moments lie
+inside the writing of one. After each kill the parent looks at the run folder: every line of the metrics must be whole, and there must be
+a checkpoint to go on from, unless none was due yet.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import attrs
+import torch
+
+from diffalign.checkpoint import Checkpoints, complete_checkpoints
+from diffalign.core import AlignmentLoop, Average, StandardizedSum
+from diffalign.objectives import SoftmaxTB
+from diffalign.policies import GaussianMixturePolicy
+from diffalign.prompts import Prompts
+from diffalign.recording import Recorder
+from diffalign.samplers import FixedPlan, TreeSampler
+from diffalign.snapshot import checkpoints
+
+TOTAL_OF_A_KILL = 6
+"""Steps that the run has for each kill."""
+
+
+@attrs.define
+class Tally:
+    """What the kills met.
+
+    Args:
+        kills: children that were killed
+        writing: of them, while a checkpoint or the best was being written or removed
+        before: of them, before the first checkpoint
+        damaged: checkpoints that had to be passed over
+        torn: lines of metrics that were not whole
+        lost: kills after which there was nothing to go on from, although a checkpoint had been written before
+        equal: whether the end is that of an undisturbed run, bit for bit
+    """
+
+    kills: int = 0
+    writing: int = 0
+    before: int = 0
+    damaged: int = 0
+    torn: int = 0
+    lost: int = 0
+    equal: bool = False
+
+
+def ring(folder: Path | None) -> AlignmentLoop:
+    modes = [[4.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [0.0, -4.0]]
+    hooks = [] if folder is None else [Recorder(folder, "", "ring"), Checkpoints(folder, every=1, keep=2)]
+    return AlignmentLoop(
+        SoftmaxTB(GaussianMixturePolicy(modes, 0.3)),
+        TreeSampler(6, FixedPlan(splits=(1, 2))),
+        lambda images, prompts: images[:, 0, 0, 0],
+        Prompts(["left", "right", "up"]),
+        StandardizedSum(),
+        prompts_per_step=2,
+        average=Average(0.9),
+        hooks=hooks,
+    )
+
+
+def resume(folder: Path, total: int) -> None:
+    """What `diffalign train --resume` does."""
+    loop = ring(folder)
+    start = loop.hooks[1].restore(loop) if checkpoints(folder) or list(folder.glob("step-*.tmp")) else 0
+    loop.run(total, start)
+
+
+def child(folder: Path, total: int, pipe: int) -> None:
+    """Train to the end, then say so; never returns."""
+    try:
+        resume(folder, total)
+        os.write(pipe, b"done")
+    finally:
+        os._exit(0)
+
+
+def study(folder: Path, kills: int, seed: int = 0) -> Tally:
+    """Train in children that are killed, until one comes to the end; the last is left alone."""
+    tally, moments, total = Tally(), random.Random(seed), TOTAL_OF_A_KILL * kills
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    resume(folder.with_name("calibration"), TOTAL_OF_A_KILL)
+    longest = 2 * (time.monotonic() - start)
+    had = False
+    while tally.kills < kills:
+        read, write = os.pipe()
+        process = os.fork()
+        if process == 0:
+            child(folder, total, write)
+        os.close(write)
+        time.sleep(moments.uniform(0.0, longest))
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        finished = bool(os.read(read, 4))
+        os.close(read)
+        tally.kills += 1
+        tally.writing += any(folder.glob("*.tmp"))
+        named = checkpoints(folder)
+        whole = complete_checkpoints(folder, quiet=True)
+        tally.before += not whole
+        tally.damaged += len(set(named) - set(whole))
+        tally.lost += had and not whole
+        had = had or bool(whole)
+        metrics = folder / "metrics.jsonl"
+        tally.torn += sum(not is_whole(line) for line in (metrics.read_text().splitlines() if metrics.exists() else ()))
+        if finished:
+            break
+    resume(folder, total)
+    undisturbed, again = ring(None), ring(folder)
+    undisturbed.run(total)
+    again.hooks[1].restore(again)
+    pairs = [
+        (mine, other)
+        for role, policy in undisturbed.policies().items()
+        for mine, other in zip(policy.parameters(), again.policies()[role].parameters(), strict=True)
+    ]
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    tally.equal = all(torch.equal(mine, other) for mine, other in pairs) and steps == list(range(total))
+    return tally
+
+
+def is_whole(line: str) -> bool:
+    try:
+        return "step" in json.loads(line)
+    except json.JSONDecodeError:
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        tally = study(Path(folder) / "run", options.kills, options.seed)
+    for name, value in attrs.asdict(tally).items():
+        print(f"{name:<8} {value}")
+    raise SystemExit(0 if tally.equal and not (tally.torn or tally.lost) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Compare runs on the same prompts and noise, and at equal steps, rows and seconds."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import refuse_overrides
+from .subject import SUBJECT, Measuring, Subject, measuring_arguments
+
+if TYPE_CHECKING:
+    from ..core import Devices, RewardFunction
+    from ..evaluation import Evaluation
+
+_EPILOG = (
+    "Every checkpoint is sampled afresh and scored by the rewards of all runs. The tables at equal steps, rows and seconds are made from "
+    "what the runs have recorded: give them an evaluation with `every`."
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"two or more; the others are compared with the first: {SUBJECT}")
+    measuring_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="for the page (%(default)s)")
+    parser.epilog = _EPILOG
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from ..core import ConfigError
+    from ..devices import connect, disconnect
+    from ..evaluation import Comparison, Recorded, write_comparison
+
+    refuse_overrides("compare", "runs", overrides)
+    subjects = [Subject.of(text) for text in options.runs]
+    names = [subject.name for subject in subjects]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ConfigError(f"compare needs two or more runs with different names; got {', '.join(names)}")
+    devices = connect()
+    try:
+        comparison = Comparison(_evaluated(subjects, options, devices))
+        if devices.rank == 0:
+            runs = comparison.runs
+            recorded = [Recorded.of(each.name, each.folder, runs[each.name].step) for each in subjects if each.folder is not None]
+            page = write_comparison(options.out, comparison, recorded)
+            for name, result in comparison.runs.items():
+                print(f"{name}, step {result.step}: {result.table()}")
+            print(page)
+    finally:
+        disconnect()
+    return 0
+
+
+def _evaluated(subjects: Sequence[Subject], options: argparse.Namespace, devices: "Devices") -> "dict[str, Evaluation]":
+    """One run after the other, so that one model at a time needs memory; prompts and settings are those of the first."""
+    from ..evaluation import evaluate
+
+    measuring = Measuring.of(subjects[0], options)
+    rewards: Mapping[str, Any] = {**_all_rewards(subjects), **measuring.rewards}
+    results = {}
+    for subject in subjects:
+        loop, step = subject.build(devices)
+        policy = loop.evaluation_policy()
+        results[subject.name] = evaluate(policy, measuring.prompts, rewards, step=step, devices=devices, **measuring.settings)
+        del loop, policy
+    return results
+
+
+def _all_rewards(subjects: Sequence[Subject]) -> "dict[str, RewardFunction]":
+    """The rewards of all runs by name.
+
+    Raises:
+        ConfigError: two runs have different rewards under one name.
+    """
+    from ..core import ConfigError
+
+    rewards: dict[str, RewardFunction] = {}
+    owner: dict[str, str] = {}
+    for subject in subjects:
+        for name, reward in subject.measured()[0].items():
+            if name in rewards and _described(rewards[name]) != _described(reward):
+                raise ConfigError(
+                    f"the reward {name!r} must be the same in all runs; it is {_described(rewards[name])} in {owner[name]} and "
+                    f"{_described(reward)} in {subject.name}. Give one of them another name in its config.yaml."
+                )
+            rewards.setdefault(name, reward)
+            owner.setdefault(name, subject.name)
+    return rewards
+
+
+def _described(reward: Any) -> str:
+    """Equal for rewards that are built alike."""
+    import attrs
+
+    return repr(reward) if attrs.has(type(reward)) else getattr(reward, "__qualname__", type(reward).__qualname__)

@@ -1,0 +1,39 @@
+"""Write the trained weights for use elsewhere: diffusers, ComfyUI, or a whole pipeline."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", metavar="RUN", help="a run folder (its last checkpoint), or a checkpoint such as RUN/step-000100 or RUN/best"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("diffusers", "comfyui", "merged"),
+        default="diffusers",
+        help="LoRA for diffusers' load_lora_weights, LoRA for ComfyUI, or the whole pipeline with the LoRA merged in (%(default)s)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (RUN/export/FORMAT)")
+    parser.add_argument("--role", metavar="NAME", help="which weights of the checkpoint (the average if there is one, else the policy)")
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from ..core import ConfigError
+    from ..export import Card, export
+    from ..export.checkpoint import trained_policy
+    from ..snapshot import read_manifest
+    from .subject import Subject
+
+    subject = Subject.of(options.run, overrides)
+    if subject.checkpoint is None or subject.folder is None:
+        raise ConfigError(f"export needs a run folder or a checkpoint; {options.run!r} is a run file, whose weights are not trained yet")
+    policy = trained_policy(subject.job, subject.checkpoint, options.role)
+    card = Card.of_run(subject.folder, int(read_manifest(subject.checkpoint)["step"]))
+    folder = options.out or subject.folder / "export" / options.format
+    try:
+        print(export(policy, folder, options.format, card))
+    except ValueError as error:
+        raise ConfigError(f"--format {options.format}: {error}") from error
+    return 0

@@ -1,0 +1,106 @@
+"""Looks for numbers that are NaN or infinite, and says where they came from."""
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from .errors import NonFiniteError
+from .policy import Policy
+from .types import ROOT, ScoredBatch, TrajectoryBatch
+
+
+@attrs.frozen(eq=False)
+class Evidence:
+    """What to look at after an error.
+
+    Args:
+        step: of the run
+        roles: whose turn it was
+        prompts: of the batch, in the order of the groups
+        tensors: of the batch, by name, on the CPU
+    """
+
+    step: int
+    roles: tuple[str, ...]
+    prompts: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, step: int, roles: tuple[str, ...], trajectories: TrajectoryBatch, batch: ScoredBatch | None = None) -> "Evidence":
+        """Copy a forest, and its rewards where there are any."""
+        names = ("sigmas", "latents", "level", "parent", "prompt", "noise_level", "log_prob", "mean")
+        tensors = {name: getattr(trajectories, name) for name in names}
+        tensors |= {"prompt_ids": trajectories.condition.ids}
+        tensors |= {f"condition/{name}": tensor for name, tensor in trajectories.condition.tensors.items()}
+        if batch is not None:
+            tensors |= {"rewards": batch.rewards, **{f"reward/{name}": values for name, values in batch.parts.items()}}
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        return cls(step, roles, tuple(map(str, trajectories.condition.prompts)), copies)
+
+
+def require_finite(role: str, policy: Policy, trajectories: TrajectoryBatch, step: int) -> None:
+    """Refuse a rollout with a number that is not finite.
+
+    Args:
+        role: name of the policy
+        policy: the one that rolled out
+        trajectories: its forest
+        step: of the run
+
+    Raises:
+        NonFiniteError: names tensor, level, sigma and prompt of the first such node.
+    """
+    latents = trajectories.latents.flatten(1).isfinite().all(dim=1)
+    bad = ~(latents & trajectories.log_prob.isfinite())
+    if not bool(bad.any()):
+        return
+    node = int(bad.nonzero()[0])
+    tensor = "log-prob is" if bool(latents[node]) else "latents are"
+    cause = ""
+    parent = int(trajectories.parent[node])
+    if parent != ROOT:
+        where = _first_bad_velocity(policy, trajectories, torch.tensor([parent]))
+        if where is not None:
+            cause = f" The velocity at its parent (level {int(trajectories.level[parent])}) is not finite."
+    raise NonFiniteError(
+        f"role {role!r}, step {step}, rollout: {tensor} not finite {_address(trajectories, node)}.{cause} Nothing was updated."
+    )
+
+
+def blame(policies: Mapping[str, Policy], trajectories: TrajectoryBatch, rows: int = 64) -> str:
+    """Where a loss or gradient that is not finite may come from: the first state of a batch at which a policy has no finite velocity.
+
+    Args:
+        policies: role -> weights
+        trajectories: the batch
+        rows: network rows per call
+
+    Returns:
+        A sentence with role, level, sigma and prompt; or one that says that the velocities are finite, with the prompts of the batch.
+    """
+    inner = (trajectories.level < len(trajectories.sigmas) - 1).nonzero().squeeze(1)
+    for role, policy in policies.items():
+        for nodes in inner.split(rows):
+            node = _first_bad_velocity(policy, trajectories, nodes)
+            if node is not None:
+                return f"The velocity of {role!r} is not finite {_address(trajectories, node)}."
+    prompts = ", ".join(repr(str(prompt)) for prompt in trajectories.condition.prompts[:4])
+    more = ", ..." if len(trajectories.condition.prompts) > 4 else ""
+    return f"The velocities at the states of the batch are finite (prompts {prompts}{more})."
+
+
+@torch.no_grad()
+def _first_bad_velocity(policy: Policy, trajectories: TrajectoryBatch, nodes: Tensor) -> int | None:
+    nodes = nodes.to(trajectories.latents.device)
+    sigma = trajectories.sigmas[trajectories.level[nodes]]
+    velocity = policy.velocity(trajectories.latents[nodes], sigma, trajectories.condition.select(trajectories.prompt[nodes]))
+    bad = ~velocity.flatten(1).isfinite().all(dim=1)
+    return int(nodes[int(bad.nonzero()[0])]) if bool(bad.any()) else None
+
+
+def _address(trajectories: TrajectoryBatch, node: int) -> str:
+    level = int(trajectories.level[node])
+    prompt = str(trajectories.condition.prompts[int(trajectories.prompt[node])])
+    return f"at level {level} (sigma {trajectories.sigmas[level].item():.4g}), prompt {prompt!r}"

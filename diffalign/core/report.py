@@ -1,0 +1,76 @@
+"""What a step did, and the numbers it adds up."""
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from .agreement import gather_texts
+from .groups import Raw, group_std, log_geometric_mean_distance
+from .interfaces import Devices
+from .ledger import Ledger, peak_memory
+from .types import Prompt, ScoredBatch
+
+
+@attrs.frozen(eq=False)
+class Report:
+    """What a step did.
+
+    Args:
+        step: the number of this step, from 0
+        total: steps of the run
+        metrics: by name, means over samples and ranks
+        ledger: cost of this step
+        batch: the scored trajectories of this process
+        images: [n, 3, H, W] the first few pictures, on the CPU
+        prompts: their n prompts
+    """
+
+    step: int
+    total: int
+    metrics: Mapping[str, float]
+    ledger: Ledger
+    batch: ScoredBatch
+    images: Tensor
+    prompts: tuple[Prompt, ...]
+
+
+@attrs.define
+class Metrics:
+    """Sums and counts by name."""
+
+    sums: dict[str, tuple[Tensor, Tensor]] = attrs.field(factory=dict)
+
+    def add(self, name: str, total: Tensor, count: Tensor | int) -> None:
+        """Add `total`, a sum over `count` things, to what the name has."""
+        pair = (total.detach().double().cpu(), torch.as_tensor(count).double().cpu())
+        old = self.sums.get(name)
+        self.sums[name] = pair if old is None else (old[0] + pair[0], old[1] + pair[1])
+
+    def describe(self, batch: ScoredBatch, weights: Mapping[str, float] | None) -> None:
+        """Raw rewards, their spread within groups, and the diversity of a batch.
+
+        Args:
+            batch: as scored
+            weights: of the rewards in their sum
+        """
+        group = batch.trajectories.group
+        raw = Raw(weights)(batch.parts, group)
+        self.add("reward", raw.sum(), len(raw))
+        for name, values in batch.parts.items():
+            self.add(f"reward/{name}", values.sum(), len(values))
+        self.add("reward/group_std", group_std(raw, group).sum(), len(raw))
+        spread = log_geometric_mean_distance(batch.trajectories.samples, group)
+        self.add("diversity/l_gmd", spread.sum(), len(spread))
+
+    def means(self, devices: Devices) -> dict[str, float]:
+        """Sum over count of every name, over all processes; a name that only some of them have is there as well."""
+        names = list(self.sums)
+        if devices.size > 1:
+            names = list(dict.fromkeys(name for text in gather_texts(devices, "\n".join(names)) for name in text.splitlines()))
+        nothing = (torch.zeros(()), torch.zeros(()))
+        pairs = [self.sums.get(name, nothing) for name in names]
+        table = devices.sum(torch.tensor([[total.item(), count.item()] for total, count in pairs], dtype=torch.float64))
+        result = {name: (row[0] / max(row[1], 1e-300)) for name, row in zip(names, table.tolist(), strict=True)}
+        return {**result, "memory/peak_bytes": float(devices.maximum(torch.tensor(float(peak_memory()), dtype=torch.float64)))}

@@ -1,0 +1,57 @@
+"""Weights, optimizers and state as they were when a step began."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from .interfaces import Objective
+from .policy import Policy
+
+
+@attrs.frozen(eq=False)
+class Undo:
+    """A copy of everything that an update may move.
+
+    Args:
+        values: tensors and what they held
+        optimizers: role -> optimizer and its state
+        objective: whose state it is
+        state: of the objective, beside the weights
+    """
+
+    values: list[tuple[nn.Parameter, Tensor]]
+    optimizers: list[tuple[torch.optim.Optimizer, dict[str, Any]]]
+    objective: Objective
+    state: Mapping[str, Any]
+
+    @classmethod
+    def remember(cls, objective: Objective, trained: Mapping[str, Policy], running: Mapping[str, torch.optim.Optimizer]) -> "Undo":
+        """Copy the trained tensors, and where an objective moves other policies after an update, those as well.
+
+        Args:
+            objective: of the run
+            trained: role -> weights that optimizers step
+            running: role -> optimizer
+        """
+        tensors = {id(p): p for policy in trained.values() for p in policy.trainable_parameters().values()}
+        if type(objective).after_update is not Objective.after_update:
+            tensors |= {id(p): p for policy in objective.policies().values() for p in policy.own_parameters().values()}
+        return cls(
+            [(parameter, parameter.detach().clone()) for parameter in tensors.values()],
+            [(optimizer, copy.deepcopy(optimizer.state_dict())) for optimizer in running.values()],
+            objective,
+            copy.deepcopy(dict(objective.state())),
+        )
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        for parameter, value in self.values:
+            parameter.copy_(value)
+        for optimizer, state in self.optimizers:
+            optimizer.load_state_dict(state)
+        if self.state:
+            self.objective.restore(self.state)

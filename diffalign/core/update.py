@@ -1,0 +1,140 @@
+"""The update: each phase of an objective gets its turn, and either all of them take effect or none does."""
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from .agreement import together
+from .errors import NonFiniteError
+from .finite import blame
+from .interfaces import Devices, Lockstep, Objective, Phase
+from .ledger import Ledger
+from .policy import Policy
+from .report import Metrics
+from .types import ScoredBatch
+from .undo import Undo
+
+
+@attrs.define(eq=False)
+class Update:
+    """Steps the optimizers of a run by the phases of its objective.
+
+    All gradients of a phase are computed and checked on all processes before any of its roles steps; if a later phase fails, weights,
+    optimizers and whatever the objective moved after its updates are as they were before the first.
+
+    Args:
+        objective: whose hooks are called
+        phases: of the objective
+        running: role -> optimizer
+        devices: the processes of the run
+        lockstep: of their network calls
+        max_grad_norm: gradients are clipped to it per role; None leaves them
+    """
+
+    objective: Objective
+    phases: tuple[Phase, ...]
+    running: Mapping[str, torch.optim.Optimizer]
+    devices: Devices
+    lockstep: Lockstep
+    max_grad_norm: float | None
+
+    def trained(self) -> dict[str, Policy]:
+        """Role -> weights, over all phases."""
+        return {role: policy for phase in self.phases for role, policy in phase.trains.items()}
+
+    def __call__(self, batch: ScoredBatch, ledger: Ledger, roles: Mapping[str, Policy], metrics: Metrics) -> None:
+        """Do all phases on one batch.
+
+        Args:
+            batch: as scored
+            ledger: is charged for the network rows
+            roles: whose rows are charged
+            metrics: takes those of the losses
+
+        Raises:
+            NonFiniteError: a loss or gradient, of this process or of another. Everything is as it was before the call.
+        """
+        several = sum(phase.repeats * len(phase.trains) for phase in self.phases) > 1
+        undo = Undo.remember(self.objective, self.trained(), self.running) if several else None
+        try:
+            for phase in self.phases:
+                for update in range(phase.repeats):
+                    with ledger.stage("update", roles):
+                        self._step(phase, batch, update, metrics)
+        except BaseException:
+            self._forget_gradients()
+            if undo is not None:
+                undo()
+            raise
+
+    def _forget_gradients(self) -> None:
+        for optimizer in self.running.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> None:
+        for role in phase.trains:
+            self.running[role].zero_grad(set_to_none=True)
+        with together(self.devices, self.lockstep):
+            try:
+                self._accumulate(phase, batch, update, metrics)
+            except NonFiniteError as error:  # of an objective, which does not know whose turn it is
+                if str(error).startswith("role "):
+                    raise
+                raise NonFiniteError(f"role {_names(phase)}, step {batch.progress.step}: {error}") from error
+            for role, policy in phase.trains.items():
+                _require_finite_gradients(role, policy, phase, batch)
+        norms = {role: self._norm(role, policy, batch.progress.step) for role, policy in phase.trains.items()}
+        for role, policy in phase.trains.items():
+            metrics.add(f"grad_norm/{role}", norms[role], 1)
+            if self.max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(list(policy.trainable_parameters().values()), self.max_grad_norm, norms[role])
+            self.running[role].step()
+            self.objective.after_update(role)
+
+    def _accumulate(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> None:
+        for loss in phase.losses(batch, update):
+            if not torch.is_grad_enabled() or torch.is_autocast_enabled(loss.value.device.type):
+                raise RuntimeError(
+                    f"the losses of {', '.join(phase.trains)} yielded inside no_grad or autocast, which leaks into the loop's backward; "
+                    "leave the block before each yield."
+                )
+            if not bool(loss.value.isfinite()):
+                raise NonFiniteError(
+                    f"role {_names(phase)}, step {batch.progress.step}: loss is {loss.value.item()}. "
+                    f"{blame(phase.trains, batch.trajectories)} Nothing was updated."
+                )
+            if loss.value.requires_grad:
+                self.lockstep.backward(loss.value)
+            for name, (total, count) in loss.metrics.items():
+                metrics.add(name, total, count)
+
+    def _norm(self, role: str, policy: Policy, step: int) -> Tensor:
+        """Of the gradients, summed over the processes; equal in all of them."""
+        parameters = policy.trainable_parameters()
+        self.devices.sum_gradients(list(parameters.values()))
+        gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+        if not bool(norm.isfinite()):
+            largest = max(gradients, key=lambda name: float(gradients[name].abs().max()))
+            raise NonFiniteError(
+                f"role {role!r}, step {step}: gradient of {largest!r} is not finite in its norm, though each of its entries is, in every "
+                "process. Nothing was updated."
+            )
+        return norm
+
+
+def _names(phase: Phase) -> str:
+    return ", ".join(map(repr, phase.trains))
+
+
+def _require_finite_gradients(role: str, policy: Policy, phase: Phase, batch: ScoredBatch) -> None:
+    gradients = {name: parameter.grad for name, parameter in policy.trainable_parameters().items() if parameter.grad is not None}
+    if not gradients or bool(torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=float("inf")).isfinite()):
+        return
+    name = next(name for name, gradient in gradients.items() if not bool(gradient.isfinite().all()))
+    raise NonFiniteError(
+        f"role {role!r}, step {batch.progress.step}: gradient of {name!r} is not finite. {blame(phase.trains, batch.trajectories)} "
+        "Nothing was updated."
+    )

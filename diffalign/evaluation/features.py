@@ -1,0 +1,160 @@
+"""What a picture is compared by: features of images, for measures of diversity."""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Network = tuple[Callable[[Tensor], Tensor], int, Tensor, Tensor]
+
+
+class Features(ABC):
+    """Turns images into vectors whose directions say how alike the images are."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Tensor:
+        """[K, 3, H, W] in [0, 1] -> [K, D], finite. No gradient is taken."""
+
+
+@attrs.frozen
+class PixelFeatures(Features):
+    """The picture itself, small and centred: needs nothing, and sees layout and colour alone.
+
+        features = flatten(resized image - 1/2)
+
+    Args:
+        side: pixels; smaller pictures stay as they are
+    """
+
+    side: int = attrs.field(default=16, validator=attrs.validators.ge(1))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if max(images.shape[-2:]) > self.side:
+            images = F.interpolate(images.float(), size=(self.side, self.side), mode="bilinear", antialias=True)
+        return images.flatten(1) - 0.5
+
+
+@attrs.frozen
+class ShapeWorldFeatures(Features):
+    """What lies where in a ShapeWorld picture, read from its pixels: the same every time, on the CPU, without a download.
+
+        features[colour, shape, y, x] = sum over objects of that kind of area exp(-|(x, y) - centre|^2 / (2 s^2))
+
+    on a grid over the picture. Two pictures of the same objects in other places are far apart, and so are other objects in the same
+    places; an empty picture is equal to empty pictures alone.
+
+    Args:
+        grid: places along each side
+        blur: s in pixels; objects that lie nearer than this count as being in the same place
+
+    Raises:
+        ValueError: images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
+    """
+
+    grid: int = attrs.field(default=8, validator=attrs.validators.ge(1))
+    blur: float = attrs.field(default=6.0, validator=attrs.validators.gt(0))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        from diffalign.shapeworld.grammar import COLORS, SHAPES
+        from diffalign.shapeworld.recognition import find_objects
+
+        places = (torch.arange(self.grid) + 0.5) * (images.shape[-1] / self.grid)
+        colors, features = list(COLORS), torch.zeros(len(images), len(COLORS), len(SHAPES), self.grid, self.grid)
+        for row, found in enumerate(find_objects(images.clamp(0, 1))):
+            for thing in found:
+                along, down = ((-(places - middle).square() / (2 * self.blur**2)).exp() for middle in (thing.x, thing.y))
+                features[row, colors.index(thing.color), SHAPES.index(thing.shape)] += thing.area * down[:, None] * along
+        return features.flatten(1)
+
+
+@attrs.frozen
+class DINOv2Features(Features):
+    """The class token of a DINOv2 model, after its last norm.
+
+    Args:
+        path: a model id or a folder, as transformers takes it
+        revision: branch, tag or commit of a model id
+        device: where it runs; by default where there is an accelerator
+        rows: images per call
+
+    Reference: Oquab et al., arXiv:2304.07193.
+    """
+
+    path: str = "facebook/dinov2-base"
+    revision: str | None = None
+    device: str | None = None
+    rows: int = attrs.field(default=32, validator=attrs.validators.ge(1))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return _extracted(_dinov2(self.path, self.revision, _device(self.device)), images, self.rows)
+
+
+@attrs.frozen
+class CLIPFeatures(Features):
+    """The projected image embedding of a CLIP model.
+
+    Args:
+        path, revision, device, rows: as in `DINOv2Features`
+
+    Reference: Radford et al., arXiv:2103.00020.
+    """
+
+    path: str = "openai/clip-vit-large-patch14"
+    revision: str | None = None
+    device: str | None = None
+    rows: int = attrs.field(default=32, validator=attrs.validators.ge(1))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return _extracted(_clip(self.path, self.revision, _device(self.device)), images, self.rows)
+
+
+def _device(name: str | None) -> str:
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@functools.cache
+def _dinov2(path: str, revision: str | None, device: str) -> Network:
+    from transformers import AutoModel
+
+    model = _loaded(AutoModel, path, revision, device)
+    return (lambda pixels: model(pixel_values=pixels).last_hidden_state[:, 0], *_preprocessing(path, revision, device))
+
+
+@functools.cache
+def _clip(path: str, revision: str | None, device: str) -> Network:
+    from transformers import CLIPVisionModelWithProjection
+
+    model = _loaded(CLIPVisionModelWithProjection, path, revision, device)
+    return (lambda pixels: model(pixel_values=pixels).image_embeds, *_preprocessing(path, revision, device))
+
+
+def _loaded(kind: Any, path: str, revision: str | None, device: str) -> nn.Module:
+    model: nn.Module = kind.from_pretrained(path, revision=revision).to(device).eval().requires_grad_(False)
+    return model
+
+
+def _preprocessing(path: str, revision: str | None, device: str) -> tuple[int, Tensor, Tensor]:
+    """Side, mean and standard deviation from the model's own preprocessor_config.json: [1, 3, 1, 1] each."""
+    from transformers import ImageProcessingMixin
+
+    settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(path, revision=revision)[0]
+    size = settings.get("crop_size") or settings["size"]
+    side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
+    mean, std = (torch.tensor(settings[name], device=device).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+    return int(side), mean, std
+
+
+@torch.no_grad()
+def _extracted(network: Network, images: Tensor, rows: int) -> Tensor:
+    """The whole picture at the model's side (nothing is cropped away), normalised, in chunks."""
+    embed, side, mean, std = network
+    chunks = []
+    for piece in images.clamp(0, 1).float().split(rows):
+        pixels = F.interpolate(piece.to(mean.device), size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        chunks.append(embed((pixels - mean) / std).float().cpu())
+    return torch.cat(chunks)

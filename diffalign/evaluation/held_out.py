@@ -1,0 +1,93 @@
+"""Evaluation during training, on prompts that are not trained on."""
+
+import json
+from collections.abc import Mapping
+
+import attrs
+
+from diffalign.core import AlignmentLoop, Hook, Prompt, Report, RewardFunction
+from diffalign.prompts import read_prompts
+
+from .evaluate import DEFAULT_FEATURES, evaluate
+from .features import Features
+from .pictures import contact_sheet
+from .result import Evaluation
+
+
+@attrs.define(eq=False)
+class HeldOutEvaluation(Hook):
+    """Evaluates before the first step, every `every` steps and after the last, on prompts that are not trained on.
+
+    Takes the average of the weights where the run has one. Writes `evaluation.json` and `images/step-NNNNNN.png` into the run folder;
+    equal prompts and noise throughout.
+
+    Args:
+        prompts: a prompt file, as `PromptFile.path`
+        every: steps between evaluations; None evaluates before and after only
+        samples: per prompt
+        steps: denoising steps
+        seed: of the noise
+        rewards: further rewards by name that are not trained on, beside those of the loop
+        pictures: prompts that are drawn
+        features: what diversity is measured on, by name
+        rows: network rows per call
+    """
+
+    prompts: str
+    every: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    samples: int = attrs.field(default=4, validator=attrs.validators.ge(2))
+    steps: int = attrs.field(default=28, validator=attrs.validators.ge(1))
+    seed: int = 0
+    rewards: Mapping[str, RewardFunction] = attrs.field(factory=dict)
+    pictures: int = attrs.field(default=6, validator=attrs.validators.ge(0))
+    features: Mapping[str, Features] = attrs.field(factory=lambda: dict(DEFAULT_FEATURES))
+    rows: int = attrs.field(default=128, validator=attrs.validators.ge(1))
+    results: list[Evaluation] = attrs.field(factory=list, init=False)
+    _prompts: list[Prompt] = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._prompts = read_prompts(self.prompts)
+
+    def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
+        self._evaluate(loop, step)
+
+    def step(self, loop: AlignmentLoop, report: Report) -> None:
+        done = report.step + 1
+        if self.every is not None and done % self.every == 0 and done < report.total:
+            self._evaluate(loop, done)
+
+    def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
+        if error is None and (not self.results or self.results[-1].step != step):
+            self._evaluate(loop, step)
+
+    def _evaluate(self, loop: AlignmentLoop, step: int) -> None:
+        with loop.ledger.stage("evaluation"):
+            result = evaluate(
+                loop.evaluation_policy(),
+                self._prompts,
+                {**loop.named_rewards(), **self.rewards},
+                features=self.features,
+                samples=self.samples,
+                steps=self.steps,
+                seed=self.seed,
+                step=step,
+                rows=self.rows,
+                pictures=self.pictures,
+                devices=loop.devices,
+            )
+        self.results.append(result)
+        if loop.folder is not None and loop.devices.rank == 0:
+            self._write(loop, result)
+
+    def _write(self, loop: AlignmentLoop, result: Evaluation) -> None:
+        assert loop.folder is not None
+        file = loop.folder / "evaluation.json"
+        entries = json.loads(file.read_text()) if file.exists() else []
+        entries = [entry for entry in entries if entry["step"] < result.step] + [result.summary()]
+        (loop.folder / "images").mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(entries, indent=1))
+        temporary.replace(file)
+        if len(result.images):
+            sheet = contact_sheet(result.images, [str(prompt) for prompt in result.prompts[: len(result.images)]])
+            sheet.save(loop.folder / "images" / f"step-{result.step:06d}.png")

@@ -1,0 +1,72 @@
+"""What an evaluation found."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from diffalign.core import Prompt
+
+from .intervals import bootstrap
+
+
+@attrs.frozen(eq=False)
+class Evaluation:
+    """What a policy gives for some prompts: P prompts, n samples of each, equal noise for equal seeds.
+
+    Args:
+        step: training steps done
+        prompts: P
+        rewards: by name, each [P, n]
+        diversity: within the samples of a prompt, each [P]: l_gmd (of latents), ms_ssim_distance, and for each kind of features
+            cosine/NAME, vendi/NAME, modes/NAME; larger is more diverse
+        across: over all samples of all prompts: cosine/NAME between samples of different prompts, vendi/NAME of all samples
+        images: [p, n, 3, H, W] on the CPU, the first few prompts only
+        settings: samples, steps, seed: what must be equal for two evaluations to be compared prompt by prompt
+    """
+
+    step: int
+    prompts: tuple[Prompt, ...]
+    rewards: Mapping[str, Tensor]
+    diversity: Mapping[str, Tensor]
+    across: Mapping[str, float]
+    images: Tensor
+    settings: Mapping[str, int]
+
+    @property
+    def l_gmd(self) -> Tensor:
+        """[P] log geometric mean distance of the latents of each prompt."""
+        return self.diversity["l_gmd"]
+
+    def measures(self) -> dict[str, Tensor]:
+        """Rewards and diversity in one table, each [P]: reward NAME, diversity NAME."""
+        rewards = {f"reward {name}": values.mean(dim=1) for name, values in self.rewards.items()}
+        return {**rewards, **{f"diversity {name}": values for name, values in self.diversity.items()}}
+
+    def summary(self) -> dict[str, Any]:
+        """Means over prompts and samples with 95 % intervals over prompts, and the values by prompt, as plain JSON."""
+        by_name = {"rewards": {name: values.mean(dim=1) for name, values in self.rewards.items()}, "diversity": self.diversity}
+        intervals = {kind: {name: bootstrap(values) for name, values in table.items()} for kind, table in by_name.items()}
+        return {
+            "step": self.step,
+            **self.settings,
+            **{kind: {name: interval.mean for name, interval in table.items()} for kind, table in intervals.items()},
+            "across": dict(self.across),
+            "intervals": {kind: {name: interval.plain() for name, interval in table.items()} for kind, table in intervals.items()},
+            "by_prompt": [
+                {
+                    "prompt": str(prompt),
+                    **{kind: {name: values[row].item() for name, values in table.items()} for kind, table in by_name.items()},
+                }
+                for row, prompt in enumerate(self.prompts)
+            ],
+        }
+
+    def table(self) -> str:
+        """The means with their intervals, one line each, as text."""
+        lines = [(name, str(bootstrap(values))) for name, values in self.measures().items()]
+        lines += [(f"across prompts {name}", f"{value:.3f}") for name, value in self.across.items()]
+        width = max(len(name) for name, _ in lines)
+        head = f"{len(self.prompts)} prompts, {self.settings['samples']} samples each; mean [95 % interval over prompts]"
+        return "\n".join([head, *(f"  {name:<{width}}  {value}" for name, value in lines)])

@@ -1,0 +1,148 @@
+"""The model card of exported weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import yaml
+
+from diffalign.policies import FlowMatchingPolicy
+
+_USE = {
+    "diffusers": "```python\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
+    'pipeline = DiffusionPipeline.from_pretrained("{base}")\npipeline.load_lora_weights(".")  # this folder\n```',
+    "comfyui": "Put `comfyui_lora.safetensors` into ComfyUI's `models/loras` and load it with a LoRA loader node at strength 1.",
+    "merged": '```python\nfrom diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained(".")  # this folder\n```',
+}
+
+
+@attrs.frozen
+class Card:
+    """What is known about a run.
+
+    Args:
+        objective: class of the objective
+        rewards: their names
+        sampler: class of the sampler
+        steps: training steps done
+        measured: rows (what, before, after), where before may be empty
+        source: what `measured` was read from
+    """
+
+    objective: str = ""
+    rewards: tuple[str, ...] = ()
+    sampler: str = ""
+    steps: int | None = None
+    measured: tuple[tuple[str, str, str], ...] = ()
+    source: str = ""
+
+    @classmethod
+    def of_run(cls, folder: Path, steps: int | None = None) -> "Card":
+        """From the files of a run folder, as far as they are there.
+
+        Args:
+            folder: with config.yaml, and with evaluation.json or metrics.jsonl
+            steps: done by the exported weights
+        """
+        config = yaml.safe_load((folder / "config.yaml").read_text()) if (folder / "config.yaml").exists() else {}
+        measured, source = _evaluated(folder, steps)
+        if not measured:
+            measured, source = _trained(folder, steps)
+        return cls(_name(config.get("objective")), _rewards(config.get("rewards")), _name(config.get("sampler")), steps, measured, source)
+
+    def text(self, policy: FlowMatchingPolicy, form: str) -> str:
+        """The card as Markdown with the hub's front matter.
+
+        Args:
+            policy: what was exported
+            form: one of the formats
+        """
+        from diffalign import __version__
+
+        base = policy.family.source or "unknown"
+        licence = base_licence(policy)
+        front: dict[str, Any] = {"base_model": base, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
+        front |= {"license": licence} if licence else {}
+        front["tags"] = ["diffalign", "text-to-image", *([] if form == "merged" else ["lora"])]
+        kind = "Weights" if form == "merged" else "LoRA adapters"
+        about = {
+            "base": f"{base} ({type(policy.family.pipeline).__name__})",
+            "licence of the base": licence or "not stated in the base's folder: look at its model card before you pass this on",
+            "objective": self.objective or "unknown",
+            "rewards": ", ".join(self.rewards) or "unknown",
+            "sampler": self.sampler or "unknown",
+            "training steps": "unknown" if self.steps is None else str(self.steps),
+        }
+        lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {kind} for {base}", ""]
+        lines += [
+            f"Trained with diffalign {__version__}.",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in about.items()),
+        ]
+        if self.measured:
+            lines += ["", f"## Measured ({self.source})", "", "| | before | after |", "|---|---|---|"]
+            lines += [f"| {what} | {before} | {after} |" for what, before, after in self.measured]
+        else:
+            lines += ["", "Nothing was measured on these weights."]
+        return "\n".join([*lines, "", "## Use", "", _USE[form].replace("{base}", base), ""])
+
+
+def base_licence(policy: FlowMatchingPolicy) -> str:
+    """The licence that the base's own model card names in its front matter; "" where it says nothing."""
+    file = policy.family.folder / "README.md" if policy.family.folder is not None else None
+    if file is None or not file.exists():
+        return ""
+    _, _, rest = file.read_text().partition("---\n")
+    front = yaml.safe_load(rest.partition("\n---")[0]) if rest else None
+    return str(front.get("license_name") or front.get("license") or "") if isinstance(front, Mapping) else ""
+
+
+def _name(part: Any) -> str:
+    """The class of a part, with the constructor that made it if that is another: SoftmaxTB, SoftmaxTB.release_compatible; or a function."""
+    path = part.get("class_path", "") if isinstance(part, Mapping) else part or ""
+    words = str(path).replace(":", ".").split(".")
+    classes = [place for place, word in enumerate(words) if word[:1].isupper()]
+    return ".".join(words[classes[-1] :] if classes else words[-1:])
+
+
+def _rewards(part: Any) -> tuple[str, ...]:
+    if isinstance(part, Mapping) and "class_path" not in part:
+        return tuple(map(str, part))
+    return (_name(part),) if part else ()
+
+
+def _evaluated(folder: Path, steps: int | None) -> tuple[tuple[tuple[str, str, str], ...], str]:
+    """Rows of the evaluation of these weights, held against the first one."""
+    file = folder / "evaluation.json"
+    entries = json.loads(file.read_text()) if file.exists() else []
+    last = next((entry for entry in reversed(entries) if steps is None or entry["step"] == steps), None)
+    if last is None:
+        return (), ""
+    first = entries[0] if entries[0]["step"] == 0 and last["step"] != 0 else None
+    rows = []
+    for kind in ("rewards", "diversity"):
+        for name, value in last[kind].items():
+            before = "" if first is None or name not in first[kind] else f"{first[kind][name]:.4f}"
+            rows.append((f"{kind.removesuffix('s')} {name}", before, f"{value:.4f}"))
+    prompts, samples = len(last.get("by_prompt", ())), last.get("samples", "?")
+    return tuple(rows), f"held-out evaluation at step {last['step']}: {prompts} prompts, {samples} samples each"
+
+
+def _trained(folder: Path, steps: int | None, window: int = 10) -> tuple[tuple[tuple[str, str, str], ...], str]:
+    """Rows of the training metrics: means over the first and the last few steps."""
+    file = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = [line for line in lines if steps is None or line["step"] < steps]
+    if not lines:
+        return (), ""
+    count = min(window, len(lines))
+    rows = []
+    for name in lines[-1]:
+        if name == "reward" or name.startswith(("reward/", "diversity/")):
+            before, after = (sum(line[name] for line in part) / count for part in (lines[:count], lines[-count:]))
+            rows.append((name, f"{before:.4f}", f"{after:.4f}"))
+    return tuple(rows), f"while training, means over the first and the last {count} steps; not held out"

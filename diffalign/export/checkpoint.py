@@ -1,0 +1,36 @@
+"""The policy of a run with the weights of one of its checkpoints, without building rewards, prompts or objective."""
+
+from pathlib import Path
+
+import torch
+
+from diffalign.config import Run
+from diffalign.config.blueprint import build
+from diffalign.core import CheckpointError, Policy
+from diffalign.snapshot import load_weights, read_manifest
+
+_ROLES = ("average", "policy", "generator")
+"""Whose weights are meant where nobody says: the average that evaluation sees, the policy, or the generator of a distillation."""
+
+
+def trained_policy(job: Run, checkpoint: Path, role: str | None = None) -> Policy:
+    """Build the run's policy and load a checkpoint into it.
+
+    Args:
+        job: the run
+        checkpoint: a whole one of this run
+        role: whose weights; None takes the average, else the policy
+
+    Raises:
+        CheckpointError: it is damaged, or has no weights of that role.
+    """
+    present = sorted(name.removesuffix(".safetensors") for name in read_manifest(checkpoint)["files"] if name.endswith(".safetensors"))
+    chosen = role or next((name for name in _ROLES if name in present), None)
+    if chosen not in present:
+        raise CheckpointError(
+            f"{checkpoint} must hold weights of the role {chosen or 'policy'!r}; it has {', '.join(present)}. Give --role."
+        )
+    torch.manual_seed(job.tree["seed"])
+    policy: Policy = build(job.tree["policy"], {})
+    load_weights(policy, checkpoint / f"{chosen}.safetensors")
+    return policy

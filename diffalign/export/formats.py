@@ -1,0 +1,80 @@
+"""What can be written."""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffalign.core import Policy
+from diffalign.policies import FlowMatchingPolicy
+
+from .card import Card
+from .layers import layers
+from .unwrapping import pipeline_policy
+
+Format = Literal["diffusers", "comfyui", "merged"]
+FORMATS: tuple[str, ...] = get_args(Format)
+COMFYUI_FILE = "comfyui_lora.safetensors"
+
+
+def export(policy: Policy, folder: Path, form: Format, card: Card | None = None) -> Path:
+    """Write the weights of a policy, and a model card `README.md`, into a folder.
+
+    - "diffusers": adapters with their alpha, for `pipeline.load_lora_weights(folder)`
+    - "comfyui": adapters in one file under the names that ComfyUI's loader gives the layers of the family
+    - "merged": the whole pipeline, for `DiffusionPipeline.from_pretrained(folder)`; the only one for weights that were all trained
+
+    Args:
+        policy: over a diffusers pipeline, possibly wrapped
+        folder: is made
+        form: see above
+        card: what is known about the run
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: not a policy over a pipeline, no adapters where the format holds nothing else, a family that ComfyUI does not run.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {form!r}")
+    inner = pipeline_policy(policy)
+    if inner is None:
+        raise ValueError(f"only a policy over a diffusers pipeline can be exported; got {type(policy).__name__}")
+    if form == "merged":
+        _merged(inner, folder)
+    elif form == "comfyui":
+        _comfyui(inner, folder)
+    else:
+        next(layers(inner))  # says what to do where there is none
+        inner.save_lora(str(folder))
+    (folder / "README.md").write_text((card or Card()).text(inner, form))
+    return folder
+
+
+def _comfyui(policy: FlowMatchingPolicy, folder: Path) -> None:
+    kind = policy.family.comfyui
+    if kind is None:
+        raise ValueError(f"ComfyUI does not run the family {type(policy.family).__name__}; export it as diffusers or merged")
+    tensors: dict[str, Tensor] = {}
+    for layer in layers(policy):
+        if kind == "unet":
+            name, down, up = "lora_unet_" + layer.path.replace(".", "_"), "lora_down", "lora_up"
+        else:
+            name, down, up = f"transformer.{layer.path}", "lora_A", "lora_B"
+        tensors |= {f"{name}.{down}.weight": layer.down, f"{name}.{up}.weight": layer.up, f"{name}.alpha": torch.tensor(layer.alpha)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / COMFYUI_FILE, metadata={"format": "pt", "base_model": policy.family.source})
+
+
+def _merged(policy: FlowMatchingPolicy, folder: Path) -> None:
+    network: Any = copy.deepcopy(policy.network).requires_grad_(False)
+    if policy.adapters:
+        network.fuse_lora()
+        network.unload_lora()
+    pipeline = copy.copy(policy.family.pipeline)
+    vars(pipeline)[policy.family.component] = network
+    pipeline.save_pretrained(folder)

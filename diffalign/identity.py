@@ -1,0 +1,42 @@
+"""Whether two configurations are the same run."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+SURROUNDINGS = ("folder", "hooks", "evaluation", "trackers", "checkpoint_every", "checkpoint_keep", "keep_images", "chunk", "check_rows")
+"""Keys of a run that change what is written, watched or computed at once, and no weight."""
+
+
+def differences(before: str, after: str) -> list[tuple[str, str, str]]:
+    """Where two resolved configurations name different runs.
+
+    Row budgets ("rows", wherever they stand) and `SURROUNDINGS` are no part of a run's identity.
+
+    Args:
+        before, after: YAML
+
+    Returns:
+        Dotted path, value before, value after, as YAML writes them; "-" where a side has none.
+    """
+    old, new = (dict(_leaves(_identity(yaml.safe_load(text) or {}))) for text in (before, after))
+    paths = [*old, *(path for path in new if path not in old)]
+    return [(path, _shown(old, path), _shown(new, path)) for path in paths if _shown(old, path) != _shown(new, path)]
+
+
+def _identity(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in SURROUNDINGS}
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        if key != "rows":
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    if not entries or not value:
+        yield path, value
+
+
+def _shown(leaves: dict[str, Any], path: str) -> str:
+    return str(yaml.safe_dump(leaves[path], default_flow_style=True)).removesuffix("\n...\n").strip() if path in leaves else "-"

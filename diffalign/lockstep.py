@@ -1,0 +1,116 @@
+"""Network calls that are collectives: every process makes the same ones, in the same order."""
+
+from collections.abc import Callable, Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from .core import Condition, Devices, PeerFailed, Policy, Prompt
+
+Velocity = Callable[[Tensor, Tensor, Condition], Tensor]
+
+_FAILED, _FINISHED, _BACKWARD, _NOTHING = -1, 0, 1 << 20, -(1 << 20)
+
+
+@attrs.define(eq=False)
+class Announced:
+    """`Lockstep` of processes whose weights are sharded: a network call gathers weights from all, so all must make it.
+
+    Before a call each process announces which policy it is about to evaluate, with or without a graph; the smallest announced is made
+    by all, as a row of weight zero by those that have another or none. So processes may hold different numbers of prompts and chunks.
+
+    Args:
+        devices: the processes
+        policies: that evaluate a network of their own
+        padded: calls that this process has made for others
+    """
+
+    devices: Devices
+    policies: tuple[Policy, ...]
+    padded: int = attrs.field(default=0, init=False)
+    _conditions: dict[int, Condition] = attrs.field(factory=dict, init=False)
+    _graphs: list[Tensor] = attrs.field(factory=list, init=False)
+    _left: bool = attrs.field(default=False, init=False)
+    _padding: bool = attrs.field(default=False, init=False)
+
+    @classmethod
+    def over(cls, policies: Mapping[str, Policy], devices: Devices) -> "Announced":
+        """Listen to the network calls of all policies; of a wrapper, to those of the policy inside."""
+        inner: dict[int, Policy] = {}
+        for policy in policies.values():
+            for module in policy.modules():
+                if isinstance(module, Policy) and not any(isinstance(below, Policy) for below in list(module.modules())[1:]):
+                    inner[id(module)] = module
+        lockstep = cls(devices, tuple(inner.values()))
+        for index, policy in enumerate(lockstep.policies):
+            policy.velocity = lockstep._announcing(index, policy.velocity)  # type: ignore[method-assign]
+            lockstep._conditions[index] = policy.encode([Prompt("")])
+        return lockstep
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate, with the calls that were made for others, as the others do."""
+        self._take_turn(_BACKWARD)
+        torch.autograd.backward(loss + self._zero())
+
+    def finish(self, failed: bool) -> None:
+        """Serve the calls of others until all have finished, or one has failed."""
+        while not self._left:
+            codes = self._tell(_FAILED if failed else _FINISHED)
+            if failed or min(codes) == _FAILED or max(codes) == _FINISHED:
+                break
+            self._serve(min(code for code in codes if code > _FINISHED))
+        self._left = False
+        self._graphs.clear()
+
+    def _announcing(self, index: int, velocity: Velocity) -> Velocity:
+        def announced(latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+            if not self._padding:
+                graph = torch.is_grad_enabled()
+                self._take_turn(1 + 4 * index + 2 * graph + (graph and latents.requires_grad))
+            return velocity(latents, sigma, condition)
+
+        return announced
+
+    def _take_turn(self, mine: int) -> None:
+        """Wait until what this process is about to do is what all do."""
+        while True:
+            codes = self._tell(mine)
+            if min(codes) == _FAILED:
+                self._left = True
+                raise PeerFailed
+            chosen = min(code for code in codes if code > _FINISHED)
+            if chosen == mine:
+                return
+            self._serve(chosen)
+
+    def _tell(self, mine: int) -> list[int]:
+        codes = torch.full((self.devices.size,), _NOTHING)
+        codes[self.devices.rank] = mine
+        return [int(code) for code in self.devices.maximum(codes)]
+
+    def _serve(self, code: int) -> None:
+        """Make the call that another process makes, with one row whose result weighs nothing."""
+        self.padded += 1
+        if code == _BACKWARD:
+            zero = self._zero()
+            if zero.requires_grad:
+                torch.autograd.backward(zero)
+            return
+        index, rest = divmod(code - 1, 4)
+        policy = self.policies[index]
+        self._padding = True
+        try:
+            with torch.set_grad_enabled(rest >= 2):
+                latents = policy.prior(torch.zeros(1, *policy.latent_shape)).requires_grad_(rest == 3)
+                sigma = policy.sigmas(2)[1:2].to(latents.device)
+                result = policy.velocity(latents, sigma, self._conditions[index])
+            if result.requires_grad:
+                self._graphs.append(result)
+        finally:
+            self._padding = False
+
+    def _zero(self) -> Tensor:
+        """0, with the graphs of the calls that were made for others since the last backward."""
+        graphs, self._graphs = self._graphs, []
+        return torch.stack([0.0 * graph.sum().float() for graph in graphs]).sum() if graphs else torch.zeros(())

@@ -1,0 +1,138 @@
+"""Negative-aware fine-tuning on the forward process."""
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Linear, Loss, Objective, Phase, Policy, Scalar, ScoredBatch, group_normalize
+
+from .noised import NoisedSamples, mean_square
+from .requirements import optional_reference, require_groups, share_at
+
+_DECAY = Linear(0.0, 0.5, 500)
+
+
+@attrs.define(eq=False)
+class DiffusionNFT(Objective):
+    """Learns to denoise good samples and not to denoise bad ones, relative to the weights that drew them.
+
+        r   = 1/2 + clip(z, -limit, limit) / (2 limit),   z: the reward standardised within its group
+        x   = (1 - sigma) x_0 + sigma e,   v = e - x_0
+        v+  = (1 - beta) v_old + beta v_theta,   v- = (1 + beta) v_old - beta v_theta
+        loss = mean over samples and noise levels of   r d(v+) + (1 - r) d(v-) + kl ||v_theta - v_ref||^2
+        d(u) = ||u - v||^2, or with `adaptive` sigma ||u - v||^2 / mean |u - v|, its denominator without gradient; norms are means
+
+    It needs clean samples alone, from any sampler: `DeterministicSampler`. Who rolls out is the fork `old`, which follows the policy
+    after each step, old <- old + (1 - decay) (policy - old). Without `adaptive`, and at old = policy, the gradient is that of
+    2 beta (2 r - 1) <v_theta, v_old - v>: equal rewards move nothing.
+
+    Args:
+        policy: the weights being aligned
+        reference: frozen; by default, where kl > 0, a fork of the policy. None is taken with kl 0
+        beta: strength of the implicit guidance, > 0
+        decay: share of itself that `old` keeps, in [0, 1]; a number or a schedule. By default from 0 (on policy) to 0.5 in 500 steps
+        limit: standardised reward from which on r is 0 or 1
+        adaptive: weigh each prediction by its own error
+        kl: weight of the penalty, >= 0
+        levels: noise levels per sample and update
+        sigma_min: least noise level, of the rollout's grid
+        updates: inner updates on the same samples, each with noise of its own
+        rows: (sample, level) pairs per micro-batch of the update; None takes all at once. The gradient does not depend on it
+
+    Raises:
+        ValueError: numbers out of range, a reference that could move, a group of one sample, fewer noise levels than asked for.
+
+    Reference: Zheng et al., arXiv:2509.16117.
+    """
+
+    policy: Policy
+    reference: Policy | None = None
+    beta: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
+    decay: Scalar | float = _DECAY
+    limit: float = attrs.field(default=5.0, validator=attrs.validators.gt(0.0))
+    adaptive: bool = True
+    kl: float = 0.0
+    levels: int = attrs.field(default=4, validator=attrs.validators.ge(1))
+    sigma_min: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
+    updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    old: Policy = attrs.field(init=False, repr=False)
+    _kept: float = attrs.field(default=0.0, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.reference = optional_reference(self.policy, self.reference, self.kl, "DiffusionNFT.kl")
+        self.old = self.policy.fork()
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase({"policy": self.policy}, self._losses, self.updates),)
+
+    def behavior(self) -> Policy:
+        return self.old
+
+    def policies(self) -> Mapping[str, Policy]:
+        both = {"policy": self.policy, "old": self.old}
+        return both if self.reference is None else {**both, "reference": self.reference}
+
+    def after_step(self) -> None:
+        self.old.lerp_(self.policy, 1 - self._kept)
+
+    def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        group = batch.trajectories.group
+        require_groups(batch.trajectories, "DiffusionNFT")
+        self._kept = share_at(self.decay, batch.progress, "DiffusionNFT.decay")
+        samples = NoisedSamples.draw(batch, self.levels, self.sigma_min, False, f"diffusion_nft/{update}", "DiffusionNFT")
+        optimality = 0.5 + group_normalize(batch.rewards.double(), group).clamp(-self.limit, self.limit) / (2 * self.limit)
+        weight = 1 / (torch.bincount(group)[group].double() * self.levels * batch.groups)
+        units = torch.arange(len(samples))
+        for piece in units.split(self.rows or len(units)):  # a sum over units: pieces need no first pass
+            yield self._piece(samples, piece, optimality, weight, batch.groups)
+
+    def _piece(self, samples: NoisedSamples, units: Tensor, optimality: Tensor, weight: Tensor, groups: int) -> Loss:
+        noised, sample = samples.at(units), samples.sample[units]
+        with torch.no_grad():
+            old = self.old.velocity(noised.latents, noised.sigma, noised.condition)
+        velocity = self.policy.velocity(noised.latents, noised.sigma, noised.condition)
+        apart = mean_square(velocity.detach() - old)
+        samples.require_finite(apart, units, "policy, or of its old weights,")
+        per_unit = nft_loss(velocity, old, noised.target, noised.sigma, optimality[sample], self.beta, self.adaptive)
+        count = torch.tensor(len(units))
+        metrics = {
+            "optimality": (optimality[sample].sum(), count),
+            "distance/old": (apart.sum(), count),
+        }
+        if self.reference is not None:
+            with torch.no_grad():
+                reference = self.reference.velocity(noised.latents, noised.sigma, noised.condition)
+            distance = mean_square(velocity - reference)
+            samples.require_finite(distance, units, "reference")
+            per_unit = per_unit + self.kl * distance
+            metrics["distance/reference"] = (distance.detach().sum(), count)
+        value = (weight[sample] * per_unit).sum()
+        share = torch.tensor(len(samples.batch.trajectories.condition) * len(units) / len(samples))
+        return Loss(value, {"loss": (value.detach() * groups, share), **metrics})
+
+
+def nft_loss(velocity: Tensor, old: Tensor, target: Tensor, sigma: Tensor, optimality: Tensor, beta: float, adaptive: bool) -> Tensor:
+    """The loss r d(v+) + (1 - r) d(v-) of each row, see `DiffusionNFT`: [B], float64.
+
+    Args:
+        velocity: [B, *] v_theta
+        old: [B, *] v_old
+        target: [B, *] v
+        sigma: [B]
+        optimality: [B] r in [0, 1]
+        beta: strength of the implicit guidance
+        adaptive: weigh each prediction by its own error
+    """
+    positive = (1 - beta) * old + beta * velocity - target
+    negative = (1 + beta) * old - beta * velocity - target
+
+    def distance(error: Tensor) -> Tensor:
+        if not adaptive:
+            return mean_square(error)
+        size = error.detach().double().flatten(1).abs().mean(dim=1)  # in x_0: sigma^2 |error|^2 / (sigma |error|)
+        return sigma.double() * mean_square(error) / size.clamp(min=1e-5)
+
+    return optimality * distance(positive) + (1 - optimality) * distance(negative)

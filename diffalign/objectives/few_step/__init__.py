@@ -1,0 +1,72 @@
+"""The exchangeable components of few-step training: small values that a run file swaps."""
+
+from .attribution import Attribution, Broadcast, Discounted, GroupAdvantage, MonteCarlo
+from .directions import (
+    Distance,
+    GeneratorMix,
+    Huber,
+    Joint,
+    Normalizer,
+    PerTerm,
+    ShareMix,
+    Squared,
+    Unnormalized,
+    VectorHuber,
+    WeightedMix,
+)
+from .fake_targets import CleanTarget, ExactTarget, FakeTarget, WeightedCleanTarget
+from .group_objectives import AdvantageWeighted, ExactSoftplus, GroupObjective, SigmoidWeighted
+from .intervals import Interval, Overlap, Separate
+from .query_times import FixedTime, LogitNormalTime, QueryTime, ShiftedTime
+from .references import FrozenTeacher, MovingReference, Reference, Snapshot
+from .stage_samplers import CleanerStages, EveryStage, StageSampler, UniformStages
+from .trust_regions import NoTrustRegion, RatioClip, TrustRegion
+from .update_plans import InOrder, Together, UpdatePlan
+
+__all__ = [
+    "AdvantageWeighted",
+    "Attribution",
+    "Broadcast",
+    "CleanTarget",
+    "CleanerStages",
+    "Discounted",
+    "Distance",
+    "EveryStage",
+    "ExactSoftplus",
+    "ExactTarget",
+    "FakeTarget",
+    "FixedTime",
+    "FrozenTeacher",
+    "GeneratorMix",
+    "GroupAdvantage",
+    "GroupObjective",
+    "Huber",
+    "InOrder",
+    "Interval",
+    "Joint",
+    "LogitNormalTime",
+    "MonteCarlo",
+    "MovingReference",
+    "NoTrustRegion",
+    "Normalizer",
+    "Overlap",
+    "PerTerm",
+    "QueryTime",
+    "RatioClip",
+    "Reference",
+    "Separate",
+    "ShareMix",
+    "ShiftedTime",
+    "SigmoidWeighted",
+    "Snapshot",
+    "Squared",
+    "StageSampler",
+    "Together",
+    "TrustRegion",
+    "UniformStages",
+    "Unnormalized",
+    "UpdatePlan",
+    "VectorHuber",
+    "WeightedCleanTarget",
+    "WeightedMix",
+]

@@ -1,0 +1,121 @@
+"""What TDM and TDM-R1 share: noised stage ends, the fake score's loss, and predictions with guidance.
+
+Legend: B rows, * latent dimensions.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Condition, Guided, Loss, Policy, Prompt, Streams
+from diffalign.core.transition import expand
+
+from .fake_targets import FakeTarget, NoisedEnds
+from .intervals import Interval
+from .noising import diffuse, mean_over_dimensions
+from .query_times import QueryTime
+from .stages import Rows, draw_noise, draw_uniform
+
+Shared = Literal["batch", "group", "sample"]
+
+
+@attrs.frozen(eq=False)
+class Predictor:
+    """Clean predictions of a policy, plain and with classifier-free guidance.
+
+    Args:
+        policy: whose
+        scale: of the guidance; 1 spends no row on it
+        negative: the negative prompt
+    """
+
+    policy: Policy
+    scale: float = 1.0
+    negative: str = ""
+
+    def __call__(self, noised: Tensor, tau: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """f(x_tau, c) and its guided form, each [B, *]; the same tensor where the scale is 1."""
+        velocity = self.policy.velocity(noised, tau, condition)
+        plain = noised - expand(tau, noised) * velocity
+        if self.scale == 1:
+            return plain, plain
+        null = self.policy.encode([Prompt(self.negative)]).select(torch.zeros(len(condition), dtype=torch.long))
+        guided = self.policy.guide(velocity, self.policy.velocity(noised, tau, null), self.scale)
+        return plain, noised - expand(tau, noised) * guided
+
+
+@attrs.frozen(eq=False)
+class Queries:
+    """Where velocities are asked for: how taus and noises of rows are drawn.
+
+    Args:
+        interval: of the stages
+        times: taus within it
+        floor: least tau
+        shared: rows with one tau
+        noise_by_group: one noise for all samples of a group
+    """
+
+    interval: Interval
+    times: QueryTime
+    floor: float = 0.0
+    shared: Shared = "batch"
+    noise_by_group: bool = False
+
+    def __call__(self, rows: Rows, streams: Streams, name: str) -> tuple[Tensor, Tensor]:
+        """Taus [B] and unit noises [B, *]."""
+        uniform = draw_uniform(streams, f"{name}/time", rows, self.shared)
+        tau = self.times(rows.sigma_end.clamp(min=self.floor), self.interval.top(rows.sigma), uniform)
+        return tau, draw_noise(streams, f"{name}/noise", rows, self.noise_by_group)
+
+
+def unguided(teacher: Policy) -> Policy:
+    """The policy inside a guided one: what the fake and the surrogate start from."""
+    return unguided(teacher.policy) if isinstance(teacher, Guided) else teacher
+
+
+def random_ends(rows: Rows, streams: Streams, name: str, margin: float) -> Rows:
+    """Stages ended at a uniform sigma in [s_{j+1}, s_j - margin) instead of at the grid point; where there is no room, at it."""
+    room = (rows.sigma - margin - rows.sigma_end).clamp(min=0)
+    return rows.with_ends(rows.sigma_end + draw_uniform(streams, f"{name}/end", rows, "batch") * room)
+
+
+def fake_losses(
+    fake: Policy,
+    teacher: Policy,
+    rows: Rows,
+    condition: Condition,
+    drawn: tuple[Tensor, Tensor],
+    target: FakeTarget,
+    regularization: float,
+    groups: int,
+    budget: int | None,
+) -> Iterator[Loss]:
+    """Regress the fake on the noised ends: weight mean ||v_fake - v*||^2 + regularization mean ||v_fake - v_psi||^2.
+
+    Args:
+        fake, teacher: the latter is evaluated only if there is a regularization
+        rows: ends of the student as it is now
+        condition: of the teacher
+        drawn: taus [B] and noises [B, *]
+        target, regularization: see above
+        groups: global number of prompt groups
+        budget: rows per micro-batch
+    """
+    tau, noise = drawn
+    noised = diffuse(rows.end, rows.sigma_end, tau, noise)
+    aim, weight = target(NoisedEnds(rows.end, rows.clean, rows.sigma_end, tau, noise, noised))
+    for index in rows.pieces(budget):
+        some = condition.select(rows.prompt[index])
+        velocity = fake.velocity(noised[index], tau[index], some)
+        error = mean_over_dimensions((velocity - aim[index]).square())
+        per_row = weight[index] * error
+        if regularization:
+            with torch.no_grad():
+                anchor = teacher.velocity(noised[index], tau[index], some)
+            per_row = per_row + regularization * mean_over_dimensions((velocity - anchor).square())
+        value = (per_row * rows.share[index]).sum() / groups
+        yield Loss(value, {"fake/error": (error.detach().sum(), torch.tensor(len(index)))})

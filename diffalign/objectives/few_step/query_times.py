@@ -1,0 +1,89 @@
+"""Query times: the noise levels at which velocities are asked for."""
+
+import math
+from abc import ABC, abstractmethod
+
+import attrs
+import torch
+from torch import Tensor
+
+
+class QueryTime(ABC):
+    """Draws tau in (low, high] from uniform numbers."""
+
+    @abstractmethod
+    def __call__(self, low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
+        """Taus [B] above `low` [B] by a margin and at most `high` [B], for `uniform` [B] in [0, 1)."""
+
+
+def shift_time(u: Tensor, shift: float) -> Tensor:
+    """The shift map sh(u) = a u / (1 + (a - 1) u) of `ShiftedGrid`."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def unshift_time(sigma: Tensor, shift: float) -> Tensor:
+    """Its inverse, sigma / (a - (a - 1) sigma)."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+def _between(low: Tensor, high: Tensor, uniform: Tensor, margin: float) -> Tensor:
+    if bool((low + margin >= high).any()):
+        raise ValueError(
+            f"query times must lie between {low.max().item():.4g} + margin {margin:g} and {high.min().item():.4g}, where there is nothing. "
+            "Lower the floor or the margin, or take the interval Overlap."
+        )
+    return low + margin + uniform * (high - low - margin)
+
+
+@attrs.frozen
+class ShiftedTime(QueryTime):
+    """Uniform before the shift map: u = sh^-1(low) + margin + r (sh^-1(high) - sh^-1(low) - margin), tau = sh(u).
+
+    Args:
+        shift: a of the map; 1 is uniform in sigma
+        margin: least distance from the stage's end, before the shift: targets explode there
+
+    Reference: the TDM-R1 release, arXiv:2603.07700, with shift 3 and margin 0.02.
+    """
+
+    shift: float = attrs.field(default=3.0, validator=attrs.validators.gt(0))
+    margin: float = attrs.field(default=0.02, validator=[attrs.validators.gt(0), attrs.validators.lt(1)])
+
+    def __call__(self, low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
+        return shift_time(_between(unshift_time(low, self.shift), unshift_time(high, self.shift), uniform, self.margin), self.shift)
+
+
+@attrs.frozen
+class LogitNormalTime(QueryTime):
+    """tau = low + margin + sigmoid(mean + std z) (high - low - margin), z standard normal: most queries in the middle.
+
+    Args:
+        mean, std: of the logit
+        margin: least distance from the stage's end
+    """
+
+    mean: float = 0.0
+    std: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    margin: float = attrs.field(default=0.02, validator=[attrs.validators.gt(0), attrs.validators.lt(1)])
+
+    def __call__(self, low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
+        normal = torch.erfinv((2 * uniform - 1).clamp(-0.999999, 0.999999)) * math.sqrt(2)
+        return _between(low, high, torch.sigmoid(self.mean + self.std * normal), self.margin)
+
+
+@attrs.frozen
+class FixedTime(QueryTime):
+    """Always the same tau, for studies and closed forms.
+
+    Args:
+        tau: in (0, 1]
+    """
+
+    tau: float = attrs.field(validator=[attrs.validators.gt(0), attrs.validators.le(1)])
+
+    def __call__(self, low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
+        if bool((low >= self.tau).any()) or bool((high < self.tau).any()):
+            raise ValueError(
+                f"FixedTime.tau must lie in the stage's interval ({low.max().item():.4g}, {high.min().item():.4g}]; got {self.tau:g}"
+            )
+        return torch.full_like(low, self.tau)

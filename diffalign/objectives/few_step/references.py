@@ -1,0 +1,73 @@
+"""References: what the surrogate's density is compared with."""
+
+from abc import ABC, abstractmethod
+
+import attrs
+
+from diffalign.core import Policy
+
+
+class Reference(ABC):
+    """How the weights behind p_ref come about."""
+
+    @abstractmethod
+    def start(self, teacher: Policy, surrogate: Policy) -> Policy:
+        """The reference before the first step: the teacher itself, or a fork of its own."""
+
+    @abstractmethod
+    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
+        """After update number `updates` (from 0) of the surrogate."""
+
+
+@attrs.frozen
+class FrozenTeacher(Reference):
+    """The teacher, as in the TDM-R1 release: every improvement since then counts."""
+
+    def start(self, teacher: Policy, surrogate: Policy) -> Policy:
+        return teacher
+
+    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
+        pass
+
+
+@attrs.frozen
+class MovingReference(Reference):
+    """A moving average of the surrogate, as in the TDM-R1 paper: reference <- q reference + (1 - q) surrogate.
+
+        q = min(decay, first + rate n)
+
+    The difference to it is tiny, so the group objective needs a beta some 1000 times larger than with the frozen teacher.
+
+    Args:
+        decay: largest q; 0 copies the surrogate, 1 with first = 1 never moves
+        first: q at n = 0
+        rate: its growth per update
+    """
+
+    decay: float = attrs.field(default=0.3, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    first: float = attrs.field(default=0.001, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    rate: float = attrs.field(default=0.001, validator=attrs.validators.ge(0))
+
+    def start(self, teacher: Policy, surrogate: Policy) -> Policy:
+        return surrogate.fork()
+
+    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
+        reference.lerp_(surrogate, 1 - min(self.decay, self.first + self.rate * updates))
+
+
+@attrs.frozen
+class Snapshot(Reference):
+    """A copy of the surrogate, renewed now and then.
+
+    Args:
+        every: updates of the surrogate between copies
+    """
+
+    every: int = attrs.field(default=50, validator=attrs.validators.ge(1))
+
+    def start(self, teacher: Policy, surrogate: Policy) -> Policy:
+        return surrogate.fork()
+
+    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
+        if (updates + 1) % self.every == 0:
+            reference.lerp_(surrogate, 1.0)

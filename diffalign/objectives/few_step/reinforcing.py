@@ -1,0 +1,111 @@
+"""The generator's loss of TDM-R1: reward, guidance and closeness to the teacher, each as a direction of the clean prediction.
+
+Legend: B rows, * latent dimensions.
+"""
+
+from collections.abc import Iterator
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Condition, Loss, Policy
+
+from .directions import Distance, GeneratorMix, Normalizer, pull
+from .matching import Predictor
+from .noising import diffuse, mean_over_dimensions
+from .stages import Rows
+
+
+@attrs.frozen(eq=False)
+class Reinforcement:
+    """What moves the student.
+
+    Args:
+        student: trained
+        teacher, fake, surrogate, reference: predictions, without gradient
+        mix, distance, normalizer: see `SurrogateReward`
+    """
+
+    student: Policy
+    teacher: Predictor
+    fake: Predictor
+    surrogate: Predictor
+    reference: Predictor
+    mix: GeneratorMix
+    distance: Distance
+    normalizer: Normalizer
+
+    def directions(
+        self, end: Tensor, rows: Rows, condition: Condition, near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Direction and aim by term, each [B, *]; a term that weighs nothing is left out.
+
+        Args:
+            end: [B, *] x_{j+1}
+            rows: the B stages
+            condition: B rows, as the teacher reads it
+            near: taus and noises of the terms "kl" and "guidance"
+            far: those of the term "reward"; None for stages that it does not reach
+        """
+        weights = self.mix.weights(far is not None)
+        direction, aim = {}, {}
+        guided = weights["guidance"] > 0 and self.teacher.scale != 1
+        if weights["kl"] > 0 or guided:
+            noised = diffuse(end, rows.sigma_end, *near)
+            plain, aimed = self.teacher(noised, near[0], condition)
+            if weights["kl"] > 0:
+                direction["kl"], aim["kl"] = plain - self.fake(noised, near[0], condition)[0], aimed
+            if guided:
+                direction["guidance"], aim["guidance"] = aimed - plain, aimed
+        if far is not None and weights["reward"] > 0:
+            noised = diffuse(end, rows.sigma_end, *far)
+            aim["reward"] = self.surrogate(noised, far[0], condition)[1]
+            direction["reward"] = aim["reward"] - self.reference(noised, far[0], condition)[0]
+        return direction, aim
+
+
+def reinforce(
+    roles: Reinforcement,
+    rows: Rows,
+    conditions: tuple[Condition, Condition],
+    near: tuple[Tensor, Tensor],
+    far: tuple[Tensor, Tensor],
+    reached: Tensor,
+    groups: int,
+    budget: int | None,
+) -> Iterator[Loss]:
+    """The sum over terms of weight distance(D) / w, averaged over samples of a group, drawn stages and groups.
+
+    Args:
+        roles: what moves the student
+        rows: stages, replayed with a graph
+        conditions: as the student and as the teacher reads them
+        near, far: taus [B] and noises [B, *] of the two branches
+        reached: [B] whether the reward reaches the row's stage
+        groups: global number of prompt groups
+        budget: rows per micro-batch
+    """
+    for rewarded in (True, False):
+        chosen = (reached == rewarded).nonzero().squeeze(1)
+        if not len(chosen):
+            continue
+        for piece in chosen.split(budget or len(chosen)):
+            some = rows.select(piece)
+            end, clean = some.replay(roles.student, conditions[0])
+            with torch.no_grad():
+                direction, aim = roles.directions(
+                    end,
+                    some,
+                    conditions[1].select(some.prompt),
+                    (near[0][piece], near[1][piece]),
+                    (far[0][piece], far[1][piece]) if rewarded else None,
+                )
+                divisor = roles.normalizer(clean, aim)
+            weights, count = roles.mix.weights(rewarded), torch.tensor(len(piece))
+            value, metrics = clean.sum() * 0, {}
+            for term, towards in direction.items():
+                per_row = weights[term] * pull(clean, towards, roles.distance) / divisor[term]
+                value = value + (per_row * some.share).sum() / groups
+                metrics[f"generator/{term}"] = (mean_over_dimensions(towards.square()).sqrt().sum(), count)
+            yield Loss(value, metrics)

@@ -1,0 +1,51 @@
+"""Stage samplers: which of the student's K stages a step trains."""
+
+from abc import ABC, abstractmethod
+
+import attrs
+import numpy as np
+
+
+class StageSampler(ABC):
+    """Draws stages, equal on all processes."""
+
+    @abstractmethod
+    def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
+        """Some of the stages 0 .. `stages` - 1; one may come twice."""
+
+
+@attrs.frozen
+class EveryStage(StageSampler):
+    """All of them."""
+
+    def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
+        return tuple(range(stages))
+
+
+@attrs.frozen
+class UniformStages(StageSampler):
+    """Some stages without replacement.
+
+    Args:
+        count: how many; no more than there are
+    """
+
+    count: int = attrs.field(default=2, validator=attrs.validators.ge(1))
+
+    def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
+        return tuple(sorted(generator.choice(stages, size=min(self.count, stages), replace=False).tolist()))
+
+
+@attrs.frozen
+class CleanerStages(StageSampler):
+    """Independent draws with P(j) proportional to j + 1: ends with less noise come more often (the TDM-R1 release).
+
+    Args:
+        count: draws
+    """
+
+    count: int = attrs.field(default=2, validator=attrs.validators.ge(1))
+
+    def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
+        weights = np.arange(1, stages + 1)
+        return tuple(sorted(generator.choice(stages, size=self.count, p=weights / weights.sum()).tolist()))

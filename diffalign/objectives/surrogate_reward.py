@@ -1,0 +1,221 @@
+"""TDM-R1: few-step students reinforced by rewards that have no gradient, through a surrogate that has one."""
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+import torch
+
+from diffalign.core import Condition, Loss, Objective, Phase, Policy, ScoredBatch
+
+from .few_step.attribution import Attribution, Broadcast, GroupAdvantage
+from .few_step.directions import Distance, GeneratorMix, Normalizer, PerTerm, ShareMix, Squared
+from .few_step.fake_targets import CleanTarget, FakeTarget
+from .few_step.group_objectives import GroupObjective, SigmoidWeighted
+from .few_step.intervals import Interval, Overlap
+from .few_step.matching import Predictor, Queries, Shared, fake_losses, unguided
+from .few_step.query_times import QueryTime, ShiftedTime
+from .few_step.references import FrozenTeacher, Reference
+from .few_step.reinforcing import Reinforcement, reinforce
+from .few_step.roles import frozen_teacher, moving_fork
+from .few_step.stage_samplers import CleanerStages, EveryStage, StageSampler
+from .few_step.stages import Rows
+from .few_step.surrogate import Preference, prefer
+from .few_step.trust_regions import RatioClip, TrustRegion
+from .few_step.update_plans import Role, Together, UpdatePlan
+from .requirements import require_groups
+
+
+@attrs.define(eq=False)
+class SurrogateReward(Objective):
+    """Teaches a surrogate diffusion model which states the reward prefers, and moves the student along its difference to a reference.
+
+    On a deterministic trajectory the reward of the sample is the value of every state on the way, so its advantage A is broadcast.
+
+        surrogate:  d_i = mean ||v*_i - v_phi(x_tau,i)||^2 for ends x_{j+1} noised with one noise and one tau for a whole group, v* the
+                    exact velocity of that noising; a group loss of A_i and d_i - d_ref,i (see `GroupObjective`), weighted (j + 1) / K,
+                    with a trust region against a moving average of the surrogate
+        fake:       regression on the student's noised ends, as in distillation
+        generator:  l(D_rl, w_rl), l(D_cfg, w) and l(D_kl, w) in the proportions of `GeneratorMix`, with l(D, w) = distance(D) / w,
+                    D_rl = f_phi^rl_cfg - f_ref,  D_cfg = f_psi^g - f_psi,  D_kl = f_psi - f_fake,
+                    w_rl = mean |xhat0 - f_phi^rl_cfg|,  w = mean |xhat0 - f_psi^g|
+
+    In a group whose rewards are all equal the group loss and its gradient are exactly zero.
+
+    Args:
+        policy: the student, a `TDMPolicy`
+        teacher: frozen; None takes the student's policy without its LoRA delta
+        fake, surrogate: None takes a trainable fork of the unguided teacher
+        guidance: g of the guidance that serves as a reward; 1 leaves it out
+        reward_guidance: rl_cfg of the surrogate in D_rl; above 1 it pulls even before the surrogate has learned
+        negative: the negative prompt of both
+        advantage: rewards of a group -> advantages
+        attribution: advantages of samples -> of their states
+        group_objective: how the surrogate learns from a group
+        reference: p_ref
+        trust_region: against the moving average of the surrogate
+        runaway: mean ||v_phi - v_psi||^2 of a group beyond which its samples that beat the reference stop pulling; None never
+        surrogate_regularization: weight of that distance
+        weight_by_stage: the factor (j + 1) / K
+        fake_target, fake_regularization: as in `TrajectoryDistributionMatching`
+        mix: proportions of the generator's terms
+        distance, normalizer: of the generator's regression
+        interval, times, shared: where velocities are asked for; the surrogate shares one tau at least within a group
+        reward_floor: least tau of the generator's reward term, in [0, 1)
+        surrogate_floor: least tau of the surrogate's training, in [0, 1)
+        reward_stages: the reward reaches stages below this number; None all. A small number spares fine detail
+        stages: of fake and generator
+        surrogate_stages: of the surrogate
+        plan: when the roles step, one phase (as released) or three (`InOrder`, the paper's)
+        rows: rows per micro-batch; None takes all at once. The gradient does not depend on it
+
+    Raises:
+        ValueError: a teacher that could move, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a floor
+            outside [0, 1).
+
+    Reference: TDM-R1, arXiv:2603.07700; DGPO, arXiv:2510.08425.
+    """
+
+    policy: Policy
+    teacher: Policy | None = None
+    fake: Policy | None = None
+    surrogate: Policy | None = None
+    guidance: float = attrs.field(default=1.0, validator=attrs.validators.ge(1.0))
+    reward_guidance: float = attrs.field(default=1.0, validator=attrs.validators.ge(1.0))
+    negative: str = ""
+    advantage: GroupAdvantage = attrs.field(factory=GroupAdvantage)
+    attribution: Attribution = attrs.field(factory=Broadcast)
+    group_objective: GroupObjective = attrs.field(factory=SigmoidWeighted)
+    reference: Reference = attrs.field(factory=FrozenTeacher)
+    trust_region: TrustRegion = attrs.field(factory=RatioClip)
+    runaway: float | None = attrs.field(default=0.05, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+    surrogate_regularization: float = attrs.field(default=1e-3, validator=attrs.validators.ge(0.0))
+    weight_by_stage: bool = True
+    fake_target: FakeTarget = attrs.field(factory=CleanTarget)
+    fake_regularization: float = attrs.field(default=0.02, validator=attrs.validators.ge(0.0))
+    mix: GeneratorMix = attrs.field(factory=ShareMix)
+    distance: Distance = attrs.field(factory=Squared)
+    normalizer: Normalizer = attrs.field(factory=PerTerm)
+    interval: Interval = attrs.field(factory=Overlap)
+    times: QueryTime = attrs.field(factory=ShiftedTime)
+    shared: Shared = attrs.field(default="group", validator=attrs.validators.in_(("batch", "group", "sample")))
+    reward_floor: float = 0.3
+    surrogate_floor: float = 0.3
+    reward_stages: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
+    stages: StageSampler = attrs.field(factory=EveryStage)
+    surrogate_stages: StageSampler = attrs.field(factory=CleanerStages)
+    plan: UpdatePlan = attrs.field(factory=Together)
+    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    _teacher: Policy = attrs.field(init=False, repr=False)
+    _fake: Policy = attrs.field(init=False, repr=False)
+    _surrogate: Policy = attrs.field(init=False, repr=False)
+    _old: Policy = attrs.field(init=False, repr=False)
+    _reference: Policy = attrs.field(init=False, repr=False)
+    _step: int = attrs.field(init=False, default=0, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("reward_floor", "surrogate_floor"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"SurrogateReward.{name} must lie in [0, 1): it is the least sigma asked for; got {getattr(self, name):g}")
+        self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)
+        start = unguided(self._teacher)
+        self._fake = self.fake = moving_fork(start, self.fake, "fake", self.policy)
+        self._surrogate = self.surrogate = moving_fork(start, self.surrogate, "surrogate", self.policy)
+        self._old = self._surrogate.fork()
+        self._reference = self.reference.start(self._teacher, self._surrogate)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return self.plan.phases(
+            {
+                "surrogate": Role(self._surrogate, self._surrogate_losses),
+                "fake": Role(self._fake, self._fake_losses),
+                "generator": Role(self.policy, self._generator_losses),
+            }
+        )
+
+    def policies(self) -> Mapping[str, Policy]:
+        named = {
+            "generator": self.policy,
+            "fake": self._fake,
+            "surrogate": self._surrogate,
+            "old_surrogate": self._old,
+            "teacher": self._teacher,
+        }
+        return named if self._reference is self._teacher else {**named, "reference": self._reference}
+
+    def after_step(self) -> None:
+        # once all phases have succeeded, so that a failing one leaves nothing half moved
+        self._old.lerp_(self._surrogate, 1 - min(0.3, 0.001 + 0.001 * self._step))
+        self.reference.follow(self._reference, self._surrogate, self._step)
+
+    def _rows(self, batch: ScoredBatch, sampler: StageSampler, name: str) -> Rows:
+        stages = len(batch.trajectories.sigmas) - 1
+        return Rows.of(batch.trajectories, sampler.draw(stages, batch.streams.generator(name)))
+
+    def _condition(self, batch: ScoredBatch) -> Condition:
+        """The prompts as the teacher reads them: a student may have a tag of its own."""
+        with torch.no_grad():
+            return self._teacher.encode(batch.trajectories.condition.prompts)
+
+    def _surrogate_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        require_groups(batch.trajectories, "SurrogateReward")
+        self._step = batch.progress.step
+        rows = self._rows(batch, self.surrogate_stages, f"surrogate/{update}/stages")
+        values = self.attribution(batch.trajectories, self.advantage(batch.rewards, batch.trajectories.group))
+        weight = (rows.stage + 1) / values.shape[1] if self.weight_by_stage else torch.ones_like(rows.share)
+        shared: Shared = "batch" if self.shared == "batch" else "group"
+        queries = Queries(self.interval, self.times, self.surrogate_floor, shared, noise_by_group=True)
+        yield from prefer(
+            Preference(self._surrogate, self._reference, self._old, self._teacher),
+            rows,
+            self._condition(batch),
+            queries(rows, batch.streams, f"surrogate/{update}"),
+            values[rows.sample, rows.stage].to(rows.sigma.dtype),
+            weight * rows.share / batch.groups,
+            self.group_objective,
+            self.trust_region,
+            self.runaway,
+            self.surrogate_regularization,
+            self.rows,
+        )
+
+    def _fake_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        rows = self._rows(batch, self.stages, f"few_step/{update}/stages")
+        if len(batch.trajectories.stochastic):  # the stored ends are no steps of the student
+            rows = rows.replayed(self.policy, batch.trajectories.condition, self.rows)
+        drawn = Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"fake/{update}")
+        yield from fake_losses(
+            self._fake,
+            self._teacher,
+            rows,
+            self._condition(batch),
+            drawn,
+            self.fake_target,
+            self.fake_regularization,
+            batch.groups,
+            self.rows,
+        )
+
+    def _generator_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        rows = self._rows(batch, self.stages, f"few_step/{update}/stages")
+        reached = len(batch.trajectories.sigmas) if self.reward_stages is None else self.reward_stages
+        yield from reinforce(
+            Reinforcement(
+                student=self.policy,
+                teacher=Predictor(self._teacher, self.guidance, self.negative),
+                fake=Predictor(self._fake),
+                surrogate=Predictor(self._surrogate, self.reward_guidance, self.negative),
+                reference=Predictor(self._reference),
+                mix=self.mix,
+                distance=self.distance,
+                normalizer=self.normalizer,
+            ),
+            rows,
+            (batch.trajectories.condition, self._condition(batch)),
+            Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"generator/{update}"),
+            Queries(self.interval, self.times, self.reward_floor, self.shared, noise_by_group=True)(
+                rows, batch.streams, f"generator/{update}/reward"
+            ),
+            rows.stage < reached,
+            batch.groups,
+            self.rows,
+        )

@@ -1,0 +1,130 @@
+"""Trajectory Distribution Matching: a many-step teacher becomes a few-step student, without images."""
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Condition, Loss, Objective, Phase, Policy, ScoredBatch
+
+from .few_step.directions import Distance, Huber, Normalizer, PerTerm, pull
+from .few_step.fake_targets import CleanTarget, FakeTarget
+from .few_step.intervals import Interval, Overlap
+from .few_step.matching import Predictor, Queries, Shared, fake_losses, random_ends, unguided
+from .few_step.noising import diffuse, mean_over_dimensions
+from .few_step.query_times import QueryTime, ShiftedTime
+from .few_step.roles import frozen_teacher, moving_fork
+from .few_step.stage_samplers import EveryStage, StageSampler
+from .few_step.stages import Rows
+from .few_step.update_plans import InOrder, Role, UpdatePlan
+
+
+@attrs.define(eq=False)
+class TrajectoryDistributionMatching(Objective):
+    """Moves the law of every stage's end, diffused, onto the teacher's: sum_j E_tau KL(p_student,j(x_tau) || p_teacher(x_tau)).
+
+        x_tau = a x_{j+1} + b e,    D = f_psi^g(x_tau, c) - f_fake(x_tau, c),    w = mean |xhat0_j - f_psi^g(x_tau, c)|
+        generator:  distance(xhat0_j - stopgrad(xhat0_j + D)) / w
+        fake:       its own regression on the student's noised ends (see `FakeTarget`)
+
+    with f the clean predictions and g the teacher's guidance. Needs deterministic trajectories with every level stored; rewards only
+    watch. No image is used, only prompts.
+
+    Args:
+        policy: the student, a `TDMPolicy`
+        teacher: frozen; None takes the student's policy without its LoRA delta. It may be `Guided`, then leave `guidance` at 1
+        fake: None takes a trainable fork of the unguided teacher
+        guidance: scale of the teacher's classifier-free guidance; 1 is none. The fake is never guided
+        negative: the negative prompt of the guidance
+        interval: where a stage is compared
+        times: taus within it
+        shared: rows with one tau: the whole step's ("batch"), a group's, or each its own ("sample")
+        fake_target: what the fake regresses on
+        fake_regularization: weight of mean ||v_fake - v_psi||^2
+        distance: of the generator's regression
+        normalizer: w
+        stages: which stages a step trains
+        random_end: end stages at a uniform sigma in [s_{j+1}, s_j - random_end); None ends them at the grid
+        plan: when the roles "fake" and "generator" step
+        rows: rows per micro-batch; None takes all at once. The gradient does not depend on it
+
+    Raises:
+        ValueError: a teacher that could move, a batch without all levels.
+
+    Reference: Luo et al., TDM, arXiv:2503.06674.
+    """
+
+    policy: Policy
+    teacher: Policy | None = None
+    fake: Policy | None = None
+    guidance: float = attrs.field(default=1.0, validator=attrs.validators.ge(1.0))
+    negative: str = ""
+    interval: Interval = attrs.field(factory=Overlap)
+    times: QueryTime = attrs.field(factory=ShiftedTime)
+    shared: Shared = attrs.field(default="sample", validator=attrs.validators.in_(("batch", "group", "sample")))
+    fake_target: FakeTarget = attrs.field(factory=CleanTarget)
+    fake_regularization: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
+    distance: Distance = attrs.field(factory=Huber)
+    normalizer: Normalizer = attrs.field(factory=PerTerm)
+    stages: StageSampler = attrs.field(factory=EveryStage)
+    random_end: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+    plan: UpdatePlan = attrs.field(factory=InOrder)
+    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    _teacher: Policy = attrs.field(init=False, repr=False)
+    _fake: Policy = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)
+        self._fake = self.fake = moving_fork(unguided(self._teacher), self.fake, "fake", self.policy)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return self.plan.phases({"fake": Role(self._fake, self._fake_losses), "generator": Role(self.policy, self._generator_losses)})
+
+    def policies(self) -> Mapping[str, Policy]:
+        return {"generator": self.policy, "fake": self._fake, "teacher": self._teacher}
+
+    def _rows(self, batch: ScoredBatch, update: int) -> Rows:
+        stages = len(batch.trajectories.sigmas) - 1
+        rows = Rows.of(batch.trajectories, self.stages.draw(stages, batch.streams.generator("few_step/stages", update)))
+        if self.random_end is not None:
+            rows = random_ends(rows, batch.streams, f"few_step/{update}", self.random_end)
+        return rows
+
+    def _drawn(self, batch: ScoredBatch, rows: Rows, role: str, update: int) -> tuple[Tensor, Tensor]:
+        return Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"{role}/{update}")
+
+    def _fake_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        rows = self._rows(batch, update)
+        if len(batch.trajectories.stochastic):  # the stored ends are no steps of the student
+            rows = rows.replayed(self.policy, batch.trajectories.condition, self.rows)
+        condition = self._condition(batch)
+        drawn = self._drawn(batch, rows, "fake", update)
+        yield from fake_losses(
+            self._fake, self._teacher, rows, condition, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows
+        )
+
+    def _generator_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        rows = self._rows(batch, update)
+        condition = self._condition(batch)
+        drawn = self._drawn(batch, rows, "generator", update)
+        teacher = Predictor(self._teacher, self.guidance, self.negative)
+        for index in rows.pieces(self.rows):
+            some = rows.select(index)
+            end, clean = some.replay(self.policy, batch.trajectories.condition)
+            with torch.no_grad():
+                tau, noise = drawn[0][index], drawn[1][index]
+                noised = diffuse(end, some.sigma_end, tau, noise)
+                asked = condition.select(some.prompt)
+                aim = teacher(noised, tau, asked)[1]
+                direction = aim - Predictor(self._fake)(noised, tau, asked)[0]
+                divisor = self.normalizer(clean, {"kl": aim})["kl"]
+            value = (pull(clean, direction, self.distance) / divisor * some.share).sum() / batch.groups
+            count = torch.tensor(len(index))
+            size = mean_over_dimensions(direction.square()).sqrt()
+            yield Loss(value, {"generator/kl": (size.sum(), count), "generator/w": (divisor.detach().sum(), count)})
+
+    def _condition(self, batch: ScoredBatch) -> Condition:
+        """The prompts as the teacher reads them: a student may have a tag of its own."""
+        with torch.no_grad():
+            return self._teacher.encode(batch.trajectories.condition.prompts)

@@ -1,0 +1,162 @@
+"""How groups, batches and devices fit together: who takes what, what fits the memory, how many steps an hour at most."""
+
+import time
+from collections.abc import Iterator
+
+import attrs
+import torch
+from torch import nn
+
+from .core import AlignmentLoop, Policy
+from .forecast import activation_bytes, size, state_bytes, tensor_bytes, tokens, transformer_layers
+from .samplers import Branching
+from .sharding import sharded_bytes
+
+_GIB = 1024**3
+
+
+@attrs.frozen
+class Cluster:
+    """What a run is planned for.
+
+    Args:
+        devices: processes, one device each
+        memory: GiB of a device; None where it does not matter
+        teraflops: of a device, in the numbers that the policy computes with; None measures this one
+        shard: whether frozen weights are spread over the devices
+    """
+
+    devices: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    memory: float | None = None
+    teraflops: float | None = None
+    shard: bool = False
+
+
+def plan(loop: AlignmentLoop, cluster: Cluster) -> str:
+    """A table for one cluster; nothing is run but a few matrix products, where the speed is not given.
+
+    Args:
+        loop: as built
+        cluster: what for
+    """
+    branching = getattr(loop.sampler, "branching", None)
+    tree: Branching | None = branching() if callable(branching) else None
+    rows = [*_shares(loop, cluster), *_memory(loop, cluster, tree), *_speed(loop, cluster, tree)]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def _shares(loop: AlignmentLoop, cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """A prompt group is never split, so what does not divide waits."""
+    prompts, devices = loop.prompts_per_step, cluster.devices
+    if prompts < devices:
+        yield (
+            "devices",
+            f"{devices} devices cannot share {prompts} prompt groups: a group is compared within itself and never split. Give at least "
+            f"{devices} prompts_per_step, or at most {prompts} devices.",
+        )
+        return
+    least, more = divmod(prompts, devices)
+    if not more:
+        yield "devices", f"{devices} x {least} prompt groups = {prompts} prompts a step; none waits"
+        return
+    used = prompts / (devices * (least + 1))
+    yield (
+        "devices",
+        f"{more} of {devices} take {least + 1} prompt groups, {devices - more} take {least} and wait for them: {used:.0%} of the time is "
+        f"used. With {least * devices} or {(least + 1) * devices} prompts_per_step none waits.",
+    )
+
+
+def _fixed_bytes(loop: AlignmentLoop, cluster: Cluster) -> int:
+    policies = loop.policies()
+    tensors = {id(p): p for policy in policies.values() for p in policy.parameters()}
+    weights = sum(tensor_bytes(parameter) for parameter in tensors.values())
+    if cluster.shard:
+        spread = sharded_bytes(policies)
+        weights -= spread - spread // cluster.devices
+    moving = sum(tensor_bytes(p) for policy in loop.trained().values() for p in policy.trainable_parameters().values())
+    return weights + moving + sum(state_bytes(optimizer) for optimizer in loop.running.values())
+
+
+def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Iterator[tuple[str, str]]:
+    policy = loop.objective.behavior()
+    per_row, fixed = activation_bytes(policy), _fixed_bytes(loop, cluster)
+    groups = -(-loop.prompts_per_step // cluster.devices)
+    replayed = tree.replay_rows * groups if tree is not None else 0
+    rows = min(getattr(loop.objective, "rows", None) or replayed, replayed)
+    kept = 2 * 4 * torch.Size(policy.latent_shape).numel() * groups * sum(tree.widths) if tree is not None else 0
+    where = "sharded" if cluster.shard else "whole in each"
+    yield (
+        "memory of a device",
+        f"about {size(fixed + kept + rows * per_row)}: {size(fixed)} for weights ({where}), gradients and optimizer of the policies, "
+        f"{size(kept)} for the rollout, {size(rows * per_row)} for {rows} rows in the update",
+    )
+    if cluster.memory is None or not per_row or not replayed:
+        return
+    room = cluster.memory * _GIB - fixed - kept
+    fits = int(room // per_row)
+    if fits < 1:
+        yield (
+            "row budget",
+            f"nothing fits: {size(fixed + kept)} of {cluster.memory:g} GiB are taken before the first row of the update, which needs "
+            f"{size(per_row)} more. {'Use more devices' if cluster.shard else 'Shard the frozen weights (--shard)'}, a smaller rank or "
+            "activation checkpointing.",
+        )
+    elif fits < replayed:
+        yield "row budget", f"--objective.rows {fits} fits {cluster.memory:g} GiB; an update has {replayed} rows, in {-(-replayed // fits)} pieces"
+    else:
+        yield "row budget", f"all {replayed} rows of an update fit {cluster.memory:g} GiB at once ({fits} would)"
+
+
+def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Iterator[tuple[str, str]]:
+    policy = loop.objective.behavior()
+    forward = row_flops(policy)
+    if tree is None or not forward or not tree.replay_rows:
+        return
+    groups = -(-loop.prompts_per_step // cluster.devices)
+    updates = max(phase.repeats for phase in loop.objective.phases())
+    whole = not any(not parameter.requires_grad for parameter in loop.objective.policy.parameters())
+    backward = 2 if whole else 1  # frozen weights need the gradient of their inputs alone
+    passes = (1 + backward) * updates + ("reference" in loop.policies())
+    flops = groups * (tree.rollout_rows + passes * tree.replay_rows) * forward
+    speed = cluster.teraflops or measured_teraflops(policy.device, policy.precision)
+    source = "given" if cluster.teraflops else "measured here on matrix products"
+    yield (
+        "steps per hour",
+        f"at most {3600 * speed * 1e12 / flops:,.0f}: {flops / 1e12:.3g} TFLOP a step and device (rollout and update, without decoding and "
+        f"rewards) at {speed:.3g} TFLOP/s ({source}); a third to a half of that is usual",
+    )
+
+
+def row_flops(policy: Policy) -> float:
+    """Of one network row, forward: 2 x weights x tokens of the linear layers, and 4 x tokens^2 x width for each attention.
+
+    An estimate for transformers; 0 for other networks.
+    """
+    layers, count = transformer_layers(policy), tokens(policy)
+    linear = sum(2.0 * layer.in_features * layer.out_features * count for layer in layers)
+    named = [module for module in policy.modules() if isinstance(getattr(module, "to_q", None), nn.Module)]
+    widths = [int(getattr(module, "inner_dim", 0)) for module in named]
+    return linear + sum(4.0 * count * count * width for width in widths)
+
+
+def measured_teraflops(device: torch.device, dtype: torch.dtype, side: int = 1024, repeats: int = 4) -> float:
+    """The speed of square matrix products, in TFLOP/s.
+
+    Args:
+        device, dtype: of the matrices
+        side: of a matrix
+        repeats: products that are timed, after one that is not
+    """
+    one = torch.ones(side, side, device=device, dtype=dtype)
+
+    def multiply(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            product = one @ one
+        float(product[0, 0])  # waits for the device
+        return time.perf_counter() - start
+
+    multiply(1)
+    return 2 * side**3 * repeats / multiply(repeats) / 1e12

@@ -1,0 +1,93 @@
+"""UNets of the variance-preserving diffusion, in the convention of flows.
+
+With a^2 = alphas_cumprod[t] and s^2 = 1 - a^2, the latents are z_t = a x_0 + s noise. Divided by a + s they lie on the straight path of
+the house: sigma = s / (a + s), x_sigma = z_t / (a + s). DDIM's and Euler's steps are then the house's Euler step, exactly.
+"""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .family import Family, Setting
+
+
+class UNetFamily(Family):
+    """What the UNet families share.
+
+    The grid is the training levels at even distances from the last one down ("trailing", arXiv:2305.08891), so that every rollout
+    starts where the prior is known; a released scheduler's own spacing may start below. It ends where the scheduler ends: at 0, or at
+    the first training level where the configuration says so (set_alpha_to_one: false).
+    """
+
+    component: ClassVar[str] = "unet"
+    comfyui = "unet"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    multiple: ClassVar[int] = 8
+    free_grid: ClassVar[bool] = False
+
+    def __init__(self, pipeline: Any, setting: Setting | None = None) -> None:
+        super().__init__(pipeline, setting)
+        scheduler = pipeline.scheduler
+        if (prediction := scheduler.config.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
+            raise ValueError(f"the scheduler's prediction_type must be epsilon or v_prediction; got {prediction!r}")
+        self._predicts_noise = prediction == "epsilon"
+        clean = scheduler.alphas_cumprod.double()
+        self.levels = (1 - clean).sqrt() / (clean.sqrt() + (1 - clean).sqrt())  # [1000] sigma of each timestep, rising
+        self.last = float(self.levels[0]) if _ends_above_zero(scheduler) else 0.0
+        # latents of a scheduler over s / a (Euler's) start at its own multiple of unit noise; those of the others are unit noise
+        top, start = float(self.levels[-1]), float(getattr(scheduler, "init_noise_sigma", 1.0))
+        self.prior_scale = start * (1 - top) if start > 1 else ((1 - top) ** 2 + top**2) ** 0.5
+
+    @abstractmethod
+    def extra(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Further arguments of the UNet."""
+
+    def prior(self, noise: Tensor) -> Tensor:
+        return self.prior_scale * noise
+
+    def sigmas(self, steps: int) -> Tensor:
+        count = len(self.levels)
+        if steps > count:
+            raise ValueError(f"steps must be at most {count}, the levels that the UNet was trained on; got {steps}")
+        timesteps = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round().long() - 1
+        return torch.cat([self.levels[timesteps], torch.tensor([self.last], dtype=torch.float64)]).float()
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """[B] sigma -> [B] timestep between the trained levels, which is whole for the levels themselves."""
+        levels = self.levels.to(sigma.device)
+        wanted = sigma.double().clamp(levels[0], levels[-1])
+        above = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
+        low, high = levels[above - 1], levels[above]
+        time = above - 1 + (wanted - low) / (high - low)
+        near = time.round()
+        # a sigma in float32 says its timestep to 2e-4; UNets were trained on whole ones
+        return torch.where((time - near).abs() < 1e-2, near, time).to(torch.float32)
+
+    def velocity(self, network: nn.Module, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        level = sigma.view(-1, 1, 1, 1)
+        norm = ((1 - level) ** 2 + level**2).sqrt()  # 1 / (a + s)
+        a, s = (1 - level) / norm, level / norm
+        state = latents / norm
+        output = network(
+            state.to(self.dtype), self.timestep(sigma), tensors["embeds"].to(self.dtype), **self.extra(tensors), return_dict=False
+        )[0].to(latents.dtype)
+        noise = output if self._predicts_noise else a * output + s * state
+        clean = (state - s * output) / a if self._predicts_noise else a * state - s * output
+        result: Tensor = noise - clean
+        return result
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        last: float = ((1 - self.last) ** 2 + self.last**2) ** 0.5
+        return latents / last / float(self.pipeline.vae.config.scaling_factor)
+
+
+def _ends_above_zero(scheduler: Any) -> bool:
+    """Whether the last step leads to the first training level; a configuration may carry keys that only another scheduler reads."""
+    known, config = inspect.signature(type(scheduler).__init__).parameters, scheduler.config
+    if "final_sigmas_type" in known:
+        return bool(config.final_sigmas_type != "zero")
+    return "set_alpha_to_one" in known and not config.set_alpha_to_one

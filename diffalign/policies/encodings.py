@@ -1,0 +1,112 @@
+"""Encoded texts: each is encoded once, and with a folder once for all runs."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .diffusers import Family
+
+Row = Mapping[str, Tensor]
+AT_ONCE = 16
+"""Texts that pass through the encoders together."""
+
+
+def encoder_revision(folder: Path) -> str:
+    """A digest of what turns a text into tensors: the contents of all files of text encoders and tokenizers."""
+    digest = hashlib.sha256()
+    for file in sorted(
+        path for part in folder.iterdir() if part.name.startswith(("text_encoder", "tokenizer")) for path in part.rglob("*")
+    ):
+        if file.is_file():
+            real = file.resolve()
+            content = real.name if real.parent.name == "blobs" else _digest(real)  # the hub's cache names a file by its digest
+            digest.update(f"{file.relative_to(folder)} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    return pad_sequence(rows, batch_first=True) if rows[0].ndim else torch.stack(rows)
+
+
+class Encodings:
+    """What a family made of the texts of a run, kept on the CPU.
+
+    Args:
+        family: encodes what is not there yet
+        folder: keeps one file a text, named by digest of encoder revision, family, number of tokens and text; None keeps them in memory
+        revision: of the encoders; needed with a folder
+    """
+
+    def __init__(self, family: Family, folder: Path | None = None, revision: str = "") -> None:
+        if folder is not None and not revision:
+            raise ValueError("Encodings with a folder needs the encoders' revision: encoder_revision(folder of the pipeline)")
+        self.family, self.folder, self.revision = family, folder, revision
+        self._rows: dict[tuple[bool, str], Row] = {}
+
+    def of(self, texts: Sequence[str], device: torch.device, negative: bool = False) -> dict[str, Tensor]:
+        """The tensors [P, ...] of P texts; ragged ones are padded with zeros.
+
+        Args:
+            texts: P
+            device: of the result
+            negative: as the texts that guidance leads away from
+        """
+        known = {text: self._known(text, negative) for text in dict.fromkeys(texts)}
+        missing = [text for text, row in known.items() if row is None]
+        fresh = dict(zip(missing, self._encoded(missing, negative), strict=True)) if missing else {}
+        for text, row in fresh.items():
+            self._keep(text, negative, row)
+        found = {**{text: row for text, row in known.items() if row is not None}, **fresh}
+        rows = [found[text] for text in texts]
+        return {name: _stacked([row[name] for row in rows]).to(device) for name in rows[0]}
+
+    @torch.no_grad()
+    def _encoded(self, texts: Sequence[str], negative: bool) -> list[Row]:
+        with self.family.resident("text_encoder"):
+            if negative:
+                return [row for text in texts for row in self._split(self.family.encode_negative(text))]
+            pieces = [texts[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE)]
+            return [row for piece in pieces for row in self._split(self.family.encode(piece))]
+
+    def _split(self, tensors: Mapping[str, Tensor]) -> list[Row]:
+        rows: list[Row] = []
+        for index in range(len(next(iter(tensors.values())))):
+            row = {name: tensor[index].cpu() for name, tensor in tensors.items()}
+            for name in self.family.ragged:  # the company in which a text was encoded must not show
+                row[name] = row[name][: int(row["lengths"])]
+            rows.append({name: tensor.clone() for name, tensor in row.items()})
+        return rows
+
+    def _known(self, text: str, negative: bool) -> Row | None:
+        if self.folder is None:
+            return self._rows.get((negative, text))
+        file = self._file(text, negative)
+        return load_file(file) if file.exists() else None
+
+    def _keep(self, text: str, negative: bool, row: Row) -> None:
+        if self.folder is None:
+            self._rows[negative, text] = row
+            return
+        file = self._file(text, negative)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")  # several processes may encode the same text
+        save_file(dict(row), temporary, metadata={"text": text})
+        temporary.replace(file)
+
+    def _file(self, text: str, negative: bool) -> Path:
+        key = [self.revision, type(self.family).__name__, str(self.family.dtype), self.family.max_sequence_length, negative, text]
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        assert self.folder is not None
+        return self.folder / name[:2] / f"{name}.safetensors"

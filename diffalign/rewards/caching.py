@@ -1,0 +1,66 @@
+"""Scores that are asked for again are not computed again."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Prompt, Reward, RewardFunction, score
+
+from .requirements import require
+
+
+@attrs.define(eq=False)
+class Cached(Reward):
+    """Remembers the scores of (image, prompt), by a hash of every pixel, of the words and of the metadata.
+
+    Pays where images come again: duplicates within a batch, evaluation on fixed images, a slow judge that is asked twice. For rewards
+    that score each image on its own and always alike: a noisy one is frozen at its first answer.
+
+    Args:
+        reward: what is remembered
+        size: scores that are kept; the ones that were used longest ago go first
+    """
+
+    reward: RewardFunction
+    size: int = attrs.field(default=100_000, validator=attrs.validators.ge(1))
+    hits: int = attrs.field(default=0, init=False)
+    misses: int = attrs.field(default=0, init=False)
+    _scores: OrderedDict[bytes, float] = attrs.field(factory=OrderedDict, init=False, repr=False)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """As the reward inside."""
+        require([self.reward], prompts)
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        keys = [_key(image, prompt) for image, prompt in zip(images.detach().cpu(), prompts, strict=True)]
+        with self._lock:
+            known = {key: self._scores[key] for key in keys if key in self._scores}
+        places: dict[bytes, int] = {}
+        for place, key in enumerate(keys):
+            if key not in known:
+                places.setdefault(key, place)
+        if places:
+            chosen = list(places.values())
+            fresh = score({"Cached.reward": self.reward}, images[chosen], [prompts[place] for place in chosen])["Cached.reward"]
+            known |= dict(zip(places, fresh.tolist(), strict=True))
+        with self._lock:
+            self.hits, self.misses = self.hits + len(keys) - len(places), self.misses + len(places)
+            for key in keys:
+                self._scores[key] = known[key]
+                self._scores.move_to_end(key)
+            while len(self._scores) > self.size:
+                self._scores.popitem(last=False)
+        return torch.tensor([known[key] for key in keys], dtype=torch.float32, device=images.device)
+
+
+def _key(image: Tensor, prompt: str) -> bytes:
+    metadata = sorted(getattr(prompt, "metadata", {}).items())
+    digest = hashlib.sha256(repr((tuple(image.shape), str(image.dtype), str(prompt), metadata)).encode())
+    digest.update(image.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()

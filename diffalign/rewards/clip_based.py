@@ -1,0 +1,133 @@
+"""Rewards that are CLIP and little else."""
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from diffalign.core import ConfigError, Prompt, Reward
+
+from .clip import CLIP
+from .heads import linear_layers
+from .pixels import check_batch
+
+_AT_LEAST_ONE = attrs.validators.ge(1)
+
+
+@attrs.define(eq=False)
+class PickScore(Reward):
+    """Preference of people who picked one of two images, learned by CLIP-H.
+
+        reward = exp(logit_scale) * cos(image, text)
+
+    Scale: about 17 to 26; images of current models lie near 21 to 24. Some projects divide it by 26.
+    Licence: MIT.
+
+    Args:
+        model: a hub id, or a local folder that save_pretrained wrote; it holds the tokenizer too
+        batch: images that pass at once
+        device: where the model runs; None: where the images are
+
+    Raises:
+        ConfigError: the weights cannot be found.
+
+    Reference: Kirstain et al., Pick-a-Pic, arXiv:2305.01569.
+    """
+
+    model: str = "yuvalkirstain/PickScore_v1"
+    batch: int = attrs.field(default=16, validator=_AT_LEAST_ONE)
+    device: str | None = None
+    _clip: CLIP = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._clip = CLIP.load(self.model, "PickScore.model", self.batch, self.device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        check_batch("PickScore", images, prompts)
+        scale: Tensor = self._clip.model.logit_scale.exp()
+        return scale * self._clip.cosine(images, prompts)
+
+
+@attrs.define(eq=False)
+class CLIPScore(Reward):
+    """How well an image fits its text, by CLIP.
+
+        reward = scale * max(cos(image, prefix + text), 0)
+
+    Scale: 0 to 2.5, in practice 0.5 to 0.9. The paper takes CLIP-B/32 and puts "A photo depicts " before captions; with scale 100 it is
+    the number that many libraries report. Licence: MIT.
+
+    Args:
+        model: a hub id, or a local folder that save_pretrained wrote
+        scale: of the cosine
+        prefix: put before every prompt
+        batch: images that pass at once
+        device: where the model runs; None: where the images are
+
+    Raises:
+        ConfigError: the weights cannot be found.
+
+    Reference: Hessel et al., arXiv:2104.08718.
+    """
+
+    model: str = "openai/clip-vit-base-patch32"
+    scale: float = attrs.field(default=2.5, validator=attrs.validators.gt(0.0))
+    prefix: str = ""
+    batch: int = attrs.field(default=16, validator=_AT_LEAST_ONE)
+    device: str | None = None
+    _clip: CLIP = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._clip = CLIP.load(self.model, "CLIPScore.model", self.batch, self.device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        check_batch("CLIPScore", images, prompts)
+        return self.scale * self._clip.cosine(images, [self.prefix + prompt for prompt in prompts]).clamp(min=0)
+
+
+@attrs.define(eq=False)
+class Aesthetic(Reward):
+    """LAION's aesthetic predictor: a linear head on CLIP-L, whatever the prompt says.
+
+        reward = W_5 (W_4 (W_3 (W_2 (W_1 f + b_1) + b_2) + b_3) + b_4) + b_5,    f = unit image features of CLIP-L/14
+
+    Five linear layers without anything between them, as published: together one linear map.
+    Scale: people's marks from 1 to 10; images of current models lie near 5 to 6.5. Licence: Apache-2.0 (head), MIT (CLIP).
+
+    Args:
+        model: CLIP-L/14: a hub id, or a local folder that save_pretrained wrote
+        head: the five layers: a file, a folder or a hub id that holds `file`
+        file: the head's file name in that folder or on the hub
+        batch: images that pass at once
+        device: where the model runs; None: where the images are
+
+    Raises:
+        ConfigError: weights cannot be found, or do not fit each other.
+
+    Reference: Schuhmann et al., LAION-5B, arXiv:2210.08402 (github.com/christophschuhmann/improved-aesthetic-predictor).
+    """
+
+    model: str = "openai/clip-vit-large-patch14"
+    head: str = "trl-lib/ddpo-aesthetic-predictor"
+    file: str = "aesthetic-model.pth"
+    batch: int = attrs.field(default=16, validator=_AT_LEAST_ONE)
+    device: str | None = None
+    _clip: CLIP = attrs.field(init=False, repr=False)
+    _layers: nn.Sequential = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._layers = linear_layers(self.head, self.file, "Aesthetic.head")
+        self._clip = CLIP.load(self.model, "Aesthetic.model", self.batch, self.device)
+        width, wanted = self._clip.model.config.projection_dim, next(self._layers.parameters()).shape[1]
+        if width != wanted:
+            raise ConfigError(f"Aesthetic.model must give {wanted} features, which Aesthetic.head takes; {self.model!r} gives {width}")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        check_batch("Aesthetic", images, prompts)
+        features = self._clip.images(images)
+        scores: Tensor = self._layers.to(features.device)(features)
+        return scores.squeeze(1)

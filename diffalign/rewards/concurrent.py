@@ -1,0 +1,61 @@
+"""Several rewards at the same time."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Prompt, Reward, RewardFunction, score
+
+from .requirements import require
+
+
+@attrs.frozen(eq=False)
+class Concurrent(Reward):
+    """sum_m w_m R_m of raw scores, as `WeightedSum`, with a thread for each reward.
+
+    Pays where rewards wait for different things: a model on the device, a judge over the network, text recognition on the CPU. The
+    same numbers as one after the other. Rewards that share a network, or that draw from torch's global generator, must not run together.
+
+    Args:
+        rewards: by name
+        weights: by the same names; None weighs each 1
+
+    Raises:
+        RewardError: (of a call) one of them failed; the others are waited for first.
+    """
+
+    rewards: Mapping[str, RewardFunction]
+    weights: Mapping[str, float] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not self.rewards:
+            raise ValueError("Concurrent.rewards must name at least one reward; got none")
+        if self.weights is not None and self.weights.keys() != self.rewards.keys():
+            odd = sorted(self.weights.keys() ^ self.rewards.keys())
+            raise ValueError(f"Concurrent.weights must name the same rewards as rewards; {odd[0]!r} stands in only one of them")
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """As the rewards inside."""
+        require(self.rewards.values(), prompts)
+
+    def parts(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Raw scores by reward name, each [K]."""
+        return score_together(self.rewards, images, prompts)
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        weights = self.weights or dict.fromkeys(self.rewards, 1.0)
+        return torch.stack([weights[name] * values for name, values in self.parts(images, prompts).items()]).sum(dim=0)
+
+
+def score_together(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """`diffalign.core.score` with a thread for each reward: raw scores by name, each [K], in the order of `rewards`.
+
+    Raises:
+        RewardError: of the first reward, in that order, that failed.
+    """
+    with ThreadPoolExecutor(max_workers=len(rewards), thread_name_prefix="reward") as pool:
+        futures = {name: pool.submit(score, {name: reward}, images, prompts) for name, reward in rewards.items()}
+    return {name: future.result()[name] for name, future in futures.items()}

@@ -1,0 +1,159 @@
+"""HTTP connections that stay open between requests, with one deadline over the whole exchange. Standard library only."""
+
+import http.client
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import attrs
+
+_LOST = (http.client.RemoteDisconnected, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+
+
+class NoAnswerError(Exception):
+    """There was no complete answer: refused, cut off, too late or too long."""
+
+
+class _StaleError(Exception):
+    """A kept connection that the server had closed in the meantime."""
+
+
+@attrs.frozen
+class Answer:
+    """A complete HTTP answer.
+
+    Args:
+        status: of HTTP
+        headers: by lower-case name
+        body: all of it
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def _without_slash(url: str) -> str:
+    return url.rstrip("/")
+
+
+@attrs.define(eq=False)
+class Connections:
+    """Connections to one server, shared by threads. Redirects are not followed, so that a token reaches nobody else.
+
+    Args:
+        url: http:// or https://, host, port and perhaps the beginning of the path
+        timeout: seconds from the start of connecting to the last byte of the answer
+        longest: bytes that an answer may have
+    """
+
+    url: str = attrs.field(converter=_without_slash)
+    timeout: float
+    longest: int
+    _idle: list[http.client.HTTPConnection] = attrs.field(factory=list, init=False, repr=False)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            fits = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        except ValueError:
+            fits = False
+        if not fits or parts.query or parts.fragment or parts.username or not self.url.isascii() or not self.url.isprintable():
+            raise ValueError(f"url must be http://HOST:PORT or https://HOST, without user, query or fragment; got {self.url!r}")
+        weakref.finalize(self, _close_all, self._idle)
+
+    def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Send a request that may be sent twice, and wait for its answer.
+
+        Raises:
+            NoAnswerError: there is none, for whatever reason; the message says which.
+        """
+        deadline = time.monotonic() + self.timeout
+        with self._lock:
+            kept = self._idle.pop() if self._idle else None
+        if kept is not None:
+            try:
+                return self._exchange(kept, path, body, headers, deadline, fresh=False)
+            except _StaleError:
+                pass
+        return self._exchange(self._connection(), path, body, headers, deadline, fresh=True)
+
+    def close(self) -> None:
+        """Close what is open and idle."""
+        with self._lock:
+            _close_all(self._idle)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        return kind(parts.hostname or "", parts.port)
+
+    def _exchange(
+        self, connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str], deadline: float, fresh: bool
+    ) -> Answer:
+        late = threading.Event()
+
+        def cut() -> None:
+            late.set()
+            if connection.sock is not None:
+                _shut(connection.sock)
+
+        remaining = max(deadline - time.monotonic(), 0.001)
+        watch = threading.Timer(remaining, cut)  # a socket's own timeout starts anew at every byte that drips in
+        watch.daemon = True
+        connection.timeout = remaining
+        if connection.sock is not None:
+            connection.sock.settimeout(remaining)
+        watch.start()
+        try:
+            answer, open_still = self._answer(connection, path, body, headers)
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            if late.is_set() or isinstance(error, TimeoutError):
+                raise NoAnswerError(f"no complete answer within {self.timeout:g} s") from error
+            if not fresh and isinstance(error, _LOST):
+                raise _StaleError from error
+            raise NoAnswerError(f"{type(error).__name__}: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            watch.cancel()
+        if late.is_set():
+            connection.close()
+            raise NoAnswerError(f"no complete answer within {self.timeout:g} s")
+        if open_still:
+            with self._lock:
+                self._idle.append(connection)
+        else:
+            connection.close()
+        return answer
+
+    def _answer(self, connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[Answer, bool]:
+        """The answer, and whether the connection can be used again."""
+        connection.request("POST", urlsplit(self.url).path + path, body, {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        data = response.read(self.longest + 1)
+        if len(data) > self.longest:
+            raise http.client.HTTPException(f"the answer is longer than {self.longest} bytes")
+        if response.length:  # read(n) does not complain itself
+            raise http.client.IncompleteRead(data, response.length)
+        closing = response.will_close
+        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, data), not closing
+
+
+def _close_all(connections: list[http.client.HTTPConnection]) -> None:
+    while connections:
+        connections.pop().close()
+
+
+def _shut(connected: socket.socket) -> None:
+    """End a connection under a thread that waits for it. The plain method: TLS would want to talk first."""
+    try:
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+    except OSError:  # it is closed already, which is what is wanted
+        return

@@ -1,0 +1,107 @@
+"""Objects in images, by an instance segmentation network of transformers."""
+
+import importlib
+from typing import Any
+
+import attrs
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geneval_rules import Found
+from .pixels import normalized, resized
+from .weights import pretrained
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, by channel."""
+
+STRIDE = 32
+"""Image sides are padded to a multiple of it."""
+
+_COCO = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench, bird,
+cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard,
+sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon,
+bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table,
+toilet, tv, laptop, computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock,
+vase, scissors, teddy bear, hair drier, toothbrush
+"""
+NAMES = tuple(name.strip() for name in _COCO.split(","))
+"""The 80 classes of COCO in their order, as GenEval calls them."""
+
+
+@attrs.frozen(eq=False)
+class Detector:
+    """Mask2Former for instances.
+
+        score of (query, class) = softmax(class logits) * mean of sigmoid(mask logits) inside the mask,    mask = (mask logits > 0)
+
+    Args:
+        model: a Mask2FormerForUniversalSegmentation, in eval mode
+        side: the shorter side of an image is resized to it, unless the longer would exceed 5/3 of it
+        device: where the model runs; None: where the images are
+
+    Reference: Cheng et al., Mask2Former, arXiv:2112.01527.
+    """
+
+    model: Any
+    side: int = attrs.field(default=800, validator=attrs.validators.ge(STRIDE))
+    device: str | None = None
+
+    @classmethod
+    def load(cls, source: str, where: str, side: int, device: str | None) -> "Detector":
+        """From a local folder or a hub id; `where` is the Class.field that messages name."""
+        try:
+            importlib.import_module("scipy")  # Mask2Former asks for it when it is built, for training
+        except ImportError as error:
+            raise ImportError(f"{where.partition('.')[0]} needs the package scipy: pip install 'diffalign[geneval]'") from error
+        from transformers import Mask2FormerForUniversalSegmentation
+
+        model = pretrained(Mask2FormerForUniversalSegmentation.from_pretrained, source, where, dtype=torch.float32)
+        return cls(model.eval().requires_grad_(False), side, device)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes: 80 are those of COCO in their order, whatever the checkpoint calls them; others go by its own labels."""
+        labels = self.model.config.id2label
+        return NAMES if len(labels) == len(NAMES) else tuple(labels[place] for place in range(len(labels)))
+
+    def detect(self, images: Tensor, least: float) -> list[dict[str, list[Found]]]:
+        """Objects with a score above `least`, by class, surest first.
+
+        Args:
+            images: [K, 3, H, W] in [0, 1]
+            least: 0 to 1
+        """
+        device = images.device if self.device is None else torch.device(self.device)
+        height, width = images.shape[-2:]
+        factor = min(self.side / min(height, width), 5 / 3 * self.side / max(height, width))
+        inner = round(height * factor), round(width * factor)
+        pixels = normalized(resized(images.to(device, torch.float32), *inner, mode="bilinear"), MEAN, STD)
+        pixels = F.pad(pixels, (0, -inner[1] % STRIDE, 0, -inner[0] % STRIDE))
+        output = self.model.to(device)(pixel_values=pixels)
+        both = zip(output.class_queries_logits, output.masks_queries_logits, strict=True)
+        return [self._objects(classes, masks, pixels.shape[-2:], inner, (height, width), least) for classes, masks in both]
+
+    def _objects(
+        self, classes: Tensor, masks: Tensor, padded: torch.Size, inner: tuple[int, int], size: tuple[int, int], least: float
+    ) -> dict[str, list[Found]]:
+        """One image: [Q, C + 1] and [Q, h, w] -> objects by class."""
+        scores, places = classes.softmax(dim=-1)[:, :-1].flatten().topk(len(classes))
+        kept = scores > least  # a mask makes no score larger
+        scores, places = scores[kept], places[kept]
+        query, label = places // (classes.shape[-1] - 1), places % (classes.shape[-1] - 1)
+        found: dict[str, list[Found]] = {}
+        for score, logits, name in zip(scores.tolist(), masks[query], (self.names[i] for i in label.tolist()), strict=True):
+            whole = F.interpolate(logits[None, None], size=tuple(padded), mode="bilinear", align_corners=False)[..., : inner[0], : inner[1]]
+            logit = F.interpolate(whole, size=size, mode="bilinear", align_corners=False)[0, 0]
+            mask = logit > 0
+            sure = score * float((logit.sigmoid() * mask).sum() / (mask.sum() + 1e-6))
+            if sure > least and bool(mask.any()):
+                found.setdefault(name, []).append(Found(sure, _box(mask), mask))
+        return {name: sorted(objects, key=lambda thing: -thing.score) for name, objects in found.items()}
+
+
+def _box(mask: Tensor) -> tuple[float, float, float, float]:
+    rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
+    return float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1

@@ -1,0 +1,154 @@
+"""The rules of the GenEval benchmark: what a prompt asks for, and whether detected objects show it. No network here."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import ConfigError
+
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+POSITIONS = ("left of", "right of", "above", "below")
+
+Box = tuple[float, float, float, float]
+
+
+@attrs.frozen(eq=False)
+class Found:
+    """A detected object.
+
+    Args:
+        score: confidence in [0, 1]
+        box: left, top, right, bottom in pixels; right and bottom are the first pixels outside
+        mask: [H, W] bool, its pixels
+    """
+
+    score: float
+    box: Box
+    mask: Tensor
+
+
+@attrs.frozen
+class Clause:
+    """So many objects of a class, perhaps of a colour, perhaps at a place seen from those of an earlier clause.
+
+    Args:
+        name: the class
+        count: how many
+        color: of each
+        position: (relation, number of the clause of the others)
+    """
+
+    name: str
+    count: int
+    color: str | None = None
+    position: tuple[str, int] | None = None
+
+
+@attrs.frozen
+class Wanted:
+    """What a prompt of the benchmark asks for.
+
+    Args:
+        include: all must hold
+        exclude: none may hold: so many of a class, or more
+        counting: whether objects are counted, which takes surer detections
+    """
+
+    include: tuple[Clause, ...]
+    exclude: tuple[Clause, ...]
+    counting: bool
+
+
+def wanted(prompt: str, names: Collection[str]) -> Wanted:
+    """Read a prompt's metadata, as the benchmark's files write it.
+
+        {"tag": "counting", "include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}]}
+        {"tag": "position", "include": [{"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["left of", 0]}]}
+
+    Args:
+        prompt: with metadata
+        names: the classes that the detector knows
+
+    Raises:
+        ConfigError: something is missing, or of another form; the message names the prompt.
+    """
+    metadata: Mapping[str, Any] = getattr(prompt, "metadata", {})
+    if not metadata.get("include"):
+        raise ConfigError(
+            f"GenEval needs the objects that an image should show: prompt {str(prompt)!r} has no metadata 'include'. "
+            'The form is {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}.'
+        )
+    clauses = {}
+    for kind in ("include", "exclude"):
+        entries = metadata.get(kind, ())
+        if not isinstance(entries, list | tuple):
+            raise ConfigError(f"metadata {kind!r} of prompt {str(prompt)!r} must be a list; got {entries!r}")
+        where = f"metadata {kind!r} of prompt {str(prompt)!r}"
+        clauses[kind] = tuple(_clause(entry, place, names, where) for place, entry in enumerate(entries))
+    return Wanted(clauses["include"], clauses["exclude"], metadata.get("tag") == "counting")
+
+
+def _clause(entry: Any, place: int, names: Collection[str], where: str) -> Clause:
+    if not isinstance(entry, Mapping) or set(entry) - {"class", "count", "color", "position"} or not {"class", "count"} <= set(entry):
+        raise ConfigError(f"{where}: an entry has class, count and perhaps color and position; got {entry!r}")
+    name, count = entry["class"], entry["count"]
+    color, position = entry.get("color"), entry.get("position")
+    if name not in names:
+        raise ConfigError(f"{where}: the detector knows no {name!r}; it knows {', '.join(sorted(names)[:5])}, ...")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigError(f"{where}: count must be a whole number from 1 on; got {count!r}")
+    if color is not None and color not in COLORS:
+        raise ConfigError(f"{where}: color must be one of {', '.join(COLORS)}; got {color!r}")
+    if position is None:
+        return Clause(name, count, color)
+    if not (isinstance(position, list | tuple) and len(position) == 2 and position[0] in POSITIONS and position[1] in range(place)):
+        raise ConfigError(f"{where}: position must be one of {', '.join(POSITIONS)}, and an earlier entry's number; got {position!r}")
+    return Clause(name, count, color, (position[0], int(position[1])))
+
+
+def relations(box: Box, other: Box, slack: float) -> set[str]:
+    """Where the first box lies, seen from the second.
+
+    With d the offset of the centres and s the sizes, d' = sign(d) max(|d| - slack (s_1 + s_2), 0); "left of" holds if d'_x / |d| < -1/2,
+    and so on. Boxes that hardly lie apart have no relation.
+    """
+    a, b = (torch.tensor(value, dtype=torch.float64).view(2, 2) for value in (box, other))
+    offset = a.mean(dim=0) - b.mean(dim=0)
+    apart = (offset.abs() - slack * ((a[1] - a[0]).abs() + (b[1] - b[0]).abs())).clamp(min=0) * offset.sign()
+    if bool((apart.abs() < 1e-3).all()):
+        return set()
+    x, y = (apart / offset.norm()).tolist()
+    holds = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
+    return {name for name, true in holds.items() if true}
+
+
+def judged(
+    want: Wanted, found: Mapping[str, Sequence[Found]], color_of: Callable[[str, Sequence[Found]], Sequence[str]], slack: float
+) -> list[bool]:
+    """Which clauses hold, those of `include` first.
+
+    Colour and place are looked at for the surest `count` objects of a class only.
+
+    Args:
+        want: what is asked for
+        found: by class, surest first
+        color_of: (class, objects) -> their colours
+        slack: of `relations`
+    """
+    holds: list[bool] = []
+    matched: list[Sequence[Found] | None] = []
+    for clause in want.include:
+        objects = list(found.get(clause.name, ()))[: clause.count]
+        good = len(objects) == clause.count
+        if good and clause.color is not None:
+            good = list(color_of(clause.name, objects)).count(clause.color) == clause.count
+        if good and clause.position is not None:
+            relation, place = clause.position
+            others = matched[place]
+            good = others is not None and all(relation in relations(a.box, b.box, slack) for a in objects for b in others)
+        holds.append(good)
+        matched.append(objects if good else None)
+    return holds + [len(found.get(clause.name, ())) < clause.count for clause in want.exclude]

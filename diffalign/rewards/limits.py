@@ -1,0 +1,41 @@
+"""A reward within bounds."""
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Prompt, Reward, RewardFunction, score
+
+from .requirements import require
+
+
+@attrs.frozen(eq=False)
+class Clipped(Reward):
+    """clip(R, low, high): no more is gained beyond the bounds.
+
+    Scores that are not finite stay errors: they are refused before they are clipped.
+
+    Args:
+        reward: what is clipped
+        low: least value; None: no bound
+        high: largest value; None: no bound
+    """
+
+    reward: RewardFunction
+    low: float | None = None
+    high: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.low is None and self.high is None:
+            raise ValueError("Clipped needs low, high or both; got neither")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"Clipped.low must be below high; got {self.low:g} and {self.high:g}")
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """As the reward inside."""
+        require([self.reward], prompts)
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return torch.clamp(score({"Clipped.reward": self.reward}, images, prompts)["Clipped.reward"], self.low, self.high)

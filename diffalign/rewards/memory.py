@@ -1,0 +1,73 @@
+"""What to do when a reward's device is full: smaller batches, then an error."""
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Prompt, Reward, RewardError, RewardFunction
+
+from .requirements import require
+
+_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")
+"""Of allocators that raise a plain RuntimeError."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a device or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, RewardError):  # it has been judged already, and quotes others
+        return False
+    return isinstance(error, RuntimeError) and any(saying in str(error).lower() for saying in _SAYINGS)
+
+
+@attrs.define(eq=False)
+class HalvedBatches(Reward):
+    """A reward that gets its images in halves, quarters, ... when memory runs out, and remembers how many fit.
+
+    Args:
+        reward: scores each image on its own, so that pieces make no difference
+
+    Raises:
+        RewardError: (of a call) memory runs out for a single image.
+    """
+
+    reward: RewardFunction
+    _fits: int | None = attrs.field(default=None, init=False)
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        scores: list[Tensor] = []
+        start = 0
+        while start < len(images):
+            end = min(len(images), start + (self._fits or len(images)))
+            piece = self._scored(images[start:end], prompts[start:end])
+            if piece is None:
+                self._fits = (end - start) // 2
+                continue
+            if not scores and end == len(images):
+                return piece  # as the reward gave it: its shape is judged by whoever asked
+            scores.append(torch.as_tensor(piece))
+            if scores[-1].shape != (end - start,):
+                raise RewardError(f"the shape for {end - start} images must be ({end - start},); got {tuple(scores[-1].shape)}")
+            start = end
+        return torch.cat(scores) if scores else self.reward(images, prompts)
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """What the reward needs."""
+        require([self.reward], prompts)
+
+    def _scored(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | None:
+        """None where memory ran out; the failed call's tensors are free by then."""
+        try:
+            return self.reward(images, prompts)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(images) == 1:
+                size = f"{images.shape[-2]} x {images.shape[-1]}"
+                raise RewardError(f"memory ran out for a single image of {size}: {error}") from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None

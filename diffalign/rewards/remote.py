@@ -1,0 +1,104 @@
+"""A reward on another machine, or in another process, over HTTP."""
+
+import uuid
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import ConfigError, Prompt, Reward, RewardError
+
+from .bearer import authorization
+from .connections import Connections
+from .servers import Question, Servers
+from .wire import SCORE, ScoreRequest, WireError, decode_scores, encode_request, error_text, pixels_of, plain_prompt
+
+_BYTES_OF_A_SCORE = 64
+
+
+def _listed(url: str | Sequence[str]) -> tuple[str, ...]:
+    return (url,) if isinstance(url, str) else tuple(url)
+
+
+@attrs.define(eq=False)
+class RemoteReward(Reward):
+    """Scores of a server started by `diffalign serve-reward`, or of any that speaks its protocol (docs/reward_server.md).
+
+    Prompts travel with their metadata, images as 8-bit PNG. A score that cannot be had is an error, never a zero: refused or lost
+    connections, late answers and overload are tried again, on the other servers first and then after a pause; a nonsensical answer is
+    an error at once. Connections are kept between calls.
+
+    Args:
+        url: of the server, or of several that score alike and share the work
+        timeout: seconds for one try, from connecting to the last byte
+        retries: how often all servers are asked again
+        backoff: seconds before the first retry; doubles each time, up to 30
+        batch: images of one request
+        concurrency: requests under way at a time
+        token_variable: environment variable with the bearer token, where the server wants one
+
+    Raises:
+        ValueError: a url that is none.
+        RewardError: (of a call) no score; the message says which server and why.
+    """
+
+    url: str | Sequence[str]
+    timeout: float = attrs.field(default=60.0, validator=attrs.validators.gt(0.0))
+    retries: int = attrs.field(default=4, validator=attrs.validators.ge(0))
+    backoff: float = attrs.field(default=0.5, validator=attrs.validators.ge(0.0))
+    batch: int = attrs.field(default=16, validator=attrs.validators.ge(1))
+    concurrency: int = attrs.field(default=4, validator=attrs.validators.ge(1))
+    token_variable: str = "DIFFALIGN_REWARD_TOKEN"
+    _servers: Servers = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not _listed(self.url):
+            raise ValueError("RemoteReward.url must name at least one server; got none")
+        longest = 2**16 + _BYTES_OF_A_SCORE * self.batch
+        self._servers = Servers(
+            owner="RemoteReward",
+            connections=[Connections(url, self.timeout, longest) for url in _listed(self.url)],
+            path=SCORE,
+            headers=authorization(self.token_variable, "RemoteReward"),
+            complaint=error_text,
+            rounds=self.retries + 1,
+            backoff=self.backoff,
+            concurrency=self.concurrency,
+        )
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        if len(images) != len(prompts):
+            raise RewardError(f"RemoteReward needs one prompt per image; got {len(images)} images and {len(prompts)} prompts")
+        try:
+            pixels = pixels_of(images)
+            starts = range(0, len(pixels), self.batch)
+            requests = [ScoreRequest(uuid.uuid4().hex, pixels[i : i + self.batch], tuple(prompts[i : i + self.batch])) for i in starts]
+            answers = self._servers.ask([_question(request) for request in requests])
+        except WireError as error:
+            raise RewardError(f"RemoteReward: {error}") from error
+        return torch.tensor([score for scores in answers for score in scores], dtype=torch.float32, device=images.device)
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts whose metadata cannot travel. What the reward at the other end needs, it says when it is called.
+
+        Raises:
+            ConfigError: names the first of them and why.
+        """
+        for prompt in prompts:
+            try:
+                plain_prompt(prompt)
+            except WireError as error:
+                raise ConfigError(f"RemoteReward: {error}") from error
+
+    def close(self) -> None:
+        """Close the connections that are kept; the next call opens new ones."""
+        for connections in self._servers.connections:
+            connections.close()
+
+
+def _question(request: ScoreRequest) -> Question[list[float]]:
+    return Question(
+        body=lambda: encode_request(request),
+        read=lambda body: decode_scores(body, request.id, len(request.images)),
+    )

@@ -1,0 +1,127 @@
+"""Asking servers until one answers: several of them in turn, with back-off, and an error where there is no answer."""
+
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Generic, TypeVar
+
+import attrs
+
+from diffalign.core import RewardError
+
+from .connections import Answer, Connections, NoAnswerError
+
+T = TypeVar("T")
+
+_LONGEST_PAUSE = 30.0
+_WORTH_ANOTHER_TRY = frozenset({408, 425, 429, 500, 502, 503, 504})
+_OK = 200
+
+
+class PoorAnswerError(Exception):
+    """An answer that is complete but of no use, where the next may well be better."""
+
+
+@attrs.frozen(eq=False)
+class Question(Generic[T]):
+    """A request and how its answer is read.
+
+    Args:
+        body: gives the request, built when it is sent, so that few bodies exist at a time
+        read: what the answer means; raises ValueError where it is nonsense, PoorAnswerError where another try may help
+    """
+
+    body: Callable[[], bytes]
+    read: Callable[[bytes], T]
+
+
+@attrs.define(eq=False)
+class Servers:
+    """Servers that give the same answers.
+
+    A refused or lost connection, a late answer and the statuses 408, 425, 429, 500, 502, 503 and 504 go to the next server; when all
+    have had their turn, after a pause of `backoff * 2^n` seconds (up to 30; longer if `Retry-After` asks for it), all over again.
+    Every other status, and an answer that is nonsense, is an error at once.
+
+    Args:
+        owner: whose they are, in messages
+        connections: to one server each
+        path: of the requests
+        headers: of the requests
+        complaint: the text of a refusal's body
+        rounds: how often every server is asked, at most
+        backoff: seconds before the second round
+        concurrency: requests under way at a time
+    """
+
+    owner: str
+    connections: Sequence[Connections]
+    path: str
+    headers: Mapping[str, str]
+    complaint: Callable[[bytes], str]
+    rounds: int
+    backoff: float
+    concurrency: int
+    _turn: Iterator[int] = attrs.field(factory=itertools.count, init=False, repr=False)
+
+    def ask(self, questions: Sequence[Question[T]]) -> list[T]:
+        """The answers, in order. The first that fails ends the others.
+
+        Raises:
+            RewardError: there is no answer to one of them, or one that is nonsense.
+        """
+        stop = threading.Event()
+        with ThreadPoolExecutor(min(self.concurrency, max(len(questions), 1)), "diffalign-servers") as pool:
+            answers = [pool.submit(self._ask, question, stop) for question in questions]
+            try:
+                done, _ = wait(answers, return_when=FIRST_EXCEPTION)
+                failed = [error for answer in answers if answer in done and (error := answer.exception()) is not None]
+            finally:  # after an interrupt as well
+                stop.set()
+                for answer in answers:
+                    answer.cancel()
+        if failed:
+            raise failed[0]
+        return [answer.result() for answer in answers]
+
+    def _ask(self, question: Question[T], stop: threading.Event) -> T:
+        body, asked, first = question.body(), 0, next(self._turn)
+        failure, longer = "", 0.0
+        for lap in range(self.rounds):
+            if lap and stop.wait(self._pause(lap, longer)):
+                break
+            for offset in range(len(self.connections)):
+                server = self.connections[(first + offset) % len(self.connections)]
+                if stop.is_set():
+                    break
+                asked += 1
+                try:
+                    answer = server.post(self.path, body, self.headers)
+                except NoAnswerError as error:
+                    failure = f"{server.url}: {error}"
+                    continue
+                if answer.status == _OK:
+                    try:
+                        return question.read(answer.body)
+                    except PoorAnswerError as error:
+                        failure = f"{server.url}: {error}"
+                        continue
+                    except ValueError as error:
+                        raise RewardError(f"{self.owner}: {server.url} gave an answer of no use: {error}") from error
+                failure = f"{server.url} answered {answer.status}: {self.complaint(answer.body)}"
+                if answer.status not in _WORTH_ANOTHER_TRY:
+                    raise RewardError(f"{self.owner}: {failure}")
+                longer = _asked_pause(answer)
+        raise RewardError(f"{self.owner}: no score after {asked} {'try' if asked == 1 else 'tries'}; the last failed at {failure}")
+
+    def _pause(self, lap: int, longer: float) -> float:
+        """Seconds; a random part keeps clients from coming back all at once."""
+        return min(_LONGEST_PAUSE, max(longer, self.backoff * 2.0 ** (lap - 1) * random.uniform(0.75, 1.25)))
+
+
+def _asked_pause(answer: Answer) -> float:
+    """Seconds that the server asked for; its other form, a date, is not used by any server that this is for."""
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0

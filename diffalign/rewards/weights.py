@@ -1,0 +1,96 @@
+"""Finds weights in a local folder or on the hub, and says in one sentence what is wrong where that fails."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.core import ConfigError
+
+
+def pretrained(load: Callable[..., Any], source: str, where: str, **options: Any) -> Any:
+    """What `from_pretrained` gives for a local folder or a hub id.
+
+    Args:
+        load: the from_pretrained of a transformers class
+        source: folder or hub id
+        where: Class.field, for the message
+        options: passed on
+
+    Raises:
+        ConfigError: there is no such folder, and no such hub id within reach, or what is there does not fit the class.
+    """
+    try:
+        return load(source, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{where} must be a local folder that save_pretrained wrote, or a hub id within reach; got {source!r}: {reason}"
+        ) from error
+
+
+def locate(source: str, file: str, where: str) -> Path:
+    """The path of a weights file.
+
+    Args:
+        source: the file itself, a local folder that holds `file`, or a hub id
+        file: its name in the folder or on the hub
+        where: Class.field, for the message
+
+    Raises:
+        ConfigError: it is in none of these places.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / file).is_file():
+            raise ConfigError(f"{where} must be a folder that holds {file}; {source!r} does not")
+        return path / file
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, file))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{where} must be a file, a folder that holds {file}, or a hub id within reach; got {source!r}: {reason}"
+        ) from error
+
+
+def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a checkpoint of torch, by name; those under "state_dict" where there is such an entry.
+
+    Raises:
+        ConfigError: the file holds something else, or more than tensors can be (no code is run).
+    """
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle fails in many ways
+        raise ConfigError(f"{where}: {str(path)!r} must be a checkpoint of tensors: {type(error).__name__}: {error}") from error
+    content = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"{where}: {str(path)!r} must map names to tensors; got {type(content).__name__}")
+    return dict(content)
+
+
+def fill(network: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Put tensors into a network; every parameter must come, and nothing else.
+
+    Raises:
+        ConfigError: a name is missing or left over, or a shape differs.
+    """
+    wanted = dict(network.state_dict())
+    for name in sorted(wanted.keys() ^ tensors.keys()):
+        state = "lacks" if name in wanted else "has an unknown"
+        raise ConfigError(f"{where} {state} {name!r}; it is a checkpoint of another network")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise ConfigError(f"{where}: {name!r} must have shape {tuple(wanted[name].shape)}; got {tuple(tensor.shape)}")
+    network.load_state_dict(tensors, assign=True)

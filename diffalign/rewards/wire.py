@@ -1,0 +1,252 @@
+"""The protocol between `RemoteReward` and the reward server: JSON with PNG images as base64. docs/reward_server.md describes it.
+
+Both ends share this module, so that they cannot drift apart. Images travel as 8-bit RGB, as in a picture file: the server scores
+`round(255 * image) / 255`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Prompt
+
+from .png import decode_png, encode_png, png_size
+
+T = TypeVar("T")
+
+VERSION = 1
+"""Of the protocol. A message of another version is refused."""
+
+SCORE, HEALTH, ABOUT = (f"/v{VERSION}/{name}" for name in ("score", "health", "version"))
+"""The paths of the server."""
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class WireError(ValueError):
+    """A message that does not follow the protocol."""
+
+
+@attrs.frozen
+class Limits:
+    """What one request may hold at most.
+
+    Args:
+        body: bytes
+        images: how many
+        pixels: height x width, summed over the images
+        text: characters of one prompt
+    """
+
+    body: int = attrs.field(default=64 * 2**20, validator=attrs.validators.ge(1))
+    images: int = attrs.field(default=64, validator=attrs.validators.ge(1))
+    pixels: int = attrs.field(default=2**25, validator=attrs.validators.ge(1))
+    text: int = attrs.field(default=20_000, validator=attrs.validators.ge(1))
+
+
+@attrs.frozen(eq=False)
+class ScoreRequest:
+    """Images to be scored.
+
+    Args:
+        id: chosen by the client, comes back with the scores
+        images: [K, 3, H, W] uint8
+        prompts: K of them
+    """
+
+    id: str
+    images: Tensor  # [K, 3, H, W]
+    prompts: tuple[Prompt, ...]  # K
+
+
+def pixels_of(images: Tensor) -> Tensor:
+    """[K, 3, H, W] in [0, 1] as 8-bit pixels.
+
+    Raises:
+        WireError: another shape, or a number that is not finite.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise WireError(f"images must have shape [K, 3, H, W]; got {tuple(images.shape)}")
+    if not bool(images.isfinite().all()):
+        raise WireError("images must be finite; some pixels are NaN or infinite")
+    return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def encode_request(request: ScoreRequest) -> bytes:
+    """The body of a request.
+
+    Raises:
+        WireError: metadata that JSON cannot hold.
+    """
+    return _dump(
+        {
+            "version": VERSION,
+            "id": request.id,
+            "prompts": [plain_prompt(prompt) for prompt in request.prompts],
+            "images": [encode_png(image) for image in request.images],
+        }
+    )
+
+
+@attrs.frozen(eq=False)
+class PackedRequest:
+    """A request that was read and judged, its pictures not yet unpacked.
+
+    Args:
+        id: of the request
+        pictures: K PNG files as base64, all of one size by their headers
+        prompts: K of them
+        pixels: height x width, summed over the pictures
+    """
+
+    id: str
+    pictures: tuple[str, ...]  # K
+    prompts: tuple[Prompt, ...]  # K
+    pixels: int
+
+    def unpack(self) -> ScoreRequest:
+        """The request with its pixels.
+
+        Raises:
+            WireError: a damaged picture.
+        """
+        images = [_at(place, decode_png, picture) for place, picture in enumerate(self.pictures)]
+        return ScoreRequest(self.id, torch.stack(images), self.prompts)
+
+
+def read_request(body: bytes, limits: Limits) -> PackedRequest:
+    """A request from its body. Sizes are judged before anything is unpacked.
+
+    Raises:
+        WireError: it does not follow the protocol, or is larger than the limits allow.
+    """
+    message = _message(body, {"version", "id", "prompts", "images"})
+    identity, prompts, images = message["id"], message["prompts"], message["images"]
+    if not isinstance(identity, str) or not _ID.fullmatch(identity):
+        raise WireError("id must be 1 to 64 characters of A-Z, a-z, 0-9, _ and -")
+    if not isinstance(images, list) or not 1 <= len(images) <= limits.images:
+        raise WireError(f"images must be a list of 1 to {limits.images} pictures{_count(images)}")
+    if not isinstance(prompts, list) or len(prompts) != len(images):
+        raise WireError(f"prompts must be a list of {len(images)}, one per image{_count(prompts)}")
+    texts = tuple(_prompt(entry, place, limits.text) for place, entry in enumerate(prompts))
+    sizes = [_at(place, png_size, image) for place, image in enumerate(images)]
+    if other := [place for place, size in enumerate(sizes) if size != sizes[0]]:
+        raise WireError(f"images of one request must have one size; images[0] is {sizes[0]}, images[{other[0]}] is {sizes[other[0]]}")
+    pixels = sizes[0][0] * sizes[0][1] * len(images)
+    if pixels > limits.pixels:
+        raise WireError(f"images must have at most {limits.pixels} pixels together; got {pixels}")
+    return PackedRequest(identity, tuple(images), texts, pixels)
+
+
+def encode_scores(identity: str, scores: Sequence[float]) -> bytes:
+    """The body of a good answer."""
+    return _dump({"version": VERSION, "id": identity, "scores": list(scores)})
+
+
+def decode_scores(body: bytes, identity: str, count: int) -> list[float]:
+    """The scores of an answer.
+
+    Raises:
+        WireError: it is no answer to this request, has another number of scores, or one that is not a finite number.
+    """
+    message = _message(body, {"version", "id", "scores"})
+    if message["id"] != identity:
+        raise WireError(f"the answer belongs to another request: its id is {_short(message['id'])}, asked was {identity!r}")
+    scores = message["scores"]
+    if not isinstance(scores, list) or len(scores) != count:
+        raise WireError(f"the answer must hold {count} scores, one per image{_count(scores)}")
+    for place, score in enumerate(scores):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not _finite(score):
+            raise WireError(f"the score of image {place} of {count} must be a finite number; got {_short(score)}")
+    return [float(score) for score in scores]
+
+
+def encode_error(kind: str, text: str) -> bytes:
+    """The body of a refusal."""
+    return _dump({"version": VERSION, "error": {"kind": kind, "message": text}})
+
+
+def error_text(body: bytes) -> str:
+    """What a refusal says, for people; the start of the body where it is none of ours."""
+    try:
+        error = json.loads(body)["error"]
+        return f"{error['message']}"
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return _short(body.decode("utf-8", "replace"))
+
+
+def _dump(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def _message(body: bytes, keys: set[str]) -> dict[str, Any]:
+    try:
+        message = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"the message is not JSON: {_short(str(error))}; it begins {_short(body[:40])}") from error
+    if not isinstance(message, dict):
+        raise WireError(f"the message must be an object; got {type(message).__name__}")
+    if message.get("version") != VERSION or isinstance(message.get("version"), bool):
+        raise WireError(f"version must be {VERSION}; got {_short(message.get('version'))}. Both ends need the same protocol.")
+    if message.keys() != keys:
+        raise WireError(f"the message must have the keys {', '.join(sorted(keys))}; got {_short(sorted(message))}")
+    return message
+
+
+def plain_prompt(prompt: str) -> dict[str, Any]:
+    """Text and metadata, as JSON has them.
+
+    Raises:
+        WireError: metadata that JSON cannot hold.
+    """
+    metadata = getattr(prompt, "metadata", {})
+    for key, value in metadata.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise WireError(f"metadata {key!r} of prompt {_short(str(prompt))} cannot travel as JSON: {error}") from error
+    return {"text": str(prompt), "metadata": dict(metadata)}
+
+
+def _prompt(entry: Any, place: int, longest: int) -> Prompt:
+    if not isinstance(entry, dict) or entry.keys() != {"text", "metadata"}:
+        raise WireError(f"prompts[{place}] must be an object with text and metadata; got {_short(entry)}")
+    text, metadata = entry["text"], entry["metadata"]
+    if not isinstance(text, str) or len(text) > longest:
+        raise WireError(f"prompts[{place}].text must be at most {longest} characters; got {_short(text)}")
+    if not isinstance(metadata, dict):
+        raise WireError(f"prompts[{place}].metadata must be an object; got {_short(metadata)}")
+    try:  # JSON can spell half of a surrogate pair, and numbers that are none
+        json.dumps(entry, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"prompts[{place}] must be Unicode text and finite numbers: {error}") from error
+    return Prompt(text, metadata)
+
+
+def _at(place: int, read: Callable[[Any], T], picture: Any) -> T:
+    try:
+        return read(picture)
+    except ValueError as error:
+        raise WireError(f"images[{place}] {error}") from error
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
+
+
+def _count(value: Any) -> str:
+    return f"; got {len(value)}" if isinstance(value, list) else f"; got {type(value).__name__}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,212 @@
+"""The process behind a `WorkerReward`: started, asked, watched and ended."""
+
+import collections
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from diffalign.core import RewardError
+
+from .worker_program import read_frame, write_frame
+
+_PROGRAM = Path(__file__).with_name("worker_program.py")
+_LONGEST_ANSWER = 2**26
+_LINES, _CHARACTERS = 30, 4000
+_PATIENCE = 5.0
+"""Seconds in which a process whose pipe has closed, or shall end, does so by itself."""
+
+
+def _nothing() -> None:
+    """Stands where there is no process to end."""
+
+
+@attrs.define(eq=False)
+class WorkerProcess:
+    """One process that scores. Not for several threads at a time.
+
+    Args:
+        python: the interpreter
+        words: arguments of the program
+        environment: variables beside those of this process
+        start_timeout: seconds until it is ready
+        timeout: seconds for one question
+    """
+
+    python: str
+    words: Sequence[str]
+    environment: Mapping[str, str]
+    start_timeout: float
+    timeout: float
+    _running: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
+    _printed: collections.deque[str] = attrs.field(factory=lambda: collections.deque(maxlen=_LINES), init=False)
+    _drainer: threading.Thread | None = attrs.field(default=None, init=False)
+    _end: Callable[[], object] = attrs.field(default=_nothing, init=False)
+    _asked: int = attrs.field(default=0, init=False)
+
+    def start(self) -> None:
+        """Start it and wait until the reward is built.
+
+        Raises:
+            ValueError: there is no such interpreter.
+            RewardError: it ended, was late, or could not build the reward.
+        """
+        if shutil.which(self.python) is None:
+            raise ValueError(f"WorkerReward.python must be an executable Python; got {self.python!r}")
+        self._printed.clear()
+        process = subprocess.Popen(
+            [self.python, str(_PROGRAM), *self.words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, **self.environment},
+            start_new_session=True,  # it ends with all that it has started; and Ctrl-C is this process's to handle
+        )
+        self._running = process
+        self._drainer = threading.Thread(target=_drain, args=(process.stderr, self._printed), daemon=True)
+        self._drainer.start()
+        self._end = weakref.finalize(self, _stop, process)
+        with self._watched(process, self.start_timeout, "was not ready"):
+            answer = read_frame(process.stdout, _LONGEST_ANSWER)  # type: ignore[arg-type]
+        if answer != {"ready": True}:
+            _waited(process)
+            self.stop()
+            what = answer.get("error") if isinstance(answer, dict) else answer
+            raise RewardError(f"WorkerReward: {self.words[0]} cannot be built by {self.python}: {what}{self._tail()}")
+
+    def ask(self, question: Mapping[str, Any], payload: Any) -> list[float]:
+        """The scores for a question and the numbers that follow it; starts the process if there is none.
+
+        Raises:
+            MemoryError: the reward's memory ran out; the process goes on.
+            RewardError: any other failure.
+        """
+        if self._running is None or self._running.poll() is not None:
+            self.start()
+        process = self._running
+        if process is None or process.stdin is None or process.stdout is None:
+            raise RewardError("WorkerReward: the process has no pipe")
+        self._asked += 1
+        with self._watched(process, self.timeout, "gave no scores"):
+            write_frame(process.stdin, {**question, "id": self._asked}, payload)  # type: ignore[arg-type]
+            answer = read_frame(process.stdout, _LONGEST_ANSWER)  # type: ignore[arg-type]
+            if not _fits(answer, self._asked):
+                raise ValueError(f"the answer is none to this question: {str(answer)[:80]!r}")
+        if answer.get("memory"):
+            raise MemoryError(f"in the worker: {answer['error']}")
+        if "error" in answer:
+            raise RewardError(f"WorkerReward: {self.words[0]} raised {answer['error']}{self._tail()}")
+        scores: list[float] = answer["scores"]
+        return scores
+
+    def stop(self) -> None:
+        """End it, and whatever it has started."""
+        if self._running is not None:
+            self._end()
+            self._running = None
+
+    @contextmanager
+    def _watched(self, process: subprocess.Popen[bytes], seconds: float, what: str) -> Iterator[None]:
+        """Turns a pipe that breaks into an error with its cause, and ends a process that takes too long."""
+        late = threading.Event()
+        watch = threading.Timer(seconds, _after(late, process))  # the end of the process ends every read and write on its pipes
+        watch.daemon = True
+        watch.start()
+        try:
+            yield
+        except (EOFError, OSError, ValueError) as error:
+            watch.cancel()
+            ended = _waited(process)
+            self.stop()
+            if late.is_set():
+                raise RewardError(f"WorkerReward: {self.words[0]} {what} within {seconds:g} s{self._tail()}") from error
+            if ended is not None and isinstance(error, EOFError | OSError):
+                raise RewardError(f"WorkerReward: the process of {self.words[0]} {_cause(ended)}{self._tail()}") from error
+            raise RewardError(f"WorkerReward: the process of {self.words[0]} broke the protocol: {error}{self._tail()}") from error
+        except BaseException:  # an interrupt in the midst of a frame: what comes next on the pipe would belong to it
+            self.stop()
+            raise
+        finally:
+            watch.cancel()
+
+    def _tail(self) -> str:
+        if self._running is None and self._drainer is not None:
+            self._drainer.join(1.0)  # its last words may still be on their way
+        lines = [line for line in list(self._printed) if line.strip()]
+        return f". It printed last:\n{''.join(lines).rstrip()[-_CHARACTERS:]}" if lines else ""
+
+
+def _fits(answer: Any, asked: int) -> bool:
+    if not isinstance(answer, dict) or answer.get("id") != asked:
+        return False
+    scores = answer.get("scores")
+    return isinstance(answer.get("error"), str) or (isinstance(scores, list) and all(isinstance(score, float) for score in scores))
+
+
+def _after(late: threading.Event, process: subprocess.Popen[bytes]) -> Callable[[], None]:
+    def end() -> None:
+        late.set()
+        _kill(process)
+
+    return end
+
+
+def _drain(stream: Any, lines: collections.deque[str]) -> None:
+    """Keeps the last lines; a process whose stderr nobody reads would block."""
+    with stream:
+        while line := stream.readline(4096):
+            lines.append(line.decode("utf-8", "replace"))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The process and all of its session. Its number is its own as long as nobody has waited for it."""
+    if process.poll() is None:
+        _kill_session(process)
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except OSError:  # nobody is left in it
+        return
+
+
+def _waited(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code; None if it does not end by itself. What it leaves behind is ended while its number is still its own."""
+    until = time.monotonic() + _PATIENCE
+    while process.returncode is None and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.01)
+    if process.returncode is None:
+        _kill_session(process)
+    return process.wait()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+    _kill(process)
+    process.wait()
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = "; perhaps the machine ran out of memory" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"

@@ -1,0 +1,146 @@
+"""What runs in the process of a `WorkerReward`: this file alone, by an interpreter that need not have the package.
+
+It needs Python 3.8 and torch. Frames on the pipe, both ways: 8 bytes with the length of a JSON text (little-endian), the text, and
+then, for images, their float32 numbers. No object is ever unpickled. The pipe is a private copy of stdin and stdout, so that a reward
+may print.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import struct
+import sys
+import traceback
+from typing import Any, BinaryIO
+
+LENGTH = struct.Struct("<Q")
+
+
+class WorkerPrompt(str):
+    """A prompt with its metadata, where the package's own class is not at hand."""
+
+    metadata: dict[str, Any]
+
+
+def read_exactly(stream: BinaryIO, count: int) -> bytearray:
+    """`count` bytes.
+
+    Raises:
+        EOFError: the other end has closed the pipe.
+    """
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        got = stream.readinto(view[done : done + 2**20])  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError("the pipe is closed")
+        done += got
+    return data
+
+
+def write_frame(stream: BinaryIO, message: dict[str, Any], *payloads: Any) -> None:
+    """A JSON text and what follows it."""
+    text = json.dumps(message).encode("ascii")
+    for piece in (LENGTH.pack(len(text)), text, *payloads):
+        view = memoryview(piece).cast("B")
+        while len(view):
+            view = view[stream.write(view) :]
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO, longest: int) -> Any:
+    """A JSON text.
+
+    Raises:
+        EOFError: the pipe is closed.
+        ValueError: it is longer than `longest` bytes, or not JSON.
+    """
+    (length,) = LENGTH.unpack(read_exactly(stream, LENGTH.size))
+    if length > longest:
+        raise ValueError(f"a message announces {length} bytes; at most {longest} are expected")
+    return json.loads(read_exactly(stream, length).decode("utf-8"))
+
+
+def main() -> None:
+    """Build the reward, then score until the pipe closes."""
+    questions, answers = _private_pipe()
+    here = os.path.dirname(os.path.abspath(__file__))  # its modules would hide others of the same name
+    sys.path[:] = [os.getcwd(), *(entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here)]
+    name, arguments, device = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+    try:
+        reward = _reward(name, arguments)
+        importlib.import_module("torch")  # now, so that its absence is known now
+    except BaseException as error:
+        write_frame(answers, _failure(error))
+        raise
+    write_frame(answers, {"ready": True})
+    while True:
+        try:
+            question = read_frame(questions, 2**32)
+            shape = question["shape"]
+            pixels = read_exactly(questions, 4 * shape[0] * shape[1] * shape[2] * shape[3])
+        except EOFError:
+            return
+        try:
+            answer = {"scores": _scores(reward, pixels, shape, question["prompts"], device)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = _failure(error)
+        write_frame(answers, {**answer, "id": question["id"]})
+
+
+def _private_pipe() -> tuple[BinaryIO, BinaryIO]:
+    questions, answers = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    if hasattr(os, "register_at_fork"):  # a surviving child of the reward would keep the pipe open after a crash
+        os.register_at_fork(after_in_child=lambda: (os.close(questions.fileno()), os.close(answers.fileno())))
+    return questions, answers  # type: ignore[return-value]
+
+
+def _reward(name: str, arguments: dict[str, Any]) -> Any:
+    module, _, path = name.partition(":")
+    target: Any = importlib.import_module(module)
+    for attribute in path.split("."):
+        target = getattr(target, attribute)
+    if isinstance(target, type):
+        return target(**arguments)
+    if arguments:
+        raise TypeError(f"{name} is no class, so it takes no arguments; got {', '.join(arguments)}")
+    if not callable(target):
+        raise TypeError(f"{name} must be a class or a function of (images, prompts); it is a {type(target).__name__}")
+    return target
+
+
+def _scores(reward: Any, pixels: bytearray, shape: list[int], prompts: list[dict[str, Any]], device: str) -> list[float]:
+    import torch
+
+    images = torch.frombuffer(pixels, dtype=torch.float32).view(shape).to(device)
+    with torch.no_grad():
+        result = reward(images, [_prompt(entry) for entry in prompts])
+    values = result.tolist() if hasattr(result, "tolist") else list(result)
+    return [float(value) for value in values]
+
+
+def _prompt(entry: dict[str, Any]) -> Any:
+    core = sys.modules.get("diffalign.core.types")  # only a reward of the package asks for its class, and has imported it
+    if core is not None:
+        return core.Prompt(entry["text"], entry["metadata"])
+    prompt = WorkerPrompt(entry["text"])
+    prompt.metadata = entry["metadata"]
+    return prompt
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    words = str(error).lower()
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    full = full or (isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words))
+    return {"error": f"{type(error).__name__}: {error}", "memory": full}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A plan whose splits follow the reward."""
+
+from collections.abc import Sequence
+
+import attrs
+
+from diffalign.core import Progress, Streams
+
+from .plans import Branching, Plan
+from .splits import branching_at, per_split, spread
+
+
+@attrs.frozen
+class AdaptivePlan(Plan):
+    """Splits that follow the reward: a low one splits early, where noise decides the layout, a high one late, where it decides details.
+
+        a   = (reward - low) / (high - low), inside [0, 1];   reward: the raw mean of the step before, over all processes
+        z_j ~ Beta(1 + kappa a, 1 + kappa (1 - a)), sorted
+        s_j = round(first + (last - first) z_j),   last = steps - 1 - tail_guard
+        eta_j = min(eta_j (low_factor + (high_factor - low_factor) a), eta_max)
+
+    Then the splits are moved apart as in `ProgressPlan`: every draw has as many levels and leaves as every other. Before there is a
+    reward they are evenly spaced, s_j = j (steps // (levels + 1)), with a = 1/2.
+
+    The range of rewards is given, not learned: a running range or a running mean would be state that a plan, being a value, does not
+    have, that a resumed run would have to restore, and that drifts with the reward until its position says nothing. Take `low` as the
+    mean reward of the policy before training (`diffalign evaluate`) and `high` as what the run should reach.
+
+    Args:
+        low: mean reward at which splits are earliest
+        high: mean reward at which they are latest
+        splits: how many there are
+        branches: children of each split
+        eta: noise level of the splits, one number or one per split, first to last
+        eta_factors: factor of eta at `low` and at `high`; the authors' release takes (1.3, 0.8)
+        eta_max: cap on the product; CPS ends at 1
+        concentration: kappa of the Beta distribution; larger depends more on the reward, 0 does not depend on it
+        tail_guard: last steps that never split; at least the very last, which has no noise to give
+        min_gap: least distance of two splits
+        first: first step that may split; FlowSDE is singular at step 0
+        roots: independent initial noises per prompt
+        levels: the first so many splits branch, the others are stochastic with one child; None lets all branch
+        max_leaves: cap on the finished samples per prompt: as many of the last levels do not branch as that takes
+        promote_roots: a first split at step 0 or 1 becomes `branches` times as many roots; the leaves stay as many
+
+    Raises:
+        ValueError: numbers out of range, or splits that do not fit the steps.
+
+    Reference: TMPO, arXiv:2605.10983; its release splits late where the reward is low, against its own intent.
+    """
+
+    low: float
+    high: float
+    splits: int = attrs.field(default=3, validator=attrs.validators.ge(1))
+    branches: int = attrs.field(default=3, validator=attrs.validators.ge(2))
+    eta: float | Sequence[float] = 0.7
+    eta_factors: Sequence[float] = (1.0, 1.0)
+    eta_max: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    concentration: float = attrs.field(default=4.0, validator=attrs.validators.ge(0))
+    tail_guard: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    min_gap: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    first: int = attrs.field(default=1, validator=attrs.validators.ge(0))
+    roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    levels: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
+    max_leaves: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    promote_roots: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"AdaptivePlan.low must be below high, both in units of the raw reward; got {self.low:g} and {self.high:g}")
+        if len(self.eta_factors) != 2 or min(self.eta_factors) <= 0:
+            raise ValueError(f"AdaptivePlan.eta_factors must be two positive numbers, at low and at high; got {list(self.eta_factors)}")
+        if max(per_split(self.eta, self.splits, "AdaptivePlan")) > self.eta_max:
+            raise ValueError(f"AdaptivePlan.eta must not pass eta_max, {self.eta_max:g}; got {self.eta}")
+
+    def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
+        first, last = self.first, steps - 1 - self.tail_guard
+        if progress.reward is None:
+            place = 0.5
+            positions = [float((index + 1) * (steps // (self.splits + 1))) for index in range(self.splits)]
+        else:
+            place = min(max((progress.reward - self.low) / (self.high - self.low), 0.0), 1.0)
+            generator = streams.generator("plan")
+            early, late = 1 + self.concentration * place, 1 + self.concentration * (1 - place)
+            positions = [first + (last - first) * generator.beta(early, late) for _ in range(self.splits)]
+        splits = spread("AdaptivePlan", positions, first, last, self.min_gap)
+        factor = self.eta_factors[0] + (self.eta_factors[1] - self.eta_factors[0]) * place
+        etas = [min(eta * factor, self.eta_max) for eta in per_split(self.eta, self.splits, "AdaptivePlan")]
+        return branching_at(
+            "AdaptivePlan", steps, splits, etas, self.branches, self.roots, self.levels, self.max_leaves, self.promote_roots
+        )

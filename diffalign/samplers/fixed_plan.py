@@ -1,0 +1,54 @@
+"""A plan that never changes."""
+
+from collections.abc import Sequence
+
+import attrs
+
+from diffalign.core import Progress, Streams
+
+from .plans import Branching, Plan
+from .splits import branching_at, per_split
+
+
+@attrs.frozen
+class FixedPlan(Plan):
+    """The same splits at every step of the run.
+
+    Args:
+        splits: denoising steps that branch, strictly increasing, inside [0, steps - 1); the last step has no noise to give
+        branches: children of each split
+        eta: noise level of the splits, one number or one per split
+        roots: independent initial noises per prompt
+        levels: the first so many splits branch, the others are stochastic with one child; None lets all branch
+        max_leaves: cap on the finished samples per prompt: as many of the last levels do not branch as that takes
+        promote_roots: a first split at step 0 or 1 becomes `branches` times as many roots
+
+    Raises:
+        ValueError: splits that do not increase, that do not fit the steps, or options that contradict each other.
+    """
+
+    splits: Sequence[int] = (1, 2, 3)
+    branches: int = attrs.field(default=3, validator=attrs.validators.ge(2))
+    eta: float | Sequence[float] = 0.7
+    roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    levels: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
+    max_leaves: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    promote_roots: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if not self.splits:
+            raise ValueError("FixedPlan.splits must name at least one step; got none. For independent samples use ChainSampler.")
+        if any(later <= earlier for earlier, later in zip(self.splits, self.splits[1:], strict=False)):
+            raise ValueError(f"FixedPlan.splits must increase strictly, or levels of the tree collide; got {list(self.splits)}")
+        per_split(self.eta, len(self.splits), "FixedPlan")
+
+    def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
+        if self.splits[0] < 0 or self.splits[-1] > steps - 2:
+            raise ValueError(
+                f"FixedPlan.splits must lie in [0, {steps - 2}] for {steps} steps (the last step ends at sigma 0, where no noise is left); "
+                f"got {list(self.splits)}"
+            )
+        etas = per_split(self.eta, len(self.splits), "FixedPlan")
+        return branching_at(
+            "FixedPlan", steps, self.splits, etas, self.branches, self.roots, self.levels, self.max_leaves, self.promote_roots
+        )

@@ -1,0 +1,85 @@
+"""A plan whose splits move with the progress of the run."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import attrs
+
+from diffalign.core import Progress, Streams
+
+from .plans import Branching, Plan
+from .splits import branching_at, per_split, spread
+
+
+@attrs.frozen
+class ProgressPlan(Plan):
+    """Splits that wander from early steps (much noise: layout) to late ones (little noise: detail) in the course of the run.
+
+        m_j = early_j + (late_j - early_j) progress, inside [first, last],   last = steps - 1 - tail_guard
+        z_j ~ Beta(kappa u_j, kappa (1 - u_j)),   u_j = (m_j - first) / (last - first)
+        s_j = round(first + (last - first) z_j),  or round(m_j) with kappa = 0
+
+    Then the splits are sorted and moved apart: to the right until they are `min_gap` apart, and back to the left where the last ones
+    would pass `last`. So every draw has as many levels and leaves as every other; where that is impossible the plan is refused when
+    the sampler is built. Draws come from the step's streams and are equal on all processes.
+
+    Args:
+        early: step of each split at the start of the run
+        late: step of each split at its end
+        branches: children of each split
+        eta: noise level of the splits, one number or one per split, first to last
+        concentration: kappa of the Beta distribution; larger stays closer to m_j, 0 means exactly there
+        tail_guard: last steps that never split; at least the very last, which has no noise to give
+        min_gap: least distance of two splits
+        first: first step that may split; FlowSDE is singular at step 0
+        roots: independent initial noises per prompt
+        levels: the first so many splits branch, the others are stochastic with one child; None lets all branch
+        max_leaves: cap on the finished samples per prompt: as many of the last levels do not branch as that takes
+        promote_roots: a first split at step 0 or 1 becomes `branches` times as many roots; the leaves stay as many
+
+    Raises:
+        ValueError: numbers out of range, or splits that do not fit the steps.
+
+    Reference: TMPO, arXiv:2605.10983.
+    """
+
+    early: Sequence[int] = (1, 2, 3)
+    late: Sequence[int] = (1, 3, 5)
+    branches: int = attrs.field(default=3, validator=attrs.validators.ge(2))
+    eta: float | Sequence[float] = 0.7
+    concentration: float = attrs.field(default=6.0, validator=attrs.validators.ge(0))
+    tail_guard: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    min_gap: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    first: int = attrs.field(default=1, validator=attrs.validators.ge(0))
+    roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    levels: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
+    max_leaves: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    promote_roots: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if not self.early or len(self.early) != len(self.late):
+            raise ValueError(
+                f"ProgressPlan.early and late must name one step per split each, at least one; got {list(self.early)} and {list(self.late)}"
+            )
+        for name, splits in {"early": self.early, "late": self.late}.items():
+            if any(later < earlier for earlier, later in pairwise(splits)):
+                raise ValueError(f"ProgressPlan.{name} must not decrease; got {list(splits)}")
+        per_split(self.eta, len(self.early), "ProgressPlan")
+
+    def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
+        outside = [split for split in (*self.early, *self.late) if not 0 <= split < steps]
+        if outside:
+            raise ValueError(f"ProgressPlan.early and late must be steps of the rollout, 0 to {steps - 1}; got {outside[0]}")
+        last = steps - 1 - self.tail_guard
+        means = [early + (late - early) * progress.fraction for early, late in zip(self.early, self.late, strict=True)]
+        positions = [min(max(mean, self.first), last) for mean in means]
+        if self.concentration and last > self.first:
+            generator = streams.generator("plan")
+            shares = [min(max((position - self.first) / (last - self.first), 1e-3), 1 - 1e-3) for position in positions]
+            kappa = self.concentration
+            positions = [self.first + (last - self.first) * generator.beta(kappa * share, kappa * (1 - share)) for share in shares]
+        splits = spread("ProgressPlan", positions, self.first, last, self.min_gap)
+        etas = per_split(self.eta, len(splits), "ProgressPlan")
+        return branching_at(
+            "ProgressPlan", steps, splits, etas, self.branches, self.roots, self.levels, self.max_leaves, self.promote_roots
+        )

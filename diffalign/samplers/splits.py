@@ -1,0 +1,90 @@
+"""From the steps at which a tree splits to its branching: what all plans share."""
+
+from collections.abc import Sequence
+
+from .plans import Branching
+
+
+def branching_at(
+    where: str,
+    steps: int,
+    splits: Sequence[int],
+    etas: Sequence[float],
+    branches: int,
+    roots: int = 1,
+    levels: int | None = None,
+    max_leaves: int | None = None,
+    promote_roots: bool = False,
+) -> Branching:
+    """The branching of a tree: roots * branches^levels leaves, wherever its splits are.
+
+    Args:
+        where: the plan, for messages
+        steps: denoising steps T
+        splits: stochastic steps, strictly increasing, inside [0, T - 1)
+        etas: noise level of each split
+        branches: children of a branching split
+        roots: independent initial noises per prompt
+        levels: the first so many splits branch, the others are stochastic with one child; None lets all branch
+        max_leaves: as many of the last levels do not branch as it takes to have no more leaves than this
+        promote_roots: a first split at step 0 or 1, where all is noise, becomes `branches` times as many roots, and its step deterministic
+
+    Raises:
+        ValueError: more roots than `max_leaves`, more levels than splits, or a promotion that leaves no stochastic step.
+    """
+    if levels is not None and levels > len(splits):
+        raise ValueError(f"{where}.levels must be at most {len(splits)}, the number of splits; got {levels}")
+    if max_leaves is not None and roots > max_leaves:
+        raise ValueError(f"{where}.max_leaves must be at least the number of roots, {roots}; got {max_leaves}")
+    branching = len(splits) if levels is None else levels
+    while max_leaves is not None and roots * branches**branching > max_leaves:
+        branching -= 1
+    if promote_roots and branching and len(splits) == 1:
+        raise ValueError(
+            f"{where}.promote_roots needs a second split: a first one at step 0 or 1 becomes roots, and then no step would be stochastic"
+        )
+    if promote_roots and branching and splits[0] <= 1:
+        roots, branching, splits, etas = roots * branches, branching - 1, splits[1:], etas[1:]
+    children, noise_levels = [1] * steps, [0.0] * steps
+    for index, (split, eta) in enumerate(zip(splits, etas, strict=True)):
+        noise_levels[split] = eta
+        if index < branching:
+            children[split] = branches
+    return Branching(tuple(children), tuple(noise_levels), roots)
+
+
+def spread(where: str, positions: Sequence[float], first: int, last: int, gap: int) -> list[int]:
+    """Rounded and sorted positions, moved as little to the right as `gap` takes, and then to the left as `last` takes.
+
+    Returns:
+        steps in [first, last], at least `gap` apart; as many as there are positions.
+
+    Raises:
+        ValueError: so many steps do not fit.
+    """
+    if (len(positions) - 1) * gap > last - first:
+        raise ValueError(
+            f"{where}: {len(positions)} splits that are {gap} apart need {(len(positions) - 1) * gap + 1} steps, but only the steps "
+            f"{first} to {last} may split. Take fewer splits, a smaller gap or tail guard, or more denoising steps."
+        )
+    steps = sorted(min(max(round(position), first), last) for position in positions)
+    for index in range(1, len(steps)):
+        steps[index] = max(steps[index], steps[index - 1] + gap)
+    limit = last
+    for index in reversed(range(len(steps))):
+        steps[index] = min(steps[index], limit)
+        limit = steps[index] - gap
+    return steps
+
+
+def per_split(eta: float | Sequence[float], count: int, where: str) -> list[float]:
+    """The noise level of each of `count` splits.
+
+    Raises:
+        ValueError: a list of another length.
+    """
+    if not isinstance(eta, Sequence):
+        return [eta] * count
+    if len(eta) != count:
+        raise ValueError(f"{where}.eta must be one number or {count}, one per split; got {len(eta)}")
+    return list(eta)

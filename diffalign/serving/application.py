@@ -1,0 +1,199 @@
+"""The reward server as an ASGI application: who may ask, how much, and what the answers are."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, suppress
+
+import attrs
+import torch
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .. import __version__
+from ..core import RewardError, RewardFunction
+from ..rewards.wire import ABOUT, HEALTH, SCORE, VERSION, Limits, ScoreRequest, WireError, encode_error, encode_scores, read_request
+from .batching import Batcher
+from .room import FullError, Room
+
+_COPIES = 4
+"""Bytes held for one byte of a body while it is read: the pieces and the whole, its text, its parts."""
+
+_BYTES_OF_A_PIXEL = 3
+
+
+@attrs.frozen
+class Settings:
+    """How a server serves.
+
+    Args:
+        batch: images that the reward sees at once
+        queue: requests under way at a time; another is told to come back later
+        memory: bytes for the bodies and pixels of the requests under way
+        limits: of one request
+        body_timeout: seconds in which a body must have arrived
+        device: where images are put; None is CUDA where there is one
+        token: every request but those for health must bear it; None asks for none
+    """
+
+    batch: int = attrs.field(default=16, validator=attrs.validators.ge(1))
+    queue: int = attrs.field(default=128, validator=attrs.validators.ge(1))
+    memory: int = attrs.field(default=2**30, validator=attrs.validators.ge(1))
+    limits: Limits = attrs.field(factory=Limits)
+    body_timeout: float = attrs.field(default=30.0, validator=attrs.validators.gt(0.0))
+    device: str | None = None
+    token: str | None = attrs.field(default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        largest = _COPIES * self.limits.body + _BYTES_OF_A_PIXEL * self.limits.pixels
+        if self.memory < largest:
+            raise ValueError(f"Settings.memory must hold the largest request that the limits allow, {largest} bytes; got {self.memory}")
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token != ""):
+            raise ValueError("Settings.token must be printable ASCII on one line, not empty")
+
+
+def application(reward: RewardFunction, name: str, settings: Settings) -> Starlette:
+    """The application.
+
+    Args:
+        reward: what scores, one batch at a time
+        name: of the reward, in answers
+        settings: how
+    """
+    service = _Service(reward, name, settings)
+    routes = [
+        Route(SCORE, service.score, methods=["POST"]),
+        Route(HEALTH, service.health, methods=["GET"]),
+        Route(ABOUT, service.about, methods=["GET"]),
+    ]
+    return Starlette(routes=routes, lifespan=service.lifespan, exception_handlers={HTTPException: _refused, Exception: _broken})
+
+
+class _Service:
+    """The end points and what they share."""
+
+    def __init__(self, reward: RewardFunction, name: str, settings: Settings) -> None:
+        self.name, self.settings = name, settings
+        self.room = Room(settings.memory, settings.queue)
+        self.scorer = ThreadPoolExecutor(1, "diffalign-scorer")
+        self.unpacker = ThreadPoolExecutor(2, "diffalign-unpacker")
+        device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.batcher = Batcher(name, reward, settings.batch, device, self.scorer)
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        running = asyncio.create_task(self.batcher.run())
+        try:
+            yield
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+            self.scorer.shutdown(wait=False, cancel_futures=True)
+            self.unpacker.shutdown(wait=False, cancel_futures=True)
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "waiting": self.batcher.waiting})
+
+    async def about(self, request: Request) -> Response:
+        self._authorise(request)
+        limits = attrs.asdict(self.settings.limits)
+        return JSONResponse({"version": VERSION, "diffalign": __version__, "reward": self.name, "limits": limits})
+
+    async def score(self, request: Request) -> Response:
+        self._authorise(request)
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise HTTPException(415, "the body must be application/json")  # which no foreign web page sends unasked
+        try:
+            with self.room.seat(), ExitStack() as held:
+                return await self._answer(request, await self._asked(request, held))
+        except FullError as error:
+            raise HTTPException(503, str(error)) from error
+        except WireError as error:
+            raise HTTPException(400, str(error)) from error
+
+    def _authorise(self, request: Request) -> None:
+        token = self.settings.token
+        if token is None:
+            return
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+            raise HTTPException(401, "this server wants its bearer token", {"WWW-Authenticate": "Bearer"})
+
+    def _announced(self, request: Request) -> int:
+        length, allowed = request.headers.get("content-length", ""), self.settings.limits.body
+        if not (length.isascii() and length.isdigit()):
+            raise HTTPException(411, "the length of the body must be announced by Content-Length")
+        if len(length) > 18 or int(length) > allowed:
+            raise HTTPException(413, f"a body must have at most {allowed} bytes; this one has {length[:20]}")
+        return int(length)
+
+    async def _asked(self, request: Request, held: ExitStack) -> ScoreRequest:
+        """The request, unpacked; room for its pixels stays held."""
+        loop = asyncio.get_running_loop()
+        with self.room.hold(_COPIES * self._announced(request)):
+            body = await self._body(request)
+            packed = await loop.run_in_executor(self.unpacker, read_request, body, self.settings.limits)
+            held.enter_context(self.room.hold(_BYTES_OF_A_PIXEL * packed.pixels))
+            return await loop.run_in_executor(self.unpacker, packed.unpack)
+
+    async def _body(self, request: Request) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.settings.body_timeout):
+                async for chunk in request.stream():
+                    body += chunk
+        except TimeoutError as error:
+            raise HTTPException(408, f"the body must arrive within {self.settings.body_timeout:g} s") from error
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the connection was closed before the body was complete") from error
+        return bytes(body)
+
+    async def _answer(self, request: Request, asked: ScoreRequest) -> Response:
+        scored = asyncio.ensure_future(self.batcher.scored(asked.images, asked.prompts))
+        gone = asyncio.ensure_future(request.receive())  # after the body, the next message is the client's departure
+        try:
+            await asyncio.wait({scored, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not scored.done():
+                raise HTTPException(408, "the client has gone")
+            scores = scored.result()
+        except RewardError as error:
+            raise HTTPException(500 if _may_pass(error) else 422, str(error)) from error
+        finally:
+            scored.cancel()
+            gone.cancel()
+        return Response(encode_scores(asked.id, scores), media_type="application/json")
+
+
+def _may_pass(error: RewardError) -> bool:
+    """Whether another try may help: the reward failed by something else than what it was given, and what it gave."""
+    return error.__cause__ is not None and not isinstance(error.__cause__, ValueError | TypeError | LookupError)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
+    headers: Mapping[str, str] | None = error.headers if isinstance(error, HTTPException) else None
+    return Response(encode_error(_KINDS.get(status, "refused"), detail), status, headers, "application/json")
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    return Response(encode_error("broken", "the server failed; its log says why"), 500, media_type="application/json")
+
+
+_KINDS = {
+    400: "malformed",
+    401: "unauthorised",
+    404: "not_found",
+    405: "not_allowed",
+    408: "late",
+    411: "length_missing",
+    413: "too_large",
+    415: "not_json",
+    422: "reward_refused",
+    500: "reward_failed",
+    503: "busy",
+}

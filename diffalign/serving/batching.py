@@ -1,0 +1,124 @@
+"""Puts the images of several requests into one batch."""
+
+import asyncio
+import collections
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+import attrs
+import torch
+from torch import Tensor
+
+from ..core import Prompt, RewardFunction, score
+from ..rewards.memory import HalvedBatches
+
+
+@attrs.frozen(eq=False)
+class _Job:
+    """Images of one request, and who waits for their scores."""
+
+    images: Tensor  # [K, 3, H, W] uint8
+    prompts: tuple[Prompt, ...]  # K
+    scores: asyncio.Future[list[float]]
+
+
+@attrs.define(eq=False)
+class Batcher:
+    """Scores requests in order of arrival, one batch at a time, in one thread.
+
+    A batch is what has arrived while the one before was scored: neighbours in the queue whose images have the same size, up to `batch`
+    images; a larger request is scored in pieces. A batch of several requests that fails is scored again request by request, so that
+    one request's mistake is told to nobody else.
+
+    Args:
+        name: of the reward, in messages
+        reward: what scores
+        batch: images at a time
+        device: where they are put
+        executor: of one thread
+    """
+
+    name: str
+    reward: RewardFunction
+    batch: int
+    device: torch.device
+    executor: Executor
+    _halved: HalvedBatches = attrs.field(init=False)
+    _waiting: collections.deque[_Job] = attrs.field(factory=collections.deque, init=False)
+    _arrived: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
+    batches: int = attrs.field(default=0, init=False)
+    images: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._halved = HalvedBatches(self._on_device)
+
+    @property
+    def waiting(self) -> int:
+        """Requests whose scoring has not begun."""
+        return len(self._waiting)
+
+    async def scored(self, images: Tensor, prompts: Sequence[Prompt]) -> list[float]:
+        """Wait for the scores of [K, 3, H, W] uint8 images. Whoever stops waiting leaves the queue.
+
+        Raises:
+            RewardError: the reward failed.
+        """
+        job = _Job(images, tuple(prompts), asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._arrived.set()
+        try:
+            return await job.scores
+        finally:
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    async def run(self) -> None:
+        """Score until cancelled."""
+        while True:
+            await self._arrived.wait()
+            jobs = self._next()
+            if not jobs:
+                self._arrived.clear()
+                continue
+            if len(jobs) == 1 or not await self._settled(jobs):
+                for job in jobs:
+                    await self._settled([job], alone=True)
+
+    def _next(self) -> list[_Job]:
+        jobs: list[_Job] = []
+        count = 0
+        while self._waiting:
+            job = self._waiting[0]
+            if jobs and (job.images.shape[1:] != jobs[0].images.shape[1:] or count + len(job.images) > self.batch):
+                break
+            jobs.append(self._waiting.popleft())
+            count += len(job.images)
+        return jobs
+
+    async def _settled(self, jobs: Sequence[_Job], alone: bool = False) -> bool:
+        """Score these together; whether they have their scores, or, alone, their error."""
+        loop = asyncio.get_running_loop()
+        try:
+            scores = await loop.run_in_executor(self.executor, self._score, jobs)
+        except Exception as error:  # whatever it is, it belongs to whoever waits, and the next batch must have its turn
+            if alone and not jobs[0].scores.done():
+                jobs[0].scores.set_exception(error)
+            return alone
+        for job in jobs:
+            if not job.scores.done():
+                job.scores.set_result(scores[: len(job.images)])
+            scores = scores[len(job.images) :]
+        return True
+
+    def _score(self, jobs: Sequence[_Job]) -> list[float]:
+        images, prompts = torch.cat([job.images for job in jobs]), [prompt for job in jobs for prompt in job.prompts]
+        scores: list[float] = []
+        for start in range(0, len(images), self.batch):
+            end = start + self.batch
+            scores += score({self.name: self._halved}, images[start:end], prompts[start:end])[self.name].tolist()
+            self.batches += 1
+        self.images += len(images)
+        return scores
+
+    def _on_device(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return self.reward(images.to(self.device).float() / 255, prompts)

@@ -1,0 +1,60 @@
+"""How much the server holds at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import attrs
+
+
+class FullError(Exception):
+    """There is no room for another request now."""
+
+
+@attrs.define(eq=False)
+class Room:
+    """A budget of bytes and of requests that all requests under way share, so that the server's memory is bounded.
+
+    Args:
+        bytes: of bodies and pixels together
+        requests: between arrival and answer
+    """
+
+    bytes: int = attrs.field(validator=attrs.validators.ge(1))
+    requests: int = attrs.field(validator=attrs.validators.ge(1))
+    _bytes_taken: int = attrs.field(default=0, init=False)
+    _requests_taken: int = attrs.field(default=0, init=False)
+
+    @property
+    def taken(self) -> tuple[int, int]:
+        """Bytes and requests under way."""
+        return self._bytes_taken, self._requests_taken
+
+    @contextmanager
+    def seat(self) -> Iterator[None]:
+        """Room for one request.
+
+        Raises:
+            FullError: there is none.
+        """
+        if self._requests_taken >= self.requests:
+            raise FullError(f"{self._requests_taken} requests are under way; come back later")
+        self._requests_taken += 1
+        try:
+            yield
+        finally:
+            self._requests_taken -= 1
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Room for bytes.
+
+        Raises:
+            FullError: there is none.
+        """
+        if self._bytes_taken + size > self.bytes:
+            raise FullError(f"{self._bytes_taken} bytes of {self.bytes} are taken; come back later")
+        self._bytes_taken += size
+        try:
+            yield
+        finally:
+            self._bytes_taken -= size

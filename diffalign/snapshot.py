@@ -1,0 +1,227 @@
+"""The state of a run on the disk: written whole or not at all, read only if it is whole and unchanged."""
+
+import hashlib
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .core import AlignmentLoop, CheckpointError, Policy, Stateful
+from .durable import publish
+
+_NAME = re.compile(r"step-(\d{6,})")
+STATE = "state.pt"
+CONFIG = "config.yaml"
+
+
+@attrs.frozen(eq=False)
+class Snapshot:
+    """The state of a run, on the CPU.
+
+    Args:
+        weights: own tensors by policy
+        optimizers: state by role
+        state: of the objective and of the parts that have one, and torch's random generators by rank
+    """
+
+    weights: Mapping[str, Mapping[str, Tensor]]
+    optimizers: Mapping[str, Mapping[str, Any]]
+    state: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, loop: AlignmentLoop) -> "Snapshot":
+        """Collect it; every process of the run must call this."""
+        parts = {name: dict(part.state()) for name, part in _stateful(loop).items()}
+        return cls(
+            {role: {n: _whole(p) for n, p in policy.own_parameters().items()} for role, policy in loop.policies().items()},
+            {role: optimizer.state_dict() for role, optimizer in loop.running.items()},
+            {"parts": parts, "generators": loop.devices.gather(torch.get_rng_state()[None])},
+        )
+
+
+def save(loop: AlignmentLoop, folder: Path, step: int, config: str, score: float | None = None) -> None:
+    """Write a checkpoint to `folder`, which appears complete or not at all.
+
+    Args:
+        loop: whose state it is
+        folder: of the checkpoint
+        step: steps done
+        config: resolved configuration
+        score: by which checkpoints are compared
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk, a folder that is read-only).
+    """
+    write(Snapshot.of(loop), folder, {"step": step, "reward": loop.reward, "score": score}, config)
+
+
+def write(snapshot: Snapshot, folder: Path, facts: Mapping[str, Any], config: str) -> None:
+    """The half of `save` that one process does.
+
+    Args:
+        snapshot: of the run
+        folder: of the checkpoint
+        facts: for the manifest
+        config: resolved configuration
+    """
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for role, tensors in snapshot.weights.items():
+            save_file(dict(tensors), temporary / f"{role}.safetensors")
+        for role, state in snapshot.optimizers.items():
+            torch.save(dict(state), temporary / f"{role}.optimizer.pt")
+        torch.save(dict(snapshot.state), temporary / STATE)
+        (temporary / CONFIG).write_text(config)
+        files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
+        manifest = {**facts, "files": files, "config": hashlib.sha256(config.encode()).hexdigest()}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        publish(temporary, folder)
+    except Exception as error:  # safetensors and torch have exceptions of their own for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        found = complete_checkpoints(folder.parent, quiet=True)
+        last = f"the last good one is {found[-1]}" if found else "there is none yet"
+        raise CheckpointError(f"checkpoint {folder} cannot be written: {error}. Of those before, {last}; make room and resume.") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all there and unchanged.
+
+    Raises:
+        CheckpointError: it is damaged; the message names the file.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        for name, digest in manifest["files"].items():
+            if _digest(folder / name) != digest:
+                raise CheckpointError(f"{folder / name} must have the content that its manifest names; it was changed or cut off")
+        int(manifest["step"])
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is not a complete checkpoint: {error}") from error
+    return manifest
+
+
+@torch.no_grad()
+def load(loop: AlignmentLoop, folder: Path) -> int:
+    """Restore policies, optimizers and state in place; returns the steps done.
+
+    Raises:
+        CheckpointError: it is damaged, or holds other tensors than this run has.
+    """
+    manifest = read_manifest(folder)
+    for role, policy in loop.policies().items():
+        _require(folder, f"{role}.safetensors", manifest)
+        load_weights(policy, folder / f"{role}.safetensors")
+    for role, optimizer in loop.running.items():
+        _require(folder, f"{role}.optimizer.pt", manifest)
+        state = _plain(folder / f"{role}.optimizer.pt")
+        try:
+            optimizer.load_state_dict(state)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: the optimizer of {role!r} is another one: {error}") from error
+    if STATE in manifest["files"]:
+        _restore(loop, _plain(folder / STATE))
+    loop.reward = manifest["reward"]
+    return int(manifest["step"])
+
+
+@torch.no_grad()
+def load_weights(policy: Policy, file: Path) -> None:
+    """Copy the tensors of a checkpoint file into a policy.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    tensors, mine = load_file(file), policy.own_parameters()
+    if tensors.keys() != mine.keys():
+        odd = sorted(tensors.keys() ^ mine.keys())
+        raise CheckpointError(f"{file} must hold the policy's {len(mine)} own tensors; {len(odd)} names differ (first: {odd[0]!r})")
+    for name, parameter in mine.items():
+        if parameter.shape != tensors[name].shape:
+            raise CheckpointError(f"{file}: {name!r} must have shape {tuple(parameter.shape)}; got {tuple(tensors[name].shape)}")
+        parameter.copy_(tensors[name])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint in a run folder, whole or not, in the order of steps."""
+    found = [path for path in folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that its name says."""
+    name = _NAME.fullmatch(checkpoint.name)
+    assert name is not None
+    return int(name[1])
+
+
+def complete_checkpoints(folder: Path, quiet: bool = False) -> list[Path]:
+    """The checkpoints of a run folder that are whole, oldest first; one that lacks nothing but its name is given it.
+
+    Args:
+        folder: of the run
+        quiet: say nothing about those that are damaged
+    """
+    for temporary in folder.glob("step-*.tmp"):
+        target = temporary.with_suffix("")
+        nameless = _NAME.fullmatch(target.name) and not target.exists() and _is_whole(temporary, quiet=True)
+        if nameless and read_manifest(temporary)["step"] == step_of(target):
+            with suppress(FileNotFoundError):  # another process of the run was faster
+                temporary.rename(target)
+    return [candidate for candidate in checkpoints(folder) if _is_whole(candidate, quiet)]
+
+
+def _is_whole(folder: Path, quiet: bool) -> bool:
+    try:
+        read_manifest(folder)
+    except CheckpointError as error:
+        if not quiet:
+            print(f"skipping a damaged checkpoint: {error}")
+        return False
+    return True
+
+
+def _stateful(loop: AlignmentLoop) -> dict[str, Stateful]:
+    """The parts of a run that may carry state."""
+    parts = {"sampler": loop.sampler, "plan": getattr(loop.sampler, "plan", None), "aggregation": loop.aggregation, "prompts": loop.prompts}
+    return {"objective": loop.objective, **{name: part for name, part in parts.items() if isinstance(part, Stateful)}}
+
+
+def _restore(loop: AlignmentLoop, state: Mapping[str, Any]) -> None:
+    for name, part in _stateful(loop).items():
+        if name in state["parts"] and (state["parts"][name] or name != "objective"):
+            part.restore(state["parts"][name])
+    if loop.devices.rank < len(state["generators"]):
+        torch.set_rng_state(state["generators"][loop.devices.rank].contiguous())
+
+
+def _plain(file: Path) -> Any:
+    """Tensors and plain values; no code is ever run by reading a checkpoint."""
+    try:
+        return torch.load(file, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{file} must hold tensors and plain values alone: {str(error).splitlines()[0]}") from error
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _require(folder: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    if name not in manifest["files"]:
+        raise CheckpointError(f"{folder} must hold {name!r}; it has {', '.join(manifest['files'])}")

@@ -1,0 +1,177 @@
+"""Planted hacks are caught within a fifth of the run, healthy runs stay quiet, and the alarm does what it says."""
+
+import json
+
+import attrs
+import pytest
+import torch
+from painted import contrast, legible, likes_loud, likes_red, meant, painted_loop
+from ring import rewarded, ring_loop
+
+from diffalign.core import Aggregation, Interrupted, Progress, RewardError, StandardizedSum
+from diffalign.evaluation import HackingAlarm
+from diffalign.evaluation.alarm import Tempered
+from diffalign.recording import Recorder
+
+JUDGES = {"legible": legible, "contrast": contrast}
+
+
+@pytest.mark.parametrize("hack", [likes_red, likes_loud])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_planted_hack_is_caught_within_a_fifth_of_the_run(hack, seed, capsys, tmp_path):
+    hook, total = HackingAlarm(JUDGES, images=72, action="stop"), 200
+    recorder = Recorder(tmp_path, "", "hacked")
+    with pytest.raises(Interrupted):
+        painted_loop(hack, [hook, recorder], seed, folder=tmp_path).run(total)
+    first = hook.alarms[0]
+    assert first.step <= total / 5
+    assert first.kind in JUDGES
+    said = capsys.readouterr().err
+    assert f"HACKING ALARM, step {first.step} of 200: the trained reward rose from" in said
+    assert f"while the held-out reward {first.kind!r} fell from" in said
+    # every hook has seen the last step, and the report warns
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == first.step
+    assert f"step {first.step} of 200: the trained reward rose from" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_alarm_rings_in_a_healthy_run(seed, tmp_path):
+    hook = HackingAlarm(JUDGES, images=72)
+    painted_loop(meant, [hook], seed, rate=1e-2, folder=tmp_path).run(120)
+    assert hook.alarms == []
+    lines = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(120))
+    first, last = (sum(line["held_out"]["legible"] for line in some) / 20 for some in (lines[:20], lines[-20:]))
+    assert last > first + 0.03, "it did learn"
+    assert json.loads((tmp_path / "alarms.json").read_text()) == []
+
+
+def test_held_out_rewards_see_the_samples_with_their_prompts():
+    seen = []
+
+    def judge(images, prompts):
+        seen.append((images, [str(prompt) for prompt in prompts]))
+        return images.flatten(1).mean(dim=1)
+
+    hook = HackingAlarm({"judge": judge}, images=6)
+    ring = ring_loop(hooks=[hook])
+    report = ring.step(ring.prompts.draw(0, 2), Progress(0, 4))
+    hook.step(ring, report)
+    images, prompts = seen[0]
+    forest = report.batch.trajectories
+    index = [0, 3, 7, 10, 14, 17]  # of 18 leaves, evenly
+    assert torch.equal(images, ring.objective.policy.decode(forest.samples[index]))
+    assert prompts == [str(forest.condition.prompts[i]) for i in forest.group[index].tolist()]
+
+
+@attrs.define(eq=False)
+class Falling:
+    """A judge whose scores fall by themselves from a call on."""
+
+    start: int
+    calls: int = 0
+
+    def __call__(self, images, prompts):
+        self.calls += 1
+        noise = 0.01 * (-1) ** self.calls
+        return torch.full((len(images),), 1.0 + noise - 0.5 * max(0, self.calls - self.start)) + torch.linspace(0, 0.1, len(images))
+
+
+@attrs.define(eq=False)
+class Rising:
+    """The trained reward of the ring, and a rise."""
+
+    calls: int = 0
+
+    def __call__(self, images, prompts):
+        self.calls += 1
+        return rewarded(images, prompts) + self.calls
+
+
+def test_tempering_weakens_the_reward_and_survives_a_resume(tmp_path):
+    hook = HackingAlarm({"judge": Falling(6)}, action="temper", window=3, factor=0.5)
+    loop = ring_loop(tmp_path, [hook])
+    loop._rewards = {"rising": Rising()}
+    inner = loop.aggregation
+    loop.run(10)
+    assert isinstance(loop.aggregation, Tempered)
+    rung = [alarm.step for alarm in hook.alarms]
+    assert len(rung) == 1, "two windows pass before it acts again"
+    parts, group = {"rising": torch.tensor([1.0, 2.0, 3.0])}, torch.zeros(3, dtype=torch.long)
+    assert torch.equal(loop.aggregation(parts, group), 0.5 * inner(parts, group))
+    assert loop.aggregation.weights == inner.weights
+
+    again = HackingAlarm({"judge": Falling(0)}, action="temper", window=3, factor=0.5)
+    resumed = ring_loop(tmp_path, [again])
+    resumed.run(11, start=10)
+    assert isinstance(resumed.aggregation, Tempered)
+    assert [alarm.step for alarm in again.alarms] == rung
+    assert len((tmp_path / "watch.jsonl").read_text().splitlines()) == 11
+
+
+def test_an_alarm_rings_once_and_resume_after_a_stop_goes_on(tmp_path):
+    hook = HackingAlarm({"judge": Falling(6)}, action="stop", window=3)
+    loop = ring_loop(tmp_path, [hook])
+    loop._rewards = {"rising": Rising()}
+    with pytest.raises(Interrupted):
+        loop.run(20)
+    stopped = hook.alarms[0].step
+    resumed = ring_loop(tmp_path, [hook])
+    resumed._rewards = {"rising": Rising(stopped)}
+    resumed.run(20, start=stopped)
+    assert [alarm.kind for alarm in hook.alarms] == ["judge"]
+
+
+def test_a_run_that_begins_anew_forgets_old_alarms(tmp_path):
+    (tmp_path / "alarms.json").write_text('[{"step": 1, "kind": "judge", "message": "old", "action": "warn"}]')
+    hook = HackingAlarm()
+    ring_loop(tmp_path, [hook]).run(1)
+    assert hook.alarms == []
+    assert json.loads((tmp_path / "alarms.json").read_text()) == []
+    (tmp_path / "alarms.json").write_text("[]")
+    ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")]).run(1)
+    assert not (tmp_path / "alarms.json").exists()
+
+
+def test_a_collapse_is_an_alarm_without_any_judge():
+    hook, loop = HackingAlarm(window=3), ring_loop()
+    report = loop.step(loop.prompts.draw(0, 2), Progress(0, 30))
+    hook.start(loop, 0, 30)
+    for step, spread in enumerate([0.3, 0.31, 0.29, 0.3, 0.1, -0.3, -0.8, -0.9, -0.8, -0.9]):
+        metrics = {"reward": 0.1 * step, "diversity/l_gmd": spread}
+        hook.step(loop, attrs.evolve(report, step=step, metrics=metrics))
+    assert [alarm.kind for alarm in hook.alarms] == ["diversity"]
+    assert "diversity (L-GMD) fell from 0.300 to" in hook.alarms[0].message
+
+
+def test_a_tempered_aggregation_passes_its_state_on():
+    class Running(Aggregation):
+        kept = 0
+
+        def __call__(self, parts, group):
+            return parts["a"]
+
+        def state(self):
+            return {"kept": self.kept}
+
+        def restore(self, state):
+            self.kept = state["kept"]
+
+    inner = Running()
+    outer = Tempered(inner, 0.5)
+    outer.restore({"kept": 3})
+    assert (inner.kept, outer.state()) == (3, {"kept": 3})
+    assert Tempered(StandardizedSum(), 0.5).state() == {}
+
+
+def test_a_judge_that_fails_is_named():
+    def broken(images, prompts):
+        raise ValueError("no weights")
+
+    with pytest.raises(RewardError, match=r"'judge' raised ValueError.*no weights"):
+        ring_loop(hooks=[HackingAlarm({"judge": broken})]).run(1)
+
+
+def test_a_reward_that_is_trained_on_is_no_judge():
+    with pytest.raises(ValueError, match=r"HackingAlarm\.rewards must not be trained on; 'rewarded'"):
+        ring_loop(hooks=[HackingAlarm({"rewarded": rewarded})]).run(1)

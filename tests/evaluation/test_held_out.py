@@ -1,0 +1,60 @@
+import json
+
+import torch
+from ring import ring_loop
+
+from diffalign.core import Average
+from diffalign.evaluation import HeldOutEvaluation, evaluate
+
+
+def brightness(images, prompts):
+    return images.flatten(1).mean(dim=1)
+
+
+def prompts(folder):
+    (folder / "held-out.txt").write_text("one\ntwo\n")
+    return str(folder / "held-out.txt")
+
+
+def test_held_out_evaluation_before_during_and_after(tmp_path):
+    hook = HeldOutEvaluation(prompts(tmp_path), every=2, samples=3, steps=4, rewards={"brightness": brightness})
+    ring_loop(tmp_path / "run", [hook]).run(5)
+    assert [result.step for result in hook.results] == [0, 2, 4, 5]
+    entries = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [entry["step"] for entry in entries] == [0, 2, 4, 5]
+    assert set(entries[-1]["rewards"]) == {"rewarded", "brightness"}
+    assert set(entries[-1]["diversity"]) == {"l_gmd", "ms_ssim_distance", "cosine/pixels", "vendi/pixels", "modes/pixels"}
+    assert [row["prompt"] for row in entries[-1]["by_prompt"]] == ["one", "two"]
+    assert sorted(path.name for path in (tmp_path / "run" / "images").iterdir())[-1] == "step-000005.png"
+
+
+def test_the_average_is_what_is_evaluated(tmp_path):
+    hook = HeldOutEvaluation(prompts(tmp_path), samples=3, steps=4)
+    loop = ring_loop(tmp_path / "run", [hook], average=Average(decay=0.99))
+    loop.run(4)
+    names = list(hook.results[0].prompts)
+    averaged = evaluate(loop.average.policy, names, loop.named_rewards(), samples=3, steps=4)
+    last = evaluate(loop.objective.policy, names, loop.named_rewards(), samples=3, steps=4)
+    assert torch.equal(hook.results[-1].images, averaged.images)
+    assert not torch.equal(hook.results[-1].images, last.images)
+
+
+def test_evaluation_leaves_training_as_it_is(tmp_path):
+    watched = ring_loop(hooks=[HeldOutEvaluation(prompts(tmp_path), every=1, samples=3, steps=4)])
+    alone = ring_loop()
+    watched.run(3)
+    alone.run(3)
+    for mine, other in zip(watched.objective.policy.parameters(), alone.objective.policy.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_resumed_run_repeats_the_evaluations_after_its_checkpoint(tmp_path):
+    ring_loop(tmp_path / "run", [HeldOutEvaluation(prompts(tmp_path), every=2, samples=3, steps=4)]).run(5)
+    ring_loop(tmp_path / "run", [HeldOutEvaluation(prompts(tmp_path), every=2, samples=3, steps=4)]).run(6, start=2)
+    entries = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert [entry["step"] for entry in entries] == [0, 2, 4, 6]
+
+
+def test_without_pictures_none_are_written(tmp_path):
+    ring_loop(tmp_path / "run", [HeldOutEvaluation(prompts(tmp_path), samples=3, steps=4, pictures=0)]).run(1)
+    assert not list((tmp_path / "run" / "images").glob("*.png"))

@@ -1,0 +1,125 @@
+"""Texts are encoded once: in a run, and with a folder in all runs."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_pipelines import saved
+
+from diffalign.core import Guided, Prompt
+from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.policies.encodings import Encodings, encoder_revision
+
+PROMPTS = [Prompt("a red cube"), Prompt("two green cats on a mat"), Prompt("a red cube")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved(tmp_path_factory, "z-image")
+
+
+def load(folder, **options):
+    options = {"lora": LoRA(rank=2), "resolution": 32, "max_sequence_length": 64, "device": "cpu", **options}
+    return FlowMatchingPolicy.from_pretrained(folder, **options)
+
+
+def counted(policy, monkeypatch):
+    """What its family is asked to encode from now on."""
+    asked, encode = [], policy.family.encode
+    monkeypatch.setattr(policy.family, "encode", lambda texts: asked.extend(texts) or encode(texts))
+    return asked
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_encodes_each_text_once_also_for_guidance_and_forks(folder, monkeypatch):
+    policy = load(folder)
+    asked = counted(policy, monkeypatch)
+    first = policy.encode(PROMPTS)
+    again = Guided(policy, 2.0, "blur").fork().encode(PROMPTS)
+    assert asked == ["a red cube", "two green cats on a mat", "blur"]
+    assert same(first.tensors, again.tensors)
+    assert torch.equal(first.tensors["embeds"][0], first.tensors["embeds"][2])
+
+
+def test_ragged_texts_are_padded_with_zeros_and_cut_to_their_own_length(folder):
+    policy = load(folder)
+    both, alone = policy.encode(PROMPTS[:2]).tensors, policy.encode(PROMPTS[:1]).tensors
+    short, long = both["lengths"].tolist()
+    assert short < long == both["embeds"].shape[1]
+    assert (both["embeds"][0, short:] == 0).all()
+    assert alone["embeds"].shape[1] == short
+    assert torch.equal(alone["embeds"][0], both["embeds"][0, :short])
+
+
+def test_a_folder_serves_the_next_run(folder, tmp_path, monkeypatch):
+    first = load(folder, cache=str(tmp_path)).encode(PROMPTS).tensors
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 2
+    with safe_open(files[0], "pt") as content:
+        assert content.metadata()["text"] in PROMPTS
+    policy = load(folder, cache=str(tmp_path))
+    asked = counted(policy, monkeypatch)
+    assert same(policy.encode(PROMPTS).tensors, first)
+    assert asked == []
+    policy.encode_negative("a red cube")  # a negative text is another thing
+    assert asked == ["a red cube"]
+
+
+@pytest.mark.parametrize("change", [{"max_sequence_length": 48}, {"dtype": "bfloat16"}])
+def test_another_length_or_precision_has_files_of_its_own(folder, tmp_path, change):
+    load(folder, cache=str(tmp_path)).encode(PROMPTS)
+    load(folder, cache=str(tmp_path), **change).encode(PROMPTS)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 4
+
+
+def test_the_revision_follows_the_contents_of_encoders_and_tokenizers_alone(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    before = encoder_revision(copy)
+    assert before == encoder_revision(Path(folder))
+    (copy / "transformer" / "config.json").write_text("{}")
+    assert encoder_revision(copy) == before
+    weights = copy / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert encoder_revision(copy) != before
+
+
+def test_a_file_of_the_hubs_cache_is_known_by_its_name(tmp_path):
+    blob = tmp_path / "blobs" / "0123abcd"
+    blob.parent.mkdir()
+    blob.write_text("weights")
+    encoder = tmp_path / "snapshot" / "text_encoder"
+    encoder.mkdir(parents=True)
+    (encoder / "model.safetensors").symlink_to(blob)
+    before = encoder_revision(encoder.parent)
+    blob.write_text("not read")
+    assert encoder_revision(encoder.parent) == before
+
+
+def test_a_folder_without_revision_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="Encodings with a folder needs the encoders' revision"):
+        Encodings(load(folder).family, tmp_path)
+
+
+def test_offloaded_parts_are_on_the_device_only_while_they_work(folder, monkeypatch):
+    moves = []
+    for kind in ("Qwen3Model", "AutoencoderKL"):
+        owner = __import__("transformers" if kind == "Qwen3Model" else "diffusers")
+        original = getattr(owner, kind).to
+        monkeypatch.setattr(
+            getattr(owner, kind), "to", lambda self, place, k=kind, o=original: moves.append((k, str(place))) or o(self, place)
+        )
+    policy = load(folder, offload=True)
+    policy.family.device = torch.device("cpu:0")  # stands for an accelerator
+    moves.clear()
+    policy.encode(PROMPTS)
+    assert moves == [("Qwen3Model", "cpu:0"), ("Qwen3Model", "cpu")]
+    policy.encode(PROMPTS)
+    assert len(moves) == 2
+    images = policy.decode(torch.zeros(1, *policy.latent_shape))
+    assert moves[2:] == [("AutoencoderKL", "cpu:0"), ("AutoencoderKL", "cpu")]
+    assert torch.equal(images, load(folder).decode(torch.zeros(1, *policy.latent_shape)))

@@ -1,0 +1,194 @@
+"""Rewards in a process of their own: the same numbers, and an error with its cause for whatever goes wrong there."""
+
+import os
+import signal
+import sysconfig
+import time
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffalign.core import Prompt, RewardError
+from diffalign.rewards.worker import WorkerReward
+
+PARTS = """
+import os, signal, sys, time
+
+def bright(images, prompts):
+    print("a reward may print")
+    return images.mean(dim=(1, 2, 3)) + sum(prompts[0].metadata["n"])
+
+class Faulty:
+    def __init__(self, start=None):
+        if start is not None:
+            raise FileNotFoundError(start)
+
+    def __call__(self, images, prompts):
+        return getattr(self, prompts[0])(images, prompts)
+
+    def where(self, images, prompts):
+        return [float("diffalign" in sys.modules), float(type(prompts[0]).__name__ == "WorkerPrompt")]
+
+    def flood(self, images, prompts):
+        os.write(1, b"x" * 300_000 + b"\\n")
+        return [1.0] * len(images)
+
+    def raises(self, images, prompts):
+        raise KeyError("no such word")
+
+    def ends(self, images, prompts):
+        print("the last words", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(7)
+
+    def killed(self, images, prompts):
+        if os.fork() == 0:  # a child that outlives it
+            time.sleep(20)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sleeps(self, images, prompts):
+        time.sleep(60)
+
+    def nan(self, images, prompts):
+        return [1.0, float("nan")]
+
+    def few(self, images, prompts):
+        return [1.0]
+
+    def nested(self, images, prompts):
+        return images.mean(dim=(2, 3))
+
+    def full(self, images, prompts):
+        if len(images) > 1:
+            raise MemoryError("one at a time")
+        return [len(prompts[0])]
+
+    def fuller(self, images, prompts):
+        raise MemoryError("not even one")
+
+    def pid(self, images, prompts):
+        return [float(os.getpid())] * len(images)
+"""
+IMAGES = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.getbasetemp() / "worker"
+    folder.mkdir(exist_ok=True)
+    (folder / "worker_parts.py").write_text(PARTS)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "worker"
+    folder.mkdir(exist_ok=True)
+    (folder / "worker_parts.py").write_text(PARTS)
+    before = Path.cwd()
+    os.chdir(folder)
+    reward = WorkerReward("worker_parts:Faulty", timeout=20.0)
+    os.chdir(before)
+    yield reward
+    reward.close()
+
+
+def ask(reward, word):
+    return reward(IMAGES, [Prompt(word), Prompt(word)])
+
+
+def test_another_interpreter_without_the_package_gives_the_same_numbers(tmp_path):
+    venv.create(tmp_path / "other", with_pip=False)
+    reward = WorkerReward(
+        "worker_parts:bright",
+        python=str(tmp_path / "other" / "bin" / "python"),
+        environment={"PYTHONPATH": sysconfig.get_path("purelib")},  # torch, but no .pth file of an editable install is read there
+    )
+    prompts = [Prompt("a", {"n": [1, 2]}), Prompt("b")]
+    assert torch.equal(reward(IMAGES, prompts), IMAGES.mean(dim=(1, 2, 3)) + 3)
+    process = reward._process._running
+    reward.close()
+    assert process.poll() is not None
+
+
+def test_the_program_does_not_import_the_package(faulty):
+    assert ask(faulty, "where").tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("raises", "worker_parts:Faulty raised KeyError: 'no such word'"),
+        ("nan", "returned nan for image 1 of 2, prompt 'nan'"),
+        ("few", "returned 1 scores for 2 images"),
+        ("nested", "raised TypeError"),
+        ("fuller", "memory ran out for a single image of 4 x 4"),
+    ],
+)
+def test_a_failure_that_the_process_survives(faulty, word, message):
+    before = ask(faulty, "pid").tolist()
+    with pytest.raises(RewardError) as caught:
+        ask(faulty, word)
+    assert message in str(caught.value)
+    assert ask(faulty, "pid").tolist() == before
+
+
+def test_memory_and_noise_are_no_failures(faulty):
+    assert ask(faulty, "full").tolist() == [4.0, 4.0]
+    assert ask(faulty, "flood").tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("ends", "ended with exit code 7. It printed last:\n"),
+        ("killed", "was killed by SIGKILL; perhaps the machine ran out"),
+    ],
+)
+def test_a_crash_is_an_error_and_the_next_call_starts_anew(faulty, word, message):
+    before = ask(faulty, "pid").tolist()
+    start = time.monotonic()
+    with pytest.raises(RewardError) as caught:
+        ask(faulty, word)
+    assert message in str(caught.value)
+    assert word != "ends" or str(caught.value).endswith("\nthe last words")
+    assert time.monotonic() - start < 10.0
+    assert ask(faulty, "pid").tolist() != before
+
+
+def test_a_process_that_is_late_is_ended(faulty):
+    pid = int(ask(faulty, "pid")[0])
+    faulty._process.timeout = 0.5
+    with pytest.raises(RewardError, match=r"worker_parts:Faulty gave no scores within 0.5 s"):
+        ask(faulty, "sleeps")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, signal.SIG_DFL)
+    faulty._process.timeout = 20.0
+
+
+def test_what_cannot_be_built_is_known_at_once():
+    with pytest.raises(RewardError, match=r"cannot be built by .*: FileNotFoundError: weights.bin"):
+        WorkerReward("worker_parts:Faulty", arguments={"start": "weights.bin"})
+    with pytest.raises(RewardError, match=r"was not ready within 0\.01 s"):
+        WorkerReward("worker_parts:Faulty", start_timeout=0.01)
+
+
+def test_arguments_are_judged_without_a_process():
+    with pytest.raises(ValueError, match=r'WorkerReward\.reward must be "module:name"'):
+        WorkerReward("worker_parts.bright")
+    with pytest.raises(ValueError, match=r"WorkerReward\.arguments must be what JSON can hold"):
+        WorkerReward("worker_parts:Faulty", arguments={"x": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"WorkerReward\.python must be an executable Python; got '/no/python'"):
+        WorkerReward("worker_parts:bright", python="/no/python")
+
+
+def test_an_interpreter_that_is_none_breaks_the_protocol(tmp_path):
+    liar = tmp_path / "liar"
+    liar.write_text("#!/bin/sh\necho 'Welcome to something else altogether'\nsleep 1\n")
+    liar.chmod(0o755)
+    with pytest.raises(RewardError, match="broke the protocol: a message announces"):
+        WorkerReward("worker_parts:bright", python=str(liar))

@@ -1,0 +1,167 @@
+"""Rewards around rewards: limits, thumbs, memory, threads; and that each passes on what the inner one needs."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from diffalign import Prompt
+from diffalign.core import ConfigError, Reward, RewardError
+from diffalign.rewards import BinaryLiking, Cached, Clipped, Concurrent, WeightedSum
+from diffalign.rewards.requirements import require
+
+PROMPTS = [Prompt("a"), Prompt("b"), Prompt("c")]
+IMAGES = torch.stack([torch.full((3, 4, 4), value) for value in (0.0, 0.5, 1.0)])
+
+
+def brightness(images, prompts):
+    return images.flatten(1).mean(dim=1)
+
+
+def broken(images, prompts):
+    return [float("nan")] * len(images)
+
+
+class Counted(Reward):
+    """Brightness; remembers how many images it was given, and needs a number in the metadata."""
+
+    def __init__(self):
+        self.asked = []
+
+    def require(self, prompts):
+        for prompt in prompts:
+            if "number" not in prompt.metadata:
+                raise ConfigError(f"Counted needs metadata 'number'; prompt {str(prompt)!r} has none")
+
+    def __call__(self, images, prompts):
+        self.asked.append(len(images))
+        return brightness(images, prompts)
+
+
+def test_clipped():
+    assert Clipped(brightness, 0.25, 0.75)(IMAGES, PROMPTS).tolist() == [0.25, 0.5, 0.75]
+    assert Clipped(brightness, high=0.25)(IMAGES, PROMPTS).tolist() == [0.0, 0.25, 0.25]
+    assert Clipped(brightness, low=0.25)(IMAGES, PROMPTS).tolist() == [0.25, 0.5, 1.0]
+    with pytest.raises(ValueError, match="needs low, high or both"):
+        Clipped(brightness)
+    with pytest.raises(ValueError, match="low must be below high; got 1 and 0"):
+        Clipped(brightness, 1, 0)
+
+
+def test_binary_liking_is_a_threshold():
+    assert BinaryLiking(brightness, 0.5)(IMAGES, PROMPTS).tolist() == [0.0, 1.0, 1.0]
+    assert BinaryLiking(brightness, 0.51)(IMAGES, PROMPTS).tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("wrapped", [Clipped(broken, 0.0, 1.0), BinaryLiking(broken, 0.5), Cached(broken), Concurrent({"x": broken})])
+def test_nan_is_an_error_behind_every_wrapper(wrapped):
+    with pytest.raises(RewardError, match="returned nan for image 0 of 3"):
+        wrapped(IMAGES, PROMPTS)
+
+
+def test_cached_scores_what_is_new_and_nothing_else():
+    inner = Counted()
+    reward = Cached(inner)
+    assert reward(IMAGES, PROMPTS).tolist() == [0.0, 0.5, 1.0]
+    assert reward(IMAGES.flip(0), PROMPTS[::-1]).tolist() == [1.0, 0.5, 0.0]
+    assert inner.asked == [3]
+    twice = torch.cat([IMAGES[:1], IMAGES[:1] + 0.25, IMAGES[:1] + 0.25])
+    assert reward(twice, [PROMPTS[0]] * 3).tolist() == [0.0, 0.25, 0.25]
+    assert inner.asked == [3, 1]
+    assert (reward.hits, reward.misses) == (5, 4)
+
+
+def test_cached_tells_images_prompts_and_metadata_apart():
+    inner = Counted()
+    reward = Cached(inner)
+    for image, prompt in (
+        (IMAGES[:1], Prompt("a")),
+        (IMAGES[:1], Prompt("A")),
+        (IMAGES[:1], Prompt("a", {"number": 1})),
+        (IMAGES[:1], Prompt("a", {"number": 2})),
+        (IMAGES[:1] + 1e-7, Prompt("a")),
+        (IMAGES[:1].reshape(1, 3, 2, 8), Prompt("a")),
+    ):
+        reward(image, [prompt])
+    assert inner.asked == [1] * 6
+    reward(IMAGES[:1], [Prompt("a", {"number": 2})])
+    assert inner.asked == [1] * 6
+
+
+def test_cached_forgets_what_was_used_longest_ago():
+    inner = Counted()
+    reward = Cached(inner, size=2)
+    for place in (0, 1, 0, 2, 0, 1):
+        reward(IMAGES[place : place + 1], PROMPTS[place : place + 1])
+    assert inner.asked == [1, 1, 1, 1]  # 0, 1, 2, and 1 once more
+    assert len(reward._scores) == 2
+
+
+def test_a_failed_score_is_not_remembered():
+    answers = iter([broken, brightness])
+    reward = Cached(lambda images, prompts: next(answers)(images, prompts))
+    with pytest.raises(RewardError):
+        reward(IMAGES, PROMPTS)
+    assert reward(IMAGES, PROMPTS).tolist() == [0.0, 0.5, 1.0]
+
+
+def test_concurrent_rewards_run_together_and_sum_as_one_after_the_other():
+    meeting = threading.Barrier(3, timeout=20)
+
+    def meets(factor):
+        def reward(images, prompts):
+            meeting.wait()  # breaks unless all three are inside at the same time
+            assert not torch.is_grad_enabled()
+            return factor * brightness(images, prompts)
+
+        return reward
+
+    rewards = {"one": meets(1.0), "ten": meets(10.0), "hundred": meets(100.0)}
+    weights = {"one": 1.0, "ten": 0.5, "hundred": -1.0}
+    together = Concurrent(rewards, weights)
+    alone = WeightedSum(
+        {name: lambda i, p, f=f: f * brightness(i, p) for name, f in zip(rewards, (1.0, 10.0, 100.0), strict=True)}, weights
+    )
+    assert torch.equal(together(IMAGES, PROMPTS), alone(IMAGES, PROMPTS))
+    parts = together.parts(IMAGES, PROMPTS)
+    assert list(parts) == ["one", "ten", "hundred"]
+    assert parts["ten"].tolist() == [0.0, 5.0, 10.0]
+
+
+def test_concurrent_names_the_reward_that_failed_after_all_are_done():
+    done = []
+
+    def slow(images, prompts):
+        time.sleep(0.2)
+        done.append(True)
+        return brightness(images, prompts)
+
+    def fails(images, prompts):
+        raise KeyError("box")
+
+    with pytest.raises(RewardError, match="reward 'bad' raised KeyError for 3 images"):
+        Concurrent({"bad": fails, "slow": slow})(IMAGES, PROMPTS)
+    assert done == [True], "no thread is left behind"
+    with pytest.raises(ValueError, match="'b' stands in only one"):
+        Concurrent({"a": slow}, {"a": 1.0, "b": 1.0})
+    with pytest.raises(ValueError, match="at least one"):
+        Concurrent({})
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda reward: reward,
+        lambda reward: Clipped(reward, 0.0),
+        lambda reward: BinaryLiking(reward, 0.5),
+        lambda reward: Cached(reward),
+        lambda reward: Concurrent({"x": brightness, "y": reward}),
+        lambda reward: WeightedSum({"x": brightness, "y": Clipped(Cached(reward), 0.0)}),
+    ],
+)
+def test_what_a_reward_needs_is_known_through_every_wrapper(wrap):
+    reward = wrap(Counted())
+    require([brightness, reward], [Prompt("a", {"number": 1})])
+    with pytest.raises(ConfigError, match="Counted needs metadata 'number'; prompt 'b' has none"):
+        require([brightness, reward], [Prompt("a", {"number": 1}), Prompt("b")])

@@ -1,0 +1,224 @@
+"""Exported weights of every family: in a process that never heard of diffalign they give the policy's own pictures."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from tiny_pipelines import BUILD, saved
+
+from diffalign.core import Euler, Guided, Progress, Prompt, Streams
+from diffalign.export import Card, export, pipeline_policy
+from diffalign.policies import FlowMatchingPolicy, GaussianMixturePolicy, LoRA
+from diffalign.policies.diffusers.packing import pack
+from diffalign.samplers import DeterministicSampler
+
+PROMPT = "a red cube"
+STEPS = 3
+PACKED = ("flux-dev", "flux-schnell", "qwen-image")
+LENGTH = {"sd15": None, "sd15-v": None, "sdxl": None, "qwen-image": 256}
+UNGUIDED = {"z-image": {"guidance_scale": 0.0}, "qwen-image": {"true_cfg_scale": 1.0}, "flux-dev": {}, "flux-schnell": {}}
+FAMILIES = [name for name in BUILD if name != "sd15-v"]  # exports do not know what is predicted
+
+ELSEWHERE = """
+import json, sys
+import torch
+from diffusers import DiffusionPipeline
+
+for job in json.load(open(sys.argv[1])):
+    pipeline = DiffusionPipeline.from_pretrained(job["base"])
+    pipeline.set_progress_bar_config(disable=True)
+    if job["lora"]:
+        pipeline.load_lora_weights(job["lora"])
+    images = pipeline(prompt=job["prompt"], latents=torch.load(job["latents"]), output_type="pt", **job["options"]).images
+    torch.save(images, job["images"])
+assert not any(name.startswith("diffalign") for name in sys.modules)
+"""
+
+
+def policy_of(folder, name, lora=LoRA(rank=2, alpha=6)):  # noqa: B008  a frozen value
+    policy = FlowMatchingPolicy.from_pretrained(
+        folder, lora=lora, resolution=32, max_sequence_length=LENGTH.get(name, 24), device="cpu", kernel=Euler()
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters().values():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return policy
+
+
+def pictures(policy):
+    with torch.no_grad():
+        forest = DeterministicSampler(STEPS).sample(policy, policy.encode([Prompt(PROMPT)]), Progress(0, 1), Streams(3))
+        return policy.decode(forest.samples)
+
+
+def options_of(name):
+    options = {"num_inference_steps": STEPS, "height": 32, "width": 32, **UNGUIDED.get(name, {"guidance_scale": 1.0})}
+    if (length := LENGTH.get(name, 24)) is not None:
+        options["max_sequence_length"] = length
+    return {**options, "use_resolution_binning": False} if name == "sana" else options
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Each family with adapters, exported in both forms, and what a process without diffalign makes of them."""
+    root, jobs, found = tmp_path_factory.mktemp("exported"), [], {}
+    for name in FAMILIES:
+        base = saved(tmp_path_factory, name)
+        policy = policy_of(base, name)
+        noise = Streams(3).normals(policy.latent_shape, "rollout", [0], [0])
+        torch.save(pack(noise) if name in PACKED else noise, root / f"{name}.latents")
+        lora, merged = export(policy, root / f"{name}-lora", "diffusers"), export(policy, root / f"{name}-merged", "merged")
+        for form, where, adapters in (("base", base, None), ("lora", base, lora), ("merged", merged, None)):
+            jobs.append(
+                {
+                    "base": str(where),
+                    "lora": adapters and str(adapters),
+                    "prompt": PROMPT,
+                    "latents": str(root / f"{name}.latents"),
+                    "images": str(root / f"{name}.{form}"),
+                    "options": options_of(name),
+                }
+            )
+        found[name] = (policy, pictures(policy), root)
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    (root / "elsewhere.py").write_text(ELSEWHERE)
+    done = subprocess.run(
+        [sys.executable, root / "elsewhere.py", root / "jobs.json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return found
+
+
+@pytest.mark.parametrize("form", ["lora", "merged"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pictures_elsewhere_are_those_of_the_policy(exported, name, form):
+    _, images, root = exported[name]
+    torch.testing.assert_close(torch.load(root / f"{name}.{form}"), images, rtol=0, atol=1e-4)
+    assert (torch.load(root / f"{name}.base") - images).abs().max() > 1e-3  # the adapters matter, and so does their alpha
+
+
+# names that ComfyUI's loader accepts for the layers of each family
+COMFYUI = {
+    "sd3": "transformer.transformer_blocks.0.attn.to_q",
+    "flux-dev": "transformer.transformer_blocks.0.ff_context.net.0.proj",
+    "flux-schnell": "transformer.single_transformer_blocks.0.attn.to_q",
+    "flux2-klein": "transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+    "z-image": "transformer.layers.0.attention.to_out.0",
+    "qwen-image": "transformer.transformer_blocks.0.attn.add_q_proj",
+    "sd15": "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+    "sdxl": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0",
+}
+
+
+@pytest.mark.parametrize("name", COMFYUI)
+def test_comfyui_gets_the_same_change_of_weights_under_its_own_names(exported, name, tmp_path):
+    policy, _, root = exported[name]
+    tensors = load_file(export(policy, tmp_path, "comfyui") / "comfyui_lora.safetensors")
+    names = {key.rsplit(".lora_", 1)[0].removesuffix(".alpha") for key in tensors}
+    assert COMFYUI[name] in names
+    assert len(tensors) == 3 * len(names)
+    kind = "lora_down", "lora_up"
+    kind = kind if name in ("sd15", "sdxl") else ("lora_A", "lora_B")
+    base = DiffusionPipeline.from_pretrained(saved_base(policy)).components[policy.family.component].state_dict()
+    merged = DiffusionPipeline.from_pretrained(root / f"{name}-merged").components[policy.family.component].state_dict()
+    changed = 0
+    for key, weight in base.items():
+        path = key.removesuffix(".weight")
+        path = f"transformer.{path}" if kind[0] == "lora_A" else "lora_unet_" + path.replace(".", "_")
+        delta = torch.zeros_like(weight)
+        if path in names:
+            down, up = tensors[f"{path}.{kind[0]}.weight"], tensors[f"{path}.{kind[1]}.weight"]
+            delta, changed = tensors[f"{path}.alpha"] / len(down) * up @ down, changed + 1  # as ComfyUI adds it
+        torch.testing.assert_close(weight + delta, merged[key], rtol=0, atol=1e-5)
+    assert changed == len(names)
+
+
+def saved_base(policy):
+    return policy.family.folder
+
+
+def test_comfyui_is_refused_for_a_family_that_it_does_not_run(exported, tmp_path):
+    with pytest.raises(ValueError, match="ComfyUI does not run the family Sana; export it as diffusers or merged"):
+        export(exported["sana"][0], tmp_path, "comfyui")
+
+
+def test_wrappers_are_looked_through_and_other_policies_refused(exported, tmp_path):
+    policy = exported["sd3"][0]
+    assert pipeline_policy(Guided(policy, 2.0)) is policy
+    mixture = GaussianMixturePolicy([[0.0]], 1.0)
+    assert pipeline_policy(mixture) is None
+    with pytest.raises(ValueError, match="only a policy over a diffusers pipeline can be exported; got GaussianMixturePolicy"):
+        export(mixture, tmp_path, "diffusers")
+    with pytest.raises(ValueError, match="format must be one of diffusers, comfyui, merged; got 'onnx'"):
+        export(policy, tmp_path, "onnx")
+
+
+def test_weights_that_were_all_trained_are_only_merged(tmp_path_factory, tmp_path):
+    policy = policy_of(saved(tmp_path_factory, "sd3"), "sd3", lora=None)
+    for form in ("diffusers", "comfyui"):
+        with pytest.raises(ValueError, match="it has no LoRA; export it with --format merged"):
+            export(policy, tmp_path / form, form)
+    export(policy, tmp_path / "merged", "merged")
+    again = FlowMatchingPolicy.from_pretrained(str(tmp_path / "merged"), resolution=32, max_sequence_length=24, device="cpu")
+    for name, parameter in again.network.named_parameters():
+        assert torch.equal(parameter, dict(policy.network.named_parameters())[name])
+    assert all(parameter.requires_grad for parameter in policy.network.parameters())
+
+
+def test_a_half_precision_base_is_merged_in_its_own_precision(tmp_path_factory, tmp_path):
+    folder = saved(tmp_path_factory, "z-image")
+    policy = FlowMatchingPolicy.from_pretrained(folder, lora=LoRA(rank=2), dtype="bfloat16", resolution=32, device="cpu")
+    export(policy, tmp_path, "merged")
+    tensors = load_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert not any("lora" in name or "base_layer" in name for name in tensors)
+
+
+def test_the_card_says_what_is_known(exported, tmp_path):
+    policy = exported["flux-dev"][0]
+    config = {"objective": {"class_path": "diffalign.objectives.softmax_tb.SoftmaxTB"}, "sampler": {"class_path": "a.TreeSampler"}}
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({**config, "rewards": {"pick": {"class_path": "PickScore"}, "ocr": "x.y"}}, sort_keys=False)
+    )
+    lines = [{"step": step, "reward": step / 10, "diversity/l_gmd": 0.5, "seconds/rollout": 1.0} for step in range(30)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card = Card.of_run(tmp_path, 30)
+    assert (card.objective, card.sampler, card.rewards, card.steps) == ("SoftmaxTB", "TreeSampler", ("pick", "ocr"), 30)
+    assert card.measured == (("reward", "0.4500", "2.4500"), ("diversity/l_gmd", "0.5000", "0.5000"))
+    assert "not held out" in card.source
+    entries = [
+        {"step": step, "samples": 4, "rewards": {"pick": step / 100}, "diversity": {"l_gmd": 0.25}, "by_prompt": [{}] * 3}
+        for step in (0, 30)
+    ]
+    (tmp_path / "evaluation.json").write_text(json.dumps(entries))
+    card = Card.of_run(tmp_path, 30)
+    assert card.measured == (("reward pick", "0.0000", "0.3000"), ("diversity l_gmd", "0.2500", "0.2500"))
+    text = card.text(policy, "diffusers")
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["base_model"] == policy.family.source
+    assert "lora" in front["tags"]
+    for expected in ("FluxPipeline", "SoftmaxTB", "pick, ocr", "| training steps | 30 |", "| reward pick | 0.0000 | 0.3000 |"):
+        assert expected in text
+    assert "not stated in the base's folder" in text
+    assert "load_lora_weights" in text
+    assert "Nothing was measured" in Card().text(policy, "merged")
+
+
+def test_the_licence_of_the_base_is_that_of_its_own_card(tmp_path):
+    policy = FlowMatchingPolicy.from_pretrained("shapeworld", lora=LoRA(rank=2), max_sequence_length=16, device="cpu")
+    text = Card().text(policy, "diffusers")
+    assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"
+    assert re.search(r"licence of the base \| apache-2.0", text)
