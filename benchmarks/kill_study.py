@@ -28,8 +28,8 @@ from diffalign.recording import Recorder
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.snapshot import checkpoints
 
-TOTAL_OF_A_KILL = 6
-"""Steps that the run has for each kill."""
+TOTAL = 24
+"""Steps of a run."""
 
 
 @attrs.define
@@ -37,15 +37,17 @@ class Tally:
     """What the kills met.
 
     Args:
-        kills: children that were killed
+        runs: that were trained to their end
+        kills: children that were killed on the way
         writing: of them, while a checkpoint or the best was being written or removed
         before: of them, before the first checkpoint
         damaged: checkpoints that had to be passed over
         torn: lines of metrics that were not whole
         lost: kills after which there was nothing to go on from, although a checkpoint had been written before
-        equal: whether the end is that of an undisturbed run, bit for bit
+        equal: whether every end is that of an undisturbed run, bit for bit
     """
 
+    runs: int = 0
     kills: int = 0
     writing: int = 0
     before: int = 0
@@ -87,24 +89,39 @@ def child(folder: Path, total: int, pipe: int) -> None:
 
 
 def study(folder: Path, kills: int, seed: int = 0) -> Tally:
-    """Train in children that are killed, until one comes to the end; the last is left alone."""
-    tally, moments, total = Tally(), random.Random(seed), TOTAL_OF_A_KILL * kills
-    folder.mkdir(parents=True, exist_ok=True)
+    """Train in children that are killed, run after run, until there were enough kills; each run is brought to its end and compared."""
+    tally, moments = Tally(equal=True), random.Random(seed)
     start = time.monotonic()
-    resume(folder.with_name("calibration"), TOTAL_OF_A_KILL)
-    longest = 2 * (time.monotonic() - start)
+    resume(folder / "calibration", TOTAL)
+    longest = time.monotonic() - start
+    expected = ring(None)
+    expected.run(TOTAL)
+    while tally.kills < kills:
+        tally.runs += 1
+        run = folder / f"run-{tally.runs}"
+        disturb(run, kills, longest, moments, tally)
+        resume(run, TOTAL)
+        tally.equal &= is_equal(run, expected)
+    return tally
+
+
+def disturb(folder: Path, kills: int, longest: float, moments: random.Random, tally: Tally) -> None:
+    """Kill one run again and again, until it comes to its end or there were enough kills."""
+    folder.mkdir(parents=True)
     had = False
     while tally.kills < kills:
         read, write = os.pipe()
         process = os.fork()
         if process == 0:
-            child(folder, total, write)
+            child(folder, TOTAL, write)
         os.close(write)
         time.sleep(moments.uniform(0.0, longest))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         finished = bool(os.read(read, 4))
         os.close(read)
+        if finished:
+            return
         tally.kills += 1
         tally.writing += any(folder.glob("*.tmp"))
         named = checkpoints(folder)
@@ -115,20 +132,18 @@ def study(folder: Path, kills: int, seed: int = 0) -> Tally:
         had = had or bool(whole)
         metrics = folder / "metrics.jsonl"
         tally.torn += sum(not is_whole(line) for line in (metrics.read_text().splitlines() if metrics.exists() else ()))
-        if finished:
-            break
-    resume(folder, total)
-    undisturbed, again = ring(None), ring(folder)
-    undisturbed.run(total)
+
+
+def is_equal(folder: Path, expected: AlignmentLoop) -> bool:
+    """Whether the last checkpoint holds the expected weights, and the metrics one line for each step."""
+    again = ring(folder)
     again.hooks[1].restore(again)
-    pairs = [
-        (mine, other)
-        for role, policy in undisturbed.policies().items()
-        for mine, other in zip(policy.parameters(), again.policies()[role].parameters(), strict=True)
-    ]
+    for role, policy in expected.policies().items():
+        pairs = zip(policy.parameters(), again.policies()[role].parameters(), strict=True)
+        if not all(torch.equal(mine, other) for mine, other in pairs):
+            return False
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    tally.equal = all(torch.equal(mine, other) for mine, other in pairs) and steps == list(range(total))
-    return tally
+    return steps == list(range(TOTAL))
 
 
 def is_whole(line: str) -> bool:
@@ -145,7 +160,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        tally = study(Path(folder) / "run", options.kills, options.seed)
+        tally = study(Path(folder), options.kills, options.seed)
     for name, value in attrs.asdict(tally).items():
         print(f"{name:<8} {value}")
     raise SystemExit(0 if tally.equal and not (tally.torn or tally.lost) else 1)

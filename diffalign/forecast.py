@@ -4,9 +4,11 @@ import gc
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .core import AlignmentLoop, Policy
+from .core import AlignmentLoop
+from .costs import activation_bytes, size, tensor_bytes
+from .costs import state_bytes as _state_bytes
 from .samplers import Branching
 
 
@@ -49,7 +51,7 @@ def _training(loop: AlignmentLoop) -> Iterator[tuple[str, str]]:
 
 def _memory(loop: AlignmentLoop, plan: Branching | None) -> Iterator[tuple[str, str]]:
     weights = _loaded_bytes()
-    gradients = sum(_bytes(p) for policy in loop.trained().values() for p in policy.trainable_parameters().values())
+    gradients = sum(tensor_bytes(p) for policy in loop.trained().values() for p in policy.trainable_parameters().values())
     state = sum(_state_bytes(optimizer) for optimizer in loop.running.values())
     entries = [("weights (all that is loaded, text encoders and autoencoder included)", weights)]
     entries += [("gradients", gradients), ("optimizer state", state)]
@@ -60,15 +62,11 @@ def _memory(loop: AlignmentLoop, plan: Branching | None) -> Iterator[tuple[str, 
         replayed = plan.replay_rows * loop.prompts_per_step
         chunk = min(getattr(loop.objective, "rows", None) or replayed, replayed)
         entries.append(
-            (f"activations of {chunk} rows in the update (a guess: the inputs of the linear layers)", chunk * _activation_bytes(policy))
+            (f"activations of {chunk} rows in the update (a guess: the inputs of the linear layers)", chunk * activation_bytes(policy))
         )
-    yield "memory", f"about {_size(sum(size for _, size in entries))}:"
-    for name, size in entries:
-        yield "", f"{_size(size):>9}  {name}"
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    yield "memory", f"about {size(sum(count for _, count in entries))}:"
+    for name, count in entries:
+        yield "", f"{size(count):>9}  {name}"
 
 
 def _loaded_bytes() -> int:
@@ -77,50 +75,5 @@ def _loaded_bytes() -> int:
     for thing in gc.get_objects():
         if issubclass(type(thing), nn.Module) and "_parameters" in vars(thing):
             for tensor in (*thing.parameters(recurse=False), *thing.buffers(recurse=False)):
-                tensors[tensor.data_ptr()] = _bytes(tensor)
+                tensors[tensor.data_ptr()] = tensor_bytes(tensor)
     return sum(tensors.values())
-
-
-def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """What an optimizer will keep per parameter, found out on a parameter of 64 numbers."""
-    probe = nn.Parameter(torch.zeros(8, 8))
-    probe.grad = torch.zeros_like(probe)
-    twin = type(optimizer)([probe], **{name: value for name, value in optimizer.defaults.items() if name in _arguments(optimizer)})
-    try:
-        twin.step()
-    except (RuntimeError, TypeError):  # one that needs a closure; its state is not known
-        return 0
-    kept = sum(_bytes(value) for value in twin.state[probe].values() if isinstance(value, Tensor) and value.numel() > 1)
-    numbers: int = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-    return round(kept / probe.numel() * numbers)
-
-
-def _arguments(optimizer: torch.optim.Optimizer) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(type(optimizer)).parameters)
-
-
-_NOT_PER_TOKEN = ("norm", "embed", "lora")
-"""Layers whose input is one vector a row, or another layer's."""
-
-
-def _activation_bytes(policy: Policy) -> int:
-    """Inputs of the linear layers for one row: most of what a backward pass keeps, without activation checkpointing."""
-    tokens = 1
-    config = getattr(getattr(policy, "network", None), "config", None)
-    if config is not None and len(policy.latent_shape) == 3:
-        patch = getattr(config, "patch_size", 1)
-        tokens = policy.latent_shape[1] * policy.latent_shape[2] // (patch * patch if isinstance(patch, int) else 1)
-    named = [(name, module) for name, module in policy.named_modules() if isinstance(module, nn.Linear)]
-    layers = [layer for name, layer in named if not any(word in name for word in _NOT_PER_TOKEN)]
-    numbers: int = sum(layer.in_features for layer in layers)
-    return tokens * numbers * (layers[0].weight.element_size() if layers else 0)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

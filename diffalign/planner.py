@@ -7,8 +7,8 @@ import attrs
 import torch
 from torch import nn
 
-from .core import AlignmentLoop, Policy
-from .forecast import activation_bytes, size, state_bytes, tensor_bytes, tokens, transformer_layers
+from .core import AlignmentLoop, Guided, Policy
+from .costs import activation_bytes, size, state_bytes, tensor_bytes, token_layers, tokens
 from .samplers import Branching
 from .sharding import sharded_bytes
 
@@ -52,8 +52,10 @@ def _shares(loop: AlignmentLoop, cluster: Cluster) -> Iterator[tuple[str, str]]:
     if prompts < devices:
         yield (
             "devices",
-            f"{devices} devices cannot share {prompts} prompt groups: a group is compared within itself and never split. Give at least "
-            f"{devices} prompts_per_step, or at most {prompts} devices.",
+            (
+                f"{devices} devices cannot share {prompts} prompt groups: a group is compared within itself and never split. Give at least "
+                f"{devices} prompts_per_step, or at most {prompts} devices."
+            ),
         )
         return
     least, more = divmod(prompts, devices)
@@ -63,8 +65,10 @@ def _shares(loop: AlignmentLoop, cluster: Cluster) -> Iterator[tuple[str, str]]:
     used = prompts / (devices * (least + 1))
     yield (
         "devices",
-        f"{more} of {devices} take {least + 1} prompt groups, {devices - more} take {least} and wait for them: {used:.0%} of the time is "
-        f"used. With {least * devices} or {(least + 1) * devices} prompts_per_step none waits.",
+        (
+            f"{more} of {devices} take {least + 1} prompt groups, {devices - more} take {least} and wait: {used:.0%} of the time is "
+            f"used. With {least * devices} or {(least + 1) * devices} prompts_per_step none waits."
+        ),
     )
 
 
@@ -89,8 +93,10 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> It
     where = "sharded" if cluster.shard else "whole in each"
     yield (
         "memory of a device",
-        f"about {size(fixed + kept + rows * per_row)}: {size(fixed)} for weights ({where}), gradients and optimizer of the policies, "
-        f"{size(kept)} for the rollout, {size(rows * per_row)} for {rows} rows in the update",
+        (
+            f"about {size(fixed + kept + rows * per_row)}: {size(fixed)} for weights ({where}), gradients and optimizer of the policies, "
+            f"{size(kept)} for the rollout, {size(rows * per_row)} for {rows} rows in the update"
+        ),
     )
     if cluster.memory is None or not per_row or not replayed:
         return
@@ -99,12 +105,17 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> It
     if fits < 1:
         yield (
             "row budget",
-            f"nothing fits: {size(fixed + kept)} of {cluster.memory:g} GiB are taken before the first row of the update, which needs "
-            f"{size(per_row)} more. {'Use more devices' if cluster.shard else 'Shard the frozen weights (--shard)'}, a smaller rank or "
-            "activation checkpointing.",
+            (
+                f"nothing fits: {size(fixed + kept)} of {cluster.memory:g} GiB are taken before the first row of the update, which needs "
+                f"{size(per_row)} more. {'Use more devices' if cluster.shard else 'Shard the frozen weights (--shard)'}, a smaller rank or "
+                "activation checkpointing."
+            ),
         )
     elif fits < replayed:
-        yield "row budget", f"--objective.rows {fits} fits {cluster.memory:g} GiB; an update has {replayed} rows, in {-(-replayed // fits)} pieces"
+        yield (
+            "row budget",
+            f"--objective.rows {fits} fits {cluster.memory:g} GiB; an update has {replayed} rows, in {-(-replayed // fits)} pieces",
+        )
     else:
         yield "row budget", f"all {replayed} rows of an update fit {cluster.memory:g} GiB at once ({fits} would)"
 
@@ -124,8 +135,10 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Ite
     source = "given" if cluster.teraflops else "measured here on matrix products"
     yield (
         "steps per hour",
-        f"at most {3600 * speed * 1e12 / flops:,.0f}: {flops / 1e12:.3g} TFLOP a step and device (rollout and update, without decoding and "
-        f"rewards) at {speed:.3g} TFLOP/s ({source}); a third to a half of that is usual",
+        (
+            f"at most {3600 * speed * 1e12 / flops:,.0f}: {flops / 1e12:.3g} TFLOP a step and device (rollout, update; no decoding, no "
+            f"rewards) at {speed:.3g} TFLOP/s ({source}); a third to a half of that is usual"
+        ),
     )
 
 
@@ -134,11 +147,11 @@ def row_flops(policy: Policy) -> float:
 
     An estimate for transformers; 0 for other networks.
     """
-    layers, count = transformer_layers(policy), tokens(policy)
+    layers, count = token_layers(policy), tokens(policy)
     linear = sum(2.0 * layer.in_features * layer.out_features * count for layer in layers)
     named = [module for module in policy.modules() if isinstance(getattr(module, "to_q", None), nn.Module)]
     widths = [int(getattr(module, "inner_dim", 0)) for module in named]
-    return linear + sum(4.0 * count * count * width for width in widths)
+    return (2 if isinstance(policy, Guided) else 1) * (linear + sum(4.0 * count * count * width for width in widths))
 
 
 def measured_teraflops(device: torch.device, dtype: torch.dtype, side: int = 1024, repeats: int = 4) -> float:

@@ -98,6 +98,8 @@ def read_prompts(path: str) -> list[Prompt]:
             entries = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+            raise ConfigError(f"{path}: no JSON that can be read: {error}") from error
         if not isinstance(entries, list):
             raise ConfigError(f"{path} must hold a JSON list of prompts; got {type(entries).__name__}")
         prompts = [_entry(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
@@ -118,6 +120,10 @@ def _line(line: str, where: str, is_json: bool) -> Prompt:
         return _entry(json.loads(line), where)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: no JSON that can be read: {error}") from error
 
 
 def _entry(entry: Any, where: str) -> Prompt:

@@ -14,6 +14,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -180,7 +181,7 @@ def flux(guidance_embeds):
     )
 
 
-def flux2_klein(is_distilled=False):
+def flux2_autoencoder():
     vae = AutoencoderKLFlux2(
         sample_size=32,
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -194,22 +195,67 @@ def flux2_klein(is_distilled=False):
     )
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
+
+
+def flux2_dev():
+    """Without `save_pretrained`: its multimodal processor cannot be made from nothing, so a text tokenizer stands in."""
+    config = transformers.Mistral3Config(
+        text_config={
+            "model_type": "mistral",
+            "vocab_size": 300,
+            "hidden_size": WIDTH,
+            "intermediate_size": WIDTH,
+            "max_position_embeddings": 512,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 40,  # as deep as the released one: the pipeline reads layers 10, 20, 30
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "sliding_window": None,
+        },
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": WIDTH,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": WIDTH,
+            "image_size": 30,
+            "patch_size": 6,
+            "num_channels": 3,
+        },
+        vision_feature_layer=-1,
+        image_token_index=1,
+    )
+    return Flux2Pipeline(
+        transformer=flux2_transformer(guidance_embeds=True),
+        text_encoder=transformers.Mistral3ForConditionalGeneration(config).eval(),
+        tokenizer=qwen_tokenizer(),
+        vae=flux2_autoencoder(),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def flux2_transformer(guidance_embeds):
+    return Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    )
+
+
+def flux2_klein(is_distilled=False):
     return Flux2KleinPipeline(
-        transformer=Flux2Transformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=3 * WIDTH,
-            timestep_guidance_channels=32,
-            axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
-        ),
+        transformer=flux2_transformer(guidance_embeds=False),
         text_encoder=qwen3(transformers.Qwen3ForCausalLM, layers=36),  # as deep as the released one: the pipeline reads layers 9, 18, 27
         tokenizer=qwen_tokenizer(),
-        vae=vae,
+        vae=flux2_autoencoder(),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         is_distilled=is_distilled,
     )
@@ -395,11 +441,11 @@ BUILD = {
 }
 
 
-def built(name, seed=0):
-    """One of `BUILD` with weights drawn from a seed."""
+def built(build, seed=0):
+    """A pipeline with weights drawn from a seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = BUILD[name]()
+        model = build()
     model.set_progress_bar_config(disable=True)
     return model
 
@@ -408,5 +454,5 @@ def saved(factory, name):
     """The folder of one, as `save_pretrained` writes it; pytest's `tmp_path_factory` keeps it for the session."""
     folder = factory.getbasetemp() / f"tiny-{name}"
     if not folder.exists():
-        built(name).save_pretrained(folder)
+        built(BUILD[name]).save_pretrained(folder)
     return str(folder)

@@ -70,6 +70,9 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
+_DEPTH, _VALUES = 100, 1_000_000
+
+
 def read_yaml(text: str, source: str) -> Any:
     """Parse YAML.
 
@@ -78,10 +81,10 @@ def read_yaml(text: str, source: str) -> Any:
         source: its name in messages
 
     Raises:
-        ConfigError: a syntax error or a duplicate key, with its line.
+        ConfigError: a syntax error or a duplicate key, with its line; text that is nested too deeply, or contains itself by an alias.
     """
     try:
-        return yaml.load(text, _Loader)
+        return _bounded(yaml.load(text, _Loader), source)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = "" if mark is None else f", line {mark.line + 1}"
@@ -89,6 +92,21 @@ def read_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}{place}: {detail}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{source}: not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: nested too deeply; {_DEPTH} levels are more than enough") from error
+
+
+def _bounded(value: Any, source: str) -> Any:
+    """Refuse what no run has: an alias that contains itself, or that makes a few lines stand for millions."""
+    left, seen = [(value, 0)], 0
+    while left:
+        inner, depth = left.pop()
+        seen += 1
+        if depth > _DEPTH or seen > _VALUES:
+            raise ConfigError(f"{source}: must hold at most {_DEPTH} levels and {_VALUES} values; aliases (&, *) make it hold more")
+        below = inner.values() if isinstance(inner, dict) else inner if isinstance(inner, list) else ()
+        left.extend((each, depth + 1) for each in below)
+    return value
 
 
 def write_yaml(value: Any) -> str:

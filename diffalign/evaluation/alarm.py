@@ -131,10 +131,10 @@ class HackingAlarm(Hook):
         if loop.folder is not None and loop.devices.rank == 0:
             with (loop.folder / WATCH).open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        for kind, message in self._seen(report).items():
-            self._ring(
-                loop, Alarm(report.step + 1, kind, f"step {report.step + 1} of {report.total}: {message}", self.action), report.total
-            )
+        place = f"step {report.step + 1} of {report.total}"
+        rung = [Alarm(report.step + 1, kind, f"{place}: {message}", self.action) for kind, message in self._seen(report).items()]
+        if rung:
+            self._ring(loop, rung, report.total)
 
     def _scored(self, loop: AlignmentLoop, report: Report) -> tuple[dict[str, float], dict[str, float]]:
         """Mean and standard deviation of each held-out reward on some of the step's samples, over all processes."""

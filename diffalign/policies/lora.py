@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import attrs
 
+from .warm_start import SavedAdapters
+
 ADAPTER = "default"
 """Name of the one adapter that a network carries; other weight sets are forks, not adapters."""
 
@@ -18,6 +20,9 @@ class LoRA:
         alpha: the update is scaled by alpha / rank
         targets: names (suffixes) of the linear layers; None takes the family's usual ones
         init: "zero" starts at the base exactly (B = 0); "gaussian" likewise, with a Gaussian A
+        start: adapters to start at instead, as diffusers or peft saved them; a fork(pristine=True) is still the base. Without `targets`
+            their layers are adapted
+        start_scale: of them, where their authors say that they must be loaded with one (0.125 for TDM's SD3 student)
 
     Reference: Hu et al., arXiv:2106.09685.
     """
@@ -26,13 +31,17 @@ class LoRA:
     alpha: int = attrs.field(default=32, validator=attrs.validators.ge(1))
     targets: Sequence[str] | None = None
     init: Literal["zero", "gaussian"] = "gaussian"
+    start: str | None = None
+    start_scale: float = 1.0
 
     def attach(self, network: Any, default_targets: Sequence[str]) -> None:
         """Freeze `network` and add the adapters, in float32 whatever the base is."""
         from peft import LoraConfig
 
+        saved = None if self.start is None else SavedAdapters.read(self.start)
         network.requires_grad_(False)
-        targets = list(default_targets if self.targets is None else self.targets)
+        usual = default_targets if saved is None else sorted(saved.down)
+        targets = list(usual if self.targets is None else self.targets)
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, target_modules=targets, init_lora_weights=True if self.init == "zero" else "gaussian"
         )
@@ -43,3 +52,5 @@ class LoRA:
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if saved is not None:
+            saved.fill(network, ADAPTER, self.start_scale)

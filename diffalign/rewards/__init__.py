@@ -1,4 +1,4 @@
-"""Rewards that need nothing but the base install."""
+"""The built-in rewards. Importing them is cheap: networks and extras are imported when a reward is made."""
 
 from .caching import Cached
 from .clip_based import Aesthetic, CLIPScore, PickScore

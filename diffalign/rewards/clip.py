@@ -36,7 +36,7 @@ class CLIP:
         from transformers import AutoTokenizer, CLIPModel
 
         model = pretrained(CLIPModel.from_pretrained, source, where, dtype=torch.float32)
-        return cls(model.eval(), pretrained(AutoTokenizer.from_pretrained, source, where), batch, device)
+        return cls(model.eval().requires_grad_(False), pretrained(AutoTokenizer.from_pretrained, source, where), batch, device)
 
     def images(self, images: Tensor) -> Tensor:
         """Unit features of images: [K, 3, H, W] in [0, 1] -> [K, D]."""

@@ -7,6 +7,7 @@ may print.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -98,8 +99,13 @@ def _private_pipe() -> tuple[BinaryIO, BinaryIO]:
     os.dup2(2, 1)
     os.close(nothing)
     if hasattr(os, "register_at_fork"):  # a surviving child of the reward would keep the pipe open after a crash
-        os.register_at_fork(after_in_child=lambda: (os.close(questions.fileno()), os.close(answers.fileno())))
-    return questions, answers  # type: ignore[return-value]
+        os.register_at_fork(after_in_child=functools.partial(_close, questions, answers))
+    return questions, answers
+
+
+def _close(*streams: BinaryIO) -> None:
+    for stream in streams:
+        os.close(stream.fileno())
 
 
 def _reward(name: str, arguments: dict[str, Any]) -> Any:

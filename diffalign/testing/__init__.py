@@ -1,5 +1,24 @@
-"""What the author of a new part tests it with: small doubles in closed form, and (in `strategies`) hypothesis strategies."""
+"""What the author of a new part tests it with: contracts, small doubles in closed form, and (in `strategies`) hypothesis strategies."""
 
 from .doubles import ConstantReward, GivenPlan, SlippedReplay, TinyPolicy, channel_reward
+from .objective_contract import check_objective
+from .policy_contract import check_policy
+from .properties import Finding, Property, PropertyError
+from .reward_contract import check_reward, measure_reward
+from .sampler_contract import check_sampler
 
-__all__ = ["ConstantReward", "GivenPlan", "SlippedReplay", "TinyPolicy", "channel_reward"]
+__all__ = [
+    "ConstantReward",
+    "Finding",
+    "GivenPlan",
+    "Property",
+    "PropertyError",
+    "SlippedReplay",
+    "TinyPolicy",
+    "channel_reward",
+    "check_objective",
+    "check_policy",
+    "check_reward",
+    "check_sampler",
+    "measure_reward",
+]

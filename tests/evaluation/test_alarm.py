@@ -17,7 +17,7 @@ JUDGES = {"legible": legible, "contrast": contrast}
 
 
 @pytest.mark.parametrize("hack", [likes_red, likes_loud])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_planted_hack_is_caught_within_a_fifth_of_the_run(hack, seed, capsys, tmp_path):
     hook, total = HackingAlarm(JUDGES, images=72, action="stop"), 200
     recorder = Recorder(tmp_path, "", "hacked")
@@ -37,10 +37,10 @@ def test_a_planted_hack_is_caught_within_a_fifth_of_the_run(hack, seed, capsys, 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_alarm_rings_in_a_healthy_run(seed, tmp_path):
     hook = HackingAlarm(JUDGES, images=72)
-    painted_loop(meant, [hook], seed, rate=1e-2, folder=tmp_path).run(120)
+    painted_loop(meant, [hook], seed, rate=1e-2, folder=tmp_path).run(100)
     assert hook.alarms == []
     lines = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(120))
+    assert [line["step"] for line in lines] == list(range(100))
     first, last = (sum(line["held_out"]["legible"] for line in some) / 20 for some in (lines[:20], lines[-20:]))
     assert last > first + 0.03, "it did learn"
     assert json.loads((tmp_path / "alarms.json").read_text()) == []

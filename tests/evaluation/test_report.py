@@ -1,30 +1,86 @@
 import json
 import re
 
+import pytest
 import torch
+from browser import NEEDS_BROWSER, visit
 from PIL import Image
 from ring import ring_loop
 
-from diffalign.evaluation import HeldOutEvaluation, contact_sheet, write_report
+from diffalign.evaluation import HeldOutEvaluation, comparison_sheet, contact_sheet, write_report
 from diffalign.recording import Recorder
 
+CONFIG = """
+policy: {class_path: diffalign.policies.flow_matching.FlowMatchingPolicy.from_pretrained, init_args: {path: shapeworld}}
+objective: {class_path: diffalign.objectives.softmax_tb.SoftmaxTB}
+rewards: {first: {class_path: my.First}, second: my.second}
+total: 6
+"""
 
-def test_report_of_a_run_stands_alone(tmp_path):
-    (tmp_path / "held-out.txt").write_text("one <&> two\nthree\n")
-    folder = tmp_path / "run"
-    hooks = [HeldOutEvaluation(str(tmp_path / "held-out.txt"), samples=3, steps=4), Recorder(folder, "total: 4\n", "ring & co")]
-    ring_loop(folder, hooks).run(4)
-    page = (folder / "report.html").read_text()
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with everything that a report can show."""
+    base = tmp_path_factory.mktemp("report")
+    (base / "held-out.txt").write_text("one <&> two\nthree\nfour\n")
+    folder = base / "run"
+    hooks = [HeldOutEvaluation(str(base / "held-out.txt"), every=2, samples=3, steps=4), Recorder(folder, CONFIG, "ring & co")]
+    ring_loop(folder, hooks).run(6)
+    message = "step 3 of 6: the trained reward rose <a lot>"
+    (folder / "alarms.json").write_text(json.dumps([{"step": 3, "kind": "judge", "message": message, "action": "warn"}]))
+    watched = [
+        {"step": step, "trained": 0.0, "diversity": 0.0, "held_out": {"judge": 0.1 * step}, "spread": {"judge": 1.0}} for step in range(6)
+    ]
+    (folder / "watch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in watched))
+    return write_report(folder, "ring & co").parent
+
+
+def test_report_of_a_run_stands_alone(run):
+    page = (run / "report.html").read_text()
     assert "<title>ring &amp; co</title>" in page
-    assert "total: 4" in page
-    assert "data:image/png;base64," in page
-    assert "rows/s" not in page  # the ledger counts rows, it does not time them
+    assert "<td>policy</td><td>FlowMatchingPolicy.from_pretrained (shapeworld)</td>" in page
+    assert "<td>rewards</td><td>first: First, second: second</td>" in page
+    assert "<td>objective</td><td>SoftmaxTB</td>" in page
+    assert page.count("data:image/png;base64,") == 4  # before and after, small and large
     assert "policy/rollout" in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "nothing may be fetched from outside"
-    assert page.count("<svg") >= 4
-    entries = json.loads((folder / "evaluation.json").read_text())
+    assert page.count("<svg") >= 6
+    assert '<div class="warning">step 3 of 6: the trained reward rose &lt;a lot&gt;</div>' in page
+    assert "Held-out reward on training samples: judge" in page
+    entries = json.loads((run / "evaluation.json").read_text())
     change = entries[-1]["rewards"]["rewarded"] - entries[0]["rewards"]["rewarded"]
-    assert f"{change:+.3f} &plusmn;" in page
+    assert f"{change:+.3f} [" in page
+
+
+@NEEDS_BROWSER
+def test_report_in_a_browser(run, tmp_path):
+    seen = visit(run / "report.html", tmp_path)
+    assert seen.console == []
+    assert seen.requests == []
+    assert seen.probe["title"] == "ring & co"
+    assert seen.probe["needed"] <= seen.probe["width"], "wider than a phone"
+    small = [image for image in seen.probe["images"] if image[2]]
+    assert len(small) == 2
+    assert all(complete and width > 0 for complete, width, _ in seen.probe["images"])
+    assert len(seen.probe["enlarged"]) == 2
+    for opened, large, before, still_open in seen.probe["enlarged"]:
+        assert opened
+        assert large > before
+        assert not still_open
+
+
+@NEEDS_BROWSER
+def test_the_browser_would_see_what_is_wrong(tmp_path):
+    page = tmp_path / "bad.html"
+    script = '<script>console.error("oh no"); undefinedName()</script>'
+    body = f'<img src="http://pictures.invalid/a.png"><div style="width: 3000px">wide</div>{script}'
+    page.write_text(f"<!doctype html><html><head><title>bad</title></head><body>{body}</body></html>")
+    seen = visit(page, tmp_path)
+    assert any("oh no" in line for line in seen.console)
+    assert any("undefinedName" in line for line in seen.console)
+    assert seen.requests == ["http://pictures.invalid/a.png"]
+    assert seen.probe["needed"] > seen.probe["width"]
+    assert seen.probe["images"][0][1] == 0
 
 
 def test_report_without_evaluation_says_so(tmp_path):
@@ -37,12 +93,31 @@ def test_report_of_an_empty_folder(tmp_path):
     assert write_report(tmp_path, "nothing").read_text().startswith("<!doctype html>")
 
 
+def test_report_passes_over_a_line_that_was_cut_off(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward": 1.0}\n{"step": 1, "reward": 2.0}\n{"step": 2, "rew')
+    assert "2 steps" in write_report(tmp_path, "cut").read_text()
+
+
+def reds(sheet):
+    return [(x, y) for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == (255, 0, 0)]
+
+
 def test_contact_sheet_places_pictures_in_order():
     images = torch.zeros(2, 3, 3, 8, 8)
     images[1, 2, 0] = 1.0  # the last picture is red
     sheet = contact_sheet(images, ["first", "second"])
     assert isinstance(sheet, Image.Image)
-    reds = [(x, y) for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == (255, 0, 0)]
-    assert len(reds) == 96 * 96
-    assert min(x for x, _ in reds) > sheet.width / 2
-    assert min(y for _, y in reds) > sheet.height / 2
+    assert len(reds(sheet)) == 96 * 96
+    assert min(x for x, _ in reds(sheet)) > sheet.width / 2
+    assert min(y for _, y in reds(sheet)) > sheet.height / 2
+
+
+@pytest.mark.parametrize("samples", [1, 2, 4, 5])
+def test_comparison_sheet_has_a_column_for_each_run(samples):
+    left, right = torch.zeros(2, samples, 3, 8, 8), torch.zeros(2, samples, 3, 16, 16)
+    right[0, 0, 0] = 1.0  # the first picture of the second run is red
+    sheet = comparison_sheet({"one": left, "another with a long name": right}, ["first", "second"])
+    places = reds(sheet)
+    assert len(places) == 96 * 96
+    assert min(x for x, _ in places) > sheet.width / 2 - 20
+    assert max(y for _, y in places) <= (sheet.height + 22) / 2

@@ -62,7 +62,7 @@ def expected_mean(k):
     return psi + k * (phi - ref)
 
 
-def run(k, total=250):
+def run(k, total=200):
     student = TDMPolicy(LinearPolicy((0.0, 0.0), SCALE), steps=1)
     objective = SurrogateReward(
         student,
@@ -75,7 +75,7 @@ def run(k, total=250):
         **KEEP,
     )
     trail = Trail()
-    rates = {"surrogate": 0.0, "fake": 0.03, "generator": 0.15}
+    rates = {"surrogate": 0.0, "fake": 0.1, "generator": 0.15}
     AlignmentLoop(
         objective,
         MirroredStage(1024),
@@ -87,7 +87,7 @@ def run(k, total=250):
         hooks=[trail],
     ).run(total)
     assert torch.equal(objective.surrogate.means.detach(), gaussian(PHI).means.detach())
-    return torch.stack(trail.means[-150:]).mean(dim=0)
+    return torch.stack(trail.means[-100:]).mean(dim=0)
 
 
 @pytest.mark.parametrize("k", [0.5, 1.0])
@@ -171,6 +171,6 @@ def test_a_reward_without_gradient_is_raised_within_a_budget_that_shrinks_with_i
     start = 0.1587  # of the teacher, N(0, 1)
     much, distance = bandit(1.0)
     little, near = bandit(0.2)
-    assert much > start + 0.15
-    assert start + 0.01 < little < much - 0.1
+    assert much > start + 0.1
+    assert start + 0.01 < little < much - 0.05
     assert near < distance / 3

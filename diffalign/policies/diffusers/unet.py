@@ -1,7 +1,8 @@
 """UNets of the variance-preserving diffusion, in the convention of flows.
 
 With a^2 = alphas_cumprod[t] and s^2 = 1 - a^2, the latents are z_t = a x_0 + s noise. Divided by a + s they lie on the straight path of
-the house: sigma = s / (a + s), x_sigma = z_t / (a + s). DDIM's and Euler's steps are then the house's Euler step, exactly.
+the house: sigma = s / (a + s), x_sigma = z_t / (a + s). DDIM's and Euler's steps are then the house's Euler step, exactly (DDIM's where the
+number of steps divides that of the training levels: else it steps to other levels than it calls its network at).
 """
 
 import inspect

@@ -1,0 +1,140 @@
+"""Bytes that a step moves and the arithmetic it does, by counting on networks without weights. Prints the tables of docs/scaling.md.
+
+    python benchmarks/scaling.py
+
+Networks are built on torch's meta device: their shapes are those of the published models, nothing is downloaded, and torch's own counter
+counts the floating point operations of a forward pass.
+"""
+
+import argparse
+
+import attrs
+import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+RANK = 32
+ROLLOUT, REPLAY = 42, 13
+"""Rows of a prompt group: a 3x3x3 tree in 6 steps, split at steps 2, 3 and 4."""
+
+
+@attrs.frozen
+class Counted:
+    """One network.
+
+    Args:
+        name: of the model
+        weights: numbers
+        adapter: numbers of LoRA of rank 32 on the attention
+        flops: of one forward row at 512 x 512
+    """
+
+    name: str
+    weights: int
+    adapter: int
+    flops: float
+
+
+def count(name: str, network: nn.Module, inputs: dict[str, torch.Tensor]) -> Counted:
+    layers = {layer: module for layer, module in network.named_modules() if isinstance(module, nn.Linear) and layer.endswith(TARGETS)}
+    adapter = sum(RANK * (module.in_features + module.out_features) for module in layers.values())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(**inputs)
+    return Counted(name, sum(p.numel() for p in network.parameters()), adapter, counter.get_total_flops())
+
+
+def networks() -> list[Counted]:
+    with torch.device("meta"):
+        sd3 = SD3Transformer2DModel(
+            sample_size=128,
+            patch_size=2,
+            in_channels=16,
+            num_layers=24,
+            attention_head_dim=64,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            out_channels=16,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        )
+        flux = FluxTransformer2DModel(guidance_embeds=True)
+        text = torch.zeros(1, 333, 4096)
+        of_sd3 = {
+            "hidden_states": torch.zeros(1, 16, 64, 64),
+            "timestep": torch.zeros(1),
+            "encoder_hidden_states": text,
+            "pooled_projections": torch.zeros(1, 2048),
+        }
+        of_flux = {
+            "hidden_states": torch.zeros(1, 1024, 64),
+            "timestep": torch.zeros(1),
+            "guidance": torch.zeros(1),
+            "encoder_hidden_states": torch.zeros(1, 512, 4096),
+            "pooled_projections": torch.zeros(1, 768),
+            "img_ids": torch.zeros(1024, 3),
+            "txt_ids": torch.zeros(512, 3),
+        }
+        return [count("SD3.5-M", sd3, of_sd3), count("FLUX.1", flux, of_flux)]
+
+
+def gradient_bytes(model: Counted, full: bool) -> int:
+    """Of one role and phase: gradients are float32, whatever the base is."""
+    return 4 * (model.weights if full else model.adapter)
+
+
+def ring(size: int, processes: int) -> float:
+    """What an all-reduce sends from each process: 2 (N - 1) / N times its bytes."""
+    return 2 * (processes - 1) / processes * size
+
+
+def step_flops(model: Counted, full: bool) -> float:
+    """Of one prompt group: rollout, replay, the reference's replay, and a backward of one or two forwards."""
+    return model.flops * (ROLLOUT + REPLAY * (1 + 1 + (2 if full else 1)))
+
+
+def gathered_bytes(model: Counted, processes: int, calls: int) -> float:
+    """What a process receives where the base (bfloat16) is sharded: each call gathers what it does not hold."""
+    return calls * 2 * model.weights * (processes - 1) / processes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teraflops", type=float, default=400.0, help="what a device really reaches (%(default)s)")
+    parser.add_argument("--link", type=float, default=50.0, help="GB/s between two machines (%(default)s)")
+    parser.add_argument("--inside", type=float, default=400.0, help="GB/s between devices of one machine (%(default)s)")
+    options = parser.parse_args()
+    models = networks()
+    print("| model | weights | LoRA r 32 | TFLOP a row | TFLOP a group, LoRA | full |\n|---|---|---|---|---|---|")
+    for m in models:
+        lora, full = (step_flops(m, way) / 1e12 for way in (False, True))
+        print(f"| {m.name} | {m.weights / 1e9:.2f} G | {m.adapter / 1e6:.1f} M | {m.flops / 1e12:.2f} | {lora:.0f} | {full:.0f} |")
+    print(
+        "\n| model, role | all-reduce, bytes | N = 2 | 8 | 64 | time at 64 | compute of a group | share |\n|---|---|---|---|---|---|---|---|"
+    )
+    for m in models:
+        for full in (False, True):
+            size = gradient_bytes(m, full)
+            sent = [ring(size, n) for n in (2, 8, 64)]
+            seconds, compute = sent[2] / options.link / 1e9, step_flops(m, full) / options.teraflops / 1e12
+            kind = "full" if full else "LoRA"
+            cells = " | ".join(f"{value / 1e6:,.0f} MB" for value in sent)
+            share = seconds / compute
+            print(f"| {m.name} {kind} | {size / 1e6:,.0f} MB | {cells} | {seconds:.3f} s | {compute:.2f} s | {share:.1%} |")
+    calls = 6 + 3  # a rollout of 6 steps, replay forward and backward, and the reference's replay
+    print("\n| model, base sharded over 8 | gathered a call | a step of 9 calls | inside a machine | between machines | rows to hide |")
+    print("|---|---|---|---|---|---|")
+    for m in models:
+        one, step = gathered_bytes(m, 8, 1), gathered_bytes(m, 8, calls)
+        hide = [one / speed / 1e9 / (m.flops / options.teraflops / 1e12) for speed in (options.inside, options.link)]
+        seconds = [step / speed / 1e9 for speed in (options.inside, options.link)]
+        rows = f"{hide[0]:.1f} / {hide[1]:.1f}"
+        print(f"| {m.name} | {one / 1e9:.1f} GB | {step / 1e9:.0f} GB | {seconds[0]:.2f} s | {seconds[1]:.2f} s | {rows} |")
+
+
+if __name__ == "__main__":
+    main()

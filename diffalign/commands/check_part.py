@@ -1,0 +1,38 @@
+"""Check a part of yours against the contract of its kind; for a reward, measure scale, noise and speed too."""
+
+import argparse
+from collections.abc import Sequence
+
+from .options import refuse_overrides
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("part", metavar="PACKAGE:NAME", help="a policy, sampler, objective or reward, or a function that builds one")
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from ..config.parts import find, suggestion
+    from ..core import ConfigError
+    from ..testing.parts import examination
+    from ..testing.properties import examine
+
+    refuse_overrides("check-part", "a part", overrides)
+    try:
+        part = find(options.part)
+    except LookupError as error:
+        raise ConfigError(f"{options.part} leads nowhere. {error or suggestion(options.part, ())}") from error
+    try:
+        known = examination(part)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    findings = examine(known.subject, known.properties)
+    print(f"{options.part}: {known.kind}")
+    for finding in findings:
+        print(finding)
+    failed = sum(bool(finding.failure) for finding in findings)
+    print(f"{len(findings) - failed} of {len(findings)} properties hold")
+    if known.kind == "reward" and not failed:
+        from ..testing.reward_contract import measure
+
+        print(measure(known.subject))
+    return 1 if failed else 0

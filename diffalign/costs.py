@@ -1,0 +1,67 @@
+"""What parts cost in bytes, from their shapes alone."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from .core import Policy
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Of its numbers."""
+    return tensor.numel() * tensor.element_size()
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What an optimizer will keep per parameter, found out on a parameter of 64 numbers."""
+    probe = nn.Parameter(torch.zeros(8, 8))
+    probe.grad = torch.zeros_like(probe)
+    twin = type(optimizer)([probe], **{name: value for name, value in optimizer.defaults.items() if name in _arguments(optimizer)})
+    try:
+        twin.step()
+    except (RuntimeError, TypeError):  # one that needs a closure; its state is not known
+        return 0
+    kept = sum(tensor_bytes(value) for value in twin.state[probe].values() if isinstance(value, Tensor) and value.numel() > 1)
+    numbers: int = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+    return round(kept / probe.numel() * numbers)
+
+
+def _arguments(optimizer: torch.optim.Optimizer) -> set[str]:
+    return set(inspect.signature(type(optimizer)).parameters)
+
+
+_NOT_PER_TOKEN = ("norm", "embed", "lora")
+"""Layers whose input is one vector a row, or another layer's."""
+
+
+def tokens(policy: Policy) -> int:
+    """Of one row, as far as the network's configuration tells."""
+    networks = [getattr(module, "network", None) for module in policy.modules() if isinstance(module, Policy)]
+    config = next((network.config for network in networks if getattr(network, "config", None) is not None), None)
+    if config is None or len(policy.latent_shape) != 3:
+        return 1
+    patch = getattr(config, "patch_size", 1)
+    return int(policy.latent_shape[1] * policy.latent_shape[2]) // (patch * patch if isinstance(patch, int) else 1)
+
+
+def token_layers(policy: Policy) -> list[nn.Linear]:
+    """The linear layers that see every token."""
+    named = [(name, module) for name, module in policy.named_modules() if isinstance(module, nn.Linear)]
+    return [layer for name, layer in named if not any(word in name for word in _NOT_PER_TOKEN)]
+
+
+def activation_bytes(policy: Policy) -> int:
+    """Inputs of the linear layers for one row: most of what a backward pass keeps, without activation checkpointing."""
+    layers = token_layers(policy)
+    numbers: int = sum(layer.in_features for layer in layers)
+    return tokens(policy) * numbers * (layers[0].weight.element_size() if layers else 0)
+
+
+def size(count: float) -> str:
+    """In the unit that reads best."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

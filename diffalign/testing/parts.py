@@ -1,0 +1,82 @@
+"""Finds out what kind of part something is, builds it with its defaults, and examines it."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from diffalign.core import Objective, Policy, Reward, TrajectorySampler
+
+from .objective_contract import OBJECTIVE, subject_of
+from .policy_contract import POLICY
+from .properties import Property
+from .reward_contract import REWARD, cases
+from .sampler_contract import SAMPLER
+
+
+@attrs.frozen(eq=False)
+class Examination:
+    """A part with the contract of its kind.
+
+    Args:
+        kind: "policy", "sampler", "objective" or "reward"
+        subject: what the checks are called with
+        properties: the contract
+    """
+
+    kind: str
+    subject: Any
+    properties: Sequence[Property[Any]]
+
+
+def examination(part: Any) -> Examination:
+    """The contract that a part has to keep.
+
+    Args:
+        part: a class of a policy, sampler, objective or reward whose other arguments have defaults; an object of one; a function that
+            takes a policy and gives an objective (its parameter is called `policy`); or a reward function of (images, prompts)
+
+    Raises:
+        ValueError: it is none of these, or cannot be built with its defaults.
+    """
+    if isinstance(part, type) and issubclass(part, Objective):
+        return Examination("objective", subject_of(part), OBJECTIVE)
+    if isinstance(part, type) and issubclass(part, Policy | TrajectorySampler | Reward):
+        part = _built(part)
+    if isinstance(part, Policy):
+        return Examination("policy", part, POLICY)
+    if isinstance(part, TrajectorySampler):
+        return Examination("sampler", part, SAMPLER)
+    if isinstance(part, Reward):
+        return Examination("reward", cases(part), REWARD)
+    parameters = _required(part) if callable(part) else []
+    if parameters == ["policy"]:
+        return Examination("objective", subject_of(part), OBJECTIVE)
+    if len(parameters) == 2:
+        return Examination("reward", cases(part), REWARD)
+    if callable(part) and not parameters:
+        return examination(part())
+    raise ValueError(
+        f"{_name(part)} must be a policy, a sampler, an objective or a reward, or a function that gives one: of no argument, of `policy` "
+        "for an objective, of (images, prompts) for a reward that is a function"
+    )
+
+
+def _required(part: Any) -> list[str]:
+    parameters = inspect.signature(part).parameters.values()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [known.name for known in parameters if known.default is inspect.Parameter.empty and known.kind not in kinds]
+
+
+def _built(part: type) -> Any:
+    if missing := _required(part):
+        raise ValueError(
+            f"{part.__name__} must be built without arguments to be checked; {', '.join(missing)} have no default. Write a function "
+            "without arguments that builds one, and give its path."
+        )
+    return part()
+
+
+def _name(part: Any) -> str:
+    return str(getattr(part, "__name__", type(part).__name__))

@@ -1,0 +1,60 @@
+"""A pytest plug-in: `pytest --diffalign mypackage:MyObjective` runs the contract of a part, one test a property."""
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+OPTION = "--diffalign"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("diffalign").addoption(
+        OPTION, action="append", default=[], metavar="PACKAGE:NAME", help="check the contract of a policy, sampler, objective or reward"
+    )
+
+
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    for path in config.getoption(OPTION):
+        items.extend(_items(session, path))
+
+
+def _items(session: pytest.Session, path: str) -> Iterable[pytest.Item]:
+    from .parts import examination
+
+    known = examination(_loaded(path))
+    for known_property in known.properties:
+        name = f"{path}[{known_property.name}]"
+        yield PropertyItem.from_parent(session, name=name, subject=known.subject, known=known_property)
+
+
+def _loaded(path: str) -> Any:
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise pytest.UsageError(f"{OPTION} {path}: must be PACKAGE.MODULE:NAME of something that can be imported; {error}") from error
+
+
+class PropertyItem(pytest.Item):
+    """One property of one part."""
+
+    def __init__(self, subject: Any, known: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.subject, self.known = subject, known
+
+    def runtest(self) -> None:
+        from .properties import NotApplicableError
+
+        try:
+            self.known.check(self.subject)
+        except NotApplicableError as reason:
+            pytest.skip(str(reason))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
+        notes = "".join(f"\n{note}" for note in getattr(excinfo.value, "__notes__", ()))
+        return f"{self.known.name}: {self.known.reason}\n{type(excinfo.value).__name__}: {excinfo.value}{notes}"
+
+    def reportinfo(self) -> tuple[str, None, str]:
+        return "diffalign", None, self.name

@@ -1,0 +1,175 @@
+"""What every reward must do, and what it is worth knowing about one before it is trained on."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import Prompt, RewardFunction, score
+from diffalign.core.scoring import reward_name
+
+from .properties import Finding, Property, examine, holds, require
+
+
+@attrs.frozen(eq=False)
+class Scored:
+    """A reward with images and prompts that it understands.
+
+    Args:
+        reward: the part
+        images: [K, 3, H, W] in [0, 1]
+        prompts: K
+    """
+
+    reward: RewardFunction
+    images: Tensor
+    prompts: Sequence[Prompt]
+
+    def scores(self, index: Sequence[int] | None = None) -> Tensor:
+        """[K], by way of the loop's own checks."""
+        if index is None:
+            return score({"reward": self.reward}, self.images, self.prompts)["reward"]
+        return score({"reward": self.reward}, self.images[list(index)], [self.prompts[place] for place in index])["reward"]
+
+
+def _shape(scored: Scored) -> None:
+    holds(len(scored.scores()) == len(scored.images), "it must return one number per image")
+    holds(len(scored.scores([0])) == 1, "it must take a single image")
+
+
+def _repeatable(scored: Scored) -> None:
+    gap = float((scored.scores() - scored.scores()).abs().max())
+    holds(gap == 0, f"equal images must get equal scores; twice the same call differs by {gap:.3g}")
+
+
+def _order(scored: Scored) -> None:
+    order = torch.randperm(len(scored.images), generator=torch.Generator().manual_seed(0)).tolist()
+    gap = float((scored.scores(order) - scored.scores()[order]).abs().max())
+    scale = float(scored.scores().abs().max()) + 1e-6
+    holds(gap <= 1e-4 * scale, f"an image's score must not depend on its place in the batch; in another order it differs by {gap:.3g}")
+
+
+def _chunks(scored: Scored) -> None:
+    alone = torch.cat([scored.scores([place]) for place in range(len(scored.images))])
+    gap = float((alone - scored.scores()).abs().max())
+    scale = float(scored.scores().abs().max()) + 1e-6
+    holds(gap <= 1e-3 * scale, f"an image's score must not depend on the other images; one by one it differs by {gap:.3g}")
+
+
+def _leaves_images(scored: Scored) -> None:
+    before = scored.images.clone()
+    scored.scores()
+    holds(torch.equal(before, scored.images), "it must not change the images: other rewards and the record see the same tensor")
+
+
+def _distinguishes(scored: Scored) -> None:
+    holds(
+        float(scored.scores().std()) > 0,
+        f"{len(scored.images)} different images all get {float(scored.scores()[0]):g}: it teaches nothing here",
+    )
+
+
+REWARD: tuple[Property[Scored], ...] = (
+    Property("one number per image", "the loop matches scores and images by place", _shape),
+    Property("repeatable", "noise in the score is noise in the gradient", _repeatable),
+    Property("order of images", "scores would be given to the wrong images", _order),
+    Property("images apart", "results would depend on chunks", _chunks),
+    Property("images unchanged", "the next reward would score another picture", _leaves_images),
+    Property("tells images apart", "a group without spread has no advantage", _distinguishes),
+)
+
+
+def check_reward(
+    reward: RewardFunction,
+    prompts: Sequence[str] | None = None,
+    images: Tensor | None = None,
+    skip: Mapping[str, str] | None = None,
+) -> list[Finding]:
+    """Check a reward.
+
+    Args:
+        reward: a `Reward` or a function
+        prompts: K texts that it understands, `Prompt`s if it reads metadata; by default counting captions of ShapeWorld
+        images: [K, 3, H, W] in [0, 1]; by default pictures of ShapeWorld and noise
+        skip: property name -> why it need not hold
+
+    Raises:
+        PropertyError: naming each property that does not hold, what it means, and what happened.
+    """
+    return require(reward_name(reward), examine(cases(reward, prompts, images), REWARD, skip))
+
+
+def cases(reward: RewardFunction, prompts: Sequence[str] | None = None, images: Tensor | None = None) -> Scored:
+    """The reward with the images and prompts given, or with eight pictures of ShapeWorld, of which four are as their captions say."""
+    if images is None:
+        images, captions = _pictures()
+        prompts = captions if prompts is None else prompts
+    if prompts is None:
+        raise ValueError("check_reward needs `prompts` for the images given, one each")
+    if len(prompts) != len(images):
+        raise ValueError(f"check_reward needs as many prompts as images; got {len(prompts)} and {len(images)}")
+    return Scored(reward, images, [text if isinstance(text, Prompt) else Prompt(text) for text in prompts])
+
+
+def _pictures() -> tuple[Tensor, list[str]]:
+    import numpy as np
+
+    from diffalign.shapeworld.grammar import parse
+    from diffalign.shapeworld.render import draw
+
+    random = np.random.default_rng(0)
+    captions = ["three red circles", "one blue square", "five green crosses", "two purple triangles"]
+    right = [draw(parse(caption), random) for caption in captions]
+    wrong = right[1:] + right[:1]
+    return torch.from_numpy(np.stack(right + wrong)).float(), captions * 2
+
+
+@attrs.frozen
+class Measured:
+    """What a reward gives for some images.
+
+    Args:
+        mean, std, low, high: of its scores
+        noise: standard deviation over repeated calls, mean over images
+        seconds: per image, the median of the calls
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    noise: float
+    seconds: float
+
+    def __str__(self) -> str:
+        signal = "no noise" if self.noise == 0 else f"noise {self.noise:.3g} ({self.noise / max(self.std, 1e-12):.0%} of the spread)"
+        scale = f"scores {self.mean:.4g} +- {self.std:.3g} in [{self.low:.4g}, {self.high:.4g}]"
+        return f"{scale}, {signal}, {1000 * self.seconds:.1f} ms an image"
+
+
+def measure_reward(
+    reward: RewardFunction, prompts: Sequence[str] | None = None, images: Tensor | None = None, repeats: int = 3
+) -> Measured:
+    """Scale, noise and speed of a reward, before it is trained on.
+
+    Args:
+        reward: the part
+        prompts, images: as in `check_reward`
+        repeats: calls
+    """
+    return measure(cases(reward, prompts, images), repeats)
+
+
+def measure(scored: Scored, repeats: int = 3) -> Measured:
+    """Scale, noise and speed of a reward on the cases given."""
+    rows, seconds = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        rows.append(scored.scores())
+        seconds.append(time.perf_counter() - start)
+    table = torch.stack(rows).double()
+    noise = float(table.std(dim=0).mean()) if repeats > 1 else 0.0
+    values, each = table[0], sorted(seconds)[len(seconds) // 2] / len(table[0])
+    return Measured(float(values.mean()), float(values.std()), float(values.min()), float(values.max()), noise, each)

@@ -1,0 +1,130 @@
+"""Experiment trackers through accelerate: TensorBoard, W&B, trackio and others, by name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+import yaml
+
+from .core import AlignmentLoop, Hook, Report
+from .evaluation import Evaluation, HeldOutEvaluation
+
+_EXTRAS = ("tensorboard", "wandb")
+
+
+def _names(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+@attrs.define(eq=False)
+class Trackers(Hook):
+    """Sends metrics, held-out evaluations, pictures and the configuration to trackers; `metrics.jsonl` is written in any case.
+
+    The first process alone speaks. What a tracker needs (an account, an offline mode) it takes from its own environment variables.
+
+    Args:
+        names: as accelerate knows them: tensorboard, wandb, trackio, mlflow, swanlab, aim, comet_ml, clearml, dvclive
+        project: what the runs of a tracker stand under; the name of the run folder by default
+        images_every: steps between pictures of the step's samples, for trackers that take pictures; 0 sends none
+        pictures: how many
+
+    Raises:
+        ValueError: a name that accelerate does not know.
+        ImportError: the tracker's package is not installed; the message names it.
+    """
+
+    names: Sequence[str] = attrs.field(default=("tensorboard",), converter=_names)
+    project: str | None = None
+    images_every: int = attrs.field(default=10, validator=attrs.validators.ge(0))
+    pictures: int = attrs.field(default=8, validator=attrs.validators.ge(1))
+    _running: dict[str, Any] = attrs.field(factory=dict, init=False, repr=False)
+    _configured: bool = attrs.field(default=False, init=False, repr=False)
+    _sent: int = attrs.field(default=0, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+        installed = {str(name) for name in get_available_trackers()}
+        for name in self.names:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise ValueError(f"Trackers.names must be of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}; got {name!r}")
+            if name not in installed:
+                package = f'"diffalign[{name}]"' if name in _EXTRAS else name
+                raise ImportError(f"Trackers.names has {name!r}, whose package is not installed: pip install {package}")
+
+    def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
+        self._running, self._configured, self._sent = {}, False, 0
+        if loop.devices.rank != 0:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        folder = loop.folder or Path("runs") / "unnamed"
+        project = self.project or folder.absolute().name
+        for name in self.names:
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            tracker = kind(project, folder / "trackers") if kind.requires_logging_directory else kind(project)
+            tracker.start()
+            self._running[name] = tracker
+
+    def step(self, loop: AlignmentLoop, report: Report) -> None:
+        if not self._running:
+            return
+        self._configure(loop)
+        ledger = report.ledger
+        seconds = {f"seconds/{stage}": value for stage, value in ledger.seconds.items()}
+        self._log({**report.metrics, **seconds, "rows_per_step": float(sum(ledger.rows.values()))}, report.step)
+        if self.images_every and report.step % self.images_every == 0:
+            self._show("samples", report.images, report.step)
+        self._send_evaluations(loop)
+
+    def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
+        if self._running:
+            self._send_evaluations(loop)
+        for tracker in self._running.values():
+            tracker.finish()
+        self._running = {}
+
+    def _configure(self, loop: AlignmentLoop) -> None:
+        """At the first step: the configuration is in the run folder by then."""
+        file = None if loop.folder is None else loop.folder / "config.yaml"
+        if not self._configured and file is not None and file.exists():
+            for tracker in self._running.values():
+                tracker.store_init_configuration(flattened(yaml.safe_load(file.read_text()) or {}))
+        self._configured = True
+
+    def _send_evaluations(self, loop: AlignmentLoop) -> None:
+        results = [result for hook in loop.hooks if isinstance(hook, HeldOutEvaluation) for result in hook.results]
+        for result in results[self._sent :]:
+            self._send(result)
+        self._sent = len(results)
+
+    def _send(self, result: Evaluation) -> None:
+        values = {f"held_out/{name.replace(' ', '/')}": values.mean().item() for name, values in result.measures().items()}
+        across = {f"held_out/across/{name}": value for name, value in result.across.items()}
+        self._log({**values, **across}, result.step)
+        if len(result.images):
+            self._show("held_out/samples", result.images.flatten(0, 1), result.step)
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        for tracker in self._running.values():
+            tracker.log(dict(values), step=step)
+
+    def _show(self, name: str, images: torch.Tensor, step: int) -> None:
+        pixels = (images[: self.pictures].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        for kind, tracker in self._running.items():
+            send = getattr(tracker, "log_images", None)  # not every tracker of accelerate takes pictures
+            if send is not None:
+                send({name: pixels}, step=step, **({"dataformats": "NHWC"} if kind == "tensorboard" else {}))
+
+
+def flattened(tree: Any, place: str = "") -> dict[str, str | int | float | bool]:
+    """A configuration as one level: {"sampler.init_args.steps": 8}; None is left out."""
+    if isinstance(tree, Mapping | list):
+        entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        flat: dict[str, str | int | float | bool] = {}
+        for key, value in entries:
+            flat.update(flattened(value, f"{place}.{key}" if place else str(key)))
+        return flat
+    return {} if tree is None else {place: tree if isinstance(tree, str | int | float | bool) else str(tree)}

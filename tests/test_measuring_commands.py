@@ -1,0 +1,167 @@
+"""`diffalign evaluate` and `diffalign compare`: what they write, print and refuse."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffalign
+from diffalign.cli import main
+
+RUN = """
+policy: {class_path: GaussianMixturePolicy, init_args: {means: [[-1.0, 0.0], [1.0, 0.0]], scale: 0.3}}
+objective: {class_path: SoftmaxTB, init_args: {beta: 2}}
+sampler: {class_path: TreeSampler, init_args: {steps: 4, plan: {class_path: FixedPlan, init_args: {splits: [1], branches: 3, eta: 0.5}}}}
+rewards: my_parts.red
+prompts: {class_path: Prompts, init_args: {prompts: [one, two, three]}}
+optimizers: {default: {class_path: AdamW, init_args: {lr: 0.1}}}
+prompts_per_step: 2
+total: 4
+checkpoint_every: 2
+checkpoint_keep: 9
+evaluation:
+  class_path: HeldOutEvaluation
+  init_args: {prompts: held-out.txt, every: 2, samples: 3, steps: 4, rewards: {green: my_parts.green}}
+"""
+PARTS = '''
+def red(images, prompts):
+    """How red it is."""
+    return images[:, 0].mean(dim=(1, 2))
+
+def green(images, prompts):
+    return images[:, 1].mean(dim=(1, 2))
+
+def long(images, prompts):
+    return images.new_tensor([float(len(prompt)) for prompt in prompts])
+'''
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two runs of four steps, in the folder that they were started in."""
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / "toy.yaml").write_text(RUN)
+    (folder / "my_parts.py").write_text(PARTS)
+    (folder / "held-out.txt").write_text("a\nbb\nccc\ndddd\neeeee\n")
+    before = Path.cwd()
+    os.chdir(folder)
+    sys.modules.pop("my_parts", None)
+    sys.path.insert(0, str(folder))
+    try:
+        assert main(["train", "toy.yaml", "--folder", "runs/slow"]) == 0
+        assert main(["train", "toy.yaml", "--folder", "runs/fast", "--optimizers.default.lr", "1.0"]) == 0
+        yield folder
+    finally:
+        os.chdir(before)
+        sys.path.remove(str(folder))
+        sys.modules.pop("my_parts", None)
+
+
+def evaluation(path):
+    return json.loads((Path(path) / "evaluation.json").read_text())
+
+
+def test_evaluate_repeats_what_the_run_measured_at_its_end(trained, capsys):
+    assert main(["evaluate", "runs/slow"]) == 0
+    out = capsys.readouterr().out
+    assert "slow, step 4: 5 prompts, 3 samples each; mean [95 % interval over prompts]" in out
+    found = evaluation("runs/slow/evaluations/step-000004")
+    assert found["by_prompt"] == evaluation("runs/slow")[-1]["by_prompt"]
+    assert set(found["rewards"]) == {"red", "green"}
+    assert (trained / "runs/slow/evaluations/step-000004/images.png").exists()
+    assert not (trained / "runs/slow/evaluations/step-000004/rounds").exists()
+
+
+def test_evaluate_takes_a_checkpoint_and_the_weights_as_they_begin(trained):
+    assert main(["evaluate", "runs/slow/step-000002", "--out", "middle"]) == 0
+    assert main(["evaluate", "toy.yaml", "--out", "first"]) == 0
+    measured = {entry["step"]: entry for entry in evaluation("runs/slow")}
+    assert evaluation("middle")["by_prompt"] == measured[2]["by_prompt"]
+    assert evaluation("middle")["run"] == "slow/step-000002"
+    assert evaluation("first")["by_prompt"] == measured[0]["by_prompt"]
+    assert evaluation("first")["step"] == 0
+
+
+def test_evaluate_with_other_settings_and_further_parts(trained):
+    (trained / "two.txt").write_text("x\nyyyy\n")
+    arguments = ["--prompts", "two.txt", "--samples", "2", "--steps", "3", "--seed", "9", "--reward", "length=my_parts.long"]
+    arguments += ["--features", "tiny={class_path: PixelFeatures, init_args: {side: 1}}", "--features", "PixelFeatures", "--out", "other"]
+    assert main(["evaluate", "runs/fast", *arguments]) == 0
+    found = evaluation("other")
+    assert (found["samples"], found["steps"], found["seed"]) == (2, 3, 9)
+    assert [row["rewards"]["length"] for row in found["by_prompt"]] == [1.0, 4.0]
+    assert {"vendi/tiny", "vendi/pixel"} <= set(found["diversity"])
+
+
+def test_two_processes_give_the_same_numbers(trained):
+    """Also the real thing: torchrun, gloo, and a folder that both write into."""
+    assert main(["evaluate", "runs/fast", "--out", "alone", "--rows", "6"]) == 0
+    root = str(Path(diffalign.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(trained)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    arguments = ["-m", "diffalign", "evaluate", "runs/fast", "--out", "together", "--rows", "6"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=trained, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("5 prompts, 3 samples each") == 1, "one process speaks"
+    alone, together = evaluation("alone"), evaluation("together")
+    for mine, other in zip(alone["by_prompt"], together["by_prompt"], strict=True):
+        assert mine["prompt"] == other["prompt"]
+        for kind in ("rewards", "diversity"):
+            assert other[kind] == pytest.approx(mine[kind], abs=1e-6)
+    assert together["across"] == pytest.approx(alone["across"], abs=1e-6)
+
+
+def test_compare_writes_a_page_a_picture_and_numbers(trained, capsys):
+    assert main(["compare", "runs/slow", "runs/fast", "runs/fast/step-000002", "toy.yaml", "--out", "compared"]) == 0
+    out = capsys.readouterr().out
+    assert "fast/step-000002, step 2:" in out
+    assert "compared/compare.html" in out
+    table = json.loads((trained / "compared/compare.json").read_text())
+    assert list(table["runs"]) == ["slow", "fast", "fast/step-000002", "toy"]
+    assert table["runs"]["slow"]["by_prompt"] == evaluation("runs/slow")[-1]["by_prompt"]
+    equal = {run["run"]: run["step"] for run in table["equal"]["steps"]}
+    assert equal == {"slow": 2, "fast": 2, "fast/step-000002": 2}
+    assert (trained / "compared/compare.png").exists()
+
+
+def test_rewards_of_all_runs_are_scored(trained):
+    assert main(["train", "toy.yaml", "--folder", "runs/green", "--rewards", "my_parts.green", "--evaluation.rewards", "{}"]) == 0
+    assert main(["compare", "runs/green", "runs/slow", "--out", "rewards"]) == 0
+    table = json.loads((trained / "rewards/compare.json").read_text())
+    assert {name: set(run["rewards"]) for name, run in table["runs"].items()} == {"green": {"green", "red"}, "slow": {"green", "red"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "runs/slow"], "compare needs two or more runs with different names; got slow"),
+        (["compare", "runs/slow", "runs/slow"], "different names; got slow, slow"),
+        (["compare", "runs/slow", "runs/fast", "--total", "3"], "compare takes runs and nothing else; got --total 3"),
+        (["evaluate", "runs/slow", "--samples", "1"], "--samples must be at least 2"),
+        (["evaluate", "runs/slow", "--reward", "nothing.here"], "--reward must be"),
+        (["evaluate", "runs/slow", "--prompts", "absent.txt"], "'absent.txt'"),
+        (["evaluate", "toy.yaml", "--evaluation", "null"], "--prompts must name a prompt file"),
+    ],
+)
+def test_errors_are_one_message(arguments, message, trained, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_a_folder_without_a_checkpoint_is_refused(trained, capsys):
+    (trained / "runs/empty").mkdir(parents=True)
+    (trained / "runs/empty/config.yaml").write_text((trained / "runs/slow/config.yaml").read_text())
+    assert main(["evaluate", "runs/empty"]) == 1
+    assert "must hold a whole checkpoint step-*/ to be evaluated" in capsys.readouterr().err
+
+
+def test_different_rewards_under_one_name_are_refused(trained, capsys):
+    text = (trained / "toy.yaml").read_text().replace("my_parts.green}", "my_parts.long}")
+    (trained / "odd.yaml").write_text(text)
+    assert main(["compare", "runs/slow", "odd.yaml"]) == 2
+    assert "the reward 'green' must be the same in all runs; it is green in slow and long in odd" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""The planner's arithmetic, against what a run does."""
+
+import pytest
+import torch
+from ring import ring_loop
+
+from diffalign.core import AlignmentLoop
+from diffalign.costs import activation_bytes
+from diffalign.objectives import SoftmaxTB
+from diffalign.planner import Cluster, measured_teraflops, plan, row_flops
+from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.prompts import Prompts
+from diffalign.samplers import FixedPlan, TreeSampler
+from diffalign.testing import channel_reward
+
+
+@pytest.mark.parametrize(
+    ("prompts", "devices", "text"),
+    [
+        (8, 4, "4 x 2 prompt groups = 8 prompts a step; none waits"),
+        (10, 4, "2 of 4 take 3 prompt groups, 2 take 2 and wait: 83% of the time is used. With 8 or 12 prompts_per_step none waits."),
+        (3, 4, "4 devices cannot share 3 prompt groups: a group is compared within itself and never split. Give at least 4"),
+    ],
+)
+def test_groups_and_devices(prompts, devices, text):
+    loop = ring_loop()
+    loop.prompts_per_step = prompts
+    assert text in plan(loop, Cluster(devices))
+
+
+@pytest.fixture(scope="module")
+def loop():
+    policy = FlowMatchingPolicy.from_pretrained("shapeworld", lora=LoRA(rank=4), max_sequence_length=16, device="cpu")
+    tree = TreeSampler(4, FixedPlan(splits=(1, 2)))
+    return AlignmentLoop(SoftmaxTB(policy), tree, channel_reward, Prompts(["a"]), prompts_per_step=4)
+
+
+def line(text, name):
+    return next(row for row in text.splitlines() if row.startswith(name))
+
+
+def test_the_row_budget_that_is_named_fits(loop):
+    per_row = activation_bytes(loop.objective.policy) / 2**30
+    loose = plan(loop, Cluster(memory=100.0, teraflops=1.0))
+    assert "all 16 rows of an update fit 100 GiB at once" in loose
+    fixed = 100.0 - per_row * int(loose.split("at once (")[1].split()[0])
+    budget = line(plan(loop, Cluster(memory=fixed + 3.0 * per_row, teraflops=1.0)), "row budget").split()[3]
+    assert budget == "3"  # between 3 and 4 fit, because `fixed` is up to one row too large
+    tight = line(plan(loop, Cluster(memory=fixed - 0.5 * per_row, teraflops=1.0)), "row budget")
+    assert "nothing fits" in tight
+    assert "Shard the frozen weights (--shard)" in tight
+
+
+def test_sharding_shows_in_the_memory(loop):
+    texts = [line(plan(loop, Cluster(4, teraflops=1.0, shard=shard)), "memory of a device") for shard in (False, True)]
+    assert "(whole in each)" in texts[0]
+    assert "(sharded)" in texts[1]
+    whole, sharded = (float(text.split(": ")[1].split()[0]) for text in texts)  # MiB
+    assert sharded < 0.5 * whole
+
+
+def test_flops_are_those_that_torch_counts(loop):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    policy = loop.objective.reference
+    condition = policy.encode(Prompts(["a"]).draw(0, 2))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        policy.velocity(torch.randn(2, *policy.latent_shape), torch.full((2,), 0.5), condition)
+    # the estimate leaves out the text's tokens, which are few, and what is one vector a row
+    assert row_flops(policy) == pytest.approx(counter.get_total_flops() / 2, rel=0.35)
+
+
+def test_steps_per_hour_follow_the_speed(loop):
+    def steps(teraflops):
+        return float(line(plan(loop, Cluster(teraflops=teraflops)), "steps per hour").split()[5].rstrip(":").replace(",", ""))
+
+    assert steps(2.0) == pytest.approx(2 * steps(1.0), rel=1e-3)
+    assert measured_teraflops(torch.device("cpu"), torch.float32, side=64) > 0

@@ -1,0 +1,104 @@
+"""Trackers get metrics, evaluations, pictures and the configuration, and end with the run."""
+
+import accelerate.tracking
+import pytest
+from accelerate.tracking import GeneralTracker
+from ring import ring_loop
+
+from diffalign.evaluation import HeldOutEvaluation
+from diffalign.recording import Recorder
+from diffalign.tracking import Trackers, flattened
+
+
+class Listener(GeneralTracker):
+    name = "listener"
+    requires_logging_directory = False
+    made: list = []  # noqa: RUF012
+
+    def __init__(self, run_name):
+        super().__init__()
+        self.run_name, self.lines, self.images, self.config, self.finished = run_name, [], [], [], 0
+        Listener.made.append(self)
+
+    def start(self):
+        pass
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        self.config.append(values)
+
+    def log(self, values, step=None, **kwargs):
+        self.lines.append((step, values))
+
+    def log_images(self, values, step=None, **kwargs):
+        self.images.append((step, {name: pixels.shape for name, pixels in values.items()}))
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.fixture
+def listener(monkeypatch):
+    """A tracker that remembers, known to accelerate by name."""
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "listener", Listener)
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", ["listener"])
+    monkeypatch.setattr(Listener, "made", [])
+    return Listener
+
+
+def test_what_a_tracker_hears(listener, tmp_path):
+    (tmp_path / "held-out.txt").write_text("one\ntwo\n")
+    folder = tmp_path / "my-run"
+    held_out = HeldOutEvaluation(str(tmp_path / "held-out.txt"), every=2, samples=2, steps=3)
+    config = "sampler: {class_path: TreeSampler, init_args: {steps: 6, splits: [1, 2]}}\nfolder: null\n"
+    ring_loop(folder, [held_out, Trackers("listener", images_every=2, pictures=3), Recorder(folder, config, "ring")]).run(3)
+    (heard,) = listener.made
+    assert heard.run_name == "my-run"
+    assert heard.finished == 1
+    expected = {"sampler.class_path": "TreeSampler", "sampler.init_args.steps": 6, "sampler.init_args.splits.0": 1}
+    # the recorder writes it after the trackers have started, and before the first step
+    assert [{key: config[key] for key in expected} for config in heard.config] == [expected]
+    steps = [(step, "reward" in values) for step, values in heard.lines]
+    assert steps == [(0, True), (0, False), (1, True), (2, False), (2, True), (3, False)]
+    assert heard.lines[1][1]["held_out/reward/rewarded"] == held_out.results[0].rewards["rewarded"].mean().item()
+    assert "held_out/across/cosine/pixels" in heard.lines[1][1]
+    assert all(isinstance(value, float) for _, values in heard.lines for value in values.values())
+    assert [step for step, shown in heard.images if "samples" in shown] == [0, 2]
+    assert all(shape == (3, 1, 1, 3) for _, shown in heard.images for shape in shown.values())
+
+
+def test_other_processes_are_silent(listener, tmp_path):
+    hook = Trackers(["listener"])
+    loop = ring_loop(tmp_path, [hook])
+    loop.devices = type("Second", (), {"rank": 1, "size": 2})()
+    hook.start(loop, 0, 1)
+    hook.stop(loop, 0, None)
+    assert listener.made == []
+
+
+def test_tensorboard_files_hold_the_numbers_and_pictures(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the extra: pip install diffalign[tensorboard]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    ring_loop(folder, [Trackers(images_every=1, pictures=4), Recorder(folder, "total: 2\n", "ring")]).run(2)
+    events = EventAccumulator(str(folder / "trackers" / "run"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("reward")] == [0, 1]
+    assert {event.step for event in events.Images("samples")} == {0, 1}
+
+
+def test_names_are_checked_when_the_hook_is_built(listener):
+    with pytest.raises(ValueError, match=r"Trackers\.names must be of aim, .*; got 'tensorbored'"):
+        Trackers("tensorbored")
+    with pytest.raises(ImportError, match=r"'wandb', whose package is not installed: pip install \"diffalign\[wandb\]\""):
+        Trackers(["listener", "wandb"])
+    with pytest.raises(ImportError, match="pip install aim"):
+        Trackers("aim")
+
+
+def test_a_configuration_becomes_one_level():
+    assert flattened({"a": {"b": [1, {"c": 2.5}]}, "d": None, "e": "x"}) == {"a.b.0": 1, "a.b.1.c": 2.5, "e": "x"}

@@ -1,0 +1,117 @@
+"""Parts that live outside the package: checked by import path from the command line and from pytest, and trained with."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffalign import AlignmentLoop
+from diffalign.cli import main
+from diffalign.objectives import SoftmaxTB
+from diffalign.prompts import Prompts
+from diffalign.samplers import FixedPlan, TreeSampler
+from diffalign.testing import TinyPolicy, channel_reward, check_objective, check_reward, check_sampler
+
+PARTS = Path(__file__).parents[2] / "examples" / "parts"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(PARTS))
+
+
+def code_lines(file):
+    """Lines that are neither empty nor part of the module's docstring."""
+    lines = (PARTS / file).read_text().splitlines()
+    return [line for line in lines[1:] if line.strip()]
+
+
+@pytest.mark.parametrize("file", ["beam.py", "vargrad.py", "redness.py"])
+def test_an_example_part_is_at_most_forty_lines(file):
+    assert len(code_lines(file)) <= 40
+
+
+def test_they_keep_their_contracts():
+    from beam import BestOfTree
+    from redness import redness
+    from vargrad import VarGrad
+
+    check_sampler(BestOfTree())
+    check_objective(VarGrad)
+    check_reward(redness)
+
+
+def test_vargrad_has_twice_the_gradient_of_softmax_tb():
+    from tiny import assert_same, batch_of, gradient
+    from vargrad import VarGrad
+
+    policy = TinyPolicy((2, 2), dtype=torch.float64)
+    objective, ours = VarGrad(policy, beta=3.0), SoftmaxTB(policy, beta=3.0)
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters().values():
+            parameter.add_(0.1)
+    batch = batch_of(policy)
+    assert_same(gradient(objective, batch), 2 * gradient(ours, batch))
+
+
+def test_they_train():
+    from beam import BestOfTree
+    from redness import redness
+    from vargrad import VarGrad
+
+    policy = TinyPolicy((2, 2))
+    loop = AlignmentLoop(
+        VarGrad(policy), BestOfTree(), {"red": redness, "channel": channel_reward}, Prompts(["a", "b"]), prompts_per_step=2
+    )
+    before = [parameter.clone() for parameter in policy.trainable_parameters().values()]
+    loop.run(2)
+    assert any(not torch.equal(old, new) for old, new in zip(before, policy.trainable_parameters().values(), strict=True))
+    AlignmentLoop(SoftmaxTB(policy), TreeSampler(6, FixedPlan((1, 3))), redness, Prompts(["a", "b"]), prompts_per_step=2).run(1)
+
+
+def test_the_command_line_examines_a_part(capsys):
+    assert main(["check-part", "vargrad:VarGrad"]) == 0
+    out = capsys.readouterr().out
+    assert "vargrad:VarGrad: objective" in out
+    assert "ok    learns" in out
+    assert main(["check-part", "redness:redness"]) == 0
+    assert "no noise" in capsys.readouterr().out
+
+
+def test_a_faulty_part_fails_with_its_properties(capsys, tmp_path, monkeypatch):
+    (tmp_path / "faulty_reward.py").write_text("import torch\ndef noise(images, prompts):\n    return torch.rand(len(images))\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["check-part", "faulty_reward:noise"]) == 1
+    assert "FAIL  repeatable: noise in the score is noise in the gradient" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("no_such_module:Name", "there is no module 'no_such_module'"),
+        ("math:pi", "must be a policy, a sampler, an objective or a reward"),
+    ],
+)
+def test_what_is_no_part_is_a_configuration_error(capsys, part, message):
+    assert main(["check-part", part]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pytest_runs_a_contract_one_test_a_property(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "diffalign.testing.plugin",
+        "--diffalign",
+        "redness:redness",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(PARTS), "PATH": ""})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 passed" in done.stdout

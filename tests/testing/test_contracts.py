@@ -1,0 +1,244 @@
+"""The contracts: every part of the package keeps its own, and planted faults break them."""
+
+import attrs
+import pytest
+import torch
+
+from diffalign import Streams
+from diffalign.core import FlowSDE, Guided, Loss, Objective, Phase, TrajectoryBatch, TrajectorySampler
+from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
+from diffalign.policies import GaussianMixturePolicy
+from diffalign.rewards import JPEGCompressibility
+from diffalign.samplers import ChainSampler, DeterministicSampler, FixedPlan, ProgressPlan, TreeSampler
+from diffalign.shapeworld import CompositionalReward, CountReward
+from diffalign.testing import PropertyError, TinyPolicy, check_objective, check_policy, check_reward, check_sampler, measure_reward
+
+POLICIES = {
+    "network": lambda: TinyPolicy((2, 2)),
+    "mixture": lambda: GaussianMixturePolicy([[1.0, 0.0], [-1.0, 0.5]], 0.4, kernel=FlowSDE()),
+    "guided": lambda: Guided(TinyPolicy((2, 2)), 3.0),
+}
+SAMPLERS = {
+    "tree": TreeSampler(6, FixedPlan((1, 3))),
+    "chunked tree": TreeSampler(6, FixedPlan((1, 3)), rows=2),
+    "moving tree": TreeSampler(8, ProgressPlan()),
+    "chain": ChainSampler(5, samples=3),
+    "deterministic": DeterministicSampler(4, samples=3),
+}
+OBJECTIVES = {
+    "SoftmaxTB": SoftmaxTB,
+    "SoftmaxTB, squared": lambda policy: SoftmaxTB(policy, loss="squared"),
+    "SoftmaxTB, release": lambda policy: SoftmaxTB.release_compatible(policy, beta=2.0),
+    "GroupForwardKL": GroupForwardKL,
+    "FlowGRPO": FlowGRPO,
+    "FlowGRPO, log-ratio in the reward": lambda policy: FlowGRPO(policy, kl=0.1, kl_in="reward"),
+    "DiffusionNFT": DiffusionNFT,
+    "DGPO": DGPO,
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_keep_their_contract(name):
+    findings = check_policy(POLICIES[name]())
+    assert len(findings) >= 11
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_keep_their_contract(name):
+    check_sampler(SAMPLERS[name])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_keep_their_contract(name):
+    findings = check_objective(OBJECTIVES[name])
+    assert {finding.name for finding in findings if finding.skipped} <= {"frozen reference"}
+
+
+@pytest.mark.parametrize("reward", [CountReward(), CompositionalReward(), JPEGCompressibility()], ids=lambda reward: type(reward).__name__)
+def test_rewards_keep_their_contract(reward):
+    check_reward(reward)
+
+
+def failed(check, part, **options):
+    with pytest.raises(PropertyError) as caught:
+        check(part, **options)
+    return {finding.name for finding in caught.value.findings if finding.failure}
+
+
+class Drifting(TinyPolicy):
+    """Subclassed for the test only."""
+
+    fault = ""
+
+    def velocity(self, latents, sigma, condition):
+        value = super().velocity(latents, sigma, condition)
+        if self.fault == "batch":
+            return value + value.mean(dim=0, keepdim=True)
+        if self.fault == "uncounted":
+            self.counter.rows -= len(latents)
+        if self.fault == "first sigma":
+            return super().velocity(latents, sigma[:1].expand(len(sigma)), condition)
+        return value
+
+    def fork(self, *, trainable=False, pristine=False):
+        twin = super().fork(trainable=trainable, pristine=pristine)
+        if self.fault == "shared":
+            twin.network = self.network
+        if self.fault == "thawed":
+            twin = super().fork(trainable=True)
+        return twin
+
+
+@pytest.mark.parametrize(
+    ("fault", "broken"),
+    [
+        ("batch", "rows apart"),
+        ("uncounted", "counted rows"),
+        ("first sigma", "mixed levels"),
+        ("shared", "forks"),
+        ("thawed", "frozen forks"),
+    ],
+)
+def test_a_faulty_policy_is_found(fault, broken):
+    policy = Drifting((2, 2))
+    policy.fault = fault
+    assert broken in failed(check_policy, policy)
+
+
+@attrs.frozen
+class Faulty(TrajectorySampler):
+    fault: str
+    inner: TrajectorySampler = SAMPLERS["tree"]
+
+    def sample(self, policy, condition, progress, streams):
+        if self.fault == "global noise":
+            streams = Streams(int(torch.randint(1 << 30, ()).item()))
+        if self.fault == "same noise":
+            streams = Streams(0)
+        if self.fault == "shrinks" and progress.step > 5:
+            return TreeSampler(6, FixedPlan((1,))).sample(policy, condition, progress, streams)
+        forest = self.inner.sample(policy, condition, progress, streams)
+        if self.fault == "log-probs":
+            return changed(forest, log_prob=forest.log_prob * 0.5)
+        if self.fault == "states":
+            moved = forest.latents.clone()
+            moved[forest.leaves] += 0.01
+            return changed(forest, latents=moved)
+        return forest
+
+
+def changed(forest, **fields):
+    names = [field.name for field in attrs.fields(TrajectoryBatch)]
+    return TrajectoryBatch(**{**{name: getattr(forest, name) for name in names}, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fault", "broken"),
+    [
+        ("global noise", "repeatable"),
+        ("same noise", "repeatable"),
+        ("shrinks", "constant number"),
+        ("log-probs", "log-probs"),
+        ("states", "deterministic edges"),
+    ],
+)
+def test_a_faulty_sampler_is_found(fault, broken):
+    assert broken in failed(check_sampler, Faulty(fault))
+
+
+@attrs.define(eq=False)
+class Wrong(Objective):
+    """A policy gradient with one fault planted."""
+
+    policy: object
+    fault: str
+    rows: int | None = None
+
+    def phases(self):
+        return (Phase({"policy": self.policy}, self._losses),)
+
+    def _losses(self, batch, update):
+        from diffalign.core import Edges, replay_log_prob
+        from diffalign.objectives.requirements import require_comparable
+        from diffalign.objectives.terms import centered
+
+        require_comparable(batch.trajectories, "Wrong")
+        forest = batch.trajectories
+        edges = Edges.of(forest)
+        with torch.set_grad_enabled(self.fault != "no_grad"):
+            log_prob = replay_log_prob(self.policy, forest, edges)
+            path = forest.path_sum(log_prob.new_zeros(len(forest.latents)).index_copy(0, edges.child, log_prob))
+        group = torch.zeros_like(forest.group) if self.fault == "one group" else forest.group
+        rewards = batch.rewards.double()
+        advantage = rewards if self.fault == "not centred" else centered(rewards, group)
+        if self.fault == "sign":
+            advantage = -advantage
+        if self.fault == "random":
+            advantage = advantage * torch.rand(len(advantage))
+        size = len(forest.leaves) / len(forest.condition)
+        denominator = 1 if self.fault == "sum" else batch.groups
+        scale = self.rows or 1 if self.fault == "rows" else 1
+        if self.fault == "moves":
+            with torch.no_grad():
+                next(iter(self.policy.trainable_parameters().values())).mul_(1.001)
+        yield Loss(-(advantage * path).sum() / size / denominator * scale)
+
+
+@pytest.mark.parametrize(
+    ("fault", "broken"),
+    [
+        ("sign", "learns"),
+        ("one group", "groups apart"),
+        ("not centred", "equal rewards"),
+        ("sum", "global denominator"),
+        ("random", "repeatable"),
+        ("no_grad", "trains"),
+        ("rows", "row budget"),
+        ("moves", "isolated roles"),
+    ],
+)
+def test_a_faulty_objective_is_found(fault, broken):
+    assert broken in failed(check_objective, lambda policy: Wrong(policy, fault))
+
+
+def test_the_same_objective_without_a_fault_keeps_the_contract():
+    check_objective(lambda policy: Wrong(policy, ""))
+
+
+@pytest.mark.parametrize(
+    ("reward", "broken"),
+    [
+        (lambda images, prompts: torch.rand(len(images)), "repeatable"),
+        (lambda images, prompts: images.mean(dim=(1, 2, 3)) - images.mean(), "images apart"),
+        (lambda images, prompts: images.mean(dim=(1, 2, 3)).sort().values, "order of images"),
+        (lambda images, prompts: images.mul_(0.9).mean(dim=(1, 2, 3)), "images unchanged"),
+        (lambda images, prompts: torch.ones(len(images)), "tells images apart"),
+        (lambda images, prompts: images.mean(), "one number per image"),
+    ],
+)
+def test_a_faulty_reward_is_found(reward, broken):
+    assert broken in failed(check_reward, reward)
+
+
+def test_a_property_can_be_skipped_with_a_reason():
+    constant = lambda images, prompts: torch.ones(len(images))  # noqa: E731
+    findings = check_reward(constant, skip={"tells images apart": "it is a constant on purpose"})
+    (skipped,) = [finding for finding in findings if finding.skipped]
+    assert str(skipped) == "skip  tells images apart: it is a constant on purpose"
+    with pytest.raises(ValueError, match="skip names 'typo'"):
+        check_reward(constant, skip={"typo": "x"})
+
+
+def test_a_report_says_what_failed_and_what_it_means():
+    with pytest.raises(PropertyError, match=r"breaks 1 of 8 properties:\nFAIL  constant number: a group that shrinks") as caught:
+        check_sampler(Faulty("shrinks"))
+    assert "got [9, 27]" in str(caught.value)
+
+
+def test_a_rewards_scale_and_noise_are_measured():
+    measured = measure_reward(CountReward())
+    assert measured.noise == 0
+    assert 0 <= measured.low < measured.mean < measured.high <= 1
+    noisy = measure_reward(lambda images, prompts: torch.rand(len(images)), repeats=20)
+    assert noisy.noise == pytest.approx(0.29, abs=0.08)
+    assert "of the spread" in str(noisy)
