@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test check format lint types coverage bench clean
+.PHONY: install demo test check format lint types coverage bench reference docs package clean
 
 install: $(VENV)/.installed
 
@@ -41,5 +41,19 @@ coverage: install
 bench: install
 	$(BIN)/python benchmarks/overhead.py
 
+# what is written from the constructors
+reference: install
+	$(BIN)/python book/configuration.py
+	$(BIN)/python book/public_names.py
+
+# the book, in site/; a broken link fails
+docs: install
+	$(BIN)/python -m mkdocs --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+# wheel and sdist in dist/; the wheel is installed into an environment of its own and trains outside the checkout
+package: install
+	$(BIN)/python book/package.py
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs dist site .pytest_cache .mypy_cache .ruff_cache

@@ -28,9 +28,6 @@ from diffalign.recording import Recorder
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.snapshot import checkpoints
 
-TOTAL = 24
-"""Steps of a run."""
-
 
 @attrs.define
 class Tally:
@@ -88,24 +85,24 @@ def child(folder: Path, total: int, pipe: int) -> None:
         os._exit(0)
 
 
-def study(folder: Path, kills: int, seed: int = 0) -> Tally:
+def study(folder: Path, kills: int, steps: int, seed: int = 0) -> Tally:
     """Train in children that are killed, run after run, until there were enough kills; each run is brought to its end and compared."""
     tally, moments = Tally(equal=True), random.Random(seed)
     start = time.monotonic()
-    resume(folder / "calibration", TOTAL)
-    longest = time.monotonic() - start
+    resume(folder / "calibration", steps)
+    longest = (time.monotonic() - start) / 3
     expected = ring(None)
-    expected.run(TOTAL)
+    expected.run(steps)
     while tally.kills < kills:
         tally.runs += 1
         run = folder / f"run-{tally.runs}"
-        disturb(run, kills, longest, moments, tally)
-        resume(run, TOTAL)
-        tally.equal &= is_equal(run, expected)
+        disturb(run, steps, kills, longest, moments, tally)
+        resume(run, steps)
+        tally.equal &= is_equal(run, expected, steps)
     return tally
 
 
-def disturb(folder: Path, kills: int, longest: float, moments: random.Random, tally: Tally) -> None:
+def disturb(folder: Path, steps: int, kills: int, longest: float, moments: random.Random, tally: Tally) -> None:
     """Kill one run again and again, until it comes to its end or there were enough kills."""
     folder.mkdir(parents=True)
     had = False
@@ -113,7 +110,7 @@ def disturb(folder: Path, kills: int, longest: float, moments: random.Random, ta
         read, write = os.pipe()
         process = os.fork()
         if process == 0:
-            child(folder, TOTAL, write)
+            child(folder, steps, write)
         os.close(write)
         time.sleep(moments.uniform(0.0, longest))
         os.kill(process, signal.SIGKILL)
@@ -134,7 +131,7 @@ def disturb(folder: Path, kills: int, longest: float, moments: random.Random, ta
         tally.torn += sum(not is_whole(line) for line in (metrics.read_text().splitlines() if metrics.exists() else ()))
 
 
-def is_equal(folder: Path, expected: AlignmentLoop) -> bool:
+def is_equal(folder: Path, expected: AlignmentLoop, steps: int) -> bool:
     """Whether the last checkpoint holds the expected weights, and the metrics one line for each step."""
     again = ring(folder)
     again.hooks[1].restore(again)
@@ -142,8 +139,8 @@ def is_equal(folder: Path, expected: AlignmentLoop) -> bool:
         pairs = zip(policy.parameters(), again.policies()[role].parameters(), strict=True)
         if not all(torch.equal(mine, other) for mine, other in pairs):
             return False
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return steps == list(range(TOTAL))
+    lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return lines == list(range(steps))
 
 
 def is_whole(line: str) -> bool:
@@ -156,11 +153,12 @@ def is_whole(line: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=24, help="of a run (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        tally = study(Path(folder), options.kills, options.seed)
+        tally = study(Path(folder), options.kills, options.steps, options.seed)
     for name, value in attrs.asdict(tally).items():
         print(f"{name:<8} {value}")
     raise SystemExit(0 if tally.equal and not (tally.torn or tally.lost) else 1)

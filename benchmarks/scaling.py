@@ -113,9 +113,8 @@ def main() -> None:
     for m in models:
         lora, full = (step_flops(m, way) / 1e12 for way in (False, True))
         print(f"| {m.name} | {m.weights / 1e9:.2f} G | {m.adapter / 1e6:.1f} M | {m.flops / 1e12:.2f} | {lora:.0f} | {full:.0f} |")
-    print(
-        "\n| model, role | all-reduce, bytes | N = 2 | 8 | 64 | time at 64 | compute of a group | share |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("\n| model, role | all-reduce, bytes | N = 2 | 8 | 64 | time at 64 | compute of a group | share |")
+    print("|---|---|---|---|---|---|---|---|")
     for m in models:
         for full in (False, True):
             size = gradient_bytes(m, full)

@@ -10,7 +10,7 @@ import attrs
 from .core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, agree
 from .durable import discard, publish
 from .identity import differences
-from .snapshot import CONFIG, Snapshot, checkpoints, complete_checkpoints, load, load_weights, read_manifest, save, step_of, write
+from .snapshot import CONFIG, Snapshot, checkpoints, complete_checkpoints, is_whole, load, load_weights, read_manifest, save, step_of, write
 
 __all__ = ["Checkpoints", "complete_checkpoints", "load", "load_weights", "read_manifest", "save"]
 
@@ -79,6 +79,9 @@ class Checkpoints(Hook):
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         if loop.devices.rank == 0 and self.folder.exists():
+            for name in (f"{BEST}.tmp", f"{BEST}.old.tmp"):  # a crash between the two names of the best
+                if not (self.folder / BEST).exists() and is_whole(self.folder / name, quiet=True):
+                    (self.folder / name).rename(self.folder / BEST)
             for left in self.folder.glob("*.tmp"):  # a crash while writing
                 if left.name.startswith(("step-", f"{BEST}.")) and left.is_dir():
                     shutil.rmtree(left)

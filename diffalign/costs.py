@@ -38,7 +38,8 @@ _NOT_PER_TOKEN = ("norm", "embed", "lora")
 def tokens(policy: Policy) -> int:
     """Of one row, as far as the network's configuration tells."""
     networks = [getattr(module, "network", None) for module in policy.modules() if isinstance(module, Policy)]
-    config = next((network.config for network in networks if getattr(network, "config", None) is not None), None)
+    configs = [getattr(network, "config", None) for network in networks]
+    config = next((config for config in configs if config is not None), None)
     if config is None or len(policy.latent_shape) != 3:
         return 1
     patch = getattr(config, "patch_size", 1)

@@ -106,9 +106,9 @@ def connect() -> Devices:
     """
     if launched_processes() < 2:
         return SingleProcess()
-    from accelerate import PartialState
+    from accelerate.state import PartialState
 
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state: Any = PartialState(cpu=not torch.accelerator.is_available())
     return TorchDevices(state.process_index, state.num_processes, state.device, str(dist.get_backend()))
 
 

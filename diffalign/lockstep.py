@@ -44,7 +44,7 @@ class Announced:
                     inner[id(module)] = module
         lockstep = cls(devices, tuple(inner.values()))
         for index, policy in enumerate(lockstep.policies):
-            policy.velocity = lockstep._announcing(index, policy.velocity)  # type: ignore[method-assign]
+            policy.velocity = lockstep._announcing(index, policy.velocity)  # type: ignore[method-assign, assignment]
             lockstep._conditions[index] = policy.encode([Prompt("")])
         return lockstep
 

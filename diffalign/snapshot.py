@@ -174,14 +174,15 @@ def complete_checkpoints(folder: Path, quiet: bool = False) -> list[Path]:
     """
     for temporary in folder.glob("step-*.tmp"):
         target = temporary.with_suffix("")
-        nameless = _NAME.fullmatch(target.name) and not target.exists() and _is_whole(temporary, quiet=True)
+        nameless = _NAME.fullmatch(target.name) and not target.exists() and is_whole(temporary, quiet=True)
         if nameless and read_manifest(temporary)["step"] == step_of(target):
             with suppress(FileNotFoundError):  # another process of the run was faster
                 temporary.rename(target)
-    return [candidate for candidate in checkpoints(folder) if _is_whole(candidate, quiet)]
+    return [candidate for candidate in checkpoints(folder) if is_whole(candidate, quiet)]
 
 
-def _is_whole(folder: Path, quiet: bool) -> bool:
+def is_whole(folder: Path, quiet: bool) -> bool:
+    """Whether a checkpoint is complete and unchanged; if not, why is printed."""
     try:
         read_manifest(folder)
     except CheckpointError as error:

@@ -46,7 +46,7 @@ class Trackers(Hook):
     def __attrs_post_init__(self) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-        installed = {str(name) for name in get_available_trackers()}
+        installed = {str(name) for name in get_available_trackers()}  # type: ignore[no-untyped-call]
         for name in self.names:
             if name not in LOGGER_TYPE_TO_CLASS:
                 raise ValueError(f"Trackers.names must be of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}; got {name!r}")
@@ -63,7 +63,7 @@ class Trackers(Hook):
         folder = loop.folder or Path("runs") / "unnamed"
         project = self.project or folder.absolute().name
         for name in self.names:
-            kind = LOGGER_TYPE_TO_CLASS[name]
+            kind: Any = LOGGER_TYPE_TO_CLASS[name]
             tracker = kind(project, folder / "trackers") if kind.requires_logging_directory else kind(project)
             tracker.start()
             self._running[name] = tracker

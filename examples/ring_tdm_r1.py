@@ -1,6 +1,6 @@
 """Four steps instead of forty, then a reward without a gradient: distillation and TDM-R1 on the ring of eight modes.
 
-python examples/ring_tdm_r1.py [--out ring_tdm_r1.png] [--distil 400] [--reinforce 800] [--seed 0] [--json FILE]
+python examples/ring_tdm_r1.py [--out ring_tdm_r1.png] [--pretrain 2500] [--distil 400] [--reinforce 800] [--seed 0] [--json FILE]
 
 A flow model of the ring is trained from scratch, distilled into a student of four steps (Trajectory Distribution Matching), and the
 student is then reinforced by a yes-or-no reward for every second mode (TDM-R1). The picture shows samples of all of them.
@@ -91,6 +91,7 @@ def measured(points: Tensor) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("ring_tdm_r1.png"))
+    parser.add_argument("--pretrain", type=int, default=2500, help="steps of the base's training")
     parser.add_argument("--distil", type=int, default=400, help="steps of distillation")
     parser.add_argument("--reinforce", type=int, default=800, help="steps of TDM-R1")
     parser.add_argument("--seed", type=int, default=0)
@@ -99,7 +100,7 @@ def main() -> None:
     torch.set_num_threads(1)  # tensors are tiny
 
     start = time.process_time()
-    base = trained_base(arguments.seed).fork()
+    base = trained_base(arguments.seed, arguments.pretrain).fork()
     student = distilled(base, arguments.distil, arguments.seed)
     after = reinforced(base, student, arguments.reinforce, arguments.seed)
     samples = {

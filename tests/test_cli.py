@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def written(folder: Path) -> set[str]:
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "/" not in key and key != "elapsed"} for line in lines]
+    return [{key: value for key, value in line.items() if "/" not in key and key not in ("elapsed", "rows_per_second")} for line in lines]
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -200,7 +201,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sampler.stepz", "3"], "error: sampler.stepz is no parameter of TreeSampler, which takes steps, plan and rows. Did you mean steps?"),
+        (["--sampler.stepz", "3"], "error: sampler.stepz is no parameter of TreeSampler, which takes steps, plan, rows and keep_graph. Did you mean steps?"),
         (["--sampler.steps", "3.7"], "error: sampler.steps must be an integer; got '3.7'"),
         (["--objective.rows", "0"], "error: objective.rows must be >= 1; got 0"),
         (["--sampler.steps=3"], "error: sampler: FixedPlan.splits must lie in [0, 1] for 3 steps"),
@@ -376,7 +377,7 @@ def test_parts_describes_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parts", "TreeSampler"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("diffalign.samplers.tree.TreeSampler\n")
-    assert "  plan   a Plan; default FixedPlan\n" in text
+    assert "  plan        a Plan; default FixedPlan\n" in text
     assert main(["parts", "my_parts:red"]) == 0
     assert "  images   anything; required" in capsys.readouterr().out
     assert main(["parts", "TreSampler"]) == 2
@@ -400,3 +401,29 @@ def test_hooks_of_the_file_see_the_run(workplace: Path) -> None:
     assert main(["train", "toy.yaml", "--hooks", "[my_hooks.Count]"]) == 0
     assert sys.modules["my_hooks"].Count.steps == 2
     assert issubclass(sys.modules["my_hooks"].Count, Hook)
+
+
+def test_a_run_folder_without_a_checkpoint_begins_at_the_first_step(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "toy.yaml", "--folder", "whole"]) == 0
+    (workplace / "parts").mkdir()
+    assert main(["train", "toy.yaml", "--folder", "parts", "--resume"]) == 0
+    assert "parts has no checkpoint yet: the run begins at its first step" in capsys.readouterr().err
+    assert metrics(workplace / "whole") == metrics(workplace / "parts")
+    shutil.rmtree(workplace / "parts" / "step-000002")
+    assert main(["train", "toy.yaml", "--folder", "parts", "--resume", "--seed", "1"]) == 1
+    assert "parts is of another configuration: seed was 0, is now 1." in capsys.readouterr().err
+
+
+def test_a_finished_run_whose_end_was_cut_off_is_ended_again(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "toy.yaml"]) == 0
+    (workplace / "runs" / "toy" / "report.html").unlink()
+    assert main(["train", "toy.yaml", "--resume"]) == 0
+    assert (workplace / "runs" / "toy" / "report.html").exists()
+    assert len(metrics(workplace / "runs" / "toy")) == 2
+
+
+def test_check_plans_for_other_devices(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "toy.yaml", "--devices", "3"]) == 0
+    assert "3 devices cannot share 2 prompt groups" in capsys.readouterr().out
+    assert main(["train", "toy.yaml", "--new-total"]) == 2
+    assert "--new-total goes with --resume" in capsys.readouterr().err

@@ -467,7 +467,7 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
     ("override", "message"),
     [
         ("--samplr=3", r"samplr is no key of a run, which has policy, .*\. Did you mean sampler\?"),
-        ("--sampler.stepz=3", r"sampler\.stepz is no parameter of TreeSampler, which takes steps, plan and rows\. Did you mean steps\?"),
+        ("--sampler.stepz=3", r"sampler\.stepz is no parameter of TreeSampler, which takes steps, plan, rows and keep_graph\. Did you mean steps\?"),
         ("--sampler.plan.etta=3", r"sampler\.plan\.etta is no parameter of FixedPlan, .* Did you mean eta\?"),
         ("--sampler.steps=3.7", r"sampler\.steps must be an integer; got '3\.7'"),
         ("--sampler.steps=six", r"sampler\.steps must be an integer; got 'six'"),

@@ -92,6 +92,39 @@ def test_the_settings_of_the_release_arrive(tmp_path_factory):
     assert policy.encode([Prompt("a cat")]).tensors["embeds"].shape[1] == 24
 
 
+GUIDED = """
+policy:
+  class_path: Guided
+  init_args:
+    scale: 3.0
+    negative: blur
+    policy:
+      class_path: FlowMatchingPolicy.from_pretrained
+      init_args: {{path: {path}, resolution: [64, 32], lora: {{rank: 2}}, device: cpu}}
+objective: SoftmaxTB
+sampler:
+  class_path: TreeSampler
+  init_args: {{steps: 3, plan: {{class_path: FixedPlan, init_args: {{splits: [0, 1], branches: 2}}}}}}
+rewards: rewards.red
+prompts: {{class_path: PromptFile, init_args: {{path: prompts.txt}}}}
+prompts_per_step: 1
+total: 1
+"""
+
+
+def test_a_guided_run_is_exported_too(tmp_path_factory, tmp_path, capsys):
+    (tmp_path / "guided.yaml").write_text(GUIDED.format(path=saved(tmp_path_factory, "z-image")))
+    assert main(["train", "guided.yaml"]) == 0
+    written = load_file("runs/guided/lora/pytorch_lora_weights.safetensors")
+    assert main(["export", "runs/guided/step-000001", "--out", "elsewhere", "--role", "policy"]) == 0
+    again = load_file("elsewhere/pytorch_lora_weights.safetensors")
+    assert written.keys() == again.keys()
+    assert all((again[name] == tensor).all() for name, tensor in written.items())
+    capsys.readouterr()
+    assert main(["export", "runs/guided", "--role", "teacher"]) == 2
+    assert "must hold weights of the role 'teacher'; it has policy, reference" in capsys.readouterr().err
+
+
 def test_export_refuses_what_has_no_trained_weights(tmp_path, capsys):
     assert main(["export", str(EXAMPLES / "sd35_tmpo.yaml")]) == 2
     assert "is a run file, whose weights are not trained yet" in capsys.readouterr().err

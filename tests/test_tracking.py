@@ -63,7 +63,7 @@ def test_what_a_tracker_hears(listener, tmp_path):
     assert [{key: config[key] for key in expected} for config in heard.config] == [expected]
     steps = [(step, "reward" in values) for step, values in heard.lines]
     assert steps == [(0, True), (0, False), (1, True), (2, False), (2, True), (3, False)]
-    assert heard.lines[1][1]["held_out/reward/rewarded"] == held_out.results[0].rewards["rewarded"].mean().item()
+    assert heard.lines[1][1]["held_out/reward/rewarded"] == pytest.approx(held_out.results[0].rewards["rewarded"].mean().item())
     assert "held_out/across/cosine/pixels" in heard.lines[1][1]
     assert all(isinstance(value, float) for _, values in heard.lines for value in values.values())
     assert [step for step, shown in heard.images if "samples" in shown] == [0, 2]

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .measuring import SUBJECT, measuring_arguments
 from .options import refuse_overrides
-from .subject import SUBJECT, Measuring, Subject, measuring_arguments
 
 if TYPE_CHECKING:
     from ..core import Devices, RewardFunction
     from ..evaluation import Evaluation
+    from .subject import Subject
 
 _EPILOG = (
     "Every checkpoint is sampled afresh and scored by the rewards of all runs. The tables at equal steps, rows and seconds are made from "
@@ -29,6 +30,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..core import ConfigError
     from ..devices import connect, disconnect
     from ..evaluation import Comparison, Recorded, write_comparison
+    from .subject import Subject
 
     refuse_overrides("compare", "runs", overrides)
     subjects = [Subject.of(text) for text in options.runs]
@@ -50,9 +52,10 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _evaluated(subjects: Sequence[Subject], options: argparse.Namespace, devices: "Devices") -> "dict[str, Evaluation]":
+def _evaluated(subjects: "Sequence[Subject]", options: argparse.Namespace, devices: "Devices") -> "dict[str, Evaluation]":
     """One run after the other, so that one model at a time needs memory; prompts and settings are those of the first."""
     from ..evaluation import evaluate
+    from .subject import Measuring
 
     measuring = Measuring.of(subjects[0], options)
     rewards: Mapping[str, Any] = {**_all_rewards(subjects), **measuring.rewards}
@@ -65,7 +68,7 @@ def _evaluated(subjects: Sequence[Subject], options: argparse.Namespace, devices
     return results
 
 
-def _all_rewards(subjects: Sequence[Subject]) -> "dict[str, RewardFunction]":
+def _all_rewards(subjects: "Sequence[Subject]") -> "dict[str, RewardFunction]":
     """The rewards of all runs by name.
 
     Raises:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .subject import SUBJECT, Measuring, Subject, measuring_arguments
+from .measuring import SUBJECT, measuring_arguments
 
 _EPILOG = "An evaluation that is interrupted goes on where it stopped. Under accelerate launch or torchrun, processes share the prompts."
 
@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..devices import connect, disconnect
     from ..evaluation import Rounds, contact_sheet, evaluate
+    from .subject import Measuring, Subject
 
     subject = Subject.of(options.run, overrides)
     devices = connect()

@@ -84,7 +84,7 @@ def read_yaml(text: str, source: str) -> Any:
         ConfigError: a syntax error or a duplicate key, with its line; text that is nested too deeply, or contains itself by an alias.
     """
     try:
-        return _bounded(yaml.load(text, _Loader), source)
+        content = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = "" if mark is None else f", line {mark.line + 1}"
@@ -94,6 +94,7 @@ def read_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: not YAML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply; {_DEPTH} levels are more than enough") from error
+    return _bounded(content, source)
 
 
 def _bounded(value: Any, source: str) -> Any:

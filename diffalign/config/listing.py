@@ -1,14 +1,13 @@
 """What can be plugged in where, as text."""
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 from ..core import ConfigError
 from . import parts
 from .blueprint import described, plain
 from .files import write_yaml
-from .signature import MISSING, accepts, parameters, words
+from .signature import MISSING, Parameter, accepts, parameters, words
 
 _OTHER = "fits no slot"
 _BROKEN = "cannot be loaded"
@@ -18,7 +17,7 @@ def everything() -> str:
     """All parts by slot, each with its name, a line about it, and the distribution that it comes from."""
     found = [*parts.own().values(), *parts.third_party()]
     lines = []
-    for slot, members in _by_slot(found).items():
+    for slot, members in by_slot(found).items():
         meaning = (inspect.getdoc(parts.SLOTS.get(slot)) or "").partition("\n")[0] if slot in parts.SLOTS else ""
         lines.append(f"{slot}: {meaning}".rstrip())
         width = max(len(part.name) for part in members)
@@ -28,7 +27,8 @@ def everything() -> str:
     return "\n".join(lines)
 
 
-def _by_slot(found: list[parts.Announced]) -> dict[str, list[parts.Announced]]:
+def by_slot(found: list[parts.Announced]) -> dict[str, list[parts.Announced]]:
+    """Parts by the first slot that they fit, in order of name."""
     table: dict[str, list[parts.Announced]] = {slot: [] for slot in [*parts.SLOTS, _OTHER, _BROKEN]}
     for part in found:
         slots = [slot for slot, member in parts.SLOTS.items() if part.target is not None and accepts(member, part.target)]
@@ -56,17 +56,23 @@ def one(name: str) -> str:
     except LookupError as error:
         reason = str(error) or f"there is none.{parts.suggestion(name, parts.SLOTS.values())}"
         raise ConfigError(f"part {name!r}: {reason}") from error
-    taken = (parameters(target) if callable(target) else None) or {}
+    taken = arguments(target)
     lines = [parts.import_path(target, name), "", inspect.getdoc(target) or "(no description)", ""]
     width = max(map(len, taken), default=0)
-    return "\n".join([*lines, *(f"  {entry:<{width}}  {text}" for entry, text in _parameters(taken))]).rstrip()
+    return "\n".join([*lines, *(f"  {entry:<{width}}  {text}" for entry, text in taken.items())]).rstrip()
 
 
-def _parameters(taken: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, parameter in taken.items():
-        default = MISSING if parameter.default is MISSING else described(parameter.default, name)
-        end = "required" if parameter.default is MISSING else "" if default is MISSING else f"default {_line(plain(default))}"
-        yield name, f"{words(parameter.hint)}; {end}".removesuffix("; ")
+def arguments(target: Any) -> dict[str, str]:
+    """What a part takes: type in words and default, by name."""
+    taken = (parameters(target) if callable(target) else None) or {}
+    return {name: in_words(parameter) for name, parameter in taken.items()}
+
+
+def in_words(parameter: Parameter) -> str:
+    """Type and default of one argument."""
+    default = MISSING if parameter.default is MISSING else described(parameter.default, parameter.name)
+    end = "required" if parameter.default is MISSING else "" if default is MISSING else f"default {_line(plain(default))}"
+    return f"{words(parameter.hint)}; {end}".removesuffix("; ")
 
 
 def _line(value: Any) -> str:

@@ -20,7 +20,7 @@ _NOT_IN_FILES = ("devices", "sharding")
 
 
 @attrs.frozen
-class _Beside:
+class Beside:
     """The keys of a run file that the loop does not take.
 
     Args:
@@ -38,9 +38,9 @@ class _Beside:
     evaluation: Hook | None = None
 
 
-def _keys() -> dict[str, Parameter]:
+def keys() -> dict[str, Parameter]:
     """The keys of a run file, in the order in which they are written."""
-    loop, beside = parameters(AlignmentLoop) or {}, parameters(_Beside) or {}
+    loop, beside = parameters(AlignmentLoop) or {}, parameters(Beside) or {}
     return {"policy": beside["policy"], **{name: loop[name] for name in loop if name not in _NOT_IN_FILES}, **beside}
 
 
@@ -123,12 +123,12 @@ def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> R
 
 
 def _resolved(name: str, content: dict[str, Any]) -> Run:
-    keys = _keys()
+    known = keys()
     for key in content:
-        if key not in keys:
-            raise ConfigError(f"{key} is no key of a run, which has {listed(keys, 'and')}.{nearest(str(key), keys)}")
+        if key not in known:
+            raise ConfigError(f"{key} is no key of a run, which has {listed(known, 'and')}.{nearest(str(key), known)}")
     tree: dict[str, Any] = {}
-    for key, parameter in keys.items():
+    for key, parameter in known.items():
         if key in content:
             tree[key] = resolve(content[key], parameter, key)
         elif parameter.default is MISSING:
@@ -143,7 +143,7 @@ def _resolved(name: str, content: dict[str, Any]) -> Run:
 
 def _check_numbers(tree: dict[str, Any]) -> None:
     """The limits of the loop's own numbers, long before there is a loop."""
-    for name, field in {**attrs.fields_dict(AlignmentLoop), **attrs.fields_dict(_Beside)}.items():
+    for name, field in {**attrs.fields_dict(AlignmentLoop), **attrs.fields_dict(Beside)}.items():
         if name in tree and field.validator is not None:
             try:
                 field.validator(None, field, tree[name])

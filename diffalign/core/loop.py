@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from .agreement import agree, together
+from .agreement import together
 from .average import Average
 from .budget import shrink
 from .contract import TOLERANCE, first_step_deviation
@@ -156,28 +156,21 @@ class AlignmentLoop:
         step = start
         with stop_between_steps() as request:
             try:
-                for hook in self.hooks:
-                    hook.start(self, start, total)
+                for hook in self.hooks:  # one that fails in one process (a disk that only the first writes to) stops all
+                    with together(self.devices, self._lockstep):
+                        hook.start(self, start, total)
                 self._stop_if_asked(request)
                 for step in range(start, total):
                     report = self.step(self.prompts.draw(step, self.prompts_per_step), Progress(step, total, self.reward))
                     step += 1  # noqa: PLW2901  steps done
                     for hook in self.hooks:
-                        self._tell(hook, report)
+                        with together(self.devices, self._lockstep):
+                            hook.step(self, report)
                     self._stop_if_asked(request)
             except BaseException as error:
                 self._stop(step, error)
                 raise
             self._stop(step, None)
-
-    def _tell(self, hook: Hook, report: Report) -> None:
-        """A hook that fails in one process (a disk that only the first writes to) stops all."""
-        failed: Exception | None = None
-        try:
-            hook.step(self, report)
-        except Exception as error:
-            failed = error
-        agree(self.devices, failed)
 
     def _stop_if_asked(self, request: StopRequest) -> None:
         """All processes stop after the same step, whoever was asked."""

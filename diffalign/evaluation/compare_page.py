@@ -100,7 +100,8 @@ def _pictures(sheet: Image.Image) -> str:
 
 
 def _budgets(standings: Mapping[str, Sequence[Standing]], notes: Sequence[str]) -> str:
-    parts = [f'<p class="soft">{escape(note)}</p>' for note in notes]
+    parts = ["<h2>At equal steps, rows and seconds: left out</h2>"] if notes else []
+    parts += [f'<p class="soft">{escape(note)}.</p>' for note in notes]
     for budget, runs in standings.items():
         rows = [
             ["evaluated at step", *(str(run.step) for run in runs)],

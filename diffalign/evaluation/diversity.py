@@ -62,7 +62,8 @@ def vendi_score(features: Tensor) -> Tensor:
 
 def entropy_number(shares: Tensor) -> Tensor:
     """exp(-sum_i w_i ln w_i) over the last dimension, for shares that add up to 1; zeros, and negatives by rounding, count nothing."""
-    return torch.special.entr(shares.double().clamp(min=0)).sum(dim=-1).exp()
+    entropy: Tensor = torch.special.entr(shares.double().clamp(min=0)).sum(dim=-1)
+    return entropy.exp()
 
 
 def modes(features: Tensor, threshold: float = 0.9) -> Tensor:

@@ -151,7 +151,8 @@ class _Task:
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows of all processes in the order of the prompts; what stood there to fill up is dropped."""
         every = self.devices.gather(rows.to(self.policy.device)).cpu()
-        return every.unflatten(0, (self.devices.size, len(rows))).transpose(0, 1).flatten(0, 1)[: len(self.prompts)]
+        ordered: Tensor = every.unflatten(0, (self.devices.size, len(rows))).transpose(0, 1).flatten(0, 1)
+        return ordered[: len(self.prompts)]
 
 
 def _result(step: int, prompts: tuple[Prompt, ...], table: Mapping[str, Tensor], images: Tensor, settings: Mapping[str, int]) -> Evaluation:

@@ -8,6 +8,7 @@ import math
 import attrs
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 RESAMPLES = 2000
@@ -88,15 +89,18 @@ def win_rate(mine: Tensor, other: Tensor, seed: int = 0) -> Interval:
         ValueError: the shapes differ.
     """
     _require_pairs(mine, other)
-    return bootstrap((mine > other).double() + 0.5 * (mine == other).double(), seed)
+    rate = bootstrap((mine > other).double() + 0.5 * (mine == other).double(), seed)
+    if rate.low is None or rate.high is None:
+        return rate
+    return Interval(rate.mean, max(0.0, rate.low), min(1.0, rate.high))  # the widening of `bootstrap` may lead beyond a share
 
 
-def _units(values: Tensor) -> np.ndarray:  # type: ignore[type-arg]
+def _units(values: Tensor) -> NDArray[np.float64]:
     units = torch.as_tensor(values).detach().double().cpu()
     units = units.flatten(1).mean(dim=1) if units.ndim > 1 else units
     if units.ndim != 1 or len(units) == 0 or not bool(units.isfinite().all()):
         raise ValueError(f"an interval needs finite values of at least one prompt; got shape {tuple(values.shape)}")
-    array: np.ndarray = units.numpy()  # type: ignore[type-arg]
+    array: NDArray[np.float64] = units.numpy()
     return array
 
 

@@ -69,7 +69,8 @@ def _window(side: int) -> Tensor:
 
 
 def _scales(side: int, window: int) -> int:
-    return max(1, sum(side // 2**scale >= window for scale in range(len(_WEIGHTS))))
+    fitting = [scale for scale in range(len(_WEIGHTS)) if side >> scale >= window]
+    return max(1, len(fitting))
 
 
 def _compared(a: Tensor, b: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,11 @@ h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .95rem; }
 td, th { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
-.texts td { text-align: left; white-space: normal; } .texts td:first-child { color: var(--soft); width: 9rem; }
+.texts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.texts td:first-child { color: var(--soft); width: 9rem; overflow-wrap: normal; }
+@media (max-width: 36rem) { table { font-size: .8rem; } td, th { padding: .25rem .3rem; }
+  td:first-child, .wrapped td, .wrapped th { white-space: normal; } .wrapped td:last-child { min-width: 9rem; }
+  .texts td:first-child { width: 6rem; } }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; } figcaption { font-size: .85rem; color: var(--soft); }
 svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }

@@ -115,7 +115,7 @@ def _headline(evaluations: Entries) -> str:
     ]
     return (
         f"<h2>Held-out prompts: step {first['step']} against step {last['step']}</h2>"
-        f"{table(('', 'before', 'after', 'change [95 % interval]'), rows)}"
+        f"{table(('', 'before', 'after', 'change [95 % interval]'), rows, 'wrapped')}"
         f'<p class="soft">{len(last["by_prompt"])} prompts that were not trained on, the same noise before and after. Intervals are over '
         "prompts. More diversity is more of every measure.</p>"
     )

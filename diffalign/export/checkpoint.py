@@ -6,7 +6,7 @@ import torch
 
 from diffalign.config import Run
 from diffalign.config.blueprint import build
-from diffalign.core import CheckpointError, Policy
+from diffalign.core import CheckpointError, ConfigError, Policy
 from diffalign.snapshot import load_weights, read_manifest
 
 _ROLES = ("average", "policy", "generator")
@@ -22,12 +22,13 @@ def trained_policy(job: Run, checkpoint: Path, role: str | None = None) -> Polic
         role: whose weights; None takes the average, else the policy
 
     Raises:
-        CheckpointError: it is damaged, or has no weights of that role.
+        CheckpointError: it is damaged, or holds no weights that could be meant.
+        ConfigError: it has no weights of the role that was asked for.
     """
     present = sorted(name.removesuffix(".safetensors") for name in read_manifest(checkpoint)["files"] if name.endswith(".safetensors"))
     chosen = role or next((name for name in _ROLES if name in present), None)
     if chosen not in present:
-        raise CheckpointError(
+        raise (ConfigError if role else CheckpointError)(
             f"{checkpoint} must hold weights of the role {chosen or 'policy'!r}; it has {', '.join(present)}. Give --role."
         )
     torch.manual_seed(job.tree["seed"])

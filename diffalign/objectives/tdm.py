@@ -68,7 +68,7 @@ class TrajectoryDistributionMatching(Objective):
     distance: Distance = attrs.field(factory=Huber)
     normalizer: Normalizer = attrs.field(factory=PerTerm)
     stages: StageSampler = attrs.field(factory=EveryStage)
-    random_end: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+    random_end: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))
     plan: UpdatePlan = attrs.field(factory=InOrder)
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     _teacher: Policy = attrs.field(init=False, repr=False)

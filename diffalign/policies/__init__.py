@@ -5,6 +5,7 @@ from .compilation import Compilation
 from .flow_matching import FlowMatchingPolicy
 from .lora import LoRA
 from .network import NetworkPolicy
+from .student_files import StudentFiles
 from .tdm import TDMPolicy
 
-__all__ = ["Compilation", "FlowMatchingPolicy", "GaussianMixturePolicy", "LoRA", "NetworkPolicy", "TDMPolicy"]
+__all__ = ["Compilation", "FlowMatchingPolicy", "GaussianMixturePolicy", "LoRA", "NetworkPolicy", "StudentFiles", "TDMPolicy"]

@@ -92,21 +92,20 @@ class Encodings:
     def _known(self, text: str, negative: bool) -> Row | None:
         if self.folder is None:
             return self._rows.get((negative, text))
-        file = self._file(text, negative)
+        file = self._file(self.folder, text, negative)
         return load_file(file) if file.exists() else None
 
     def _keep(self, text: str, negative: bool, row: Row) -> None:
         if self.folder is None:
             self._rows[negative, text] = row
             return
-        file = self._file(text, negative)
+        file = self._file(self.folder, text, negative)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")  # several processes may encode the same text
         save_file(dict(row), temporary, metadata={"text": text})
         temporary.replace(file)
 
-    def _file(self, text: str, negative: bool) -> Path:
+    def _file(self, folder: Path, text: str, negative: bool) -> Path:
         key = [self.revision, type(self.family).__name__, str(self.family.dtype), self.family.max_sequence_length, negative, text]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        assert self.folder is not None
-        return self.folder / name[:2] / f"{name}.safetensors"
+        return folder / name[:2] / f"{name}.safetensors"

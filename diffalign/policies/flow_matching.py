@@ -195,7 +195,7 @@ def _sides(resolution: int | Sequence[int] | None) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def _enable(family: Family, verb: Literal["slicing", "tiling"] | str) -> None:
+def _enable(family: Family, verb: str) -> None:
     enable = getattr(family.pipeline.vae, f"enable_{verb}", None)
     if enable is None:
         raise ValueError(f"{verb} must be off: the autoencoder {type(family.pipeline.vae).__name__} does not have it")

@@ -539,7 +539,7 @@ def test_hooks_hear_of_an_error_with_the_steps_that_are_done():
 
     with pytest.raises(RewardError):
         build(SoftmaxTB(TinyPolicy()), rewards=reward, hooks=[Recorder(events)]).run(5)
-    assert events[-2:] == [("hook", "step", 1, 5), ("hook", "stop", 2, "RewardError")]
+    assert events[-2:] == [("hook", "step", 1, 5), ("hook", "stop", 2, "NonFiniteRewardError")]
 
 
 def test_an_error_in_a_hook_stops_the_run_after_its_step():

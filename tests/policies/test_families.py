@@ -8,8 +8,8 @@ from tiny_pipelines import BUILD, built, flux2_dev, saved
 
 from diffalign import AlignmentLoop, Progress, Prompt, Streams
 from diffalign.core import Guided
-from diffalign.objectives import SoftmaxTB
-from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.objectives import SoftmaxTB, SurrogateReward
+from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.policies.diffusers import Setting
 from diffalign.policies.diffusers.flux2 import Flux2
 from diffalign.policies.diffusers.packing import pack, unpack
@@ -174,6 +174,20 @@ def test_two_steps_of_tmpo_move_the_adapters_alone(name, folder):
     moved = {key for key, parameter in policy.network.named_parameters() if not torch.equal(parameter, before[key])}
     assert moved
     assert moved <= policy.own
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BUILD if name in CALLS and name not in ("flux-schnell", "sd15", "sd15-v", "sdxl")], indirect=True
+)
+def test_two_steps_of_tdm_r1_move_the_student(name, folder):
+    student = TDMPolicy(load(folder, name), steps=2)
+    before = {key: parameter.detach().clone() for key, parameter in student.named_parameters()}
+    objective = SurrogateReward(student)
+    loop = AlignmentLoop(objective, DeterministicSampler(2, samples=2), channel_reward, Prompts(PROMPTS[:1]), prompts_per_step=1)
+    loop.run(2)
+    moved = {key for key, parameter in student.named_parameters() if not torch.equal(parameter, before[key])}
+    assert moved
+    assert moved <= student.own_parameters().keys()
 
 
 @ONE_EACH

@@ -1,12 +1,16 @@
 """Choices of `from_pretrained`: size, guidance input, autoencoder in pieces, attention backend, torch.compile."""
 
+import math
+
 import pytest
 import torch
-from tiny_pipelines import saved
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from tiny_pipelines import BUILD, built, saved
 
 from diffalign import Prompt
 from diffalign.core import Guided, ShiftedGrid
 from diffalign.policies import Compilation, FlowMatchingPolicy, LoRA
+from diffalign.policies.diffusers.stable_diffusion import StableDiffusion
 
 PROMPTS = [Prompt("a red cube"), Prompt("two green cats")]
 
@@ -68,6 +72,44 @@ def test_unets_keep_their_levels(load):
         load("sd15", grid=ShiftedGrid(3.0))
     with pytest.raises(ValueError, match="steps must be at most 1000, the levels that the UNet was trained on; got 1001"):
         policy.sigmas(1001)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "scale", "last"),
+    [
+        (PNDMScheduler, {"set_alpha_to_one": False, "skip_prk_steps": True}, "unit", 0.028),  # what Stable Diffusion 1.5 ships with
+        (DDIMScheduler, {"set_alpha_to_one": True}, "unit", 0.0),
+        (EulerDiscreteScheduler, {"timestep_spacing": "leading"}, "unit", 0.0),  # Stable Diffusion XL
+        (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}, "top", 0.0),
+        (EulerDiscreteScheduler, {"timestep_spacing": "trailing", "final_sigmas_type": "sigma_min"}, "top", 0.028),
+        (DPMSolverMultistepScheduler, {}, "unit", 0.0),
+    ],
+)
+def test_a_unets_prior_and_last_level_are_its_schedulers(scheduler, options, scale, last):
+    pipeline = built(BUILD["sd15"])
+    pipeline.scheduler = scheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **options)
+    family = StableDiffusion(pipeline)
+    top = float(family.sigmas(5)[0])
+    assert family.prior(torch.ones(1)).item() == pytest.approx(top if scale == "top" else math.hypot(top, 1 - top), rel=1e-4)
+    assert float(family.sigmas(5)[-1]) == pytest.approx(last, abs=1e-3)
+
+
+def test_a_unet_that_predicts_something_else_is_refused():
+    pipeline = built(BUILD["sd15"])
+    pipeline.scheduler = DDIMScheduler(prediction_type="sample")
+    with pytest.raises(ValueError, match="prediction_type must be epsilon or v_prediction; got 'sample'"):
+        StableDiffusion(pipeline)
+
+
+def test_stable_diffusion_3_goes_without_t5(tmp_path):
+    plain = built(BUILD["sd3"])
+    plain.register_modules(text_encoder_3=None, tokenizer_3=None)
+    plain.save_pretrained(tmp_path)
+    policy = FlowMatchingPolicy.from_pretrained(str(tmp_path), max_sequence_length=24, device="cpu")
+    embeds, _, pooled, _ = plain.encode_prompt(list(PROMPTS), None, None, do_classifier_free_guidance=False, max_sequence_length=24)
+    encoded = policy.encode(PROMPTS).tensors
+    torch.testing.assert_close(encoded["embeds"], embeds)
+    torch.testing.assert_close(encoded["pooled"], pooled)
 
 
 def test_decoding_in_slices_gives_the_same_pictures(load):

@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 
-from diffalign import Progress, Prompt, Streams
+from diffalign import AlignmentLoop, Progress, Prompt, Streams
 from diffalign.core import CPS, CheckpointError, Guided, ShiftedGrid
-from diffalign.policies import GaussianMixturePolicy, TDMPolicy
+from diffalign.core.average import Average
+from diffalign.objectives import TrajectoryDistributionMatching
+from diffalign.policies import GaussianMixturePolicy, StudentFiles, TDMPolicy
+from diffalign.prompts import Prompts
 from diffalign.samplers import ChainSampler, DeterministicSampler
-from diffalign.testing import TinyPolicy
+from diffalign.testing import ConstantReward, TinyPolicy
 
 PROMPTS = [Prompt("a red cube"), Prompt("two blue stars")]
 
@@ -168,3 +171,29 @@ def test_the_base_of_a_policy_that_trains_everything_is_the_one_it_started_from(
     moved(policy)
     assert policy.base_digest() == policy.fork().base_digest() == before
     assert TDMPolicy(policy.policy).base_digest() != before
+
+
+def test_a_run_ends_with_the_files_of_its_averaged_student(tmp_path):
+    policy = student()
+    loop = AlignmentLoop(
+        TrajectoryDistributionMatching(policy, fake=moved(policy.fork(pristine=True, trainable=True))),
+        DeterministicSampler(4, samples=2),
+        ConstantReward(),
+        Prompts(PROMPTS),
+        prompts_per_step=2,
+        average=Average(0.5),
+        hooks=[StudentFiles()],
+        folder=tmp_path,
+    )
+    loop.run(2)
+    saved = TDMPolicy.from_saved(TinyPolicy((2, 2)), str(tmp_path / "student"))
+    assert torch.equal(rolled(saved).samples, rolled(loop.evaluation_policy()).samples)
+    assert not torch.equal(rolled(saved).samples, rolled(policy).samples)
+
+
+def test_a_run_without_a_student_has_no_student_files():
+    policy = TinyPolicy((2, 2))
+    objective = TrajectoryDistributionMatching(policy)
+    loop = AlignmentLoop(objective, DeterministicSampler(4), ConstantReward(), Prompts(PROMPTS), hooks=[StudentFiles()])
+    with pytest.raises(ValueError, match="StudentFiles needs a run whose policy is a TDMPolicy; got a TinyPolicy"):
+        loop.run(1)

@@ -60,8 +60,8 @@ class VectorHuber(Distance):
     def __call__(self, residual: Tensor) -> Tensor:
         size = residual[0].numel()
         c = self.factor * size**0.5
-        length: Tensor = (residual.flatten(1).square().sum(dim=1) + c**2).sqrt()
-        return (length - c) / size
+        value: Tensor = ((residual.flatten(1).square().sum(dim=1) + c**2).sqrt() - c) / size
+        return value
 
 
 class Normalizer(ABC):

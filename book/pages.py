@@ -1,0 +1,47 @@
+"""For mkdocs: the pages of the API, and files outside docs/ that a page links to."""
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add a page for each public module of the table of contents, and every linked file of the checkout under files/."""
+    for name in _modules(config["nav"]):
+        files.append(File.generated(config, f"api/{name}.md", content=_page(name)))
+    for page in [file for file in files if file.is_documentation_page()]:
+        for target in OUTSIDE.findall(page.content_string):
+            if files.get_file_from_path(f"files/{target}") is None:
+                files.append(File.generated(config, f"files/{target}", content=(ROOT / target).read_bytes()))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links out of docs/ lead to the copies; a page among them (a README) is linked as text."""
+    return OUTSIDE.sub(lambda found: f"](files/{found[1]})", markdown)
+
+
+def _modules(nav: list[Any]) -> list[str]:
+    entries = [entry for item in nav for entry in (next(iter(item.values())) if isinstance(item, dict) else [item])]
+    return [Path(entry).stem for entry in entries if str(entry).startswith("api/")]
+
+
+def _page(name: str) -> str:
+    module = importlib.import_module(name)
+    title = f"# {name}\n\n{module.__doc__}\n"
+    return title + "".join(f"\n::: {_home(getattr(module, public), name, public)}\n" for public in sorted(_public(module)))
+
+
+def _public(module: Any) -> list[str]:
+    return list(getattr(module, "__all__", [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__ and n[0] != "_"]))
+
+
+def _home(target: Any, module: str, name: str) -> str:
+    """Where a public name is defined, which is what its documentation is read from."""
+    return f"{getattr(target, '__module__', module)}.{getattr(target, '__qualname__', name)}" if callable(target) else f"{module}.{name}"

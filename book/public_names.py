@@ -1,0 +1,70 @@
+"""Writes tests/data/public_api.txt, what others may rely on: `python book/public_names.py`, or `make reference`."""
+
+import enum
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).parents[1] / "tests" / "data" / "public_api.txt"
+
+MODULES = (
+    "diffalign",
+    "diffalign.core",
+    "diffalign.policies",
+    "diffalign.samplers",
+    "diffalign.objectives",
+    "diffalign.rewards",
+    "diffalign.prompts",
+    "diffalign.evaluation",
+    "diffalign.testing",
+)
+
+
+def listing() -> str:
+    """One line for each public name, with the names of its parameters; one for each public method and computed attribute of a class."""
+    return "".join(f"{line}\n" for module in MODULES for line in _of(module))
+
+
+def _of(name: str) -> Iterator[str]:
+    module = importlib.import_module(name)
+    for public in sorted(_names(module)):
+        target = getattr(module, public)
+        yield f"{name}.{public}{_signature(target)}"
+        if inspect.isclass(target) and name != "diffalign":  # there again under diffalign.core
+            yield from sorted(f"{name}.{public}.{line}" for line in _members(target))
+
+
+def _names(module: Any) -> list[str]:
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    return [
+        name for name, value in vars(module).items() if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+    ]
+
+
+def _members(target: type) -> Iterator[str]:
+    """What the class itself defines: inherited methods stand at the class that they come from, fields in the constructor's line."""
+    for name, value in vars(target).items():
+        if name.startswith("_") and name != "__call__":
+            continue
+        if isinstance(value, property):
+            yield name
+        elif inspect.isroutine(getattr(target, name, None)):
+            yield f"{name}{_signature(getattr(target, name))}"
+    yield from (field.name for field in getattr(target, "__attrs_attrs__", ()) if not field.init and not field.name.startswith("_"))
+
+
+def _signature(target: Any) -> str:
+    if not callable(target) or (inspect.isclass(target) and issubclass(target, BaseException | enum.Enum)):
+        return ""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # a type alias, a protocol
+        return ""
+    return f"({', '.join(parameter.name for parameter in parameters if parameter.name != 'self')})"
+
+
+if __name__ == "__main__":
+    FILE.write_text(listing())

@@ -1,0 +1,84 @@
+"""A run folder without its weights and pictures, as one file that can be attached to a report."""
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from .core import ConfigError
+from .recording import environment
+
+TEXTS = (".json", ".jsonl", ".yaml", ".yml", ".txt", ".log", ".csv", ".md")
+"""Endings of what is packed: text that a run writes. Weights, latents and pictures have others."""
+
+LARGEST = 8 * 2**20
+"""Bytes of a file that are packed: its last ones."""
+
+
+def bundle(folder: Path, file: Path, logs: Sequence[Path] = ()) -> Mapping[str, int]:
+    """Write the zip.
+
+    It holds the texts of the run folder under their own paths, `environment-now.json` (this machine, as it is now, which may not be that of
+    the run), `files.txt` (all that lies in the folder, with sizes) and the logs under `logs/`.
+
+    Args:
+        folder: of the run
+        file: the zip; one that is there is replaced when the new one is whole
+        logs: what was printed, kept by whoever started the run
+
+    Returns:
+        Bytes packed, by name in the zip.
+
+    Raises:
+        ConfigError: no run folder, a log that is not there, or two logs of one name.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"bundle: RUN must be a run folder, which has a config.yaml; got {folder}")
+    contents = {name: _last(folder / name) for name in _texts(folder)}
+    contents["environment-now.json"] = json.dumps(environment(), indent=1).encode()
+    contents["files.txt"] = "".join(f"{size:>14,}  {name}\n" for name, size in _inventory(folder)).encode()
+    for log in logs:
+        name = f"logs/{log.name}"
+        if not log.is_file() or name in contents:
+            raise ConfigError(f"bundle: --log must name a file, each of another name; got {log}")
+        contents[name] = _last(log)
+    _write(file, contents)
+    return {name: len(content) for name, content in contents.items()}
+
+
+def _texts(folder: Path) -> Iterator[str]:
+    """Text files in order; a link is not followed out of the folder."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in TEXTS and path.is_file() and not path.is_symlink():
+            yield path.relative_to(folder).as_posix()
+
+
+def _inventory(folder: Path) -> Iterator[tuple[str, int]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path.stat().st_size
+
+
+def _last(path: Path) -> bytes:
+    """The end of a file, from the start of a line on."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - LARGEST))
+        content = stream.read()
+    return content if size <= LARGEST else content.partition(b"\n")[2]
+
+
+def _write(file: Path, contents: Mapping[str, bytes]) -> None:
+    """A zip that is whole or not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(suffix=".zip.tmp", dir=file.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

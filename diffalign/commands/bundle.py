@@ -1,0 +1,26 @@
+"""Pack what a bug report needs into one zip: configuration, environment, metrics, last log; no weights, no pictures."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument(
+        "--log", type=Path, action="append", default=[], metavar="FILE", help="what a run printed, if you kept it; again for more"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.zip", help="the file (RUN-bundle.zip, here)")
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from ..bundling import bundle
+    from .options import refuse_overrides
+
+    refuse_overrides("bundle", "a run folder", overrides)
+    folder = options.run.absolute()
+    file = options.out or Path(f"{folder.name}-bundle.zip")
+    for name, size in bundle(folder, file, options.log).items():
+        print(f"{size:>10,}  {name}")
+    print(f"{file}: read it before you send it; it holds your prompts, folders and the names of your parts")
+    return 0

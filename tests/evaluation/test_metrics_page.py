@@ -1,0 +1,48 @@
+"""The page of definitions names everything that a run writes."""
+
+import json
+import re
+from pathlib import Path
+
+from ring import ring_loop
+
+from diffalign.core import Prompt
+from diffalign.evaluation import evaluate
+from diffalign.evaluation.alarm import HackingAlarm
+from diffalign.evaluation.features import Features
+from diffalign.recording import Recorder
+from diffalign.testing.doubles import TinyPolicy, channel_reward
+
+PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+
+
+def general(name):
+    """As the page writes it: reward/NAME, rows/ROLE/STAGE."""
+    name = re.sub(r"^(rows|calls)/[^/]+/[^/]+$", r"\1/ROLE/STAGE", name)
+    name = re.sub(r"^seconds/.*", "seconds/STAGE", name)
+    name = re.sub(r"^grad_norm/.*", "grad_norm/ROLE", name)
+    return re.sub(r"^reward/(?!group_std).*", "reward/NAME", name)
+
+
+def test_every_metric_of_a_run_is_defined(tmp_path):
+    ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")]).run(1)
+    names = {general(name) for name in json.loads((tmp_path / "metrics.jsonl").read_text())} - {"step"}
+    names -= {"beta", "advantage/std"}  # a setting, and what the objective's docstring says
+    missing = sorted(name for name in names if f"`{name}`" not in PAGE)
+    assert not missing
+
+
+def test_every_measure_of_an_evaluation_is_defined():
+    result = evaluate(TinyPolicy(), [Prompt("a")], {"near": channel_reward}, samples=2, steps=2)
+    for name in (*result.diversity, *result.across):
+        assert f"`{name.replace('pixels', 'NAME')}`" in PAGE, name
+    for kind in Features.__subclasses__():
+        assert kind.__module__ != "diffalign.evaluation.features" or f"`{kind.__name__}`" in PAGE
+
+
+def test_numbers_of_the_alarm_are_those_of_the_page():
+    alarm = HackingAlarm()
+    numbers = f"moved by +{alarm.rise:g} or more, a held-out reward by -{alarm.threshold:g} or less and by {alarm.fall:g} of"
+    text = " ".join(PAGE.split())
+    assert numbers in text
+    assert f"by {alarm.diversity_fall:g} nats" in text
