@@ -93,9 +93,15 @@ def _section(part: parts.Announced) -> Iterator[str]:
 
 
 def _meanings(target: Any) -> dict[str, str]:
-    """What the docstring says about each argument."""
-    found = docstring_parser.parse(inspect.getdoc(target) or "", docstring_parser.DocstringStyle.GOOGLE).params
-    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in found}
+    """What the docstring says about each argument, or that of a class which it extends."""
+    sources = (
+        [known for known in reversed(target.__mro__) if known.__module__.startswith("diffalign")] if inspect.isclass(target) else [target]
+    )
+    texts: dict[str, str] = {}
+    for source in sources:
+        found = docstring_parser.parse(inspect.cleandoc(source.__doc__ or ""), docstring_parser.DocstringStyle.GOOGLE).params
+        texts |= {name: " ".join((entry.description or "").split()) for entry in found for name in entry.arg_name.split(", ")}
+    return texts
 
 
 def _table(taken: Mapping[str, str], meanings: Mapping[str, str]) -> Iterator[str]:

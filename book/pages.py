@@ -39,7 +39,9 @@ def _page(name: str) -> str:
 
 
 def _public(module: Any) -> list[str]:
-    return list(getattr(module, "__all__", [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__ and n[0] != "_"]))
+    return list(
+        getattr(module, "__all__", [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__ and n[0] != "_"])
+    )
 
 
 def _home(target: Any, module: str, name: str) -> str:

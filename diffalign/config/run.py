@@ -8,7 +8,8 @@ import attrs
 import torch
 
 from ..core import Aggregation, AlignmentLoop, ConfigError, Devices, Hook, Policy, RewardFunction, Sharding, SingleProcess
-from ..core.scoring import reward_name
+from ..core.scoring import named_rewards, reward_name
+from ..rewards.requirements import require
 from .blueprint import build, described, plain
 from .errors import listed, nearest, refused
 from .files import locate, read_run, read_yaml, write_yaml
@@ -78,6 +79,7 @@ class Run:
         """
         made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
         self._check_weights(made["aggregation"], made["rewards"])
+        require(named_rewards(made["rewards"]).values(), list(getattr(made["prompts"], "prompts", ())))
         torch.manual_seed(made["seed"])  # fresh adapters are drawn from torch's own generator
         made["objective"] = build(self.tree["objective"], {"policy": build(self.tree["policy"], {})})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]

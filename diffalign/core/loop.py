@@ -37,8 +37,10 @@ from .report import Metrics, Report
 from .rollout import decode_and_score
 from .scoring import named_rewards
 from .streams import Streams
-from .types import Progress, Prompt, ScoredBatch
+from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
 from .update import Update
+
+Scored = tuple[TrajectoryBatch, dict[str, Tensor], Tensor]
 
 
 def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -125,6 +127,7 @@ class AlignmentLoop:
     _rewards: dict[str, RewardFunction] = attrs.field(init=False, repr=False)
     _lockstep: Lockstep = attrs.field(init=False, repr=False)
     _update: Update = attrs.field(init=False, repr=False)
+    _observed: int = attrs.field(default=-1, init=False, repr=False)
 
     def trained(self) -> dict[str, Policy]:
         """Role -> weights, over all phases."""
@@ -208,10 +211,18 @@ class AlignmentLoop:
         metrics = Metrics()
         self._expect_calls()
         with together(self.devices, self._lockstep):
-            batch, images = self._roll_out(prompts, progress, ledger, metrics)
+            trajectories, parts, images = self._roll_out(prompts, progress, ledger, metrics)
+        if progress.step != self._observed:  # a step that is repeated is observed once
+            self.aggregation.observe(parts, trajectories.group, self.devices)
+            self._observed = progress.step
+        with together(self.devices, self._lockstep):
+            rewards = self.aggregation(parts, trajectories.group)
+            streams = Streams(self.seed, progress.step)
+            batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
+            metrics.describe(batch, self.aggregation.weights)
         batch = attrs.evolve(batch, deviation=_deviation(batch.rewards, self.devices))
         self._expect_calls()
-        trajectories, policy = batch.trajectories, self.objective.policy
+        policy = self.objective.policy
         try:
             self._update(batch, ledger, {"policy": policy, **self.policies()}, metrics)
         except NonFiniteError as error:
@@ -230,8 +241,8 @@ class AlignmentLoop:
         for policy in (self.objective.policy, *self.policies().values()):
             policy.counter.largest = 0
 
-    def _roll_out(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger, metrics: Metrics) -> tuple[ScoredBatch, Tensor]:
-        """The scored batch of this process and its first pictures."""
+    def _roll_out(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger, metrics: Metrics) -> Scored:
+        """The trajectories of this process, their raw scores, and its first pictures."""
         policy, behavior = self.objective.policy, self.objective.behavior()
         share = range(len(prompts))[self.devices.rank :: self.devices.size]
         streams = Streams(self.seed, progress.step)
@@ -248,13 +259,11 @@ class AlignmentLoop:
             except NonFiniteError as error:
                 error.evidence = Evidence.of(progress.step, (role,), trajectories)
                 raise
-        batch = ScoredBatch(trajectories, self.aggregation(parts, trajectories.group), parts, len(prompts), progress, streams)
         if self.check_rows:
             with ledger.stage("contract", {"policy": behavior}):
                 deviation = first_step_deviation(behavior, trajectories, self.check_rows, TOLERANCE.get(behavior.precision, 2e-2))
             metrics.add("contract/deviation", torch.tensor(deviation), 1)
-        metrics.describe(batch, self.aggregation.weights)
-        return batch, images
+        return trajectories, parts, images
 
 
 def _deviation(rewards: Tensor, devices: Devices) -> float:

@@ -2,7 +2,7 @@
 
 import attrs
 
-from diffalign.core import AlignmentLoop, Hook
+from diffalign.core import AlignmentLoop, Hook, Interrupted
 
 from .tdm import TDMPolicy
 
@@ -21,7 +21,7 @@ class StudentFiles(Hook):
         self._student(loop)
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
-        finished = error is None or isinstance(error, KeyboardInterrupt)
+        finished = error is None or isinstance(error, Interrupted)
         if finished and loop.folder is not None and loop.devices.rank == 0:
             self._student(loop).save(str(loop.folder / "student"))
 

@@ -59,3 +59,27 @@ def test_the_processes_of_a_run_share_one_scale():
     one.observe({"a": torch.arange(4.0)}, GROUP, SingleProcess())
     other.observe({"a": torch.arange(4.0)}, GROUP, Two())
     assert one.scale("a") == other.scale("a")
+
+
+def test_the_loop_observes_every_step_once():
+    from ring import ring_loop
+
+    scale = RunningScale()
+    loop = ring_loop()
+    loop.aggregation = scale
+    loop.run(3)
+    weight = scale.state()["weight"]
+    assert weight == pytest.approx(1 - 0.95**3)
+
+
+def test_a_prompt_that_a_reward_cannot_use_is_refused_before_the_policy_is_built():
+    from diffalign.config import parse_text
+    from diffalign.core import ConfigError
+
+    run = parse_text(
+        "policy: {class_path: GaussianMixturePolicy, init_args: {means: [[0.0, 0.0], [1.0, 1.0]], scale: 0.3}}\n"
+        "objective: {class_path: SoftmaxTB}\nsampler: {class_path: TreeSampler}\n"
+        "rewards: {class_path: OCR}\nprompts: {class_path: Prompts, init_args: {prompts: [a cat without a text]}}\n"
+    )
+    with pytest.raises(ConfigError, match="a cat without a text"):
+        run.build()
