@@ -49,7 +49,7 @@ reference: install
 # the book, in site/; a broken link fails
 docs: install
 	$(BIN)/python -m mkdocs --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet -e ".[docs]"
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict
 
 # wheel and sdist in dist/; the wheel is installed into an environment of its own and trains outside the checkout
 package: install

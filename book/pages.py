@@ -17,14 +17,19 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, f"api/{name}.md", content=_page(name)))
     for page in [file for file in files if file.is_documentation_page()]:
         for target in OUTSIDE.findall(page.content_string):
-            if files.get_file_from_path(f"files/{target}") is None:
-                files.append(File.generated(config, f"files/{target}", content=(ROOT / target).read_bytes()))
+            if files.get_file_from_path(_copy(target)) is None:
+                files.append(File.generated(config, _copy(target), content=(ROOT / target).read_bytes()))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links out of docs/ lead to the copies; a page among them (a README) is linked as text."""
-    return OUTSIDE.sub(lambda found: f"](files/{found[1]})", markdown)
+    """Links out of docs/ lead to the copies."""
+    return OUTSIDE.sub(lambda found: f"]({_copy(found[1])})", markdown)
+
+
+def _copy(target: str) -> str:
+    """Where a file of the checkout lies in the book; Markdown as text, because its own links begin elsewhere."""
+    return f"files/{target}.txt" if target.endswith(".md") else f"files/{target}"
 
 
 def _modules(nav: list[Any]) -> list[str]:
@@ -35,15 +40,10 @@ def _modules(nav: list[Any]) -> list[str]:
 def _page(name: str) -> str:
     module = importlib.import_module(name)
     title = f"# {name}\n\n{module.__doc__}\n"
-    return title + "".join(f"\n::: {_home(getattr(module, public), name, public)}\n" for public in sorted(_public(module)))
+    return title + "".join(f"\n::: {name}.{public}\n" for public in sorted(_public(module)))
 
 
 def _public(module: Any) -> list[str]:
     return list(
         getattr(module, "__all__", [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__ and n[0] != "_"])
     )
-
-
-def _home(target: Any, module: str, name: str) -> str:
-    """Where a public name is defined, which is what its documentation is read from."""
-    return f"{getattr(target, '__module__', module)}.{getattr(target, '__qualname__', name)}" if callable(target) else f"{module}.{name}"

@@ -140,8 +140,8 @@ class FlowSDE(TransitionKernel):
     sigma_max: float | None = attrs.field(
         default=None, validator=attrs.validators.optional([attrs.validators.gt(0.0), attrs.validators.lt(1.0)])
     )
-    std_floor: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
-    deviation_limit: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+    std_floor: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))
+    deviation_limit: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))
 
     def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
         noisy = noise_level > 0

@@ -76,7 +76,7 @@ class Ratio:
 
     per_dimension: bool = False
     centered: bool = False
-    limit: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+    limit: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))
 
     def __call__(self, log_ratio: Tensor, group: Tensor, density: str, size: int) -> Tensor:
         """[K] -> [K].

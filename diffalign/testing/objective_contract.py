@@ -85,7 +85,7 @@ def gradients(objective: Objective, batch: ScoredBatch) -> dict[str, Tensor]:
         policy.zero_grad(set_to_none=True)
     for _, loss in losses(objective, batch):
         if loss.value.requires_grad:
-            loss.value.backward()  # type: ignore[no-untyped-call]
+            loss.value.backward()
     roles = {role: policy for phase in objective.phases() for role, policy in phase.trains.items()}
     return {role: _flat(policy) for role, policy in roles.items()}
 
@@ -121,7 +121,7 @@ def _isolated(subject: Subject) -> None:
             policy.zero_grad(set_to_none=True)
         for loss in phase.losses(batch, 0):
             if loss.value.requires_grad:
-                loss.value.backward()  # type: ignore[no-untyped-call]
+                loss.value.backward()
         mine = {id(p) for policy in phase.trains.values() for p in policy.trainable_parameters().values()}
         for name, policy in everyone.items():
             leaked = [key for key, p in policy.named_parameters() if p.grad is not None and id(p) not in mine]
