@@ -15,7 +15,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SHORT = ("--total", "2", "--prompts_per_step", "1", "--evaluation.samples", "2")
+SHORT = ("--total", "2", "--prompts_per_step", "1", "--evaluation", "null")
 WHERE = "import diffalign, diffalign.core; print(diffalign.__file__)"
 
 

@@ -6,6 +6,7 @@ import torch
 from few_step_cases import PROMPTS, assert_same_gradients, batch_of, flat, gradients, moved, tiny_student
 
 from diffalign import AlignmentLoop
+from diffalign.checkpoint import load, save
 from diffalign.core import CPS, NonFiniteError, RewardError
 from diffalign.objectives import SurrogateReward
 from diffalign.objectives.few_step import (
@@ -377,3 +378,21 @@ def test_a_phase_that_fails_leaves_everything_as_it_was():
     assert calls
     for name, policy in objective.policies().items():
         assert torch.equal(flat(dict(policy.named_parameters())), before[name]), name
+
+
+def test_a_resumed_run_goes_on_exactly(tmp_path):
+    def start():
+        student = moved(tiny_student(torch.float32))
+        return SurrogateReward(student, plan=InOrder({"surrogate": 2}), reference=MovingReference())
+
+    whole = start()
+    loop_of(whole).run(4)
+    first = loop_of(start())
+    first.run(2)
+    save(first, tmp_path / "step-000002", 2, "")
+    second = loop_of(start())
+    assert load(second, tmp_path / "step-000002") == 2
+    second.run(4, 2)
+    for name, policy in whole.policies().items():
+        resumed = second.objective.policies()[name]
+        assert torch.equal(flat(dict(resumed.named_parameters())), flat(dict(policy.named_parameters()))), name

@@ -12,13 +12,16 @@ from diffalign import config
 ROOT = Path(__file__).parents[2]
 
 
-def main_of(file, monkeypatch, *arguments):
-    monkeypatch.syspath_prepend(str(file.parent))
-    monkeypatch.setattr(sys, "argv", [file.name, *map(str, arguments)])
+def loaded(file):
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main()
+    return module
+
+
+def main_of(file, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [file.name, *map(str, arguments)])
+    loaded(file).main()
 
 
 @pytest.mark.parametrize("name", ["shapeworld_tdm", "shapeworld_tdm_r1"])
@@ -36,6 +39,7 @@ def test_a_component_that_does_not_exist_is_refused_with_those_that_do():
 
 
 def test_the_ring_in_a_few_steps(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "ring", loaded(ROOT / "examples/ring.py"))  # as its folder gives it; the tests have a ring too
     arguments = ["--pretrain", 5, "--distil", 2, "--reinforce", 2, "--out", tmp_path / "ring.png", "--json", tmp_path / "ring.json"]
     main_of(ROOT / "examples/ring_tdm_r1.py", monkeypatch, *arguments)
     assert (tmp_path / "ring.png").stat().st_size > 1000
