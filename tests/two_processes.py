@@ -11,7 +11,6 @@ from diffalign.checkpoint import Checkpoints
 from diffalign.core import AlignmentLoop, Average, Hook
 from diffalign.devices import connect, disconnect
 from diffalign.objectives import DiffusionNFT, SoftmaxTB, SurrogateReward
-from diffalign.objectives.few_step.attribution import GroupAdvantage
 from diffalign.policies import TDMPolicy
 from diffalign.prompts import Prompts
 from diffalign.samplers import DeterministicSampler, FixedPlan, TreeSampler
@@ -31,7 +30,7 @@ def nft():
 
 
 def tdm_r1(**options):
-    objective = SurrogateReward(TDMPolicy(TinyPolicy(**options), steps=4), advantage=GroupAdvantage(scale="group"), guidance=2.0, rows=4)
+    objective = SurrogateReward(TDMPolicy(TinyPolicy(**options), steps=4), guidance=2.0, rows=4)
     return AlignmentLoop(objective, DeterministicSampler(4, 3, rows=5), channel_reward, PROMPTS, **settings())
 
 

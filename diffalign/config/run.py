@@ -79,7 +79,12 @@ class Run:
         """
         made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
         self._check_weights(made["aggregation"], made["rewards"])
-        require(named_rewards(made["rewards"]).values(), list(getattr(made["prompts"], "prompts", ())))
+        try:
+            require(named_rewards(made["rewards"]).values(), list(getattr(made["prompts"], "prompts", ())))
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise refused("", error) from error
         torch.manual_seed(made["seed"])  # fresh adapters are drawn from torch's own generator
         made["objective"] = build(self.tree["objective"], {"policy": build(self.tree["policy"], {})})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]

@@ -160,7 +160,7 @@ class SurrogateReward(Objective):
         require_groups(batch.trajectories, "SurrogateReward")
         self._step = batch.progress.step
         rows = self._rows(batch, self.surrogate_stages, f"surrogate/{update}/stages")
-        values = self.attribution(batch.trajectories, self.advantage(batch.rewards, batch.trajectories.group))
+        values = self.attribution(batch.trajectories, self.advantage(batch.rewards, batch.trajectories.group, batch.deviation))
         weight = (rows.stage + 1) / values.shape[1] if self.weight_by_stage else torch.ones_like(rows.share)
         shared: Shared = "batch" if self.shared == "batch" else "group"
         queries = Queries(self.interval, self.times, self.surrogate_floor, shared, noise_by_group=True)

@@ -202,8 +202,9 @@ def _metrics(subject: Subject) -> None:
 def _frozen(subject: Subject) -> None:
     objective = subject.moved()
     kind = type(objective)
-    if "reference" not in inspect.signature(kind).parameters:
-        raise NotApplicableError("its constructor has no parameter `reference`")
+    parameter = inspect.signature(kind).parameters.get("reference")
+    if parameter is None or "Policy" not in str(parameter.annotation):
+        raise NotApplicableError("its constructor has no parameter `reference` that is a Policy")
     policy = subject.policy()
     try:
         kind(policy, reference=policy.fork(trainable=True))  # type: ignore[call-arg]

@@ -9,17 +9,11 @@ from diffalign.samplers import FixedPlan, roll_out
 
 @attrs.frozen
 class BestOfTree(TrajectorySampler):
-    """Draws a tree and keeps, of each prompt, the branches below the `keep` nodes of a level with the brightest leaves.
-
-    Args:
-        steps: denoising steps
-        keep: nodes kept of the first branching level
-        plan: where the tree branches
-    """
+    """Draws a tree and keeps, of each prompt, the branches below the `keep` nodes of a level with the brightest leaves."""
 
     steps: int = 6
     keep: int = 2
-    plan: FixedPlan = FixedPlan(splits=(1, 3), branches=3)
+    plan: FixedPlan = attrs.field(factory=lambda: FixedPlan(splits=(1, 3)))
 
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
         forest = roll_out(policy, condition, self.plan.draw(self.steps, progress, streams), streams)

@@ -7,13 +7,7 @@ from diffalign.core import Edges, Loss, Objective, Phase, Policy, group_mean, gr
 
 @attrs.define(eq=False)
 class VarGrad(Objective):
-    """The variance within a prompt of log p_theta(tau) - log p_ref(tau) - beta R, which is zero exactly at the tilted reference.
-
-    Args:
-        policy: the weights being aligned
-        beta: inverse temperature
-        rows: network rows per micro-batch
-    """
+    """The variance within a prompt of log p_theta(tau) - log p_ref(tau) - beta R, which is zero exactly at the tilted reference."""
 
     policy: Policy
     beta: float = 4.0

@@ -1,5 +1,6 @@
 """The score of each reward is its published formula, computed here from the same weights by other means."""
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -44,12 +45,18 @@ def test_pick_score_is_the_scaled_cosine(clip, images):
 
 
 @torch.no_grad()
-def test_clip_score_is_the_positive_part_of_the_cosine(clip, images):
+def test_clip_score_is_the_positive_part_of_the_cosine(clip, images, tmp_path):
     folder, model, tokenizer = clip
-    expected = cosine(model, tokenizer, images, PROMPTS)
-    assert (expected < 0).any(), "the cut must be seen"
-    assert (expected > 0).any()
-    torch.testing.assert_close(CLIPScore(folder)(images, PROMPTS), 2.5 * expected.clamp(min=0), rtol=1e-5, atol=1e-5)
+    turned = copy.deepcopy(model)
+    turned.visual_projection.weight.neg_()  # every cosine changes its sign, so that one of the two models shows the cut
+    turned.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    signs = set()
+    for place, network in ((folder, model), (str(tmp_path), turned)):
+        expected = cosine(network, tokenizer, images, PROMPTS)
+        signs |= set(expected.sign().tolist())
+        torch.testing.assert_close(CLIPScore(place)(images, PROMPTS), 2.5 * expected.clamp(min=0), rtol=1e-5, atol=1e-5)
+    assert signs == {1.0, -1.0}
     prefixed = cosine(model, tokenizer, images, ["A photo depicts " + prompt for prompt in PROMPTS])
     reward = CLIPScore(folder, scale=100.0, prefix="A photo depicts ")
     torch.testing.assert_close(reward(images, PROMPTS), 100 * prefixed.clamp(min=0), rtol=1e-5, atol=1e-4)

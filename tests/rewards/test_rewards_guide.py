@@ -22,7 +22,7 @@ RUN = {
     "policy": {"class_path": "GaussianMixturePolicy", "init_args": {"means": [[-1, 0.0], [1, 0.0]], "scale": 0.2}},
     "objective": {"class_path": "SoftmaxTB", "init_args": {"beta": 2}},
     "sampler": {"class_path": "TreeSampler", "init_args": {"steps": 6, "plan": {"class_path": "FixedPlan", "init_args": {"eta": 0.5}}}},
-    "prompts": {"class_path": "Prompts", "init_args": {"prompts": ["one", "two"]}},
+    "prompts": {"class_path": "Prompts", "init_args": {"prompts": ['the text "one"', 'the text "two"']}},
 }
 
 

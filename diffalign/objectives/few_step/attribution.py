@@ -20,7 +20,7 @@ class GroupAdvantage:
     """A = clip((r - mean of the group) / (std + epsilon), +-bound); exactly 0 in a group whose rewards are all equal.
 
     Args:
-        scale: whose standard deviation: of all rewards of this process's step ("batch"), or of the group; or none
+        scale: whose standard deviation: of all rewards of the step, over all processes ("batch"), or of the group; or none
         epsilon: added to it
         bound: largest |A|; where it bites, the advantages of a group no longer sum to 0. None does not clip
     """
@@ -29,12 +29,19 @@ class GroupAdvantage:
     epsilon: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
     bound: float | None = attrs.field(default=5.0, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
 
-    def __call__(self, rewards: Tensor, group: Tensor) -> Tensor:
-        """[K], [K] -> [K], float64."""
+    def __call__(self, rewards: Tensor, group: Tensor, deviation: float | None = None) -> Tensor:
+        """[K], [K] -> [K], float64.
+
+        Args:
+            rewards: aggregated
+            group: of each sample
+            deviation: standard deviation of the rewards over all processes; None takes that of `rewards`
+        """
         values = rewards.double()
         advantage = values - group_mean(values, group)
         if self.scale == "batch":
-            advantage = advantage / (values.std(unbiased=False) + self.epsilon)
+            spread = float(values.std(unbiased=False)) if deviation is None else deviation
+            advantage = advantage / (spread + self.epsilon)
         elif self.scale == "group":
             advantage = advantage / (group_std(values, group) + self.epsilon)
         if self.bound is not None:

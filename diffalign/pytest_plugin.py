@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 def _items(session: pytest.Session, path: str) -> Iterable[pytest.Item]:
-    from .parts import examination
+    from .testing.parts import examination
 
     known = examination(_loaded(path))
     for known_property in known.properties:
@@ -45,7 +45,7 @@ class PropertyItem(pytest.Item):
         self.subject, self.known = subject, known
 
     def runtest(self) -> None:
-        from .properties import NotApplicableError
+        from .testing.properties import NotApplicableError
 
         try:
             self.known.check(self.subject)
