@@ -14,7 +14,7 @@ RUN = """
 policy: {class_path: GaussianMixturePolicy, init_args: {means: [[-1.0, 0.0], [1.0, 0.0]], scale: 0.3}}
 objective: {class_path: SoftmaxTB, init_args: {beta: 2}}
 sampler: {class_path: TreeSampler, init_args: {steps: 4, plan: {class_path: FixedPlan, init_args: {splits: [1, 2], branches: 2, eta: 0.5}}}}
-rewards: my_rewards.red
+rewards: trouble_rewards.red
 prompts: {class_path: Prompts, init_args: {prompts: [one, two]}}
 prompts_per_step: 1
 total: 2
@@ -25,7 +25,7 @@ total: 2
 def workplace(tmp_path, monkeypatch):
     (tmp_path / "toy.yaml").write_text(RUN)
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
-    (tmp_path / "my_rewards.py").write_text("def red(images, prompts):\n    return images.flatten(1).mean(dim=1)\n")
+    (tmp_path / "trouble_rewards.py").write_text("def red(images, prompts):\n    return images.flatten(1).mean(dim=1)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
@@ -62,7 +62,7 @@ def test_resume_says_what_the_page_quotes(workplace, capsys):
 def test_a_budget_is_given_for_a_device(workplace, capsys):
     assert main(["check", "shapeworld_tmpo", "--memory", "24", "--teraflops", "1"]) == 0
     assert "24 GiB" in capsys.readouterr().out
-    assert main(["check-part", "my_rewards:red"]) == 0
+    assert main(["check-part", "trouble_rewards:red"]) == 0
     assert "properties hold" in capsys.readouterr().out
 
 
