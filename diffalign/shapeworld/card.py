@@ -97,8 +97,9 @@ default of 256, which works too and costs several times as much.
 ## Training
 
 `python -m diffalign.shapeworld.pretrain FOLDER`, then `python -m diffalign.shapeworld.card FOLDER`. Images are rendered by
-`diffalign.shapeworld.render`; four tenths of them text and three tenths counting in the last stage, all captions of the grammar (the held-out lists are held out from
-alignment, not from this training). Flow matching on standardised latents, captions dropped in one of ten. `history` is what was done to
+`diffalign.shapeworld.render`; four tenths of them text and three tenths counting in the last stage, all captions of the grammar (the
+held-out lists are held out from alignment, not from this training). Flow matching on standardised latents, captions
+dropped in one of ten. `history` is what was done to
 these weights, stage by stage; the script by its defaults does it in one stage, and with `--init` it goes on from a folder.
 
 ```json
