@@ -41,7 +41,7 @@ class Prompts:
         size = len(self.prompts)
         places = range(step * count, (step + 1) * count)
         orders = {epoch: self._order(epoch) for epoch in {place // size for place in places}}
-        return [_prompt(self.prompts[orders[place // size][place % size]]) for place in places]
+        return [Prompt.of(self.prompts[orders[place // size][place % size]]) for place in places]
 
     def _order(self, epoch: int) -> list[int]:
         order = list(range(len(self.prompts)))
@@ -132,7 +132,3 @@ def _entry(entry: Any, where: str) -> Prompt:
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
         raise ConfigError(f'{where}: must be text, or an object with a text "prompt"; got {json.dumps(entry)[:80]}')
     return Prompt(entry["prompt"].strip(), {key: value for key, value in entry.items() if key != "prompt"})
-
-
-def _prompt(prompt: Prompt | str) -> Prompt:
-    return prompt if isinstance(prompt, Prompt) else Prompt(prompt)

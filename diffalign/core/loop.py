@@ -249,7 +249,7 @@ class AlignmentLoop:
         role = next((name for name, known in self.policies().items() if known is behavior), "policy")
         with torch.no_grad():
             with ledger.stage("encode"):
-                condition = policy.encode([_as_prompt(prompts[i]) for i in share])
+                condition = policy.encode([Prompt.of(prompts[i]) for i in share])
                 condition = attrs.evolve(condition, ids=torch.tensor(list(share)))
             with ledger.stage("rollout", {"policy": behavior}):
                 trajectories = self.sampler.sample(behavior, condition, progress, streams)
@@ -273,10 +273,6 @@ def _deviation(rewards: Tensor, devices: Devices) -> float:
     mine = rewards.detach().double().cpu()
     count, total = devices.sum(torch.stack([torch.tensor(float(len(mine)), dtype=torch.float64), mine.sum()]))
     return float((devices.sum((mine - total / count).square().sum()[None])[0] / count).sqrt())
-
-
-def _as_prompt(prompt: str) -> Prompt:
-    return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
 
 
 def _refuse_dropout(role: str, policy: Policy) -> None:

@@ -34,6 +34,11 @@ class Prompt(str):
         prompt.metadata = MappingProxyType(dict(metadata or {}))
         return prompt
 
+    @classmethod
+    def of(cls, text: str) -> "Prompt":
+        """The prompt itself, or a text as a prompt without metadata."""
+        return text if isinstance(text, Prompt) else cls(text)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (str(self), dict(self.metadata)))
 

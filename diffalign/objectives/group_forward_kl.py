@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 import torch
 
-from diffalign.core import Loss, Objective, Phase, Policy, Scalar, ScoredBatch, group_sum, scalar
+from diffalign.core import Loss, Objective, Phase, Policy, Scalar, ScoredBatch, scalar
 
 from .paths import Measure, PathLosses, Paths, reference_for
 from .requirements import group_has_spread, require_comparable, require_positive
@@ -73,10 +73,9 @@ class GroupForwardKL(Objective):
         require_positive(beta, "GroupForwardKL.beta", "it is an inverse temperature")
         logits = beta * batch.rewards.double()
         divergence = group_forward_kl(matched, logits, group)
-        size = group_sum(torch.ones_like(divergence), group)
         skips = self.measure == "path"
         kept = group_has_spread(batch.rewards, group, self.spread).double() if skips else torch.ones_like(divergence)
-        value = (kept * divergence / size).sum() / batch.groups
+        value = paths.mean_over_groups(kept * divergence)
         count = torch.tensor(len(group))
         metrics = {
             "forward_kl": (divergence.detach().sum(), count),
@@ -90,6 +89,6 @@ class GroupForwardKL(Objective):
             weight = scalar(self.reference_weight)(batch.progress)
             if weight > 0:
                 constraint = paths.constraint()
-                value = value + weight * (constraint / size).sum() / batch.groups
+                value = value + weight * paths.mean_over_groups(constraint)
                 metrics["reference_constraint"] = (constraint.detach().sum(), count)
         return Loss(value, {"loss": (value.detach() * batch.groups, torch.tensor(len(batch.trajectories.condition))), **metrics})

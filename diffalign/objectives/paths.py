@@ -18,6 +18,7 @@ from diffalign.core import (
     Scalar,
     ScoredBatch,
     TrajectoryBatch,
+    group_sum,
     micro_batched,
     replay,
     replay_log_prob,
@@ -98,6 +99,10 @@ class Paths:
         """[K] ((log p_theta(tau) - log p_ref(tau)) / steps)^2."""
         assert self.reference is not None
         return reference_constraint(self.total(self.log_prob), self.total(self.reference), self.steps)
+
+    def mean_over_groups(self, values: Tensor) -> Tensor:
+        """The mean of [K] over the samples of each prompt, and over the global number of prompts: a scalar."""
+        return (values / group_sum(torch.ones_like(values), self.group)).sum() / self.batch.groups
 
     def average(self, values: Tensor) -> Tensor:
         """Mean over the stochastic edges of each path: [E] -> [K]."""

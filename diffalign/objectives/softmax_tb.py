@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Linear, Loss, Objective, Phase, Policy, Scalar, ScoredBatch, group_sum, scalar
+from diffalign.core import Linear, Loss, Objective, Phase, Policy, Scalar, ScoredBatch, scalar
 
 from .paths import Measure, PathLosses, Paths, reference_for
 from .ratio import Ratio, RatioNorm
@@ -132,15 +132,15 @@ class SoftmaxTB(Objective):
             per_sample = clipped_surrogate(advantage, ratio, self.clip) * self._weights(paths)
         else:
             per_sample, advantage = softmax_tb(matched, logits, group), -residual
-        share = 1 / group_sum(per_sample.new_ones(len(group)), group)
+        kept = torch.ones_like(per_sample)
         if self.measure == "path":  # nothing is lost: a group without spread has no advantage but that of its own log-probs
-            share = share * group_has_spread(batch.rewards, group)
-        value = (per_sample * share).sum() / batch.groups
-        metrics = self._metrics(paths, matched, logits, ratio, advantage, share, beta)
+            kept = group_has_spread(batch.rewards, group).to(kept)
+        value = paths.mean_over_groups(per_sample * kept)
+        metrics = self._metrics(paths, matched, logits, ratio, advantage, kept, beta)
         weight = scalar(self.reference_weight)(batch.progress)
         if weight > 0:
             constraint = paths.constraint()
-            value = value + weight * (constraint / group_sum(torch.ones_like(constraint), group)).sum() / batch.groups
+            value = value + weight * paths.mean_over_groups(constraint)
             metrics["reference_constraint"] = (constraint.sum(), metrics["softmax_tb"][1])
         return Loss(value, {"loss": (value.detach() * batch.groups, torch.tensor(len(batch.trajectories.condition))), **metrics})
 
@@ -164,7 +164,7 @@ class SoftmaxTB(Objective):
 
     @torch.no_grad()
     def _metrics(
-        self, paths: Paths, matched: Tensor, logits: Tensor, ratio: Tensor, advantage: Tensor, share: Tensor, beta: float
+        self, paths: Paths, matched: Tensor, logits: Tensor, ratio: Tensor, advantage: Tensor, kept: Tensor, beta: float
     ) -> dict[str, tuple[Tensor, Tensor]]:
         group, count = paths.group, torch.tensor(len(paths.group))
         outside = (ratio.exp() - 1).abs() > (self.clip or float("inf"))
@@ -176,7 +176,7 @@ class SoftmaxTB(Objective):
             "advantage/std": (advantage.std() * count, count),
             "ess/target": (effective_share(logits, group).sum(), count),
             "ess/policy": (effective_share(matched, group).sum(), count),
-            "skipped_groups": ((share == 0).double().sum(), count),
+            "skipped_groups": ((kept == 0).double().sum(), count),
         }
         if paths.reference is not None:
             metrics["log_ratio/reference"] = (paths.total(paths.log_prob - paths.reference).sum(), count)

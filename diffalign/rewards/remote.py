@@ -7,12 +7,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import ConfigError, Prompt, Reward, RewardError
+from diffalign.core import Prompt, Reward, RewardError
 
 from .bearer import authorization
 from .connections import Connections
 from .servers import Question, Servers
-from .wire import SCORE, ScoreRequest, WireError, decode_scores, encode_request, error_text, pixels_of, plain_prompt
+from .wire import SCORE, ScoreRequest, WireError, decode_scores, encode_request, error_text, pixels_of, require_portable
 
 _BYTES_OF_A_SCORE = 64
 
@@ -85,11 +85,7 @@ class RemoteReward(Reward):
         Raises:
             ConfigError: names the first of them and why.
         """
-        for prompt in prompts:
-            try:
-                plain_prompt(prompt)
-            except WireError as error:
-                raise ConfigError(f"RemoteReward: {error}") from error
+        require_portable(prompts, "RemoteReward")
 
     def close(self) -> None:
         """Close the connections that are kept; the next call opens new ones."""

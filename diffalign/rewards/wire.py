@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt
+from diffalign.core import ConfigError, Prompt
 
 from .png import decode_png, encode_png, png_size
 
@@ -212,6 +212,23 @@ def plain_prompt(prompt: str) -> dict[str, Any]:
         except (TypeError, ValueError, RecursionError) as error:
             raise WireError(f"metadata {key!r} of prompt {_short(str(prompt))} cannot travel as JSON: {error}") from error
     return {"text": str(prompt), "metadata": dict(metadata)}
+
+
+def require_portable(prompts: Sequence[Prompt], reward: str) -> None:
+    """Refuse prompts whose metadata cannot travel. What the reward at the other end needs, it says when it is called.
+
+    Args:
+        prompts: of the run
+        reward: the class that would send them, for the message
+
+    Raises:
+        ConfigError: names the first of them and why.
+    """
+    for prompt in prompts:
+        try:
+            plain_prompt(prompt)
+        except WireError as error:
+            raise ConfigError(f"{reward}: {error}") from error
 
 
 def _prompt(entry: Any, place: int, longest: int) -> Prompt:

@@ -10,10 +10,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import ConfigError, Prompt, Reward, RewardError
+from diffalign.core import Prompt, Reward, RewardError
 
 from .memory import HalvedBatches
-from .wire import WireError, plain_prompt
+from .wire import WireError, plain_prompt, require_portable
 from .worker_process import WorkerProcess
 
 
@@ -81,11 +81,7 @@ class WorkerReward(Reward):
         Raises:
             ConfigError: names the first of them and why.
         """
-        for prompt in prompts:
-            try:
-                plain_prompt(prompt)
-            except WireError as error:
-                raise ConfigError(f"WorkerReward: {error}") from error
+        require_portable(prompts, "WorkerReward")
 
     def close(self) -> None:
         """End the process; the next call starts another."""
