@@ -1,0 +1,46 @@
+"""The measurement of how much of a gradient is signal."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from gradient_noise import signal  # noqa: E402
+
+
+def test_signal_is_the_squared_cosine_with_the_true_gradient():
+    generator = torch.Generator().manual_seed(0)
+    true = torch.zeros(50, dtype=torch.float64)
+    true[0] = 2.0
+    gradients = true + torch.randn(400, 50, generator=generator, dtype=torch.float64)  # E |g|^2 = 4 + 50
+    share, error = signal(gradients @ gradients.T)
+    assert abs(share - 4 / 54) < 3 * error
+    assert error < 0.02
+    noise, error = signal((gradients - true) @ (gradients - true).T)
+    assert abs(noise) < 3 * error
+
+
+def test_a_run_is_measured_and_left_alone(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/gradient_noise.py"), "shapeworld_tmpo", "--batches", "3", "--json", "table.json"]
+    done = subprocess.run(
+        [*command, "--prompts_per_step", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    layers = json.loads((tmp_path / "table.json").read_text())["layers"]
+    assert layers.pop("all")["share of the squared norm"] == pytest.approx(1.0)
+    assert sum(row["share of the squared norm"] for row in layers.values()) == pytest.approx(1.0)
+    assert any("text_embedder" in kind for kind in layers)
+    assert not any("lora_A" in kind for kind in layers)
+    assert not (tmp_path / "runs").exists()
