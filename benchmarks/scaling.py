@@ -10,7 +10,7 @@ import argparse
 
 import attrs
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from random_families import FLUX_DEV, SD35_MEDIUM
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,22 +47,7 @@ def count(name: str, network: nn.Module, inputs: dict[str, torch.Tensor]) -> Cou
 
 def networks() -> list[Counted]:
     with torch.device("meta"):
-        sd3 = SD3Transformer2DModel(
-            sample_size=128,
-            patch_size=2,
-            in_channels=16,
-            num_layers=24,
-            attention_head_dim=64,
-            num_attention_heads=24,
-            joint_attention_dim=4096,
-            caption_projection_dim=1536,
-            pooled_projection_dim=2048,
-            out_channels=16,
-            pos_embed_max_size=384,
-            dual_attention_layers=tuple(range(13)),
-            qk_norm="rms_norm",
-        )
-        flux = FluxTransformer2DModel(guidance_embeds=True)
+        sd3, flux = SD35_MEDIUM.network(), FLUX_DEV.network()
         text = torch.zeros(1, 333, 4096)
         of_sd3 = {
             "hidden_states": torch.zeros(1, 16, 64, 64),
@@ -97,9 +82,9 @@ def step_flops(model: Counted, full: bool) -> float:
     return model.flops * (ROLLOUT + REPLAY * (1 + 1 + (2 if full else 1)))
 
 
-def gathered_bytes(model: Counted, processes: int, calls: int) -> float:
-    """What a process receives where the base (bfloat16) is sharded: each call gathers what it does not hold."""
-    return calls * 2 * model.weights * (processes - 1) / processes
+def gathered_bytes(model: Counted, processes: int, calls: int, full: bool) -> float:
+    """What a process receives where the weights are sharded (a base in bfloat16, trained ones in float32): a call gathers what it lacks."""
+    return calls * (4 if full else 2) * model.weights * (processes - 1) / processes
 
 
 def main() -> None:
@@ -124,15 +109,16 @@ def main() -> None:
             cells = " | ".join(f"{value / 1e6:,.0f} MB" for value in sent)
             share = seconds / compute
             print(f"| {m.name} {kind} | {size / 1e6:,.0f} MB | {cells} | {seconds:.3f} s | {compute:.2f} s | {share:.1%} |")
-    calls = 6 + 3  # a rollout of 6 steps, replay forward and backward, and the reference's replay
-    print("\n| model, base sharded over 8 | gathered a call | a step of 9 calls | inside a machine | between machines | rows to hide |")
+    print("\n| model, sharded over 8 | gathered a call | a step | inside a machine | between machines | rows to hide |")
     print("|---|---|---|---|---|---|")
-    for m in models:
-        one, step = gathered_bytes(m, 8, 1), gathered_bytes(m, 8, calls)
+    for m, full in [(m, full) for m in models for full in (False, True)]:
+        calls = 6 + 3 + full  # a rollout of 6 steps, replay forward and backward, the reference's replay; gradients are scattered
+        one, step = gathered_bytes(m, 8, 1, full), gathered_bytes(m, 8, calls, full)
         hide = [one / speed / 1e9 / (m.flops / options.teraflops / 1e12) for speed in (options.inside, options.link)]
         seconds = [step / speed / 1e9 for speed in (options.inside, options.link)]
         rows = f"{hide[0]:.1f} / {hide[1]:.1f}"
-        print(f"| {m.name} | {one / 1e9:.1f} GB | {step / 1e9:.0f} GB | {seconds[0]:.2f} s | {seconds[1]:.2f} s | {rows} |")
+        kind = "full" if full else "LoRA"
+        print(f"| {m.name} {kind} | {one / 1e9:.1f} GB | {step / 1e9:.0f} GB | {seconds[0]:.2f} s | {seconds[1]:.2f} s | {rows} |")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,30 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped; which of them stay, and where a run goes on."""
 
-import math
-import os
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
+import torch
 
+from .best import BEST, Score, evaluated, held_out_score, keep, training_score, value_to_beat
 from .core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, agree
-from .durable import discard, publish
+from .durable import discard
 from .identity import differences
 from .snapshot import CONFIG, Snapshot, checkpoints, complete_checkpoints, is_whole, load, load_weights, read_manifest, save, step_of, write
 
 __all__ = ["Checkpoints", "complete_checkpoints", "load", "load_weights", "read_manifest", "save"]
-
-BEST = "best"
 
 
 @attrs.define(eq=False)
 class Checkpoints(Hook):
     """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted; the best of them stays as `best/`.
 
-    The best is the one before which, since the checkpoint before, the raw reward was highest on average.
+    The best are the weights whose reward was highest on held-out prompts, where the run has a `HeldOutEvaluation` with `every`, which
+    stands before this hook; they are kept whether or not a checkpoint falls on their step. Else it is the checkpoint before which, in the
+    last `every` steps, the raw reward was highest on average.
 
     Args:
         folder: of the run
@@ -91,18 +94,26 @@ class Checkpoints(Hook):
                     f"{self.folder} must hold no checkpoint after step {step}, at which this run starts; it has {later[-1].name}, which is "
                     "of another run. Give another folder, or remove it."
                 )
-        self._saved = step if step else None
-        self._rewards = []
+        self._saved, self._rewards = None, []
+        if step:
+            self._rewards = _rewards_of(self.folder / f"step-{step:06d}")
+            self._judge(loop, step, step % self.every == 0)  # a crash between a checkpoint and the best
+            self._saved = step
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
-        self._rewards.append(report.metrics["reward"])
-        if (report.step + 1) % self.every == 0:
-            self._save(loop, report.step + 1)
+        self._rewards = [*self._rewards, report.metrics["reward"]][-self.every :]
+        done = report.step + 1
+        due = done % self.every == 0
+        if due:
+            self._save(loop, done)
+        self._judge(loop, done, due)
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         # weights and optimizers fit together at the end, and when a signal waited for the end of its step; not after an error
         if (error is None or isinstance(error, Interrupted)) and step != self._saved:
             self._save(loop, step)
+        if error is None and step:
+            self._judge(loop, step, True)
 
     def _last(self) -> Path:
         found = complete_checkpoints(self.folder)
@@ -113,34 +124,36 @@ class Checkpoints(Hook):
     def _save(self, loop: AlignmentLoop, step: int) -> None:
         snapshot, failed = Snapshot.of(loop), None
         if loop.devices.rank == 0:
-            score = sum(self._rewards) / len(self._rewards) if self._rewards else None
             try:
-                write(snapshot, self.folder / f"step-{step:06d}", {"step": step, "reward": loop.reward, "score": score}, self.config)
-                self._keep_best(self.folder / f"step-{step:06d}", score)
+                write(snapshot, self.folder / f"step-{step:06d}", self._facts(loop, step, training_score(self._rewards)), self.config)
                 self._prune(step)
             except (CheckpointError, OSError) as error:
                 failed = error
         agree(loop.devices, failed)
-        self._saved, self._rewards = step, []
+        self._saved = step
 
-    def _keep_best(self, new: Path, score: float | None) -> None:
-        if score is None or score <= self._best_score():
+    def _facts(self, loop: AlignmentLoop, step: int, score: Score | None) -> dict[str, Any]:
+        judged = {"score": None} if score is None else {"score": score.value, "measure": score.measure}
+        return {"step": step, "reward": loop.reward, **judged, "rewards": self._rewards}
+
+    def _judge(self, loop: AlignmentLoop, step: int, due: bool) -> None:
+        """Keep the weights of this step if they are the best so far; all processes come to the same answer."""
+        score = held_out_score(loop, step) if evaluated(loop) else training_score(self._rewards) if due else None
+        if score is None:
             return
-        temporary = self.folder / f"{BEST}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        for file in new.iterdir():
+        better = loop.devices.rank == 0 and score.value > value_to_beat(self.folder, score.measure)
+        if not int(loop.devices.maximum(torch.tensor(int(better)))):
+            return
+        snapshot, failed = None if self._saved == step else Snapshot.of(loop), None
+        if loop.devices.rank == 0:
             try:
-                os.link(file, temporary / file.name)
-            except OSError:  # a file system without hard links
-                shutil.copy2(file, temporary / file.name)
-        publish(temporary, self.folder / BEST)
-
-    def _best_score(self) -> float:
-        try:
-            return float(read_manifest(self.folder / BEST)["score"])
-        except (CheckpointError, KeyError, TypeError):
-            return -math.inf
+                if snapshot is None:
+                    keep(self.folder / f"step-{step:06d}", score)
+                else:
+                    write(snapshot, self.folder / BEST, self._facts(loop, step, score), self.config)
+            except (CheckpointError, OSError) as error:
+                failed = error
+        agree(loop.devices, failed)
 
     def _prune(self, step: int) -> None:
         """Keep the last few up to `step`; what is damaged has been passed over when this run started."""
@@ -148,3 +161,12 @@ class Checkpoints(Hook):
         done = [path for path in found if step_of(path) <= step]
         for path in [*done[: -self.keep], *(path for path in found if step_of(path) > step)]:
             discard(path)
+
+
+def _rewards_of(written: Path) -> list[float]:
+    """Of the steps before a checkpoint, as it has noted them."""
+    try:
+        facts: Mapping[str, Any] = json.loads((written / "manifest.json").read_text())
+        return [float(reward) for reward in facts.get("rewards", [])]
+    except FileNotFoundError:  # a run that goes on from elsewhere
+        return []

@@ -58,11 +58,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _exit_code(error: Exception) -> int | None:
     """None for what no user has caused."""
-    from .core import CheckpointError, ConfigError, ContractError, NonFiniteError, RewardError
+    from torch import OutOfMemoryError
+
+    from .core import CheckpointError, ConfigError, ContractError, NonFiniteError, ProcessError, RewardError
 
     if isinstance(error, ConfigError):
         return 2
-    return 1 if isinstance(error, RewardError | NonFiniteError | ContractError | CheckpointError | ValueError | OSError) else None
+    expected = (RewardError, NonFiniteError, ContractError, CheckpointError, ProcessError, OutOfMemoryError, ValueError, OSError)
+    return 1 if isinstance(error, expected) else None
 
 
 def _show_configuration_warnings() -> None:

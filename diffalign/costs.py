@@ -56,7 +56,7 @@ def activation_bytes(policy: Policy) -> int:
     """Inputs of the linear layers for one row: most of what a backward pass keeps, without activation checkpointing."""
     layers = token_layers(policy)
     numbers: int = sum(layer.in_features for layer in layers)
-    return tokens(policy) * numbers * (layers[0].weight.element_size() if layers else 0)
+    return tokens(policy) * numbers * (policy.precision.itemsize if layers else 0)
 
 
 def size(count: float) -> str:

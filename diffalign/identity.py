@@ -5,7 +5,10 @@ from typing import Any
 
 import yaml
 
-SURROUNDINGS = ("folder", "hooks", "evaluation", "trackers", "checkpoint_every", "checkpoint_keep", "keep_images", "chunk", "check_rows")
+SURROUNDINGS = (
+    *("folder", "hooks", "evaluation", "trackers", "checkpoint_every", "checkpoint_keep", "keep_images"),
+    *("rollout", "chunk", "check_rows"),
+)
 """Keys of a run that change what is written, watched or computed at once, and no weight."""
 
 

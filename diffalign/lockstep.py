@@ -1,14 +1,17 @@
 """Network calls that are collectives: every process makes the same ones, in the same order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from .core import Condition, Devices, PeerFailed, Policy, Prompt
+from .core import BrokenCallError, Condition, Devices, PeerFailed, Policy, Prompt
 
-Velocity = Callable[[Tensor, Tensor, Condition], Tensor]
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 _FAILED, _FINISHED, _BACKWARD, _NOTHING = -1, 0, 1 << 20, -(1 << 20)
 
@@ -30,28 +33,34 @@ class Announced:
     policies: tuple[Policy, ...]
     padded: int = attrs.field(default=0, init=False)
     _conditions: dict[int, Condition] = attrs.field(factory=dict, init=False)
+    _called: "dict[int, FSDPModule]" = attrs.field(factory=dict, init=False)
     _graphs: list[Tensor] = attrs.field(factory=list, init=False)
     _left: bool = attrs.field(default=False, init=False)
     _padding: bool = attrs.field(default=False, init=False)
 
     @classmethod
-    def over(cls, policies: Mapping[str, Policy], devices: Devices) -> "Announced":
-        """Listen to the network calls of all policies; of a wrapper, to those of the policy inside."""
-        inner: dict[int, Policy] = {}
-        for policy in policies.values():
-            for module in policy.modules():
-                if isinstance(module, Policy) and not any(isinstance(below, Policy) for below in list(module.modules())[1:]):
-                    inner[id(module)] = module
-        lockstep = cls(devices, tuple(inner.values()))
+    def over(cls, policies: Mapping[str, Policy], devices: Devices, modules: "Sequence[FSDPModule]") -> "Announced":
+        """Listen to the network calls of all policies; of a wrapper, to those of the policy inside.
+
+        Args:
+            policies: of the run, by role
+            devices: the processes
+            modules: that are sharded, the outermost ones alone
+        """
+        lockstep = cls(devices, innermost(policies))
+        for sharded in modules:
+            module: Any = sharded
+            module.register_forward_pre_hook(lambda called, _: lockstep._called.update({id(called): called}))
         for index, policy in enumerate(lockstep.policies):
-            policy.velocity = lockstep._announcing(index, policy.velocity)  # type: ignore[method-assign, assignment]
             lockstep._conditions[index] = policy.encode([Prompt("")])
+            lockstep._listen(index, policy)
         return lockstep
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagate, with the calls that were made for others, as the others do."""
         self._take_turn(_BACKWARD)
-        torch.autograd.backward(loss + self._zero())
+        with self._collective("the backward pass"):
+            torch.autograd.backward(loss + self._zero())
 
     def finish(self, failed: bool) -> None:
         """Serve the calls of others until all have finished, or one has failed."""
@@ -62,15 +71,21 @@ class Announced:
             self._serve(min(code for code in codes if code > _FINISHED))
         self._left = False
         self._graphs.clear()
+        self._tidy()
 
-    def _announcing(self, index: int, velocity: Velocity) -> Velocity:
-        def announced(latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-            if not self._padding:
-                graph = torch.is_grad_enabled()
-                self._take_turn(1 + 4 * index + 2 * graph + (graph and latents.requires_grad))
-            return velocity(latents, sigma, condition)
+    def _listen(self, index: int, policy: Policy) -> None:
+        """Announce the calls of a policy, by its class as `fully_shard` does it: a view of the policy calls with its own attributes."""
+        kind = type(policy)
 
-        return announced
+        def velocity(called: Policy, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+            if self._padding:
+                return kind.velocity(called, latents, sigma, condition)
+            graph = torch.is_grad_enabled()
+            self._take_turn(1 + 4 * index + 2 * graph + (graph and latents.requires_grad))
+            with self._collective(f"a call of {len(latents)} rows"):
+                return kind.velocity(called, latents, sigma, condition)
+
+        policy.__class__ = type(kind.__name__, (kind,), {"velocity": velocity, "__module__": kind.__module__, "__doc__": kind.__doc__})
 
     def _take_turn(self, mine: int) -> None:
         """Wait until what this process is about to do is what all do."""
@@ -92,11 +107,15 @@ class Announced:
     def _serve(self, code: int) -> None:
         """Make the call that another process makes, with one row whose result weighs nothing."""
         self.padded += 1
-        if code == _BACKWARD:
-            zero = self._zero()
-            if zero.requires_grad:
-                torch.autograd.backward(zero)
-            return
+        with self._collective("a call made for another process"):
+            if code == _BACKWARD:
+                zero = self._zero()
+                if zero.requires_grad:
+                    torch.autograd.backward(zero)
+            else:
+                self._pad(code)
+
+    def _pad(self, code: int) -> None:
         index, rest = divmod(code - 1, 4)
         policy = self.policies[index]
         self._padding = True
@@ -110,7 +129,42 @@ class Announced:
         finally:
             self._padding = False
 
+    def _tidy(self) -> None:
+        """Each process keeps its own part again, whatever a failed call, or a graph without backward pass, has left behind."""
+        for module in self._called.values():
+            module.reset_iter_state()
+        self._called.clear()
+
     def _zero(self) -> Tensor:
         """0, with the graphs of the calls that were made for others since the last backward."""
         graphs, self._graphs = self._graphs, []
         return torch.stack([0.0 * graph.sum().float() for graph in graphs]).sum() if graphs else torch.zeros(())
+
+    @contextmanager
+    def _collective(self, what: str) -> Iterator[None]:
+        """A stretch in which the others wait for this process, so that an error in it can be told to nobody."""
+        try:
+            yield
+        except Exception as error:
+            self._tidy()
+            here = f"process {self.devices.rank} of {self.devices.size}"
+            if isinstance(error, torch.OutOfMemoryError):
+                raise BrokenCallError(
+                    f"{here} ran out of memory in {what}: {error}\nThe weights are sharded, so the others wait in the same call and the "
+                    "step cannot be repeated; the run ends. Go on by --resume with smaller --sampler.rows (rollout) and --objective.rows "
+                    "(update), activation checkpointing, or more processes."
+                ) from error
+            raise BrokenCallError(
+                f"{here} left {what}, which all make together because the weights are sharded: {error}\nEither it failed here, or another "
+                "process has ended: look for its message, and go on by --resume."
+            ) from error
+
+
+def innermost(policies: Mapping[str, Policy]) -> tuple[Policy, ...]:
+    """The policies that evaluate a network of their own, each once: of a wrapper, the one inside."""
+    inner: dict[int, Policy] = {}
+    for policy in policies.values():
+        for module in policy.modules():
+            if isinstance(module, Policy) and not any(isinstance(below, Policy) for below in list(module.modules())[1:]):
+                inner[id(module)] = module
+    return tuple(inner.values())

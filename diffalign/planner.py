@@ -10,7 +10,7 @@ from torch import nn
 from .core import AlignmentLoop, Guided, Policy
 from .costs import activation_bytes, size, state_bytes, tensor_bytes, token_layers, tokens
 from .samplers import Branching
-from .sharding import sharded_bytes
+from .sharding import separate, sharded_bytes
 
 _GIB = 1024**3
 
@@ -23,7 +23,7 @@ class Cluster:
         devices: processes, one device each
         memory: GiB of a device; None where it does not matter
         teraflops: of a device, in the numbers that the policy computes with; None measures this one
-        shard: whether frozen weights are spread over the devices
+        shard: whether weights are spread over the devices
     """
 
     devices: int = attrs.field(default=1, validator=attrs.validators.ge(1))
@@ -79,23 +79,30 @@ def _fixed_bytes(loop: AlignmentLoop, cluster: Cluster) -> int:
     if cluster.shard:
         spread = sharded_bytes(policies)
         weights -= spread - spread // cluster.devices
-    moving = sum(tensor_bytes(p) for policy in loop.trained().values() for p in policy.trainable_parameters().values())
-    return weights + moving + sum(state_bytes(optimizer) for optimizer in loop.running.values())
+    moving = 0
+    apart = {id(policy) for policy in separate(policies)} if cluster.shard else set()
+    for role, policy in loop.trained().items():
+        gradients = sum(tensor_bytes(p) for p in policy.trainable_parameters().values())
+        parts = cluster.devices if apart.intersection(id(module) for module in policy.modules()) else 1
+        moving += (gradients + state_bytes(loop.running[role])) // parts
+    return weights + moving
 
 
 def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Iterator[tuple[str, str]]:
     policy = loop.objective.behavior()
     per_row, fixed = activation_bytes(policy), _fixed_bytes(loop, cluster)
     groups = -(-loop.prompts_per_step // cluster.devices)
-    replayed = tree.replay_rows * groups if tree is not None else 0
+    update = _update_rows(loop, tree)
+    replayed = (update or 0) * groups
     rows = min(getattr(loop.objective, "rows", None) or replayed, replayed)
+    taken = f"{size(rows * per_row)} for {rows} rows in the update" if update else "the update comes on top, its rows are not known"
     kept = 2 * 4 * torch.Size(policy.latent_shape).numel() * groups * sum(tree.widths) if tree is not None else 0
     where = "sharded" if cluster.shard else "whole in each"
     yield (
         "memory of a device",
         (
             f"about {size(fixed + kept + rows * per_row)}: {size(fixed)} for weights ({where}), gradients and optimizer of the policies, "
-            f"{size(kept)} for the rollout, {size(rows * per_row)} for {rows} rows in the update"
+            f"{size(kept)} for the rollout, {taken}"
         ),
     )
     if cluster.memory is None or not per_row or not replayed:
@@ -107,7 +114,7 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> It
             "row budget",
             (
                 f"nothing fits: {size(fixed + kept)} of {cluster.memory:g} GiB are taken before the first row of the update, which needs "
-                f"{size(per_row)} more. {'Use more devices' if cluster.shard else 'Shard the frozen weights (--shard)'}, a smaller rank or "
+                f"{size(per_row)} more. {'Use more devices' if cluster.shard else 'Shard the weights (--shard)'}, a smaller rank or "
                 "activation checkpointing."
             ),
         )
@@ -120,17 +127,25 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> It
         yield "row budget", f"all {replayed} rows of an update fit {cluster.memory:g} GiB at once ({fits} would)"
 
 
+def _update_rows(loop: AlignmentLoop, tree: Branching | None) -> int | None:
+    """Of one prompt, one policy and one update; None where they are not known."""
+    return None if tree is None else loop.objective.update_rows(tree.leaves, tree.replay_rows)
+
+
 def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Iterator[tuple[str, str]]:
     policy = loop.objective.behavior()
-    forward = row_flops(policy)
-    if tree is None or not forward or not tree.replay_rows:
+    forward, update = row_flops(policy), _update_rows(loop, tree)
+    if tree is None or not forward:
+        return
+    if update is None:
+        yield "steps per hour", f"not known: {type(loop.objective).__name__} does not say how many rows an update has"
         return
     groups = -(-loop.prompts_per_step // cluster.devices)
     updates = max(phase.repeats for phase in loop.objective.phases())
     whole = not any(not parameter.requires_grad for parameter in loop.objective.policy.parameters())
     backward = 2 if whole else 1  # frozen weights need the gradient of their inputs alone
     passes = (1 + backward) * updates + ("reference" in loop.policies())
-    flops = groups * (tree.rollout_rows + passes * tree.replay_rows) * forward
+    flops = groups * (tree.rollout_rows + passes * update) * forward
     speed = cluster.teraflops or measured_teraflops(policy.device, policy.precision)
     source = "given" if cluster.teraflops else "measured here on matrix products"
     yield (

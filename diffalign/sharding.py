@@ -1,6 +1,7 @@
-"""Frozen weights spread over the processes of a run, by torch's native fully_shard."""
+"""Weights spread over the processes of a run, by torch's native fully_shard."""
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -8,17 +9,27 @@ from torch import nn
 
 from .core import Devices, Lockstep, Policy
 from .devices import TorchDevices
-from .lockstep import Announced
+from .lockstep import Announced, innermost
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
 @attrs.frozen
 class FullySharded:
-    """Each process keeps 1/N of every frozen module that policies share, and gathers it for the length of a call.
+    """Each process keeps 1/N of the weights and gathers them for the length of a call.
 
-    Forks share submodules, not only tensors, so a module that is sharded once serves all of them; what is trained stays whole in every
-    process. It has to be done after the last fork: deepcopy of a sharded module raises.
+    Two kinds of weights are spread:
+
+    - Every frozen module that policies share (the base of LoRA forks). Forks share submodules, not only tensors, so a module that is
+      sharded once serves all of them; adapters stay whole in every process.
+    - The network of a policy that shares nothing (full fine-tuning, and its reference, average and other forks), block by block.
+      Gradients are summed and spread with each backward, and an optimizer keeps the state of its part alone.
+
+    It has to be done after the last fork: deepcopy of a sharded module raises.
 
     Args:
         least: modules with fewer numbers stay whole, because a collective for each would cost more than they weigh
@@ -34,31 +45,50 @@ class FullySharded:
             devices: the processes, of which there must be several
 
         Raises:
-            ValueError: one process, or nothing that is frozen and shared.
+            ValueError: one process, quantised weights, or nothing that could be spread.
         """
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
 
+        if any(not parameter.is_floating_point() for policy in policies.values() for parameter in policy.parameters()):
+            raise ValueError(
+                "sharding needs weights in a floating type, and some of this run are quantised: their scales would not be spread with "
+                "them. Leave out policy.quantization or sharding."
+            )
         if not isinstance(devices, TorchDevices):
             raise ValueError("sharding needs several processes; this is one. Start the run by torchrun or accelerate launch.")
-        modules = [module for module in _shareable(policies) if _numbers(module) >= self.least]
-        if not modules:
+        shared = [module for module in shared_modules(policies) if _numbers(module) >= self.least]
+        networks = [network for policy in separate(policies) if _numbers(policy) >= self.least for network in _networks(policy)]
+        if not shared and not networks:
             raise ValueError(
-                f"sharding finds no frozen module of at least {self.least} numbers in {', '.join(policies)}. Train LoRA instead of all "
-                "weights, or leave sharding out."
+                f"sharding finds no module of at least {self.least} numbers in {', '.join(policies)} that is frozen and shared, or belongs "
+                "to one policy alone. Leave sharding out."
             )
         mesh = init_device_mesh(devices.device.type, (devices.size,))
-        for module in modules:
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
-        return Announced.over(policies, devices)
+        modules = [_spread(module, mesh) for module in shared]
+        for network in networks:
+            for block in blocks(network):
+                if _numbers(block) >= self.least:
+                    _spread(block, mesh)
+            modules.append(_spread(network, mesh))
+        inner = {id(below) for module in modules for below in list(module.modules())[1:]}
+        return Announced.over(policies, devices, [module for module in modules if id(module) not in inner])
 
 
-def _shareable(policies: Mapping[str, Policy]) -> Iterator[nn.Module]:
+def _spread(module: nn.Module, mesh: "DeviceMesh") -> "FSDPModule":
+    from torch.distributed.fsdp import fully_shard
+
+    spread: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    spread.set_gradient_divide_factor(1.0)  # losses are means over all processes already
+    spread.set_force_sum_reduction_for_comms(True)  # a plain sum, which every backend has
+    return spread
+
+
+def shared_modules(policies: Mapping[str, Policy]) -> Iterator[nn.Module]:
     """The largest frozen modules that are one object to all policies, each once, inner ones first."""
-    places: dict[int, set[str]] = {}
-    for role, policy in policies.items():
+    places: dict[int, int] = {}
+    for policy in innermost(policies):
         for module in policy.modules():
-            places.setdefault(id(module), set()).add(role)
+            places[id(module)] = places.get(id(module), 0) + 1
     moving = {id(p) for policy in policies.values() for p in policy.own_parameters().values()}
     seen: set[int] = set()
     found: list[nn.Module] = []
@@ -69,7 +99,7 @@ def _shareable(policies: Mapping[str, Policy]) -> Iterator[nn.Module]:
             return
         seen.add(id(module))
         frozen = not any(parameter.requires_grad for parameter in parameters)
-        shared = len(places[id(module)]) > 1 or not any(id(parameter) in moving for parameter in parameters)
+        shared = places.get(id(module), 0) > 1 or not any(id(parameter) in moving for parameter in parameters)
         if frozen and shared and not any(isinstance(inner, _CONTAINERS) for inner in module.modules()) and not isinstance(module, Policy):
             found.append(module)
         else:
@@ -81,11 +111,45 @@ def _shareable(policies: Mapping[str, Policy]) -> Iterator[nn.Module]:
     yield from sorted(found, key=lambda module: len(list(module.modules())))
 
 
+def separate(policies: Mapping[str, Policy]) -> Iterator[Policy]:
+    """The policies that own all their weights and share none: their optimizers then see spread tensors alone, and never both kinds."""
+    inner = innermost(policies)
+    owners: dict[int, int] = {}
+    for policy in inner:
+        for parameter in policy.parameters():
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    for policy in inner:
+        own = {id(parameter) for parameter in policy.own_parameters().values()}
+        apart = all(id(parameter) in own and owners[id(parameter)] == 1 for parameter in policy.parameters())
+        if apart and not list(policy.parameters(recurse=False)):
+            yield policy
+
+
+def _networks(policy: Policy) -> list[nn.Module]:
+    return [child for child in policy.children() if list(child.parameters())]
+
+
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The entries of its outermost lists of modules: what is gathered and freed at once. None where weights are tied across modules."""
+    if len(list(network.named_parameters(remove_duplicate=False))) == len(list(network.parameters())):
+        yield from _entries(network)
+
+
+def _entries(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, _CONTAINERS) and not isinstance(child, _CONTAINERS):
+            if list(child.parameters()):
+                yield child
+        else:
+            yield from _entries(child)
+
+
 def _numbers(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def sharded_bytes(policies: Mapping[str, Policy]) -> int:
-    """Bytes of the frozen modules that sharding would spread."""
-    tensors: dict[int, torch.Tensor] = {id(p): p for module in _shareable(policies) for p in module.parameters()}
+    """Bytes of the weights that sharding would spread."""
+    modules = [*shared_modules(policies), *separate(policies)]
+    tensors: dict[int, torch.Tensor] = {id(p): p for module in modules for p in module.parameters()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .core import AlignmentLoop, CheckpointError, Policy, Stateful
+from .core.spread import is_spread, spread_like, whole
 from .durable import publish
 
 _NAME = re.compile(r"step-(\d{6,})")
@@ -39,11 +40,12 @@ class Snapshot:
 
     @classmethod
     def of(cls, loop: AlignmentLoop) -> "Snapshot":
-        """Collect it; every process of the run must call this."""
+        """Collect it; every process of the run must call this. The first one alone keeps the weights that are gathered."""
+        keep = loop.devices.rank == 0
         parts = {name: dict(part.state()) for name, part in _stateful(loop).items()}
         return cls(
-            {role: {n: _whole(p) for n, p in policy.own_parameters().items()} for role, policy in loop.policies().items()},
-            {role: optimizer.state_dict() for role, optimizer in loop.running.items()},
+            {role: _weights(policy, keep) for role, policy in loop.policies().items()},
+            {role: _state(optimizer, keep) for role, optimizer in loop.running.items()},
             {"parts": parts, "generators": loop.devices.gather(torch.get_rng_state()[None])},
         )
 
@@ -126,7 +128,7 @@ def load(loop: AlignmentLoop, folder: Path) -> int:
         _require(folder, f"{role}.optimizer.pt", manifest)
         state = _plain(folder / f"{role}.optimizer.pt")
         try:
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(_spread_state(state, optimizer))
         except ValueError as error:
             raise CheckpointError(f"{folder}: the optimizer of {role!r} is another one: {error}") from error
     if STATE in manifest["files"]:
@@ -149,7 +151,7 @@ def load_weights(policy: Policy, file: Path) -> None:
     for name, parameter in mine.items():
         if parameter.shape != tensors[name].shape:
             raise CheckpointError(f"{file}: {name!r} must have shape {tuple(parameter.shape)}; got {tuple(tensors[name].shape)}")
-        parameter.copy_(tensors[name])
+        parameter.copy_(spread_like(tensors[name], parameter))
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -203,7 +205,7 @@ def _restore(loop: AlignmentLoop, state: Mapping[str, Any]) -> None:
         if name in state["parts"] and (state["parts"][name] or name != "objective"):
             part.restore(state["parts"][name])
     if loop.devices.rank < len(state["generators"]):
-        torch.set_rng_state(state["generators"][loop.devices.rank].contiguous())
+        torch.set_rng_state(state["generators"][loop.devices.rank].clone())  # of a view torch reads another memory, and crashes
 
 
 def _plain(file: Path) -> Any:
@@ -214,8 +216,47 @@ def _plain(file: Path) -> Any:
         raise CheckpointError(f"{file} must hold tensors and plain values alone: {str(error).splitlines()[0]}") from error
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()
+def _weights(policy: Policy, keep: bool) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for name, parameter in policy.own_parameters().items():
+        gathered = whole(parameter)
+        if keep:
+            weights[name] = gathered.to("cpu", copy=True).contiguous()
+    return weights
+
+
+def _state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
+    """As `state_dict`, with what is spread gathered: a checkpoint does not depend on the number of processes."""
+    state = optimizer.state_dict()
+    entries: dict[int, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and is_spread(value):
+                gathered = whole(value)
+                if keep:
+                    entries.setdefault(index, {})[name] = gathered.cpu()
+            else:
+                entries.setdefault(index, {})[name] = value
+    return {**state, "state": entries}
+
+
+def _spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of a checkpoint, laid out as the weights that it belongs to."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    entries: dict[int, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        entries[index] = dict(values)
+        if index >= len(parameters) or not is_spread(parameters[index]):
+            continue
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape:
+                entries[index][name] = spread_like(value, parameters[index])
+            elif isinstance(value, Tensor) and value.numel() > 1:
+                raise CheckpointError(
+                    f"the optimizer's {name!r} of shape {tuple(value.shape)} cannot be spread like its weights, of shape "
+                    f"{tuple(parameters[index].shape)}. Resume without --shard, or with an optimizer whose state has that shape."
+                )
+    return {**state, "state": entries}
 
 
 def _digest(file: Path) -> str:

@@ -111,9 +111,9 @@ def nan_weight(folder, devices):
     said(_loop([broken], objective=SoftmaxTB(policy)), folder, devices)
 
 
-def said(loop, folder, devices):
+def said(loop, folder, devices, total=5, start=0):
     try:
-        loop.run(5)
+        loop.run(total, start)
     except Exception as error:
         (folder / f"said-{devices.rank}").write_text(f"{type(error).__name__}: {error}")
         torch.save(weights(loop), folder / f"weights-{devices.rank}.pt")

@@ -11,7 +11,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=positive, default=1, metavar="N", help="plan for N processes with a device each (%(default)s)")
     parser.add_argument("--memory", type=float, metavar="GIB", help="of a device: which row budget fits it")
     parser.add_argument("--teraflops", type=float, metavar="N", help="of a device; measured on this machine where it is not given")
-    parser.add_argument("--shard", action="store_true", help="plan with frozen weights spread over the devices")
+    parser.add_argument("--shard", action="store_true", help="plan with weights spread over the devices")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=positive, default=4, help="pictures of a prompt (%(default)s)")
     parser.add_argument("--steps", type=positive, default=28, help="denoising steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    parser.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a picture, in pixels (the run's own)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture")
 
 
@@ -46,12 +47,17 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _drawn(loop: "AlignmentLoop", options: argparse.Namespace) -> "Image":
     import torch
 
-    from ..core import Progress, Prompt, Streams
+    from ..core import ConfigError, Progress, Prompt, Streams
     from ..evaluation.pictures import contact_sheet
     from ..samplers import DeterministicSampler
 
-    policy, prompts = loop.evaluation_policy(), [Prompt(text) for text in options.prompt]
+    size = {} if options.size is None else dict(zip(("height", "width"), options.size, strict=True))
+    policy, prompts = loop.evaluation_policy(), [Prompt(text, size) for text in options.prompt]
     sampler = DeterministicSampler(options.steps, options.n, rows=loop.chunk)
+    try:
+        policy.sized(prompts[0].size)
+    except ValueError as error:
+        raise ConfigError(f"--size: {error}") from error
     with torch.no_grad():
         latents = sampler.sample(policy, policy.encode(prompts), Progress(0, 1), Streams(options.seed)).samples
         images = torch.cat([policy.decode(piece).cpu() for piece in latents.split(loop.chunk)])

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from ..config import Run
     from ..core import AlignmentLoop, Devices
 
-_FILES = ("metrics.jsonl", "config.yaml", "environment.json", "evaluation.json", "report.html", "images", "lora", "best", "offending")
+_FILES = (
+    *("metrics.jsonl", "watch.jsonl", "alarms.json", "evaluation.json", "config.yaml", "environment.json", "report.html", "*.tmp"),
+    *("images", "lora", "best", "offending", "trackers", "evaluations", "student", "step-*"),
+)
+"""What a run, its hooks and evaluations of it write into its folder, as patterns."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run folder")
     parser.add_argument("--new-total", action="store_true", help="with --resume: accept another total, over which schedules then run")
     parser.add_argument("--overwrite", action="store_true", help="replace what the run folder holds")
-    parser.add_argument("--shard", action="store_true", help="spread the frozen weights over the processes of the launcher")
+    parser.add_argument("--shard", action="store_true", help="spread the weights over the processes of the launcher")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -118,7 +122,7 @@ def _require_writable(folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what a run writes, and nothing else that may lie there."""
-    for path in [*(folder / name for name in _FILES), *folder.glob("step-*")]:
+    for path in [found for pattern in _FILES for found in folder.glob(pattern)]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

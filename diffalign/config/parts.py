@@ -32,6 +32,7 @@ SLOTS: Mapping[str, Any] = {
     "Policy": core.Policy,
     "TrajectorySampler": core.TrajectorySampler,
     "Plan": Plan,
+    "Rollout": core.Rollout,
     "Objective": core.Objective,
     "Reward": core.Reward,
     "Aggregation": core.Aggregation,
@@ -129,12 +130,18 @@ def candidates(members: Iterable[Any]) -> dict[str, Any]:
     wanted = [member for member in members if is_slot(member)]
     classes = [member for member in wanted if not is_callable(member)]
     classes += [made for member in wanted if is_callable(member) and is_slot(made := (*getattr(member, "__args__", ()), None)[-2])]
-    found = {name: target for slot in classes for name, target in _subclasses(slot)}
+    found: dict[str, Any] = {}
+    for slot in classes:  # torch's AdamW wins over that of another library, which its import path still finds
+        found.update(sorted(_subclasses(slot), key=lambda entry: _distribution(entry[1]) == _distribution(slot)))
     # an own part wins over a stranger of the same name, which its import path still finds
     found.update({part.name: part.target for part in own().values() if any(accepts(slot, part.target) for slot in classes)})
     if len(found) > 1:  # a general class that is not abstract is no choice: Hook, torch's Optimizer
         found = {name: target for name, target in found.items() if target not in classes}
     return dict(sorted(found.items()))
+
+
+def _distribution(target: type) -> str:
+    return target.__module__.partition(".")[0]
 
 
 def _subclasses(slot: type) -> Iterator[tuple[str, type]]:

@@ -205,11 +205,21 @@ def _is_a(target: type, slot: type) -> bool:
 
 
 def _takes_as_much(method: Any, like: Any) -> bool:
+    """Whether it can be called in the same way, as far as its signature and the types in it say."""
     try:
-        inspect.signature(method).bind(*inspect.signature(like).parameters)
+        wanted = list(inspect.signature(like).parameters)
+        given = inspect.signature(method)
+        given.bind(*wanted)
     except (TypeError, ValueError):
         return False
-    return True
+    mine, its = _hints(method), _hints(like)
+    names = [name for name, entry in given.parameters.items() if entry.kind in (entry.POSITIONAL_ONLY, entry.POSITIONAL_OR_KEYWORD)]
+    return not any(_strangers(mine.get(name), its.get(like_name)) for name, like_name in zip(names, wanted, strict=False))
+
+
+def _strangers(one: Any, other: Any) -> bool:
+    """Two classes of which neither is the other's."""
+    return inspect.isclass(one) and inspect.isclass(other) and not (issubclass(one, other) or issubclass(other, one))
 
 
 def supplied(slot: Any) -> int:

@@ -3,9 +3,18 @@
 from .agreement import PeerFailed, agree, gather_texts
 from .average import Average
 from .contract import first_step_deviation
-from .errors import CheckpointError, ConfigError, ContractError, NonFiniteError, NonFiniteRewardError, ProcessError, RewardError
+from .errors import (
+    BrokenCallError,
+    CheckpointError,
+    ConfigError,
+    ContractError,
+    NonFiniteError,
+    NonFiniteRewardError,
+    ProcessError,
+    RewardError,
+)
 from .finite import Evidence
-from .forking import fork_module
+from .forking import fork_module, view_of
 from .groups import (
     Raw,
     StandardizedParts,
@@ -37,15 +46,17 @@ from .interfaces import (
 from .interrupt import Interrupted
 from .ledger import Ledger
 from .loop import AlignmentLoop
+from .overlapped import Overlapped
 from .policy import Guided, Policy, require_frozen
 from .replay import Edges, micro_batched, replay, replay_log_prob
 from .report import Report
+from .rollout import Rollout, Sequential, Stages
 from .running_scale import RunningScale
 from .schedule import Constant, Cosine, Linear, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
 from .scoring import score
 from .streams import Streams
 from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
-from .types import ROOT, Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
+from .types import ROOT, Condition, Loss, Progress, Prompt, ScoredBatch, Size, TrajectoryBatch
 
 __all__ = [
     "CPS",
@@ -53,6 +64,7 @@ __all__ = [
     "Aggregation",
     "AlignmentLoop",
     "Average",
+    "BrokenCallError",
     "CheckpointError",
     "Condition",
     "ConfigError",
@@ -77,6 +89,7 @@ __all__ = [
     "NonFiniteRewardError",
     "Objective",
     "OptimizerFactory",
+    "Overlapped",
     "PeerFailed",
     "Phase",
     "Policy",
@@ -89,12 +102,16 @@ __all__ = [
     "Reward",
     "RewardError",
     "RewardFunction",
+    "Rollout",
     "RunningScale",
     "Scalar",
     "ScoredBatch",
+    "Sequential",
     "Sharding",
     "ShiftedGrid",
     "SingleProcess",
+    "Size",
+    "Stages",
     "StandardizedParts",
     "StandardizedSum",
     "Stateful",
@@ -120,4 +137,5 @@ __all__ = [
     "scalar",
     "score",
     "shifted_sigmas",
+    "view_of",
 ]

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .errors import ContractError, NonFiniteError, ProcessError, RewardError
+from .errors import BrokenCallError, ContractError, NonFiniteError, ProcessError, RewardError
 from .interfaces import Devices, Lockstep
 
 _KINDS: tuple[type[Exception], ...] = (
@@ -37,8 +37,11 @@ def agree(devices: Devices, error: Exception | None) -> None:
         error: of this one, None where all is well
 
     Raises:
-        Exception: `error` itself, or one of the same kind that names the process that failed and repeats what it said.
+        Exception: `error` itself, or one of the same kind that names the process that failed and repeats what it said. One that came in
+            the middle of a collective is raised at once, because nobody listens: the end of this process is what the others notice.
     """
+    if isinstance(error, BrokenCallError):
+        raise error
     if devices.size > 1:
         kinds = devices.gather(torch.tensor([_kind(error)])).tolist()
         if worst := max(kinds):
@@ -69,6 +72,6 @@ def together(devices: Devices, lockstep: Lockstep) -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    if devices.size > 1:
+    if devices.size > 1 and not isinstance(error, BrokenCallError):
         lockstep.finish(failed=error is not None)
     agree(devices, error)

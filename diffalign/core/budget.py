@@ -35,8 +35,8 @@ def shrink(loop: "AlignmentLoop", ledger: Ledger, error: torch.OutOfMemoryError)
     stage, largest = (int(value) for value in loop.devices.maximum(here))
     if loop.sharding is not None:
         raise torch.OutOfMemoryError(
-            f"{error}\nThe weights are sharded, so the step cannot be repeated: processes may hang in each other's calls. Start again "
-            f"with {_advice(stage, largest)}."
+            f"{error}\nThe weights are sharded, so the run ends instead of repeating the step: where memory runs out inside a call, the "
+            f"other processes wait in it. Go on by --resume with {_advice(stage, largest)}."
         ) from error
     if stage == 1 and loop.chunk > 1:
         loop.chunk = max(1, loop.chunk // 2)

@@ -38,3 +38,7 @@ class ContractError(RuntimeError):
 
 class ProcessError(RuntimeError):
     """Another process of the run has failed, or cannot be reached."""
+
+
+class BrokenCallError(ProcessError):
+    """This process has left a network call that is a collective, because weights are sharded: the others wait in it, and hear nothing."""

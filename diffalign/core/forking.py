@@ -9,6 +9,20 @@ from torch import nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def view_of(module: Module, **attributes: object) -> Module:
+    """The same module under other values of some attributes: everything else is shared, so it is cheap, and no fork.
+
+    Args:
+        module: what is looked at
+        attributes: submodules or plain values that the view has of its own
+    """
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    for name, value in attributes.items():
+        setattr(twin, name, value)
+    return twin
+
+
 def fork_module(module: Module, own: Collection[str], *, trainable: bool) -> Module:
     """A second module tree that owns copies of the parameters named `own` and shares the rest with `module`.
 

@@ -85,6 +85,18 @@ class Objective(ABC):
         """Every policy whose state a checkpoint must hold, trained or not (an old policy, an average), by name."""
         return {role: policy for phase in self.phases() for role, policy in phase.trains.items()}
 
+    def update_rows(self, samples: int, parents: int) -> int | None:
+        """Network rows that an update evaluates for one prompt, per policy; for forecasts. By default it replays stochastic edges.
+
+        Args:
+            samples: finished samples of a prompt
+            parents: nodes of a prompt from which stochastic edges go out
+
+        Returns:
+            None where it is not known.
+        """
+        return parents or None
+
     def after_update(self, role: str) -> None:  # noqa: B027  a hook with a default
         """After each optimizer step of that role."""
 
@@ -218,7 +230,7 @@ class Free:
 
 
 class Sharding(Protocol):
-    """Spreads frozen weights over the processes of a run."""
+    """Spreads weights over the processes of a run."""
 
     def shard(self, policies: Mapping[str, Policy], devices: Devices) -> Lockstep:
         """Shard what the policies share, after the last fork and before optimizers are made."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import attrs
 import torch
 
+from .agreement import PeerFailed
 from .policy import Policy
 
 
@@ -21,12 +22,14 @@ class Ledger:
         rows: network rows by "role/stage"
         calls: network calls by "role/stage"
         failed: the stage that an error left, for who wants to do better
+        hidden: seconds by stage that were spent beside another stage, and are no part of `seconds`
     """
 
     seconds: dict[str, float] = attrs.field(factory=dict)
     rows: dict[str, int] = attrs.field(factory=dict)
     calls: dict[str, int] = attrs.field(factory=dict)
     failed: str | None = None
+    hidden: dict[str, float] = attrs.field(factory=dict)
 
     @contextmanager
     def stage(self, name: str, roles: Mapping[str, Policy] | None = None) -> Iterator[None]:
@@ -36,6 +39,8 @@ class Ledger:
         start = time.perf_counter()
         try:
             yield
+        except PeerFailed:  # the stage that failed is another process's
+            raise
         except BaseException:
             self.failed = name
             raise
@@ -48,9 +53,13 @@ class Ledger:
                     self.rows[entry] = self.rows.get(entry, 0) + rows
                     self.calls[entry] = self.calls.get(entry, 0) + calls
 
+    def hide(self, name: str, seconds: float) -> None:
+        """Add time that a stage took while the step was busy with another."""
+        self.hidden[name] = self.hidden.get(name, 0.0) + seconds
+
     def add(self, other: "Ledger") -> None:
         """Add another ledger's numbers to this one."""
-        for name in ("seconds", "rows", "calls"):
+        for name in ("seconds", "hidden", "rows", "calls"):
             mine = getattr(self, name)
             for key, value in getattr(other, name).items():
                 mine[key] = mine.get(key, 0) + value

@@ -14,7 +14,7 @@ from .average import Average
 from .budget import shrink
 from .contract import TOLERANCE, first_step_deviation
 from .errors import NonFiniteError
-from .finite import Evidence, require_finite
+from .finite import Evidence
 from .groups import Raw
 from .interfaces import (
     Aggregation,
@@ -34,13 +34,11 @@ from .interrupt import Interrupted, StopRequest, stop_between_steps
 from .ledger import Ledger
 from .policy import Policy
 from .report import Metrics, Report
-from .rollout import decode_and_score
+from .rollout import Rollout, Sequential, Stages
 from .scoring import named_rewards
 from .streams import Streams
 from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
 from .update import Update
-
-Scored = tuple[TrajectoryBatch, dict[str, Tensor], Tensor]
 
 
 def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -69,11 +67,12 @@ class AlignmentLoop:
         hooks: progress, metrics, checkpoints, evaluation
         devices: the processes of the run
         seed: of every random draw
+        rollout: in which order, and what beside what, prompts are sampled and scored
         chunk: images that are decoded and scored at once
         check_rows: network rows that the first-step contract may spend per step; 0 switches it off
         keep_images: pictures that a report carries
         folder: where hooks write the run's files; None where there is none
-        sharding: spreads frozen weights over the processes; None keeps them whole in each
+        sharding: spreads weights over the processes; None keeps them whole in each
     """
 
     objective: Objective
@@ -88,6 +87,7 @@ class AlignmentLoop:
     hooks: Sequence[Hook] = ()
     devices: Devices = attrs.field(factory=SingleProcess)
     seed: int = 0
+    rollout: Rollout = attrs.field(factory=Sequential)
     chunk: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     check_rows: int = attrs.field(default=2, validator=attrs.validators.ge(0))
     keep_images: int = 16
@@ -208,16 +208,15 @@ class AlignmentLoop:
                 torch.cuda.empty_cache()
 
     def _attempt(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger) -> Report:
-        metrics = Metrics()
+        metrics, streams = Metrics(), Streams(self.seed, progress.step)
         self._expect_calls()
         with together(self.devices, self._lockstep):
-            trajectories, parts, images = self._roll_out(prompts, progress, ledger, metrics)
+            trajectories, parts, images = self._roll_out(prompts, progress, streams, ledger, metrics)
         if progress.step != self._observed:  # a step that is repeated is observed once
             self.aggregation.observe(parts, trajectories.group, self.devices)
             self._observed = progress.step
         with together(self.devices, self._lockstep):
             rewards = self.aggregation(parts, trajectories.group)
-            streams = Streams(self.seed, progress.step)
             batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
             metrics.describe(batch, self.aggregation.weights)
         batch = attrs.evolve(batch, deviation=_deviation(batch.rewards, self.devices))
@@ -241,29 +240,24 @@ class AlignmentLoop:
         for policy in (self.objective.policy, *self.policies().values()):
             policy.counter.largest = 0
 
-    def _roll_out(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger, metrics: Metrics) -> Scored:
+    def _roll_out(
+        self, prompts: Sequence[Prompt], progress: Progress, streams: Streams, ledger: Ledger, metrics: Metrics
+    ) -> tuple[TrajectoryBatch, dict[str, Tensor], Tensor]:
         """The trajectories of this process, their raw scores, and its first pictures."""
         policy, behavior = self.objective.policy, self.objective.behavior()
         share = range(len(prompts))[self.devices.rank :: self.devices.size]
-        streams = Streams(self.seed, progress.step)
         role = next((name for name, known in self.policies().items() if known is behavior), "policy")
         with torch.no_grad():
             with ledger.stage("encode"):
                 condition = policy.encode([Prompt.of(prompts[i]) for i in share])
                 condition = attrs.evolve(condition, ids=torch.tensor(list(share)))
-            with ledger.stage("rollout", {"policy": behavior}):
-                trajectories = self.sampler.sample(behavior, condition, progress, streams)
-            try:
-                require_finite(role, behavior, trajectories, progress.step)
-                parts, images = decode_and_score(policy, trajectories, self._rewards, ledger, self.chunk, self.keep_images)
-            except NonFiniteError as error:
-                error.evidence = Evidence.of(progress.step, (role,), trajectories)
-                raise
+            stages = Stages(policy, behavior, role, self.sampler, self._rewards, progress, streams, ledger, self.chunk, self.keep_images)
+            trajectories, parts = self.rollout(condition, stages)
         if self.check_rows:
             with ledger.stage("contract", {"policy": behavior}):
                 deviation = first_step_deviation(behavior, trajectories, self.check_rows, TOLERANCE.get(behavior.precision, 2e-2))
             metrics.add("contract/deviation", torch.tensor(deviation), 1)
-        return trajectories, parts, images
+        return trajectories, parts, stages.kept
 
 
 def _deviation(rewards: Tensor, devices: Devices) -> float:

@@ -8,8 +8,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from .forking import view_of
 from .transition import Gaussian, TransitionKernel, expand
-from .types import Condition, Prompt
+from .types import Condition, Prompt, Size
 
 
 @attrs.define
@@ -77,6 +78,25 @@ class Policy(nn.Module, ABC):
             pristine: without the LoRA delta; refused where there is none
         """
 
+    def sized(self, size: Size | None) -> "Policy":
+        """The same weights for pictures of another size: with the latent shape and the noise grid that belong to it.
+
+        A rollout takes what its prompts ask for (`Condition.size`). It is a view and no fork, and computes the same velocity: a replay of
+        the rollout by the policy itself is exact.
+
+        Args:
+            size: height and width in pixels; None is the policy's own
+
+        Raises:
+            ValueError: a size that it cannot draw; most policies draw one alone.
+        """
+        if size is not None:
+            raise ValueError(
+                f"{type(self).__name__} draws pictures of one size alone, and a prompt asks for {size[0]} x {size[1]} (height x width). "
+                'Remove "height" and "width" from the prompts.'
+            )
+        return self
+
     def transition(self, latents: Tensor, sigma: Tensor, sigma_next: Tensor, condition: Condition, noise_level: Tensor) -> Gaussian:
         """p(x_next | x): the one place where rollout and replay make a step.
 
@@ -138,7 +158,7 @@ class Policy(nn.Module, ABC):
     @property
     def precision(self) -> torch.dtype:
         """The least precise type that the network computes in, as far as its parameters tell: how exact a replay can be."""
-        types = {parameter.dtype for parameter in self.parameters()}
+        types = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}  # quantised ones are stored alone
         return min(types, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
     @property
@@ -183,6 +203,10 @@ class Guided(Policy):
         null = self._null.select(torch.zeros(len(condition), dtype=torch.long))
         positive = self.policy.velocity(latents, sigma, condition)
         return self.policy.guide(positive, self.policy.velocity(latents, sigma, null), self.scale)
+
+    def sized(self, size: Size | None) -> Policy:
+        inner = self.policy.sized(size)
+        return self if inner is self.policy else view_of(self, policy=inner, latent_shape=inner.latent_shape)
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         return self.policy.guide(positive, negative, scale)

@@ -1,41 +1,158 @@
-"""The first half of a step: prompts to scored samples."""
+"""The first half of a step: from encoded prompts to scored samples."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 
+import attrs
 import torch
 from torch import Tensor
 
-from .interfaces import RewardFunction
+from .errors import NonFiniteError
+from .finite import Evidence, require_finite
+from .interfaces import RewardFunction, TrajectorySampler
+from .joining import join
 from .ledger import Ledger
 from .policy import Policy
 from .scoring import score
-from .types import TrajectoryBatch
+from .streams import Streams
+from .types import Condition, Progress, Prompt, TrajectoryBatch
+
+Scores = Mapping[str, Tensor]
+"""Raw scores of some samples by reward name, each [B]."""
 
 
-@torch.no_grad()
-def decode_and_score(
-    policy: Policy, trajectories: TrajectoryBatch, rewards: Mapping[str, RewardFunction], ledger: Ledger, chunk: int, keep: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Turn the leaves of a forest into pictures and scores, `chunk` at a time.
+@attrs.frozen(eq=False)
+class Pictures:
+    """Decoded samples.
 
     Args:
-        policy: whose latents they are
-        trajectories: K leaves
-        rewards: by name
-        ledger: is charged
-        chunk: images that are alive at once
-        keep: images that are given back
-
-    Returns:
-        Raw scores by reward name, each [K]; the first `keep` images, on the CPU.
+        images: [B, 3, H, W]
+        prompts: of each
+        trajectories: the forest that they are leaves of
     """
-    prompts = [trajectories.condition.prompts[i] for i in trajectories.group.tolist()]
-    chunks: list[dict[str, Tensor]] = []
-    kept: list[Tensor] = []
-    for start in range(0, len(prompts), chunk):
-        with ledger.stage("decode"):
-            images = policy.decode(trajectories.samples[start : start + chunk])
-        with ledger.stage("reward"):
-            chunks.append(score(rewards, images, prompts[start : start + chunk]))
-        kept.append(images[: max(0, keep - start)].cpu())
-    return {name: torch.cat([part[name] for part in chunks]) for name in rewards}, torch.cat(kept)
+
+    images: Tensor
+    prompts: Sequence[Prompt]
+    trajectories: TrajectoryBatch
+
+
+@attrs.define(eq=False)
+class Stages:
+    """What a `Rollout` is made of: sampling, decoding and scoring in one step of the run.
+
+    Args:
+        policy: decodes
+        behavior: rolls out
+        role: name of the policy that rolls out
+        sampler: draws the trajectories
+        rewards: by name
+        progress: where the run stands
+        streams: the random draws of the step
+        ledger: is charged for sampling and decoding
+        chunk: images that are decoded and scored at once
+        keep: images of which a copy is kept on the CPU
+    """
+
+    policy: Policy
+    behavior: Policy
+    role: str
+    sampler: TrajectorySampler
+    rewards: Mapping[str, RewardFunction]
+    progress: Progress
+    streams: Streams
+    ledger: Ledger
+    chunk: int
+    keep: int
+    _kept: list[Tensor] = attrs.field(factory=list, init=False, repr=False)
+
+    @property
+    def kept(self) -> Tensor:
+        """[n, 3, H, W] the first `keep` images that were decoded, on the CPU."""
+        return torch.cat(self._kept)
+
+    def sample(self, condition: Condition) -> TrajectoryBatch:
+        """Draw the trajectories of some prompts.
+
+        Raises:
+            NonFiniteError: there is a number in them that is not finite.
+        """
+        with self.ledger.stage("rollout", {"policy": self.behavior}):
+            trajectories = self.sampler.sample(self.behavior, condition, self.progress, self.streams)
+        try:
+            require_finite(self.role, self.behavior, trajectories, self.progress.step)
+        except NonFiniteError as error:
+            error.evidence = Evidence.of(self.progress.step, (self.role,), trajectories)
+            raise
+        return trajectories
+
+    def decode(self, trajectories: TrajectoryBatch) -> Iterator[Pictures]:
+        """The leaves of a forest as pictures, `chunk` at a time."""
+        prompts = [trajectories.condition.prompts[i] for i in trajectories.group.tolist()]
+        for start in range(0, len(prompts), self.chunk):
+            with self.ledger.stage("decode"):
+                images = self.policy.decode(trajectories.samples[start : start + self.chunk])
+            missing = self.keep - sum(map(len, self._kept))
+            self._kept.append(images[: max(0, missing)].cpu())
+            yield Pictures(images, prompts[start : start + self.chunk], trajectories)
+
+    def score(self, pictures: Pictures) -> Scores:
+        """Raw scores by reward name. Touches no state of the step and no ledger, so it may run in another thread.
+
+        Raises:
+            RewardError: a reward has failed.
+        """
+        try:
+            return score(self.rewards, pictures.images, pictures.prompts)
+        except NonFiniteError as error:
+            error.evidence = Evidence.of(self.progress.step, (self.role,), pictures.trajectories)
+            raise
+
+
+class Rollout(ABC):
+    """In which order, and what beside what, the prompts of a step are sampled, decoded and scored; what comes out is the same."""
+
+    @abstractmethod
+    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, dict[str, Tensor]]:
+        """Sample, decode and score all prompts of this process. Called without gradients.
+
+        Args:
+            condition: P prompts
+            stages: what there is to do; time spent in rewards is charged to the stage "reward" of its ledger
+
+        Returns:
+            The forest of all prompts; raw scores of its leaves by reward name, each [K].
+        """
+
+
+@attrs.frozen
+class Sequential(Rollout):
+    """One after the other: all trajectories, then pictures and scores.
+
+    Args:
+        prompts: groups that are sampled and scored before the next are; None takes all at once
+    """
+
+    prompts: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+
+    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, dict[str, Tensor]]:
+        forests, scores = [], []
+        for piece in pieces(condition, self.prompts):
+            forests.append(stages.sample(piece))
+            for pictures in stages.decode(forests[-1]):
+                with stages.ledger.stage("reward"):
+                    scores.append(stages.score(pictures))
+        return join(condition, forests), joined(scores)
+
+
+def pieces(condition: Condition, prompts: int | None) -> Iterator[Condition]:
+    """A condition in pieces of so many prompts; None gives it whole."""
+    if prompts is None or prompts >= len(condition):
+        yield condition
+        return
+    for index in torch.arange(len(condition)).split(prompts):
+        yield condition.select(index)
+
+
+def joined(scores: Sequence[Scores]) -> dict[str, Tensor]:
+    """The scores of pieces, as those of all: by reward name, each [K]."""
+    return {name: torch.cat([part[name] for part in scores]) for name in scores[0]}

@@ -22,6 +22,8 @@ ROOT = -1
 """The parent of a node that has none."""
 
 Density = Literal["squared", "mean", "sum"]
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 class Prompt(str):
@@ -38,6 +40,22 @@ class Prompt(str):
     def of(cls, text: str) -> "Prompt":
         """The prompt itself, or a text as a prompt without metadata."""
         return text if isinstance(text, Prompt) else cls(text)
+
+    @property
+    def size(self) -> Size | None:
+        """Height and width in pixels that the metadata ask for, as "height" and "width"; None where they ask for none.
+
+        Raises:
+            ValueError: one without the other, or no whole numbers above 0.
+        """
+        height, width = self.metadata.get("height"), self.metadata.get("width")
+        if height is None and width is None:
+            return None
+        if type(height) is not int or type(width) is not int or height < 1 or width < 1:
+            raise ValueError(
+                f"a prompt's height and width must both be whole numbers of pixels; {str(self)!r} has {height!r} and {width!r}"
+            )
+        return height, width
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (str(self), dict(self.metadata)))
@@ -66,6 +84,20 @@ class Condition:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def size(self) -> Size | None:
+        """That all prompts ask for; None is the policy's own.
+
+        Raises:
+            ValueError: they ask for several, which cannot be one batch.
+        """
+        sizes = list(dict.fromkeys(prompt.size for prompt in self.prompts))
+        if len(sizes) > 1:
+            raise ValueError(
+                f"prompts that are sampled together must ask for one size; these ask for {_shown(sizes[0])} and {_shown(sizes[1])}"
+            )
+        return sizes[0] if sizes else None
+
     def select(self, index: Tensor) -> "Condition":
         """The rows `index` [B], repeated and reordered at will."""
         return Condition(
@@ -73,6 +105,10 @@ class Condition:
             ids=self.ids[index.to(self.ids.device)],
             tensors={name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()},
         )
+
+
+def _shown(size: Size | None) -> str:
+    return "the run's own" if size is None else f"{size[0]} x {size[1]} (height x width)"
 
 
 @attrs.frozen(eq=False)

@@ -13,6 +13,7 @@ from .interfaces import Devices, Lockstep, Objective, Phase
 from .ledger import Ledger
 from .policy import Policy
 from .report import Metrics
+from .spread import is_spread, local, whole
 from .types import ScoredBatch
 from .undo import Undo
 
@@ -62,7 +63,8 @@ class Update:
             for phase in self.phases:
                 for update in range(phase.repeats):
                     with ledger.stage("update", roles):
-                        self._step(phase, batch, update, metrics)
+                        self._compute_gradients(phase, batch, update, metrics)
+                        self._step(phase, batch, metrics, repeatable=undo is not None)
         except BaseException:
             self._forget_gradients()
             if undo is not None:
@@ -73,7 +75,7 @@ class Update:
         for optimizer in self.running.values():
             optimizer.zero_grad(set_to_none=True)
 
-    def _step(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> None:
+    def _compute_gradients(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> None:
         for role in phase.trains:
             self.running[role].zero_grad(set_to_none=True)
         with together(self.devices, self.lockstep):
@@ -85,13 +87,24 @@ class Update:
                 raise NonFiniteError(f"role {_names(phase)}, step {batch.progress.step}: {error}") from error
             for role, policy in phase.trains.items():
                 _require_finite_gradients(role, policy, phase, batch)
+
+    def _step(self, phase: Phase, batch: ScoredBatch, metrics: Metrics, repeatable: bool) -> None:
         norms = {role: self._norm(role, policy, batch.progress.step) for role, policy in phase.trains.items()}
-        for role, policy in phase.trains.items():
-            metrics.add(f"grad_norm/{role}", norms[role], 1)
-            if self.max_grad_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(list(policy.trainable_parameters().values()), self.max_grad_norm, norms[role])
-            self.running[role].step()
-            self.objective.after_update(role)
+        try:
+            with together(self.devices, self.lockstep):
+                for role, policy in phase.trains.items():
+                    metrics.add(f"grad_norm/{role}", norms[role], 1)
+                    if self.max_grad_norm is not None:
+                        torch.nn.utils.clip_grads_with_norm_(list(policy.trainable_parameters().values()), self.max_grad_norm, norms[role])
+                    self.running[role].step()
+                    self.objective.after_update(role)
+        except torch.OutOfMemoryError as error:
+            if repeatable:
+                raise
+            raise RuntimeError(
+                f"{error}\nMemory ran out while the optimizer of {_names(phase)} stepped. Weights may have moved in part, so the step is "
+                "not repeated. Go on from the last checkpoint by --resume, with less beside it: smaller rows, --shard, or more processes."
+            ) from error
 
     def _accumulate(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> None:
         for loss in phase.losses(batch, update):
@@ -111,13 +124,14 @@ class Update:
                 metrics.add(name, total, count)
 
     def _norm(self, role: str, policy: Policy, step: int) -> Tensor:
-        """Of the gradients, summed over the processes; equal in all of them."""
+        """Of the gradients, summed over the processes; equal in all of them. Those of sharded weights were summed by each backward."""
         parameters = policy.trainable_parameters()
-        self.devices.sum_gradients(list(parameters.values()))
+        if apart := [parameter for parameter in parameters.values() if not is_spread(parameter)]:
+            self.devices.sum_gradients(apart)
         gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+        norm = whole(torch.nn.utils.get_total_norm(list(gradients.values())))
         if not bool(norm.isfinite()):
-            largest = max(gradients, key=lambda name: float(gradients[name].abs().max()))
+            largest = max(gradients, key=lambda name: float(whole(gradients[name].abs().max())))
             raise NonFiniteError(
                 f"role {role!r}, step {step}: gradient of {largest!r} is not finite in its norm, though each of its entries is, in every "
                 "process. Nothing was updated."
@@ -130,7 +144,8 @@ def _names(phase: Phase) -> str:
 
 
 def _require_finite_gradients(role: str, policy: Policy, phase: Phase, batch: ScoredBatch) -> None:
-    gradients = {name: parameter.grad for name, parameter in policy.trainable_parameters().items() if parameter.grad is not None}
+    every = {name: local(p.grad) for name, p in policy.trainable_parameters().items() if p.grad is not None}
+    gradients = {name: gradient for name, gradient in every.items() if gradient.numel()}  # a process may have no part of a small tensor
     if not gradients or bool(torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=float("inf")).isfinite()):
         return
     name = next(name for name, gradient in gradients.items() if not bool(gradient.isfinite().all()))

@@ -26,6 +26,7 @@ from diffalign.samplers import DeterministicSampler
 from .diversity import cosine_distance, cosine_distance_across, effective_modes, modes, vendi_score
 from .features import Features, PixelFeatures
 from .ms_ssim import ms_ssim_distance
+from .pictures import merged
 from .result import Evaluation
 from .rounds import Rounds
 
@@ -50,6 +51,9 @@ def evaluate(
 ) -> Evaluation:
     """Sample every prompt deterministically from fixed noise, score, and measure diversity.
 
+    Prompts that ask for sizes of their own ("height", "width") are sampled size by size; the pictures that are kept are then scaled down
+    to fit one canvas.
+
     Every process takes every size-th prompt and makes the same number of network calls; all of them return the same result, which does
     not depend on their number but for the rounding of batched arithmetic.
 
@@ -73,10 +77,25 @@ def evaluate(
     if not prompts:
         raise ValueError("evaluate needs at least one prompt; got none")
     devices = devices or SingleProcess()
-    local = -(-len(prompts) // devices.size)  # every process takes as many, the last ones of some for nothing
-    share = min(max(1, rows // samples), local)
     settings = {"samples": samples, "steps": steps, "seed": seed}
-    task = _Task(policy, tuple(prompts), rewards, features, samples, steps, seed, rows, -(-pictures // devices.size), devices)
+    sizes = [Prompt.of(prompt).size for prompt in prompts]
+    parts: list[tuple[list[int], dict[str, Tensor]]] = []
+    for size in dict.fromkeys(sizes):
+        ids = [place for place, other in enumerate(sizes) if other == size]
+        drawn = sum(place < pictures for place in ids)
+        some = tuple(Prompt.of(prompts[place]) for place in ids)
+        task = _Task(policy, some, tuple(ids), rewards, features, samples, steps, seed, rows, -(-drawn // devices.size), devices)
+        table = _measured(task, settings, drawn, rounds)
+        parts.append((ids, {**table, "images": table["images"][:drawn]}))
+    table = merged(parts, [size for size in sizes if size is not None])
+    images = table.pop("images")
+    return _result(step, tuple(prompts), table, images, settings)
+
+
+def _measured(task: "_Task", settings: Mapping[str, int], pictures: int, rounds: Rounds | None) -> dict[str, Tensor]:
+    """What there is to know of the prompts of a task, in their order."""
+    devices, local = task.devices, -(-len(task.prompts) // task.devices.size)  # as many in every process, the last of some for nothing
+    share = min(max(1, task.rows // task.samples), local)
     kept = None if rounds is None else rounds.under({**settings, **task.names(), "share": share, "pictures": pictures})
     error: Exception | None = None
     done: list[dict[str, Tensor]] = []
@@ -91,9 +110,7 @@ def evaluate(
     except Exception as caught:
         error = caught
     agree(devices, error)
-    table = {name: task.gathered(torch.cat([entry[name] for entry in done])) for name in done[0]}
-    images = table.pop("images")[: min(pictures, len(prompts))]
-    return _result(step, tuple(prompts), table, images, settings)
+    return {name: task.gathered(torch.cat([entry[name] for entry in done])) for name in done[0]}
 
 
 def _known(kept: Rounds | None, task: "_Task", share: int, local: int) -> list[dict[str, Tensor]]:
@@ -108,10 +125,11 @@ def _known(kept: Rounds | None, task: "_Task", share: int, local: int) -> list[d
 
 @attrs.frozen(eq=False)
 class _Task:
-    """What all rounds share."""
+    """What all rounds share: prompts of one size, and their places among all prompts."""
 
     policy: Policy
     prompts: tuple[Prompt, ...]
+    ids: tuple[int, ...]
     rewards: Mapping[str, RewardFunction]
     features: Mapping[str, Features]
     samples: int
@@ -122,8 +140,13 @@ class _Task:
     devices: Devices
 
     def names(self) -> dict[str, object]:
-        texts = [[str(prompt), dict(prompt.metadata) if isinstance(prompt, Prompt) else {}] for prompt in self.prompts]
-        return {"prompts": texts, "rewards": sorted(self.rewards), "features": {name: repr(each) for name, each in self.features.items()}}
+        texts = [[str(prompt), dict(prompt.metadata)] for prompt in self.prompts]
+        return {
+            "prompts": texts,
+            "ids": self.ids,
+            "rewards": sorted(self.rewards),
+            "features": {name: repr(each) for name, each in self.features.items()},
+        }
 
     def file(self, place: int) -> str:
         return f"round-{place:05d}-process-{self.devices.rank}-of-{self.devices.size}"
@@ -132,7 +155,7 @@ class _Task:
         """The local prompts `start` .. `stop` - 1; each tensor has a row for each of them, but images for the first few."""
         places = [(row * self.devices.size + self.devices.rank) % len(self.prompts) for row in range(start, stop)]
         some = [self.prompts[place] for place in places]
-        condition = attrs.evolve(self.policy.encode(some), ids=torch.tensor(places))
+        condition = attrs.evolve(self.policy.encode(some), ids=torch.tensor([self.ids[place] for place in places]))
         sampler = DeterministicSampler(steps=self.steps, samples=self.samples, rows=self.rows)
         forest = sampler.sample(self.policy, condition, Progress(0, 1), Streams(self.seed))
         images = torch.cat([self.policy.decode(piece).cpu() for piece in forest.samples.split(self.rows)])

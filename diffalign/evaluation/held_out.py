@@ -1,7 +1,7 @@
 """Evaluation during training, on prompts that are not trained on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -47,6 +47,11 @@ class HeldOutEvaluation(Hook):
 
     def __attrs_post_init__(self) -> None:
         self._prompts = read_prompts(self.prompts)
+
+    @property
+    def held_out(self) -> Sequence[Prompt]:
+        """The prompts of the file."""
+        return self._prompts
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         self._evaluate(loop, step)

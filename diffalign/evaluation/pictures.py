@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
+
+from diffalign.core import Size
 
 _LINE = 18
 
@@ -44,6 +47,36 @@ def contact_sheet(images: Tensor, labels: Sequence[str], title: str = "") -> Ima
             sheet.paste(to_image(images[row, column], scale), (gap + column * (cell_width + gap), top))
         top += cell_height + gap
     return sheet
+
+
+def merged(parts: Sequence[tuple[Sequence[int], Mapping[str, Tensor]]], sizes: Sequence[Size]) -> dict[str, Tensor]:
+    """The tables of several groups of prompts as one, in the order of the prompts.
+
+    Args:
+        parts: places of some prompts, and tensors with a row for each of them, but "images" [p, n, 3, H, W] for the first p
+        sizes: that prompts ask for; with several groups, images are brought to the largest height and width of them
+    """
+    if len(parts) == 1:
+        return dict(parts[0][1])
+    canvas = max(height for height, _ in sizes), max(width for _, width in sizes)
+    order = torch.tensor([place for places, _ in parts for place in places]).argsort()
+    table = {name: torch.cat([part[name] for _, part in parts])[order] for name in parts[0][1] if name != "images"}
+    kept = [(places, part["images"]) for places, part in parts if len(part["images"])]
+    if not kept:
+        return {**table, "images": parts[0][1]["images"]}
+    drawn = torch.tensor([place for places, images in kept for place in places[: len(images)]]).argsort()
+    return {**table, "images": torch.cat([on_canvas(images, canvas) for _, images in kept])[drawn]}
+
+
+def on_canvas(images: Tensor, size: Size) -> Tensor:
+    """Pictures [..., 3, h, w] in the upper left corner of white ones [..., 3, H, W], scaled down where they are larger."""
+    height, width = images.shape[-2:]
+    scale = min(1.0, size[0] / height, size[1] / width)
+    inside = max(1, round(scale * height)), max(1, round(scale * width))
+    flat = images.flatten(0, -4).float()
+    small = flat if scale == 1 else F.interpolate(flat, size=inside, mode="bilinear", antialias=True).clamp(0, 1)
+    padded: Tensor = F.pad(small, (0, size[1] - inside[1], 0, size[0] - inside[0]), value=1.0)
+    return padded.to(images.dtype).reshape(*images.shape[:-2], *size)
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:

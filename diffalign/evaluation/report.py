@@ -30,7 +30,7 @@ CURVES = {
 }
 """The first curves and their titles; every other metric follows under its own name."""
 
-_NO_CURVE = ("step", "elapsed", "seconds/", "rows/", "calls/", "memory/")
+_NO_CURVE = ("step", "elapsed", "seconds/", "hidden/", "rows/", "calls/", "memory/")
 
 
 def write_report(folder: Path, name: str) -> Path:
@@ -174,7 +174,7 @@ def _ledger(metrics: Entries) -> str:
     totals: dict[str, float] = {}
     for line in metrics:
         for name, value in line.items():
-            if name.startswith(("seconds/", "rows/", "calls/")):
+            if name.startswith(("seconds/", "hidden/", "rows/", "calls/")):
                 totals[name] = totals.get(name, 0.0) + value
     if not totals:
         return ""
@@ -184,7 +184,9 @@ def _ledger(metrics: Entries) -> str:
     entries = [name.removeprefix("rows/") for name in totals if name.startswith("rows/")]
     rows = [(name, f"{totals[f'rows/{name}']:.0f}", f"{totals[f'calls/{name}']:.0f}") for name in entries]
     peak = max((line.get("memory/peak_bytes", 0.0) for line in metrics), default=0.0)
+    hidden = {name.removeprefix("hidden/"): value for name, value in totals.items() if name.startswith("hidden/")}
+    beside = "".join(f" Beside other stages: {value:.1f} s of {escape(name)}." for name, value in hidden.items())
     return (
         f"<h2>Ledger</h2>{table(('stage', 'seconds', 'share'), stages)}{table(('role/stage', 'network rows', 'calls'), rows)}"
-        f'<p class="soft">Peak memory {peak / 2**30:.2f} GiB.</p>'
+        f'<p class="soft">Peak memory {peak / 2**30:.2f} GiB.{beside}</p>'
     )

@@ -1,0 +1,64 @@
+"""Forests of some prompts each, as the one forest of all."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .types import ROOT, Condition, TrajectoryBatch
+
+
+def join(condition: Condition, forests: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
+    """Put the forests of consecutive pieces of a condition together.
+
+    Forests that are stored level by level give one that is, in the order in which a sampler stores all prompts at once; else they stand
+    one after the other.
+
+    Args:
+        condition: of all prompts
+        forests: one for each piece, in order
+
+    Raises:
+        ValueError: forests on different noise grids: their levels cannot be compared.
+    """
+    if len(forests) == 1:
+        return forests[0]
+    first = forests[0]
+    if any(not torch.equal(forest.sigmas, first.sigmas) for forest in forests):
+        raise ValueError("the forests of one step must have the same sigmas; the sampler gave some of its prompts another grid")
+    parent = torch.cat(_shifted([forest.parent for forest in forests], [len(forest.latents) for forest in forests]))
+    prompt = torch.cat(_shifted([forest.prompt for forest in forests], [len(forest.condition) for forest in forests]))
+    level = torch.cat([forest.level for forest in forests])
+    by_level = all(bool((forest.level.diff() >= 0).all()) for forest in forests)
+    order = level.argsort(stable=True) if by_level else torch.arange(len(level), device=level.device)
+    place = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))  # of an old node in the new order
+    parent = parent[order]
+    noise_level = torch.cat([forest.noise_level for forest in forests])
+    row = (noise_level > 0).cumsum(0) - 1  # of a stochastic node among the means
+    noise_level, row = noise_level[order], row[order]
+    return TrajectoryBatch(
+        condition=condition,
+        sigmas=first.sigmas,
+        latents=torch.cat([forest.latents for forest in forests])[order],
+        level=level[order],
+        parent=torch.where(parent == ROOT, parent, place[parent.clamp(min=0)]),
+        prompt=prompt[order],
+        noise_level=noise_level,
+        log_prob=torch.cat([forest.log_prob for forest in forests])[order],
+        mean=_rows([forest.mean for forest in forests], row[noise_level > 0]),
+    )
+
+
+def _shifted(pieces: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Indices into each piece's own things, as indices into those of all; ROOT stays."""
+    shifted, before = [], 0
+    for piece, size in zip(pieces, sizes, strict=True):
+        shifted.append(torch.where(piece == ROOT, piece, piece + before))
+        before += size
+    return shifted
+
+
+def _rows(pieces: Sequence[Tensor], index: Tensor) -> Tensor:
+    """With their graph, where a sampler has kept one."""
+    with torch.set_grad_enabled(any(piece.requires_grad for piece in pieces)):
+        return torch.cat(list(pieces))[index]

@@ -1,0 +1,89 @@
+"""Scoring in the background, while the next prompts are rolled out."""
+
+import time
+from collections import deque
+from concurrent.futures import Future, wait
+from threading import Thread
+
+import attrs
+import torch
+from torch import Tensor
+
+from .joining import join
+from .rollout import Pictures, Rollout, Scores, Stages, joined, pieces
+from .types import Condition, TrajectoryBatch
+
+Running = deque["Future[tuple[Scores, float]]"]
+
+
+@attrs.frozen
+class Overlapped(Rollout):
+    """Scores the pictures of some prompts in a thread while the next prompts are sampled and decoded.
+
+    Pays where a reward waits for something else than the rollout does: a server, another process, another device. The numbers are those
+    of `Sequential` with the same `prompts`, bit for bit; with other numbers of prompts network calls have other sizes, and the last
+    digits may differ.
+
+    A reward is called from threads: from one at a time with `workers` 1. At most `workers` + 1 chunks of images are alive. An error of a
+    reward arrives as it is, before the next prompts are sampled; calls under way are waited for, so that none outlives its step. What
+    the step waited for is charged to the stage "reward", the rest of the rewards' time is `hidden` in the ledger.
+
+    Args:
+        prompts: groups that are sampled at once
+        workers: chunks of images that are scored at the same time; above 1 for rewards that may be called by several threads
+    """
+
+    prompts: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    workers: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+
+    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, dict[str, Tensor]]:
+        forests: list[TrajectoryBatch] = []
+        scores: list[Scores] = []
+        running: Running = deque()
+        try:
+            for piece in pieces(condition, self.prompts):
+                while running and running[0].done():
+                    scores.append(_scores(running, stages))
+                forests.append(stages.sample(piece))
+                for pictures in stages.decode(forests[-1]):
+                    while len(running) >= self.workers:
+                        scores.append(_scores(running, stages))
+                    running.append(_in_background(stages, pictures))
+            while running:
+                scores.append(_scores(running, stages))
+        except Exception:  # not at Ctrl-C, which should not wait for a server
+            wait(running)
+            raise
+        return join(condition, forests), joined(scores)
+
+
+def _scores(running: Running, stages: Stages) -> Scores:
+    """Wait for the oldest."""
+    begun = time.perf_counter()
+    with stages.ledger.stage("reward"):
+        scores, seconds = running.popleft().result()
+    stages.ledger.hide("reward", max(0.0, seconds - (time.perf_counter() - begun)))
+    return scores
+
+
+def _in_background(stages: Stages, pictures: Pictures) -> "Future[tuple[Scores, float]]":
+    """Start scoring. The thread is a daemon: a process that is told to end does not wait for a server."""
+    future: Future[tuple[Scores, float]] = Future()
+    device = torch.accelerator.current_device_index() if pictures.images.device.type != "cpu" else None
+    Thread(target=_score, args=(stages, pictures, future, device), name="reward", daemon=True).start()
+    return future
+
+
+def _score(stages: Stages, pictures: Pictures, future: "Future[tuple[Scores, float]] | None", device: int | None) -> None:
+    assert future is not None
+    begun = time.perf_counter()
+    try:
+        if device is not None:
+            torch.accelerator.set_device_index(device)  # the current device is each thread's own
+        scores = stages.score(pictures)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result((scores, time.perf_counter() - begun))
+    finally:
+        future = None  # the error, its frames and what they hold would keep each other alive
