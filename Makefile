@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test check format lint types coverage bench reference docs package clean
+.PHONY: install demo test check format lint types coverage bench reference docs package wheels-gpu clean
 
 install: $(VENV)/.installed
 
@@ -20,8 +20,13 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/diffalign train examples/shapeworld_tmpo.yaml
 
+# apart from the rest: peft imports bitsandbytes where it finds it, which on a CPU prints a line about a missing kernel into every run
+$(VENV)/.quantized: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[quantized]"
+	touch $@
+
 # one thread: torch on tiny tensors is slower with more, and tests start processes of their own
-test: install
+test: install $(VENV)/.quantized
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: install format lint types test
@@ -35,7 +40,7 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-coverage: install
+coverage: install $(VENV)/.quantized
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov=diffalign --cov-report=term-missing:skip-covered
 
 bench: install
@@ -55,5 +60,9 @@ docs: install
 package: install
 	$(BIN)/python book/package.py
 
+# in wheels/: what a machine with Python 3.12 and a CUDA build of torch, but without a network, lacks
+wheels-gpu: install
+	$(BIN)/python book/wheels.py
+
 clean:
-	rm -rf $(VENV) runs dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs dist wheels site .pytest_cache .mypy_cache .ruff_cache

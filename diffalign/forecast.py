@@ -32,13 +32,24 @@ def _plan(loop: AlignmentLoop, plan: Branching | None, total: int) -> Iterator[t
         yield "rollout", f"{type(loop.sampler).__name__} has no branching(), so its samples and rows are not known before it runs"
         return
     rows = getattr(loop.sampler, "rows", None)
-    calls = sum(-(-width * prompts // rows) if rows else 1 for width in plan.widths[:-1])
+    size = getattr(loop.rollout, "prompts", None) or prompts
+    sizes = [min(size, prompts - start) for start in range(0, prompts, size)]
+    calls = sum(-(-width * count // rows) if rows else 1 for count in sizes for width in plan.widths[:-1])
     leaves, rollout, replay = plan.leaves, plan.rollout_rows, plan.replay_rows
+    update = loop.objective.update_rows(leaves, replay)
     drawn = sum(width * children for width, children, eta in zip(plan.widths, plan.children, plan.noise_levels, strict=False) if eta > 0)
     yield "leaves per prompt", f"{leaves}"
     yield "samples per step", f"{leaves * prompts} ({prompts} prompts), {leaves * prompts * total:,} in {total} steps"
     yield "rollout", f"{rollout} network rows a prompt, {rollout * prompts} a step in {calls} calls"
-    yield "replay", f"{replay} network rows a prompt for {drawn} stochastic edges, {replay * prompts} a step, per policy and update"
+    if update is None:
+        yield (
+            "update",
+            f"not known: nothing of the rollout is stochastic, and {type(loop.objective).__name__} does not say what it evaluates",
+        )
+    elif update == replay:
+        yield "replay", f"{replay} network rows a prompt for {drawn} stochastic edges, {replay * prompts} a step, per policy and update"
+    else:
+        yield "update", f"{update} network rows a prompt for {leaves} samples, {update * prompts} a step, per policy and update"
 
 
 def _training(loop: AlignmentLoop) -> Iterator[tuple[str, str]]:
@@ -55,16 +66,20 @@ def _memory(loop: AlignmentLoop, plan: Branching | None) -> Iterator[tuple[str, 
     state = sum(_state_bytes(optimizer) for optimizer in loop.running.values())
     entries = [("weights (all that is loaded, text encoders and autoencoder included)", weights)]
     entries += [("gradients", gradients), ("optimizer state", state)]
+    unknown = ""
     if plan is not None:
         policy = loop.objective.behavior()
         nodes = sum(plan.widths) * loop.prompts_per_step
         entries.append(("latents and means of a rollout, at most", 2 * nodes * 4 * torch.Size(policy.latent_shape).numel()))
-        replayed = plan.replay_rows * loop.prompts_per_step
-        chunk = min(getattr(loop.objective, "rows", None) or replayed, replayed)
-        entries.append(
-            (f"activations of {chunk} rows in the update (a guess: the inputs of the linear layers)", chunk * activation_bytes(policy))
-        )
-    yield "memory", f"about {size(sum(count for _, count in entries))}:"
+        update = loop.objective.update_rows(plan.leaves, plan.replay_rows)
+        if update is not None:
+            replayed = update * loop.prompts_per_step
+            chunk = min(getattr(loop.objective, "rows", None) or replayed, replayed)
+            activations = chunk * activation_bytes(policy)
+            entries.append((f"activations of {chunk} rows in the update (a guess: the inputs of the linear layers)", activations))
+        else:
+            unknown = ", and activations of the update, which are not known"
+    yield "memory", f"about {size(sum(count for _, count in entries))}{unknown}:"
     for name, count in entries:
         yield "", f"{size(count):>9}  {name}"
 

@@ -2,13 +2,13 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from .core import ConfigError, Prompt
+from .core import ConfigError, Prompt, Size
 from .embedded import SHAPEWORLD
 
 
@@ -20,7 +20,9 @@ def _fixed(prompts: Sequence[Prompt | str]) -> tuple[Prompt | str, ...]:
 class Prompts:
     """A list of prompts in a shuffled, endless order that depends on (seed, step) alone, so that resume needs no state.
 
-    Every epoch is a permutation of its own; a step takes the next `count` prompts.
+    Every epoch is a permutation of its own; a step takes the next `count` prompts. Prompts that ask for a size ("height" and "width" in
+    their metadata) are drawn with others of that size only, so that all samples of a step share a shape: step s takes the next `count` of
+    those that are as large as prompt s of the endless order. In as many steps as there are prompts, each comes `count` times.
 
     Args:
         prompts: at least one
@@ -35,16 +37,32 @@ class Prompts:
     def __attrs_post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("Prompts.prompts must hold at least one prompt; got none")
+        buckets: dict[Size | None, list[Prompt]] = {}
+        for prompt in map(Prompt.of, self.prompts):
+            buckets.setdefault(prompt.size, []).append(prompt)
+        object.__setattr__(self, "_buckets", buckets)
+
+    _buckets: Mapping[Size | None, Sequence[Prompt]] = attrs.field(init=False, repr=False, eq=False)
 
     def draw(self, step: int, count: int) -> list[Prompt]:
         """The `count` prompts of a step."""
-        size = len(self.prompts)
-        places = range(step * count, (step + 1) * count)
-        orders = {epoch: self._order(epoch) for epoch in {place // size for place in places}}
-        return [Prompt.of(self.prompts[orders[place // size][place % size]]) for place in places]
+        bucket, turn = self._turn(step)
+        length = len(bucket)
+        places = range(turn * count, (turn + 1) * count)
+        orders = {epoch: self._order(epoch, length) for epoch in {place // length for place in places}}
+        return [bucket[orders[place // length][place % length]] for place in places]
 
-    def _order(self, epoch: int) -> list[int]:
-        order = list(range(len(self.prompts)))
+    def _turn(self, step: int) -> tuple[Sequence[Prompt], int]:
+        """The prompts that a step chooses from, and how many steps before it did so."""
+        if len(self._buckets) == 1:
+            return next(iter(self._buckets.values())), step
+        rounds, place = divmod(step, len(self.prompts))
+        sizes = [Prompt.of(self.prompts[index]).size for index in self._order(rounds, len(self.prompts))[: place + 1]]
+        bucket = self._buckets[sizes[-1]]
+        return bucket, rounds * len(bucket) + sizes[:-1].count(sizes[-1])
+
+    def _order(self, epoch: int, length: int) -> list[int]:
+        order = list(range(length))
         if self.shuffle:
             random.Random(f"prompts {self.seed} {epoch}").shuffle(order)
         return order
@@ -54,7 +72,8 @@ class Prompts:
 class PromptFile:
     """The prompts of a file: .txt, one a line; .json, a list; .jsonl, one object a line.
 
-    An object has "prompt" and any other fields, which become the prompt's metadata.
+    An object has "prompt" and any other fields, which become the prompt's metadata; "height" and "width" (pixels) are the size that it is
+    drawn in, see `Prompts`.
 
     Args:
         path: the file; "shapeworld/NAME" is a list that ships with the package (count, binding, relation, text, all; -held-out)
@@ -131,4 +150,9 @@ def _entry(entry: Any, where: str) -> Prompt:
         entry = {"prompt": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
         raise ConfigError(f'{where}: must be text, or an object with a text "prompt"; got {json.dumps(entry)[:80]}')
-    return Prompt(entry["prompt"].strip(), {key: value for key, value in entry.items() if key != "prompt"})
+    prompt = Prompt(entry["prompt"].strip(), {key: value for key, value in entry.items() if key != "prompt"})
+    try:
+        _ = prompt.size
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return prompt

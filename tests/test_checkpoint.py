@@ -4,13 +4,14 @@ import json
 import os
 import signal
 
+import attrs
 import pytest
 import torch
 from ring import ring_loop
 
 from diffalign import snapshot
-from diffalign.checkpoint import Checkpoints, complete_checkpoints, load, read_manifest
-from diffalign.core import Average, CheckpointError, Hook
+from diffalign.checkpoint import Checkpoints, complete_checkpoints, load, read_manifest, save
+from diffalign.core import Average, CheckpointError, Hook, SingleProcess
 
 
 def weights(loop):
@@ -31,6 +32,29 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
         assert torch.equal(mine, other)
     averages = (loop.average.policy.parameters() for loop in (second, whole))
     assert all(torch.equal(mine, other) for mine, other in zip(*averages, strict=True))
+
+
+@attrs.frozen
+class FirstOfTwo(SingleProcess):
+    """The process that writes; the other has a random generator of its own."""
+
+    size: int = 2
+
+    def gather(self, values):
+        return torch.cat([values, torch.Generator().manual_seed(99).get_state()[None]])
+
+
+@pytest.mark.parametrize(("devices", "seed"), [(SingleProcess(), 7), (FirstOfTwo(0), 7), (FirstOfTwo(1), 99)])
+def test_every_process_goes_on_with_its_own_random_generator(tmp_path, devices, seed):
+    loop = ring_loop(tmp_path)  # its parts draw from streams; one of somebody else may draw from torch
+    loop.devices = FirstOfTwo()
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        save(loop, tmp_path / "step-000001", 1, "")
+        torch.manual_seed(0)
+        loop.devices = devices
+        load(loop, tmp_path / "step-000001")
+        assert torch.equal(torch.rand(5), torch.rand(5, generator=torch.Generator().manual_seed(seed)))
 
 
 def test_reference_is_the_one_of_the_first_start(tmp_path):

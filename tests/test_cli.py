@@ -130,7 +130,12 @@ def test_overwrite_removes_the_run_and_nothing_else(workplace: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     (folder / "images").mkdir(exist_ok=True)
     (folder / "images" / "step-000000.png").write_text("old")
+    left = [folder / name for name in ("watch.jsonl", "alarms.json", "trackers/toy/events", "evaluations/step-000002/evaluation.json")]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}\n")
     assert main(["train", "toy.yaml", "--overwrite", "--total", "1"]) == 0
+    assert not any(file.exists() for file in left)
     assert len(metrics(folder)) == 1
     assert {path.name for path in folder.glob("step-*")} == {"step-000001"}
     assert not (folder / "images" / "step-000000.png").exists()
@@ -364,7 +369,8 @@ def test_parts_lists_everything_by_slot(workplace: Path, monkeypatch: pytest.Mon
     assert "SoftmaxTB" in slots["Objective"]
     assert {"Raw", "StandardizedSum"} <= slots["Aggregation"].keys()
     assert {"CPS", "Euler", "FlowSDE"} <= slots["TransitionKernel"].keys()
-    assert {"Prompts", "PromptFile"} <= slots["PromptSource"].keys()
+    assert {"Prompts", "PromptFile"} == slots["PromptSource"].keys()
+    assert {"Sequential", "Overlapped"} == slots["Rollout"].keys()
     assert "HeldOutEvaluation" in slots["Hook"]
     assert {"Constant", "Linear", "Cosine"} <= slots["Scalar"].keys()
     assert slots["TrajectorySampler"]["TreeSampler"].startswith("Branches where a plan says;")

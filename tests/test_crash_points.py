@@ -10,7 +10,7 @@ import pytest
 import torch
 from ring import ring_loop
 
-from diffalign import checkpoint, durable, snapshot
+from diffalign import durable, snapshot
 from diffalign.checkpoint import Checkpoints, complete_checkpoints, read_manifest
 from diffalign.core import Hook
 
@@ -28,7 +28,7 @@ class Countdown:
             (durable, "sync"),
             (snapshot, "save_file"),
             (snapshot.torch, "save"),
-            (checkpoint.os, "link"),
+            (os, "link"),
             (shutil, "rmtree"),
             (Path, "rename"),
             (Path, "mkdir"),

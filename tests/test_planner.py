@@ -48,7 +48,7 @@ def test_the_row_budget_that_is_named_fits(loop):
     assert budget == "3"  # between 3 and 4 fit, because `fixed` is up to one row too large
     tight = line(plan(loop, Cluster(memory=fixed - 0.5 * per_row, teraflops=1.0)), "row budget")
     assert "nothing fits" in tight
-    assert "Shard the frozen weights (--shard)" in tight
+    assert "Shard the weights (--shard)" in tight
 
 
 def test_sharding_shows_in_the_memory(loop):

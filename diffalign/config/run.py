@@ -1,13 +1,13 @@
 """A run from a YAML file: read, checked, written out in full, built."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
-from ..core import Aggregation, AlignmentLoop, ConfigError, Devices, Hook, Policy, RewardFunction, Sharding, SingleProcess
+from ..core import Aggregation, AlignmentLoop, ConfigError, Devices, Hook, Policy, Prompt, RewardFunction, Sharding, SingleProcess
 from ..core.scoring import named_rewards, reward_name
 from ..rewards.requirements import require
 from .blueprint import build, described, plain
@@ -72,7 +72,7 @@ class Run:
         Args:
             hooks: after the evaluation and the hooks of the file
             devices: the processes of the run; None is this one alone
-            sharding: of frozen weights; None keeps them whole in each process
+            sharding: of weights; None keeps them whole in each process
 
         Raises:
             ConfigError: a constructor refused.
@@ -86,7 +86,10 @@ class Run:
         except ValueError as error:
             raise refused("", error) from error
         torch.manual_seed(made["seed"])  # fresh adapters are drawn from torch's own generator
-        made["objective"] = build(self.tree["objective"], {"policy": build(self.tree["policy"], {})})
+        policy = build(self.tree["policy"], {})
+        _check_sizes(policy, "prompts", getattr(made["prompts"], "prompts", ()))
+        _check_sizes(policy, "evaluation.prompts", getattr(made["evaluation"], "held_out", ()))
+        made["objective"] = build(self.tree["objective"], {"policy": policy})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]
         made["hooks"] = (*evaluation, *made["hooks"], *hooks)
         made["devices"], made["sharding"] = devices or SingleProcess(), sharding
@@ -146,6 +149,15 @@ def _resolved(name: str, content: dict[str, Any]) -> Run:
     if tree["folder"] is None:
         tree["folder"] = Path("runs") / name
     return Run(name, tree)
+
+
+def _check_sizes(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:
+    """Every size that prompts ask for must be one that the policy can draw."""
+    for size, prompt in {prompt.size: prompt for prompt in map(Prompt.of, prompts)}.items():
+        try:
+            policy.sized(size)
+        except ValueError as error:
+            raise ConfigError(f"{key}: the prompt {str(prompt)!r} has a size that cannot be drawn: {error}") from error
 
 
 def _check_numbers(tree: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffalign.core import Policy
 from diffalign.policies import FlowMatchingPolicy
+from diffalign.policies.diffusers import is_quantized
 
 from .card import Card
 from .layers import layers
@@ -37,7 +38,8 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
         The folder.
 
     Raises:
-        ValueError: not a policy over a pipeline, no adapters where the format holds nothing else, a family that ComfyUI does not run.
+        ValueError: not a policy over a pipeline, no adapters where the format holds nothing else, a family that ComfyUI does not run, a
+            quantised base to merge into.
     """
     if form not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {form!r}")
@@ -45,6 +47,11 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
     if inner is None:
         raise ValueError(f"only a policy over a diffusers pipeline can be exported; got {type(policy).__name__}")
     if form == "merged":
+        if is_quantized(inner.network):
+            raise ValueError(
+                "the base is quantised, and merging into rounded weights would keep the rounding; build the run without it "
+                "(--policy.quantization null)"
+            )
         _merged(inner, folder)
     elif form == "comfyui":
         _comfyui(inner, folder)

@@ -93,6 +93,9 @@ class DGPO(Objective):
         named = {"policy": self.policy, "reference": self.reference, "old": self.old}
         return {name: policy for name, policy in named.items() if policy is not None}
 
+    def update_rows(self, samples: int, parents: int) -> int:
+        return samples * self.levels
+
     def after_step(self) -> None:
         if self.old is not None:
             self.old.lerp_(self.policy, 1 - self._kept)

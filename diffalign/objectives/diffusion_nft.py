@@ -75,6 +75,9 @@ class DiffusionNFT(Objective):
         both = {"policy": self.policy, "old": self.old}
         return both if self.reference is None else {**both, "reference": self.reference}
 
+    def update_rows(self, samples: int, parents: int) -> int:
+        return samples * self.levels
+
     def after_step(self) -> None:
         self.old.lerp_(self.policy, 1 - self._kept)
 

@@ -7,10 +7,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from diffalign.core import CPS, Condition, Policy, Prompt, TransitionKernel, fork_module
+from diffalign.core import CPS, Condition, Policy, Prompt, Size, TransitionKernel, fork_module, view_of
 
 from .compilation import Compilation
-from .diffusers import Family, Setting, load_family
+from .diffusers import Family, Quantization, Setting, load_family
 from .encodings import Encodings, encoder_revision
 from .lora import ADAPTER, LoRA
 
@@ -69,6 +69,7 @@ class FlowMatchingPolicy(Policy):
         slicing: bool = False,
         tiling: bool = False,
         cache: str | None = None,
+        quantization: Quantization | None = None,
     ) -> "FlowMatchingPolicy":
         """Load a pipeline folder or hub id; the family is read from its own model_index.json.
 
@@ -90,18 +91,25 @@ class FlowMatchingPolicy(Policy):
             slicing: decode one image after the other
             tiling: decode large images in tiles
             cache: folder where encoded texts are kept for further runs
+            quantization: "nf4" or "int8" keeps the frozen blocks of the denoiser in 4 or 8 bits (extra `quantized`), which compute in
+                `dtype` (int8: inputs pass through float16 and 8 bits); needs `lora`, whose adapters stay float32
 
         Raises:
-            ValueError: an unknown pipeline class, missing files, a choice that the family does not have, or half-precision weights that
-                would be trained.
+            ImportError: `quantization` without its extra.
+            ValueError: an unknown pipeline class, missing files, a choice that the family does not have, or half-precision or quantised
+                weights that would be trained.
         """
+        if lora is None and quantization is not None:
+            raise ValueError(
+                f"quantization must be left out when all weights are trained, because {quantization} has no gradient; or give lora"
+            )
         if lora is None and dtype != "float32":
             raise ValueError(
                 f"dtype must be float32 when all weights are trained (an optimizer loses small steps in {dtype}); or give lora"
             )
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         setting = Setting(_sides(resolution), max_sequence_length, guidance, offload)
-        loaded = load_family(path, getattr(torch, dtype), place, setting)
+        loaded = load_family(path, getattr(torch, dtype), place, setting, quantization)
         family, network = loaded.family, loaded.network
         for wanted, verb in ((slicing, "slicing"), (tiling, "tiling")):
             if wanted:
@@ -139,6 +147,12 @@ class FlowMatchingPolicy(Policy):
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self.counter.add(len(latents))
         return self.family.velocity(self.network, latents, sigma, condition.tensors).to(latents.dtype)
+
+    def sized(self, size: Size | None) -> Policy:
+        if size is None or size == self.family.size:
+            return self
+        family = self.family.sized(size)
+        return view_of(self, family=family, latent_shape=family.latent_shape)
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         return self.family.guide(positive, negative, scale)

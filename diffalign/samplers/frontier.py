@@ -26,7 +26,7 @@ def roll_out(
     """Draw a forest.
 
     Args:
-        policy: whose transitions are followed
+        policy: whose transitions are followed, at the size that the prompts ask for
         condition: P prompts
         branching: of T steps
         streams: noise is drawn by (prompt id, node id)
@@ -37,6 +37,7 @@ def roll_out(
     Returns:
         P * branching.leaves leaves, T calls if `rows` allows.
     """
+    policy = policy.sized(condition.size)
     steps = len(branching.children)
     sigmas = policy.sigmas(steps)
     if len(sigmas) != steps + 1:

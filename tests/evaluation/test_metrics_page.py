@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ring import ring_loop
 
-from diffalign.core import Prompt
+from diffalign.core import Overlapped, Prompt
 from diffalign.evaluation import evaluate
 from diffalign.evaluation.alarm import HackingAlarm
 from diffalign.evaluation.features import Features
@@ -19,13 +19,14 @@ PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 def general(name):
     """As the page writes it: reward/NAME, rows/ROLE/STAGE."""
     name = re.sub(r"^(rows|calls)/[^/]+/[^/]+$", r"\1/ROLE/STAGE", name)
-    name = re.sub(r"^seconds/.*", "seconds/STAGE", name)
+    name = re.sub(r"^(seconds|hidden)/.*", r"\1/STAGE", name)
     name = re.sub(r"^grad_norm/.*", "grad_norm/ROLE", name)
     return re.sub(r"^reward/(?!group_std).*", "reward/NAME", name)
 
 
 def test_every_metric_of_a_run_is_defined(tmp_path):
-    ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")]).run(1)
+    ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")], rollout=Overlapped()).run(1)
+    assert "hidden/reward" in json.loads((tmp_path / "metrics.jsonl").read_text())
     names = {general(name) for name in json.loads((tmp_path / "metrics.jsonl").read_text())} - {"step"}
     names -= {"beta", "advantage/std"}  # a setting, and what the objective's docstring says
     missing = sorted(name for name in names if f"`{name}`" not in PAGE)

@@ -2,5 +2,6 @@
 
 from .family import Family, Setting
 from .loading import Loaded, families, load_family
+from .quantization import Quantization, is_quantized
 
-__all__ = ["Family", "Loaded", "Setting", "families", "load_family"]
+__all__ = ["Family", "Loaded", "Quantization", "Setting", "families", "is_quantized", "load_family"]

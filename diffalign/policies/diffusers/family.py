@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import attrs
 from torch import Tensor, nn
 
 from diffalign.core.schedule import resolution_shift
+from diffalign.core.types import Size
 
 from .grids import flow_sigmas
 
@@ -156,6 +157,23 @@ class Family(ABC):
         finally:
             for part in parts:
                 part.to("cpu")
+
+    def sized(self, size: Size) -> Self:
+        """The same family for pictures of another size; texts and weights do not know of it.
+
+        Raises:
+            ValueError: a size that it cannot draw.
+        """
+        twin = copy.copy(self)
+        twin.setting = attrs.evolve(self.setting, resolution=size)
+        twin.latent_shape = twin._latent_shape()
+        return twin
+
+    @property
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        factor = self.pipeline.vae_scale_factor * self.shrink
+        return self.latent_shape[1] * factor, self.latent_shape[2] * factor
 
     @property
     def tokens(self) -> int:

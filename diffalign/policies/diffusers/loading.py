@@ -15,6 +15,7 @@ import torch
 from diffalign.embedded import SHAPEWORLD
 
 from .family import Family, Setting
+from .quantization import Quantization, quantize
 
 GROUP = "diffalign.families"
 """The entry point group by which another distribution announces a family: name = "module:Class"."""
@@ -56,7 +57,7 @@ class Loaded:
     folder: Path
 
 
-def load_family(path: str, dtype: torch.dtype, device: torch.device, setting: Setting) -> Loaded:
+def load_family(path: str, dtype: torch.dtype, device: torch.device, setting: Setting, quantization: Quantization | None = None) -> Loaded:
     """Load a pipeline and find its family.
 
     Args:
@@ -64,6 +65,7 @@ def load_family(path: str, dtype: torch.dtype, device: torch.device, setting: Se
         dtype: of all weights; an autoencoder that overflows in half precision is loaded in float32
         device: of the denoiser, and of the rest unless it is offloaded
         setting: choices of the run
+        quantization: of the denoiser's blocks; None keeps them in `dtype`
 
     Raises:
         ValueError: no pipeline there, or one of a class that no family serves.
@@ -94,7 +96,10 @@ def load_family(path: str, dtype: torch.dtype, device: torch.device, setting: Se
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **absent)
     if dtype == torch.float16 and pipeline.vae.config.get("force_upcast"):
         pipeline.vae.float()
-    network = getattr(pipeline, family.component).to(device)
+    network = getattr(pipeline, family.component)
+    if quantization is not None:  # before it moves: whole weights may not fit the device
+        quantize(network, quantization)
+    network.to(device)
     if not setting.offload:
         pipeline.to(device)
     made = family(pipeline, setting)

@@ -19,6 +19,17 @@ class StableDiffusion3(Family):
     length = 256
     uniform = False
 
+    def _latent_shape(self) -> tuple[int, ...]:
+        shape = super()._latent_shape()
+        positions = self.config.pos_embed_max_size * self.config.patch_size
+        if max(shape[1:]) > positions:
+            height, width = (side * self.pipeline.vae_scale_factor for side in shape[1:])
+            raise ValueError(
+                f"resolution must have sides of at most {positions * self.pipeline.vae_scale_factor} for this model, which knows "
+                f"no more positions; got {height} x {width} (height x width)"
+            )
+        return shape
+
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
         texts = list(prompts)
         embeds, _, pooled, _ = self.pipeline.encode_prompt(

@@ -18,5 +18,5 @@ class StableDiffusion(UNetFamily):
         embeds, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, do_classifier_free_guidance=False)
         return {"embeds": embeds}
 
-    def extra(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def extra(self, tensors: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, Any]:
         return {}

@@ -25,8 +25,8 @@ class StableDiffusionXL(UNetFamily):
             return tensors
         return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
 
-    def extra(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def extra(self, tensors: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, Any]:
         pooled = tensors["pooled"].to(self.dtype)
-        height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
+        height, width = (side * self.pipeline.vae_scale_factor for side in sides)
         sizes = pooled.new_tensor([height, width, 0, 0, height, width])  # original size, crop, target size
         return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}}

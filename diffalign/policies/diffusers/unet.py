@@ -7,7 +7,7 @@ number of steps divides that of the training levels: else it steps to other leve
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -44,8 +44,8 @@ class UNetFamily(Family):
         self.prior_scale = start * (1 - top) if start > 1 else ((1 - top) ** 2 + top**2) ** 0.5
 
     @abstractmethod
-    def extra(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Further arguments of the UNet."""
+    def extra(self, tensors: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, Any]:
+        """Further arguments of the UNet, for the encoded texts and the height and width of the latents."""
 
     def prior(self, noise: Tensor) -> Tensor:
         return self.prior_scale * noise
@@ -74,7 +74,11 @@ class UNetFamily(Family):
         a, s = (1 - level) / norm, level / norm
         state = latents / norm
         output = network(
-            state.to(self.dtype), self.timestep(sigma), tensors["embeds"].to(self.dtype), **self.extra(tensors), return_dict=False
+            state.to(self.dtype),
+            self.timestep(sigma),
+            tensors["embeds"].to(self.dtype),
+            **self.extra(tensors, latents.shape[-2:]),
+            return_dict=False,
         )[0].to(latents.dtype)
         noise = output if self._predicts_noise else a * output + s * state
         clean = (state - s * output) / a if self._predicts_noise else a * state - s * output

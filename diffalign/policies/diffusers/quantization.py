@@ -1,0 +1,61 @@
+"""Frozen weights of a denoiser in 4 or 8 bits, by bitsandbytes."""
+
+import importlib
+from typing import Any, Literal
+
+from torch import nn
+
+Quantization = Literal["nf4", "int8"]
+
+_MARK = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}
+"""What peft reads off a network to put adapters above layers of that kind."""
+
+
+def quantize(network: nn.Module, kind: Quantization) -> None:
+    """Replace the linear layers of the network's blocks; their weights shrink when the network is moved to its device.
+
+    What stands before and after the blocks (embeddings, projections in and out) is small, and keeps its precision. diffusers' own
+    configuration of the same library would do as much while it reads the files, but not without a GPU.
+
+    Args:
+        network: on the CPU, not trained; its dtype is the one that layers compute in
+        kind: "nf4", 4-bit normal floats in blocks of 64 whose scales are quantised too (4.13 bits a weight); or "int8", 8 bits with a
+            scale per row, for inputs too (LLM.int8 without its threshold)
+
+    Raises:
+        ImportError: bitsandbytes is not installed.
+        ValueError: the network has no linear layer in a block.
+
+    Reference: Dettmers et al., arXiv:2305.14314 (nf4) and arXiv:2208.07339 (int8).
+    """
+    try:
+        quantized: Any = importlib.import_module("bitsandbytes.nn")
+    except ImportError as error:
+        raise ImportError(f"quantization {kind!r} needs the package bitsandbytes: pip install 'diffalign[quantized]'") from error
+    lists = [name for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    layers = {
+        name: module
+        for name, module in network.named_modules()
+        if type(module) is nn.Linear and any(name.startswith(f"{place}.") for place in lists)
+    }
+    if not layers:
+        raise ValueError(f"quantization needs linear layers in the blocks of the network; {type(network).__name__} has none")
+    for name, layer in layers.items():
+        new: Any
+        size, weight = (layer.in_features, layer.out_features, False), layer.weight.data
+        if kind == "nf4":
+            new = quantized.Linear4bit(*size, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
+            new.weight = quantized.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new)
+            new.support_avx512bf16_for_cpu = False  # would pack the weights anew in the first forward, which backward cannot read
+        else:
+            new = quantized.Linear8bitLt(*size, has_fp16_weights=False, device="meta")
+            new.weight = quantized.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        new.bias = layer.bias
+        parent, _, last = name.rpartition(".")
+        setattr(network.get_submodule(parent), last, new)
+    setattr(network, _MARK[kind], True)
+
+
+def is_quantized(network: nn.Module) -> bool:
+    """Whether `quantize` has been here, or on the network that this one is a fork of."""
+    return any(getattr(network, mark, False) for mark in _MARK.values())
