@@ -15,28 +15,24 @@ import argparse
 import gc
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from tree_steps import PeakOfOutputs, branch_by_branch, measured, ours
 
 from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, Policy, ScoredBatch, ShiftedGrid
-from diffalign.objectives import SoftmaxTB
+from diffalign.core import CPS, Condition, Policy, ShiftedGrid
 from diffalign.policies import FlowMatchingPolicy, LoRA, NetworkPolicy
-from diffalign.samplers import Branching, FixedPlan, TreeSampler, roll_out
+from diffalign.samplers import Branching, FixedPlan
 
 SCHEDULES = {
     "T=6 [1,3,4] promoted": (6, FixedPlan((1, 3, 4), promote_roots=True)),
     "T=6 [2,3,4]": (6, FixedPlan((2, 3, 4))),
     "T=28 [7,14,21]": (28, FixedPlan((7, 14, 21))),
 }
-SUB_BATCH = 9
-"""Leaves per call in the release's update."""
 
 
 class FluxField(nn.Module):
@@ -84,58 +80,8 @@ def policies() -> dict[str, Policy]:
     }
 
 
-def scored(trajectories) -> ScoredBatch:
-    rewards = torch.linspace(0, 1, len(trajectories.leaves))
-    return ScoredBatch(trajectories, rewards, {"r": rewards}, 1, Progress(0, 1), Streams(0))
-
-
-def finish(policy: Policy, losses) -> None:
-    for loss in losses:
-        loss.value.backward()
-    policy.zero_grad(set_to_none=True)
-
-
-def ours(policy: Policy, steps: int, plan: FixedPlan, keep_graph: bool) -> tuple[Callable[[], ScoredBatch], Callable[[ScoredBatch], None]]:
-    objective = SoftmaxTB(policy, measure="path")
-    sampler = TreeSampler(steps, plan, keep_graph=keep_graph)
-
-    def rollout() -> ScoredBatch:
-        with torch.no_grad():
-            return scored(sampler.sample(policy, policy.encode([Prompt("three red circles")]), Progress(0, 1), Streams(0)))
-
-    return rollout, lambda batch: finish(policy, objective.phases()[0].losses(batch, 0))
-
-
-def branch_by_branch(policy: Policy, steps: int, branching: Branching) -> tuple[Callable[[], ScoredBatch], Callable[[ScoredBatch], None]]:
-    def rollout() -> ScoredBatch:
-        with torch.no_grad():
-            return scored(roll_out(policy, policy.encode([Prompt("three red circles")]), branching, Streams(0), rows=1))
-
-    def update(batch: ScoredBatch) -> None:
-        forest = batch.trajectories
-        noisy = forest.noise_level[forest.paths] > 0
-        total = torch.zeros(len(forest.leaves), dtype=torch.float64)
-        for some in torch.arange(len(forest.leaves)).split(SUB_BATCH):
-            for step in range(forest.paths.shape[1]):
-                child = forest.paths[some, step]
-                if not bool(noisy[some, step].all()):
-                    continue
-                parent = forest.parent[child]
-                level = forest.level[parent]
-                condition = forest.condition.select(forest.prompt[parent])
-                transition = policy.transition(
-                    forest.latents[parent], forest.sigmas[level], forest.sigmas[level + 1], condition, forest.noise_level[child]
-                )
-                total = total.index_add(0, some, transition.log_prob(forest.latents[child]))
-        (-(batch.rewards.double() * (total - total.detach()).exp()).mean()).backward()
-        policy.zero_grad(set_to_none=True)
-
-    return rollout, update
-
-
-def by_hand(policy: Policy, steps: int, branching: Branching) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:
+def by_hand(policy: Policy, one: Condition, steps: int, branching: Branching) -> tuple[Callable[[], Tensor], Callable[[Tensor], None]]:
     sigmas, shape = policy.sigmas(steps), policy.latent_shape
-    one = policy.encode([Prompt("three red circles")])
     noisy = [(width, step) for step, (width, eta) in enumerate(zip(branching.widths, branching.noise_levels, strict=False)) if eta > 0]
     rows = torch.cat([sigmas[step].expand(width) for width, step in noisy])
 
@@ -152,77 +98,33 @@ def by_hand(policy: Policy, steps: int, branching: Branching) -> tuple[Callable[
     return rollout, update
 
 
-def timed(policy: Policy, work: Callable, *arguments) -> tuple[object, int, int, float]:
-    """Result, rows, calls, seconds."""
-    rows, calls = policy.counter.rows, policy.counter.calls
-    start = time.perf_counter()
-    result = work(*arguments)
-    return result, policy.counter.rows - rows, policy.counter.calls - calls, time.perf_counter() - start
-
-
 def compare(policy: Policy, steps: int, plan: FixedPlan, repeats: int) -> dict[str, dict[str, float]]:
     branching = plan.draw(steps, Progress(0, 1), Streams(0))
+    condition = policy.encode([Prompt("three red circles")])
     ways = {
-        "branches": branch_by_branch(policy, steps, branching),
-        "diffalign": ours(policy, steps, plan, keep_graph=False),
-        "graph": ours(policy, steps, plan, keep_graph=True),
-        "by hand": by_hand(policy, steps, branching),
+        "branches": branch_by_branch(policy, condition, branching),
+        "diffalign": ours(policy, condition, steps, plan),
+        "graph": ours(policy, condition, steps, plan, keep_graph=True),
+        "by hand": by_hand(policy, condition, steps, branching),
     }
     table: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
     for turn in range(repeats + 1):
         for way, (rollout, update) in ways.items():
-            batch, rows, calls, seconds = timed(policy, rollout)
-            _, update_rows, update_calls, update_seconds = timed(policy, update, batch)
-            if turn:  # the first warms up
-                for key, value in zip(
-                    ("rollout_rows", "rollout_calls", "rollout_s", "update_rows", "update_calls", "update_s"),
-                    (rows, calls, seconds, update_rows, update_calls, update_seconds),
-                    strict=True,
-                ):
+            for key, value in measured(policy, rollout, update).items():
+                if turn:  # the first warms up
                     table[way].setdefault(key, []).append(value)
     return {way: {key: statistics.median(values) for key, values in row.items()} for way, row in table.items()}
-
-
-class PeakOfOutputs(TorchDispatchMode):
-    """The largest sum of live bytes among tensors that were made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key = storage.data_ptr()
-                if key and key not in self.live:
-                    self.live[key] = storage.nbytes()
-                    _on_free(storage, self.live, key)
-                    self.peak = max(self.peak, sum(self.live.values()))
-        return result
-
-
-def _on_free(storage, live: dict[int, int], key: int) -> None:
-    import weakref
-
-    weakref.finalize(storage, live.pop, key, None)
 
 
 def update_memory(policy: Policy, leaves: int, rows: int) -> int:
     """Peak bytes of an update with a tree of that many leaves, 3 levels at most, and a row budget."""
     levels = {9: (1, 2), 27: (1, 2, 3), 81: (1, 2, 3, 4), 243: (1, 2, 3, 4, 5)}[leaves]
-    sampler = TreeSampler(8, FixedPlan(levels))
-    with torch.no_grad():
-        batch = scored(sampler.sample(policy, policy.encode([Prompt("three red circles")]), Progress(0, 1), Streams(0)))
+    rollout, update = ours(policy, policy.encode([Prompt("three red circles")]), 8, FixedPlan(levels), update_rows=rows)
+    batch = rollout()
     _ = batch.trajectories.paths, batch.trajectories.stochastic
-    objective = SoftmaxTB(policy, measure="path", rows=rows)
     gc.collect()
     with PeakOfOutputs() as peak:
-        for loss in objective.phases()[0].losses(batch, 0):
-            loss.value.backward()
-    policy.zero_grad(set_to_none=True)
+        update(batch)
     return peak.peak
 
 

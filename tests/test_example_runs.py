@@ -1,9 +1,11 @@
 """The run files of the model families: their settings on tiny random pipelines, trained for two steps and exported."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from tiny_pipelines import saved
@@ -12,9 +14,14 @@ from diffalign import config
 from diffalign.cli import main
 from diffalign.core import Linear, Prompt
 from diffalign.objectives import SoftmaxTB
+from diffalign.policies import FlowMatchingPolicy, LoRA
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-RUNS = {"flux1_tmpo_pickscore": "flux-dev", "flux1_tmpo_geneval": "flux-dev", "flux1_tmpo_ocr": "flux-dev", "sd35_tmpo": "sd3"}
+TREES = {"flux1_tmpo_pickscore": "flux-dev", "flux1_tmpo_geneval": "flux-dev", "flux1_tmpo_ocr": "flux-dev", "sd35_tmpo": "sd3"}
+FEW_STEPS = {"sd35_tdm_r1_geneval": "sd3", "sd35_tdm_r1_ocr": "sd3", "sd35_tdm_r1_hpsv2": "sd3", "zimage_tdm_r1": "z-image"}
+RUNS = TREES | FEW_STEPS
+RELEASED = [f"attn.{layer}" for layer in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_out.0", "to_q", "to_v")]
+"""Layers of the published student of Stable Diffusion 3.5, in its trainer's order."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,20 +36,51 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
+def written(run):
+    return yaml.safe_load((EXAMPLES / f"{run}.yaml").read_text())
+
+
 def overrides(run, folder):
     """What takes a run's weights, prompts and rewards to something tiny; its settings stay."""
-    names = yaml.safe_load((EXAMPLES / f"{run}.yaml").read_text())["rewards"]
-    rewards = [f"--rewards.{name}={part}" for name, part in zip(names, ("rewards.red", "rewards.blue"), strict=False)]
-    policy = ["--policy.path", folder, "--policy.resolution", "32", "--policy.max_sequence_length", "24", "--policy.dtype", "float32"]
-    return [*policy, "--policy.device", "cpu", *rewards, "--prompts.path", "prompts.txt", "--evaluation", "null", "--prompts_per_step", "1"]
+    rewards = [f"--rewards.{name}={part}" for name, part in zip(written(run)["rewards"], ("rewards.red", "rewards.blue"), strict=False)]
+    tiny = {"path": folder, "resolution": 32, "max_sequence_length": 24, "dtype": "float32", "device": "cpu"}
+    if "start" in base_of(run)["lora"]:
+        tiny["lora.start"] = student(folder)
+    policy = [f"--policy.{'policy.' * (run in FEW_STEPS)}{name}={value}" for name, value in tiny.items()]
+    return [*policy, *rewards, "--prompts.path", "prompts.txt", "--evaluation", "null", "--prompts_per_step", "1"]
 
 
-@pytest.mark.parametrize("run", RUNS)
+def base_of(run):
+    policy = written(run)["policy"]["init_args"]
+    return policy["policy"]["init_args"] if run in FEW_STEPS else policy
+
+
+def student(folder, out="student"):
+    """A list of tensors as the authors publish students, given its names back by the example program."""
+    lora = LoRA(rank=32, alpha=64, targets=RELEASED)
+    tensors = [torch.randn_like(tensor) / 50 for tensor in FlowMatchingPolicy.from_pretrained(folder, lora=lora).own_parameters().values()]
+    torch.save({"ema_parameters": tensors}, "student.ckpt")
+    program = runpy.run_path(str(EXAMPLES / "student_from_list.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["student_from_list.py", folder, "student.ckpt", out])
+        program["main"]()
+    return out
+
+
+@pytest.mark.parametrize("run", TREES)
 def test_a_run_passes_check_with_the_papers_settings(run, tmp_path_factory, capsys):
     assert main(["check", str(EXAMPLES / f"{run}.yaml"), *overrides(run, saved(tmp_path_factory, RUNS[run]))]) == 0
     printed = capsys.readouterr().out
     assert "27" in next(line for line in printed.splitlines() if line.startswith("leaves per prompt"))
     assert "lora" in printed
+
+
+@pytest.mark.parametrize("run", FEW_STEPS)
+def test_a_few_step_run_passes_check_with_the_papers_settings(run, tmp_path_factory, capsys):
+    assert main(["check", str(EXAMPLES / f"{run}.yaml"), *overrides(run, saved(tmp_path_factory, RUNS[run]))]) == 0
+    printed = capsys.readouterr().out
+    assert "24" in next(line for line in printed.splitlines() if line.startswith("leaves per prompt"))
+    assert "surrogate" in printed
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -53,9 +91,9 @@ def test_a_run_trains_and_its_weights_are_exported(run, tmp_path_factory, tmp_pa
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
     assert all(line["contract/deviation"] < 1e-4 for line in lines)
-    written = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
-    assert any(tensor.abs().max() > 0 for name, tensor in written.items() if "lora_B" in name)
-    assert "SoftmaxTB" in (folder / "lora" / "README.md").read_text()
+    trained = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in trained.items() if "lora_B" in name)
+    assert ("SurrogateReward" if run in FEW_STEPS else "SoftmaxTB") in (folder / "lora" / "README.md").read_text()
     assert list((tmp_path / "runs" / "encodings").rglob("*.safetensors"))  # nothing is encoded twice, not even by another run
     capsys.readouterr()
     for form, file in (
@@ -68,14 +106,14 @@ def test_a_run_trains_and_its_weights_are_exported(run, tmp_path_factory, tmp_pa
         assert (folder / "export" / form / file).exists()
         assert "| training steps | 2 |" in (folder / "export" / form / "README.md").read_text()
     again = load_file(folder / "export" / "diffusers" / "pytorch_lora_weights.safetensors")
-    assert all((again[name] == tensor).all() for name, tensor in written.items())  # lora/ is the same thing, at the end of every run
+    assert all((again[name] == tensor).all() for name, tensor in trained.items())  # lora/ is the same thing, at the end of every run
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_says_what_the_paper_reports_and_what_it_needs(run):
     text = (EXAMPLES / f"{run}.yaml").read_text()
     header = text[: text.index("\npolicy:")]
-    for word in ("arXiv:2605.10983", "eport", "Needs:", "Hardware:", "train examples/" + run):
+    for word in ("arXiv:2603.07700" if run in FEW_STEPS else "arXiv:2605.10983", "eport", "Needs:", "Hardware:", "train examples/" + run):
         assert word in header
 
 
@@ -90,6 +128,36 @@ def test_the_settings_of_the_release_arrive(tmp_path_factory):
     assert policy.network.is_gradient_checkpointing
     assert loop.running["policy"].defaults["lr"] == 5e-5
     assert policy.encode([Prompt("a cat")]).tensors["embeds"].shape[1] == 24
+
+
+@pytest.mark.parametrize("run", FEW_STEPS)
+def test_a_student_starts_where_its_file_says_and_its_teacher_at_the_base(run, tmp_path_factory):
+    loop = config.parse(EXAMPLES / f"{run}.yaml", overrides(run, saved(tmp_path_factory, RUNS[run]))).build()
+    roles = loop.objective.policies()
+    changed = {
+        role: any(bool(tensor.any()) for name, tensor in policy.own_parameters().items() if "lora_B" in name)
+        for role, policy in roles.items()
+    }
+    has_start = "start" in base_of(run)["lora"]
+    assert changed == {"generator": has_start, "fake": False, "surrogate": False, "old_surrogate": False, "teacher": False}
+    assert roles["generator"].sigmas(4).tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    assert {role: optimizer.defaults["lr"] for role, optimizer in loop.running.items()} == {
+        "surrogate": 3e-4,
+        "fake": 3e-4,
+        "generator": 7.5e-5,
+    }
+    assert loop.running["generator"].defaults["betas"] == loop.running["fake"].defaults["betas"] == (0.0, 0.999)
+    if has_start:
+        given = torch.load("student.ckpt", weights_only=True)["ema_parameters"]
+        mine = roles["generator"].own_parameters().values()
+        assert all(torch.equal(tensor, start) for tensor, start in zip(mine, given, strict=True))
+
+
+def test_a_list_of_another_length_gets_no_names(tmp_path_factory, monkeypatch):
+    torch.save({"ema_parameters": [torch.zeros(2, 2)]}, "student.ckpt")
+    monkeypatch.setattr("sys.argv", ["student_from_list.py", saved(tmp_path_factory, "sd3"), "student.ckpt", "student"])
+    with pytest.raises(SystemExit, match=r"must hold the \d+ tensors of adapters of rank 32, in the order of the layers; it has 1"):
+        runpy.run_path(str(EXAMPLES / "student_from_list.py"))["main"]()
 
 
 GUIDED = """
@@ -115,11 +183,11 @@ total: 1
 def test_a_guided_run_is_exported_too(tmp_path_factory, tmp_path, capsys):
     (tmp_path / "guided.yaml").write_text(GUIDED.format(path=saved(tmp_path_factory, "z-image")))
     assert main(["train", "guided.yaml"]) == 0
-    written = load_file("runs/guided/lora/pytorch_lora_weights.safetensors")
+    trained = load_file("runs/guided/lora/pytorch_lora_weights.safetensors")
     assert main(["export", "runs/guided/step-000001", "--out", "elsewhere", "--role", "policy"]) == 0
     again = load_file("elsewhere/pytorch_lora_weights.safetensors")
-    assert written.keys() == again.keys()
-    assert all((again[name] == tensor).all() for name, tensor in written.items())
+    assert trained.keys() == again.keys()
+    assert all((again[name] == tensor).all() for name, tensor in trained.items())
     capsys.readouterr()
     assert main(["export", "runs/guided", "--role", "teacher"]) == 2
     assert "must hold weights of the role 'teacher'; it has policy, reference" in capsys.readouterr().err

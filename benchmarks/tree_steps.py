@@ -1,0 +1,125 @@
+"""Ways of doing one TMPO step on any policy, and how they are measured: shared by tmpo_step.py and families.py."""
+
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffalign import Progress, Streams
+from diffalign.core import Condition, Policy, ScoredBatch, TrajectoryBatch
+from diffalign.objectives import SoftmaxTB
+from diffalign.samplers import Branching, FixedPlan, TreeSampler, roll_out
+
+SUB_BATCH = 9
+"""Leaves per call in the update of TMPO's release."""
+
+Rollout = Callable[[], ScoredBatch]
+Update = Callable[[ScoredBatch], None]
+
+
+def scored(trajectories: TrajectoryBatch) -> ScoredBatch:
+    """With rewards that rise from 0 to 1."""
+    rewards = torch.linspace(0, 1, len(trajectories.leaves), device=trajectories.latents.device)
+    return ScoredBatch(trajectories, rewards, {"r": rewards}, 1, Progress(0, 1), Streams(0))
+
+
+def ours(
+    policy: Policy,
+    condition: Condition,
+    steps: int,
+    plan: FixedPlan,
+    keep_graph: bool = False,
+    rollout_rows: int | None = None,
+    update_rows: int | None = None,
+) -> tuple[Rollout, Update]:
+    """TreeSampler and SoftmaxTB, with row budgets."""
+    objective = SoftmaxTB(policy, measure="path", rows=update_rows)
+    sampler = TreeSampler(steps, plan, rows=rollout_rows, keep_graph=keep_graph)
+
+    def rollout() -> ScoredBatch:
+        with torch.no_grad():
+            return scored(sampler.sample(policy, condition, Progress(0, 1), Streams(0)))
+
+    def update(batch: ScoredBatch) -> None:
+        for loss in objective.phases()[0].losses(batch, 0):
+            loss.value.backward()
+        policy.zero_grad(set_to_none=True)
+
+    return rollout, update
+
+
+def branch_by_branch(policy: Policy, condition: Condition, branching: Branching, sub_batch: int = SUB_BATCH) -> tuple[Rollout, Update]:
+    """Every branch forwarded alone, and every stochastic step of every leaf evaluated, the graph of all kept, as TMPO's release does."""
+
+    def rollout() -> ScoredBatch:
+        with torch.no_grad():
+            return scored(roll_out(policy, condition, branching, Streams(0), rows=1))
+
+    def update(batch: ScoredBatch) -> None:
+        forest = batch.trajectories
+        noisy = forest.noise_level[forest.paths] > 0
+        total = torch.zeros(len(forest.leaves), dtype=torch.float64, device=forest.latents.device)
+        for some in torch.arange(len(forest.leaves), device=total.device).split(sub_batch):
+            for step in range(forest.paths.shape[1]):
+                child = forest.paths[some, step]
+                if not bool(noisy[some, step].all()):
+                    continue
+                parent = forest.parent[child]
+                level = forest.level[parent]
+                rows = forest.condition.select(forest.prompt[parent])
+                transition = policy.transition(
+                    forest.latents[parent], forest.sigmas[level], forest.sigmas[level + 1], rows, forest.noise_level[child]
+                )
+                total = total.index_add(0, some, transition.log_prob(forest.latents[child]))
+        (-(batch.rewards.double() * (total - total.detach()).exp()).mean()).backward()
+        policy.zero_grad(set_to_none=True)
+
+    return rollout, update
+
+
+def measured(policy: Policy, rollout: Rollout, update: Update) -> dict[str, float]:
+    """Network rows, calls and seconds of one rollout and of the update that follows it."""
+    batch, first = _measured(policy, "rollout", rollout)
+    _, second = _measured(policy, "update", partial(update, batch))
+    return first | second
+
+
+def _measured(policy: Policy, name: str, work: Callable) -> tuple[ScoredBatch, dict[str, float]]:
+    rows, calls = policy.counter.rows, policy.counter.calls
+    synchronize(policy.device)
+    start = time.perf_counter()
+    result = work()
+    synchronize(policy.device)
+    seconds = time.perf_counter() - start
+    return result, {f"{name}_rows": policy.counter.rows - rows, f"{name}_calls": policy.counter.calls - calls, f"{name}_s": seconds}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakOfOutputs(TorchDispatchMode):
+    """The largest sum of live bytes among tensors that were made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage.data_ptr()
+                if key and key not in self.live:
+                    self.live[key] = storage.nbytes()
+                    weakref.finalize(storage, self.live.pop, key, None)
+                    self.peak = max(self.peak, sum(self.live.values()))
+        return result

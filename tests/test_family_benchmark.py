@@ -1,0 +1,92 @@
+"""The benchmark of real model sizes on its tiny networks: what it counts, and what it writes."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+def test_a_step_is_counted_in_both_orders(benchmark, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["families.py", "--tiny", "--device", "cpu", "--repeats", "1", "--rows", "4", "--peak", "1e-3"])
+    sys.argv += ["--families", "flux", "--ways", "diffalign", "checkpointing", "release", "--json", str(tmp_path / "families.json")]
+    benchmark("families").main()
+    written = json.loads((tmp_path / "families.json").read_text())
+    (family,) = written["families"].values()
+    model, ways = family["model"], family["ways"]
+    assert list(ways) == ["diffalign", "checkpointing", "release"]
+    assert {row["rollout_rows"] for row in ways.values()} == {1 + 1 + 3 + 9 + 27 + 27}
+    assert {name: row["rollout_calls"] for name, row in ways.items()} == {"diffalign": 6, "checkpointing": 6, "release": 68}
+    assert {name: row["gradient_rows"] for name, row in ways.items()} == {"diffalign": 13, "checkpointing": 13, "release": 3 * 27}
+    assert {name: row["update_calls"] for name, row in ways.items()} == {"diffalign": 4, "checkpointing": 1, "release": 9}
+    for row in ways.values():
+        assert row["deviation"] < row["deviation_limit"] == 1e-4
+        assert row["peak_bytes"] > 0
+        useful = row["gradient_rows"] * (model["forward"] + model["backward"])
+        assert row["update_mfu"] == pytest.approx(useful / row["update_s"] / 1e9)
+        assert row["rollout_mfu"] == pytest.approx(row["rollout_rows"] * model["forward"] / row["rollout_s"] / 1e9)
+    assert "diffalign" in capsys.readouterr().out
+    about = {key: value for key, value in written.items() if key != "families"}
+    assert benchmark("families")._before(tmp_path / "families.json", about) == written["families"]
+    assert benchmark("families")._before(tmp_path / "families.json", {**about, "device": "another"}) == {}
+
+
+def linear(tokens, *sizes):
+    return sum(2 * tokens * inputs * outputs for inputs, outputs in sizes)
+
+
+def test_operations_are_those_of_the_matrix_products(benchmark):
+    families = benchmark("random_families")
+    counted = families.counted(families.TINY_FLUX)
+    width, image, text, rank = 128, 16, 32, 8
+    both = image + text
+    attention = 4 * both**2 * width
+
+    def with_adapter(tokens, inputs, outputs):
+        return linear(tokens, (inputs, outputs), (inputs, rank), (rank, outputs))
+
+    one = sum(
+        4 * with_adapter(n, width, width) + with_adapter(n, width, 4 * width) + with_adapter(n, 4 * width, width) for n in (image, text)
+    )
+    double = one + attention + 2 * linear(1, (width, 6 * width))
+    single = (
+        3 * with_adapter(both, width, width)
+        + linear(both, (width, 4 * width), (5 * width, width))
+        + attention
+        + linear(1, (width, 3 * width))
+    )
+    times = 2 * linear(1, (256, width), (width, width)) + linear(1, (32, width), (width, width))
+    ends = linear(image, (64, width), (width, 64)) + linear(text, (32, width)) + linear(1, (width, 2 * width))
+    assert counted.forward == double + 2 * single + times + ends
+    # gradients of activations cost as much again; of attention both sides; of frozen weights nothing
+    assert counted.forward < counted.backward < 1.3 * counted.forward
+
+
+def test_the_published_shape_has_the_published_size(benchmark):
+    families = benchmark("random_families")
+    counted = families.counted(families.SD35_MEDIUM)
+    assert counted.weights == pytest.approx(2.24e9, rel=0.005)
+    assert counted.adapter == sum(4 * 32 * 2 * 1536 for _ in range(24))
+    assert 2 * 1024 * 1e9 < counted.forward < 2 * (1024 + 333) * counted.weights  # a token passes one of two streams
+
+
+def test_nothing_but_the_denoiser_is_there(benchmark):
+    import torch
+
+    families = benchmark("random_families")
+    policy = families.policy_of(families.TINY_SD35, torch.bfloat16, "cpu")
+    assert policy.precision == torch.bfloat16
+    assert {tensor.dtype for tensor in policy.trainable_parameters().values()} == {torch.float32}
+    parts = {name: part for name, part in policy.family.pipeline.components.items() if part is not None}
+    assert set(parts) == {"transformer", "scheduler"}
+    with pytest.raises(AttributeError):
+        policy.decode(torch.zeros(1, *policy.latent_shape))
