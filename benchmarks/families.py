@@ -43,8 +43,6 @@ SCHEDULES = {
     TINY_SD35: (8, FixedPlan((2, 4, 6))),
 }
 LARGE, TINY = {"flux": FLUX_DEV, "sd3": SD35_MEDIUM}, {"flux": TINY_FLUX, "sd3": TINY_SD35}
-RECOMPILATIONS = 64
-"""Blocks of several kinds share their code, and each is compiled with and without gradient and at several sizes: more than torch's 8."""
 
 H200 = 989.4
 """Its peak in bfloat16 without sparsity, TFLOP/s, as the maker gives it."""
@@ -100,7 +98,6 @@ def step_of(way: Way, shape: Shape, policy: FlowMatchingPolicy, options: argpars
 def measure(way: Way, shape: Shape, model: Counted, options: argparse.Namespace) -> dict[str, float | None]:
     """The numbers of one way; the first step warms up, and compiles."""
     compilation = Compilation(backend=options.backend) if way.compiled else None
-    torch._dynamo.config.recompile_limit = RECOMPILATIONS  # beyond it torch runs the rest uncompiled
     policy = policy_of(shape, getattr(torch, options.dtype), options.device, way.checkpointing, compilation)
     gradient = GradientRows()
     gradient.watch(policy.network)

@@ -6,10 +6,15 @@ from typing import Any, Literal
 import attrs
 from torch import nn
 
+_VARIANTS = 64
+
 
 @attrs.frozen
 class Compilation:
     """Compiles a denoiser in place. Every fork is compiled again: a copy of a compiled module is not compiled.
+
+    torch keeps 8 variants of a function, and runs what exceeds them uncompiled with no more than a warning; blocks of one class, in
+    several forks, with and without gradient, are more. The limit is raised to 64 for the process where it is lower.
 
     Args:
         scope: "blocks" compiles the repeated blocks one by one, which takes much less time; "network" the whole
@@ -30,6 +35,9 @@ class Compilation:
         parts = [network] if self.scope == "network" else list(_blocks(network))
         if not parts:
             raise ValueError(f"Compilation.scope 'blocks' needs repeated blocks, and {type(network).__name__} has none; take 'network'")
+        from torch._dynamo import config  # slow to import, and seldom needed
+
+        config.recompile_limit = max(config.recompile_limit, _VARIANTS)
         for part in parts:
             if self.scope == "network" or getattr(part, "_compiled_call_impl", None) is None:
                 part.compile(backend=self.backend, dynamic=self.dynamic)

@@ -146,6 +146,13 @@ def test_every_fork_is_compiled_again(load, name, scope, expected):
         assert compiled(each) == expected
 
 
+@pytest.mark.parametrize(("before", "after"), [(8, 64), (100, 100)])
+def test_many_variants_stay_compiled(load, before, after):
+    with torch._dynamo.config.patch(recompile_limit=before):
+        load("sd3", compilation=Compilation("blocks", backend="eager"))
+        assert torch._dynamo.config.recompile_limit == after
+
+
 def test_a_compiled_fork_gives_the_same_velocity(load):
     policy = load("flux-dev", compilation=Compilation("blocks", backend="eager"))
     with torch.no_grad():
