@@ -51,13 +51,18 @@ def main() -> None:
     parser.add_argument("--total", type=int, default=700, help="alignment steps")
     parser.add_argument("--adjacent", action="store_true", help="reward four neighbours instead of every second mode")
     parser.add_argument("--only", nargs="*", choices=list(OBJECTIVES), help="some of the objectives")
-    parser.add_argument("--json", type=Path, help="also write the numbers here, after every seed")
+    parser.add_argument("--json", type=Path, help="also write the numbers here, after every seed; seeds that it holds are not run again")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     modes = (0, 1, 2, 3) if arguments.adjacent else (0, 2, 4, 6)
     chosen = {name: make for name, make in OBJECTIVES.items() if not arguments.only or name in arguments.only}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
-    for seed in range(arguments.seeds):
+    if arguments.json and arguments.json.exists():
+        before = json.loads(arguments.json.read_text())
+        if (before["total"], tuple(before["modes"]), list(before["runs"])) != (arguments.total, modes, list(chosen)):
+            parser.error(f"{arguments.json} holds another study; give another file")
+        runs = before["runs"]
+    for seed in range(len(next(iter(runs.values()))), arguments.seeds):
         base = ring.trained_base(seed)
         for name, make in chosen.items():
             points = ring.samples_of(ring.align(base, make, modes, seed, arguments.total), ring.tree(), 6000)
