@@ -1,14 +1,12 @@
 """Two processes against one, and what happens to both when something happens to one. Each start of processes serves many cases."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import two_processes
+from torchrun import launch
 
 from diffalign.core import SingleProcess
 from diffalign.devices import connect, described
@@ -18,17 +16,10 @@ EQUAL = ("tmpo", "tdm_r1", "sharded-tmpo", "sharded-recomputed", "sharded-tdm_r1
 FAULTS = ("nan_reward", "nan_weight", "full_disk", "small_memory", "stops", "sharded-nan_reward", "sharded-nan_weight")
 
 
-def launch(folder, *cases):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, HERE / "two_processes.py", folder, *cases]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("two")
-    done = launch(path, *EQUAL, *FAULTS)
+    done = launch(HERE / "two_processes.py", path, *EQUAL, *FAULTS)
     assert done.returncode == 0, done.stderr[-3000:]
     return path
 
@@ -108,7 +99,7 @@ def test_a_process_out_of_memory_halves_the_rows_of_both(folder):
 
 def test_a_process_that_dies_ends_the_other_with_a_message_within_a_minute(tmp_path):
     start = time.monotonic()
-    done = launch(tmp_path, "dies")
+    done = launch(HERE / "two_processes.py", tmp_path, "dies")
     assert done.returncode != 0
     assert time.monotonic() - start < 60
     message = (tmp_path / "dies" / "said-0").read_text()

@@ -1,9 +1,6 @@
 """Full fine-tuning with sharded weights on two processes against one; checkpoints, undo, and memory that runs out in one of them."""
 
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import full_processes
 import pytest
 import torch
 import two_processes
+from torchrun import launch
 
 from diffalign import config
 from diffalign.checkpoint import complete_checkpoints, load
@@ -30,12 +28,6 @@ prompts_per_step: 3
 checkpoint_every: 1
 total: 4
 """
-
-
-def launch(*arguments):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}:{HERE}"}
-    return subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,13 @@ import sys
 
 import pytest
 import torch
-from tiny_pipelines import saved
 
 from diffalign import AlignmentLoop, Prompt
 from diffalign.config.parts import find
 from diffalign.core import Edges, Progress, SingleProcess, Streams, first_step_deviation, replay
 from diffalign.export import export
 from diffalign.objectives import SoftmaxTB
-from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.policies import LoRA
 from diffalign.policies.diffusers.quantization import quantize
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, TreeSampler
@@ -25,16 +24,6 @@ PROMPTS = [Prompt("a red cube"), Prompt("two green cats")]
 TREE = TreeSampler(4, GivenPlan(Branching((1, 2, 2, 1), (0.0, 0.7, 0.7, 0.0))))
 FAMILIES = ("sd3", "flux-dev", "flux2-klein", "z-image", "qwen-image", "sana", "sd15", "sdxl")
 KINDS = ("nf4", "int8")
-
-
-@pytest.fixture
-def load(tmp_path_factory):
-    def load(name="flux-dev", **options):
-        options = {"lora": LoRA(rank=2), "resolution": 32, "device": "cpu", "max_sequence_length": 24, **options}
-        torch.manual_seed(0)  # equal adapters
-        return FlowMatchingPolicy.from_pretrained(saved(tmp_path_factory, name), **options)
-
-    return load
 
 
 def velocity(policy):

@@ -2,27 +2,17 @@
 
 import pytest
 import torch
-from tiny_pipelines import BUILD, built, saved
+from tiny_pipelines import BUILD, built
 
 from diffalign import Prompt
 from diffalign.core import Edges, Guided, Progress, Streams, first_step_deviation, replay
-from diffalign.policies import FlowMatchingPolicy, GaussianMixturePolicy, LoRA, TDMPolicy
+from diffalign.policies import GaussianMixturePolicy, TDMPolicy
 from diffalign.samplers import Branching, DeterministicSampler, TreeSampler
 from diffalign.testing import GivenPlan
 
 FAMILIES = ("sd3", "flux-dev", "flux2-klein", "z-image", "qwen-image", "sana", "sd15", "sdxl")
 TREE = TreeSampler(4, GivenPlan(Branching((1, 2, 2, 1), (0.0, 0.7, 0.7, 0.0))))
 WIDE = {"height": 32, "width": 64}
-
-
-@pytest.fixture
-def load(tmp_path_factory):
-    def load(name="flux-dev", **options):
-        options = {"lora": LoRA(rank=2), "resolution": 32, "device": "cpu", "max_sequence_length": 24, **options}
-        torch.manual_seed(0)  # equal adapters
-        return FlowMatchingPolicy.from_pretrained(saved(tmp_path_factory, name), **options)
-
-    return load
 
 
 def sample(policy, size=None, sampler=TREE):
