@@ -11,13 +11,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from ring import EXTENT, MODES, PROMPT, draw, likes, measure, trained_base
 from torch import Tensor, nn
 
 from diffalign import AlignmentLoop, Progress, Streams
-from diffalign.core import Objective, Policy, ShiftedGrid
+from diffalign.core import Objective, Policy, ShiftedGrid, TrajectorySampler
 from diffalign.core.average import Average
 from diffalign.objectives import SurrogateReward, TrajectoryDistributionMatching
 from diffalign.objectives.few_step import CleanerStages, RatioClip, ShareMix
@@ -33,12 +34,16 @@ def adam(rate: float, momentum: float = 0.0) -> Callable[[list[nn.Parameter]], t
 
 
 def trained(
-    objective: Objective, optimizers: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]], total: int, seed: int
+    objective: Objective,
+    optimizers: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]],
+    total: int,
+    seed: int,
+    sampler: TrajectorySampler | None = None,
 ) -> Policy:
     """The moving average of the student over `total` steps of two groups of 64 samples."""
     loop = AlignmentLoop(
         objective=objective,
-        sampler=DeterministicSampler(steps=4, samples=64),
+        sampler=sampler or DeterministicSampler(steps=4, samples=64),
         rewards=likes(REWARDED),
         prompts=Prompts([PROMPT]),
         prompts_per_step=2,
@@ -58,20 +63,26 @@ def distilled(base: Policy, total: int, seed: int) -> Policy:
     return trained(objective, {"fake": adam(2e-3), "generator": adam(5e-4)}, total, seed)
 
 
-def reinforced(base: Policy, student: Policy, total: int, seed: int) -> Policy:
-    """The student after TDM-R1. Errors are in units of the ring, so the limits of the trust region are wider than for images."""
-    objective = SurrogateReward(
-        student.fork(trainable=True),
-        teacher=base.fork(),
-        mix=ShareMix(0.15),
-        trust_region=RatioClip(0.1),
-        runaway=2.0,
-        surrogate_regularization=0.02,
-        reward_floor=0.0,
-        surrogate_floor=0.0,
-        surrogate_stages=CleanerStages(3),
-    )
-    return trained(objective, {"surrogate": adam(1e-3, 0.9), "fake": adam(2e-3), "generator": adam(2.5e-4)}, total, seed)
+def reinforced(base: Policy, student: Policy, total: int, seed: int, sampler: TrajectorySampler | None = None, **changes: object) -> Policy:
+    """The student after TDM-R1. Errors are in units of the ring, so the limits of the trust region are wider than for images.
+
+    Args:
+        base, student: the teacher; where it starts
+        total, seed: of the run
+        sampler: of its trajectories; None is deterministic
+        changes: other components of the objective
+    """
+    settings: dict[str, Any] = {
+        "mix": ShareMix(0.15),
+        "trust_region": RatioClip(0.1),
+        "runaway": 2.0,
+        "surrogate_regularization": 0.02,
+        "reward_floor": 0.0,
+        "surrogate_floor": 0.0,
+        "surrogate_stages": CleanerStages(3),
+    }
+    objective = SurrogateReward(student.fork(trainable=True), teacher=base.fork(), **(settings | changes))
+    return trained(objective, {"surrogate": adam(1e-3, 0.9), "fake": adam(2e-3), "generator": adam(2.5e-4)}, total, seed, sampler)
 
 
 @torch.no_grad()

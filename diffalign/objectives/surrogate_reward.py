@@ -59,7 +59,9 @@ class SurrogateReward(Objective):
         fake_target, fake_regularization: as in `TrajectoryDistributionMatching`
         mix: proportions of the generator's terms
         distance, normalizer: of the generator's regression
-        interval, times, shared: where velocities are asked for; the surrogate shares one tau at least within a group
+        interval: of the stages, for the fake and the generator's other terms
+        reward_interval: for the surrogate and the reward term, which need noise enough that the outcome is still open
+        times, shared: where velocities are asked for; the surrogate shares one tau at least within a group
         reward_floor: least tau of the generator's reward term, in [0, 1)
         surrogate_floor: least tau of the surrogate's training, in [0, 1)
         reward_stages: the reward reaches stages below this number; None all. A small number spares fine detail
@@ -96,6 +98,7 @@ class SurrogateReward(Objective):
     distance: Distance = attrs.field(factory=Squared)
     normalizer: Normalizer = attrs.field(factory=PerTerm)
     interval: Interval = attrs.field(factory=Overlap)
+    reward_interval: Interval = attrs.field(factory=Overlap)
     times: QueryTime = attrs.field(factory=ShiftedTime)
     shared: Shared = attrs.field(default="group", validator=attrs.validators.in_(("batch", "group", "sample")))
     reward_floor: float = 0.3
@@ -163,7 +166,7 @@ class SurrogateReward(Objective):
         values = self.attribution(batch.trajectories, self.advantage(batch.rewards, batch.trajectories.group, batch.deviation))
         weight = (rows.stage + 1) / values.shape[1] if self.weight_by_stage else torch.ones_like(rows.share)
         shared: Shared = "batch" if self.shared == "batch" else "group"
-        queries = Queries(self.interval, self.times, self.surrogate_floor, shared, noise_by_group=True)
+        queries = Queries(self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True)
         yield from prefer(
             Preference(self._surrogate, self._reference, self._old, self._teacher),
             rows,
@@ -212,7 +215,7 @@ class SurrogateReward(Objective):
             rows,
             (batch.trajectories.condition, self._condition(batch)),
             Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"generator/{update}"),
-            Queries(self.interval, self.times, self.reward_floor, self.shared, noise_by_group=True)(
+            Queries(self.reward_interval, self.times, self.reward_floor, self.shared, noise_by_group=True)(
                 rows, batch.streams, f"generator/{update}/reward"
             ),
             rows.stage < reached,

@@ -22,8 +22,11 @@ class StudentFiles(Hook):
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         finished = error is None or isinstance(error, Interrupted)
-        if finished and loop.folder is not None and loop.devices.rank == 0:
-            self._student(loop).save(str(loop.folder / "student"))
+        if finished and loop.folder is not None:
+            student = self._student(loop)
+            tensors, base = student.gathered(), student.base_digest()  # in every process, because weights may be sharded
+            if loop.devices.rank == 0:
+                student.write(str(loop.folder / "student"), tensors, base)
 
     def _student(self, loop: AlignmentLoop) -> TDMPolicy:
         policy = loop.evaluation_policy()

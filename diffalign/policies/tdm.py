@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core import CheckpointError, Condition, Euler, Policy, Prompt, TransitionKernel
+from diffalign.core.forking import view_of
+from diffalign.core.spread import spread_like, whole
 from diffalign.core.transition import expand
+from diffalign.core.types import Size
 from diffalign.embedded import SHAPEWORLD
 
 from .flow_matching import FlowMatchingPolicy
@@ -60,13 +63,14 @@ class TDMPolicy(Policy):
         self._base = None if _frozen(policy) else _digest(dict(policy.named_parameters()))
 
     @classmethod
-    def from_saved(cls, policy: Policy, path: str, steps: int | None = None) -> "TDMPolicy":
+    def from_saved(cls, policy: Policy, path: str, steps: int | None = None, kernel: TransitionKernel | None = None) -> "TDMPolicy":
         """A student that `save` wrote.
 
         Args:
             policy: the base that it was made from, with adapters of the same shape
             path: the folder, or "shapeworld" for the student that ships with the package
             steps: the K that is expected; None takes the student's
+            kernel: the step rule, as in the constructor
 
         Raises:
             CheckpointError: a folder without student, another K, another base, other tensors.
@@ -78,7 +82,7 @@ class TDMPolicy(Policy):
             raise CheckpointError(f"{folder} must hold a student (student.json, student.safetensors): {error}") from error
         if steps is not None and steps != about["steps"]:
             raise CheckpointError(f"{folder}: the student must have steps = {steps}, as asked; it was made with {about['steps']}")
-        student = cls(policy, about["steps"], about["sigmas"], about["tag"])
+        student = cls(policy, about["steps"], about["sigmas"], about["tag"], kernel)
         if student.base_digest() != about["base"]:
             raise CheckpointError(
                 f"{folder}: the student was made from the base {about['base'][:12]}; this policy's base is {student.base_digest()[:12]}. "
@@ -89,13 +93,26 @@ class TDMPolicy(Policy):
 
     def save(self, folder: str) -> None:
         """Write `student.json` (K, grid, hash of the base) and the student's own tensors; adapters also as diffusers loads them."""
+        self.write(folder, self.gathered(), self.base_digest())
+
+    def gathered(self) -> dict[str, Tensor]:
+        """The student's own tensors on the CPU. Where weights are sharded every process must call this, and `base_digest`."""
+        return {name: whole(tensor).to("cpu", copy=True).contiguous() for name, tensor in self.policy.own_parameters().items()}
+
+    def write(self, folder: str, tensors: dict[str, Tensor], base: str) -> None:
+        """The half of `save` that one process does.
+
+        Args:
+            folder: where to
+            tensors: as `gathered`
+            base: as `base_digest`
+        """
         from safetensors.torch import save_file
 
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.policy.own_parameters().items()}
         save_file(tensors, place / "student.safetensors")
-        about = {"steps": self.steps, "sigmas": self._levels.tolist(), "tag": self.tag, "base": self.base_digest()}
+        about = {"steps": self.steps, "sigmas": self._levels.tolist(), "tag": self.tag, "base": base}
         (place / "student.json").write_text(json.dumps(about, indent=1) + "\n")
         if isinstance(self.policy, FlowMatchingPolicy) and self.policy.adapters:
             self.policy.save_lora(folder)
@@ -113,7 +130,7 @@ class TDMPolicy(Policy):
                 f"{shapes.get(odd[0])}, the policy's {expected.get(odd[0])}). Build the policy with the adapters of the student."
             )
         for name, parameter in mine.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(spread_like(tensors[name], parameter))
 
     def base_digest(self) -> str:
         """SHA-256 of the base's tensors, rounded to bfloat16 so that it does not depend on the dtype it was loaded in."""
@@ -155,6 +172,11 @@ class TDMPolicy(Policy):
         following = self.transition(latents, start, end, condition, torch.zeros_like(start)).mean
         return following, latents - expand(start / (start - end), latents) * (latents - following)
 
+    def sized(self, size: Size | None) -> Policy:
+        """At another size; the grid is still the student's."""
+        inner = self.policy.sized(size)
+        return self if inner is self.policy else view_of(self, policy=inner, latent_shape=inner.latent_shape)
+
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         return self.policy.guide(positive, negative, scale)
 
@@ -178,5 +200,5 @@ def _digest(tensors: dict[str, nn.Parameter]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted((name.replace(".base_layer", ""), tensor) for name, tensor in tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+        digest.update(whole(tensor).cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

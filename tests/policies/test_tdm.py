@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import CPS, CheckpointError, Guided, ShiftedGrid
+from diffalign.core import CPS, CheckpointError, Euler, Guided, ShiftedGrid
 from diffalign.core.average import Average
 from diffalign.objectives import TrajectoryDistributionMatching
 from diffalign.policies import GaussianMixturePolicy, StudentFiles, TDMPolicy
@@ -139,6 +139,8 @@ def test_a_saved_student_comes_back_with_grid_steps_and_weights(tmp_path):
     assert torch.equal(again.sigmas(3), policy.sigmas(3))
     assert again.tag == policy.tag
     assert torch.equal(rolled(again, steps=3).samples, rolled(policy, steps=3).samples)
+    noisy = TDMPolicy.from_saved(TinyPolicy((2, 2)), str(tmp_path), kernel=CPS())
+    assert (noisy.kernel, again.kernel) == (CPS(), Euler())
 
 
 def test_a_student_of_another_number_of_steps_or_another_base_is_refused(tmp_path):
