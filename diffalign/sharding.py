@@ -70,7 +70,7 @@ class FullySharded:
                 if _numbers(block) >= self.least:
                     _spread(block, mesh)
             modules.append(_spread(network, mesh))
-        inner = {id(below) for module in modules for below in list(module.modules())[1:]}
+        inner = {id(below) for module in [*shared, *networks] for below in list(module.modules())[1:]}
         return Announced.over(policies, devices, [module for module in modules if id(module) not in inner])
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from diffalign import Progress, Prompt, Streams
-from diffalign.core import ScoredBatch
+from diffalign.core import ROOT, ScoredBatch, TrajectoryBatch
 from diffalign.samplers import Branching, roll_out
 from diffalign.testing import TinyPolicy
 
@@ -26,6 +26,30 @@ def batch_of(policy, branching=TREE, **options):
         forest = roll_out(policy, policy.encode(PROMPTS), branching, Streams(1, 2), **options)
     rewards = forest.samples.flatten(1)[:, 0].detach().float()
     return ScoredBatch(forest, rewards, {"r": rewards}, 2, Progress(2, 10), Streams(1, 2))
+
+
+def shuffled(forest):
+    """The same forest with the last prompt first on some inner levels: parents of stochastic edges then do not rise."""
+
+    def place_of(node):
+        level, prompt = int(forest.level[node]), int(forest.prompt[node])
+        return level, -prompt if level in (1, 3) else prompt
+
+    order = sorted(range(len(forest.level)), key=place_of)
+    order = torch.tensor(order)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    row = torch.full_like(order, -1)
+    row[forest.stochastic] = torch.arange(len(forest.stochastic))
+    parent = forest.parent[order]
+    names = ("latents", "level", "prompt", "noise_level", "log_prob")
+    return TrajectoryBatch(
+        condition=forest.condition,
+        sigmas=forest.sigmas,
+        parent=torch.where(parent == ROOT, parent, place[parent.clamp(min=0)]),
+        mean=forest.mean[row[order][row[order] >= 0]],
+        **{name: getattr(forest, name)[order] for name in names},
+    )
 
 
 def gradient(objective, batch, update=0):

@@ -17,6 +17,7 @@ from diffalign.core import (
     Prompt,
     ScoredBatch,
     Streams,
+    TrajectoryBatch,
     TrajectorySampler,
 )
 from diffalign.policies import GaussianMixturePolicy
@@ -55,23 +56,43 @@ class Subject:
         return TinyPolicy((2, 2), dtype=torch.float64)
 
     def moved(self, **changes: int) -> Objective:
-        """The objective, with some of its fields changed, around a policy that has moved away from its references since."""
+        """The objective, with some of its fields changed, as it is after some updates: all that it trains has moved since it was built.
+
+        Every role goes its own way. Where one is built as a copy of another (a fake score of its teacher), what they teach each other is
+        nothing at the start, and a loss of nothing would keep every property.
+        """
         objective = self.make(self.policy())
         objective = attrs.evolve(objective, **changes) if changes else objective  # type: ignore[misc]
         with torch.no_grad():
-            for parameter in objective.policy.trainable_parameters().values():
-                parameter.add_(0.1)
+            for place, policy in enumerate(_trained(objective).values(), 1):
+                for parameter in policy.trainable_parameters().values():
+                    parameter.add_(0.1 * place)
         return objective
 
     def batch(self, objective: Objective, index: tuple[int, ...] = (0, 1, 2), constant: bool = False) -> ScoredBatch:
-        policy, streams = objective.behavior(), Streams(1, 2)
+        """What one process sees of a step on all prompts: those in `index`, and the deviation of the rewards of the whole step."""
+        forest = self._forest(objective, index)
+        rewards = _scores(forest, constant)
+        step = rewards if len(index) == len(PROMPTS) else _scores(self._forest(objective, tuple(range(len(PROMPTS)))), constant)
+        deviation = float(step.double().std(unbiased=False))
+        return ScoredBatch(forest, rewards, {"r": rewards}, len(index), Progress(2, 10), Streams(1, 2), deviation)
+
+    def _forest(self, objective: Objective, index: tuple[int, ...]) -> TrajectoryBatch:
+        policy = objective.behavior()
         condition = policy.encode([PROMPTS[i] for i in index])
         condition = Condition(condition.prompts, torch.tensor(index), condition.tensors)
         with torch.no_grad():
-            forest = self.sampler.sample(policy, condition, Progress(2, 10), streams)
-        rewards = forest.samples.flatten(1)[:, 0].sigmoid().float()
-        rewards = torch.full_like(rewards, 0.5) if constant else rewards
-        return ScoredBatch(forest, rewards, {"r": rewards}, len(index), Progress(2, 10), streams)
+            return self.sampler.sample(policy, condition, Progress(2, 10), Streams(1, 2))
+
+
+def _scores(forest: TrajectoryBatch, constant: bool) -> Tensor:
+    rewards = forest.samples.flatten(1)[:, 0].sigmoid().float()
+    return torch.full_like(rewards, 0.5) if constant else rewards
+
+
+def _trained(objective: Objective) -> dict[str, Policy]:
+    """Role -> weights, over all phases."""
+    return {role: policy for phase in objective.phases() for role, policy in phase.trains.items()}
 
 
 def losses(objective: Objective, batch: ScoredBatch) -> list[tuple[Mapping[str, Policy], Loss]]:
@@ -86,8 +107,7 @@ def gradients(objective: Objective, batch: ScoredBatch) -> dict[str, Tensor]:
     for _, loss in losses(objective, batch):
         if loss.value.requires_grad:
             loss.value.backward()
-    roles = {role: policy for phase in objective.phases() for role, policy in phase.trains.items()}
-    return {role: _flat(policy) for role, policy in roles.items()}
+    return {role: _flat(policy) for role, policy in _trained(objective).items()}
 
 
 def _flat(policy: Policy) -> Tensor:
@@ -175,7 +195,7 @@ def _budget(subject: Subject) -> None:
 
 
 def _equal_rewards(subject: Subject) -> None:
-    objective = subject.make(subject.policy())
+    objective = subject.moved()
     batch = subject.batch(objective, constant=True)
     shifted = attrs.evolve(batch, rewards=batch.rewards + 0.25)
     _same(gradients(objective, shifted), gradients(objective, batch), "equal rewards of 0.5 and of 0.75 teach nothing about samples", 1e-6)
@@ -201,16 +221,18 @@ def _metrics(subject: Subject) -> None:
 
 def _frozen(subject: Subject) -> None:
     objective = subject.moved()
-    kind = type(objective)
-    parameter = inspect.signature(kind).parameters.get("reference")
-    if parameter is None or "Policy" not in str(parameter.annotation):
-        raise NotApplicableError("its constructor has no parameter `reference` that is a Policy")
-    policy = subject.policy()
-    try:
-        kind(policy, reference=policy.fork(trainable=True))  # type: ignore[call-arg]
-    except ValueError:
-        return
-    raise AssertionError("a reference whose weights require gradients must be refused")
+    kind: Callable[..., Objective] = type(objective)
+    parameters = inspect.signature(kind).parameters
+    held = [name for name in ("reference", "teacher") if name in parameters and "Policy" in str(parameters[name].annotation)]
+    if not held:
+        raise NotApplicableError("its constructor has no parameter `reference` or `teacher` that is a Policy")
+    for name in held:
+        policy = subject.policy()
+        try:
+            kind(policy, **{name: policy.fork(trainable=True)})
+        except ValueError:
+            continue
+        raise AssertionError(f"a {name} whose weights require gradients must be refused")
 
 
 def _learns(subject: Subject) -> None:
@@ -248,7 +270,7 @@ OBJECTIVE: tuple[Property[Subject], ...] = (
     Property("equal rewards", "a prompt whose samples are equally good would teach something about the reward's level", _equal_rewards),
     Property("grad mode", "the loop's backward would fail or be wrong", _grad_mode),
     Property("metrics", "they are added over micro-batches and processes, then divided", _metrics),
-    Property("frozen reference", "an optimizer or a stray gradient could move it", _frozen),
+    Property("frozen reference", "an optimizer or a stray gradient could move what the weights are held to, a teacher as well", _frozen),
     Property("learns", "the sign is wrong, or the reward does not reach the weights", _learns),
 )
 

@@ -176,6 +176,7 @@ def test_rewards_see_the_metadata_of_their_prompts():
     prompts = Prompts([Prompt("one", {"target": 1}), Prompt("two", {"target": 2})], shuffle=False)
     report = build(SoftmaxTB(TinyPolicy()), rewards=target, prompts=prompts).step(prompts.draw(0, 2), Progress(0, 1))
     assert report.batch.rewards.tolist() == [1.0] * 6 + [2.0] * 6
+    assert report.batch.deviation == pytest.approx(0.5)  # of all samples, as a population: there are no others in the step
 
 
 def test_plain_strings_serve_as_prompts():

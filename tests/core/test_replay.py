@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import shuffled
 
 from diffalign import Loss, Progress, Prompt, Streams
 from diffalign.core import CPS, Edges, FlowSDE, group_log_softmax, micro_batched, replay, replay_log_prob
@@ -50,6 +51,18 @@ def test_edges_are_the_stochastic_ones_sorted_by_parent(forest):
     assert (edges.owner.diff() >= 0).all()
     assert edges.parent.tolist() == sorted(set(edges.parent.tolist()))
     assert torch.equal(forest.stochastic[edges.row], edges.child)
+
+
+def test_edges_are_sorted_where_nodes_are_not():
+    policy = TinyPolicy((2, 2), dtype=torch.float64)
+    forest = shuffled(roll_out(policy, TREE))
+    assert (forest.parent[forest.stochastic].diff() < 0).any()
+    edges = Edges.of(forest)
+    assert (edges.owner.diff() >= 0).all()
+    with torch.no_grad():
+        again = replay(policy, forest, edges)
+    torch.testing.assert_close(again.mean, forest.mean[edges.row], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(again.log_prob(forest.latents[edges.child]), forest.log_prob[edges.child], rtol=1e-10, atol=1e-10)
 
 
 @given(forests(), st.integers(1, 4))

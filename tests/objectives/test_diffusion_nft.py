@@ -101,6 +101,18 @@ def test_the_gradient_is_that_of_the_whole(options):
     assert_gradient_is_of_the_whole(lambda rows: DiffusionNFT(policy, given_reference, rows=rows, **options))
 
 
+def test_the_penalty_has_the_gradient_of_the_distance_to_the_reference():
+    policy, reference = pair()
+    batch = batch_for(policy)
+    samples = NoisedSamples.draw(batch, 4, 0.0, False, "diffusion_nft/0", "DiffusionNFT")
+    noised = samples.at(torch.arange(len(samples)))
+    apart = policy.velocity(noised.latents, noised.sigma, noised.condition)
+    apart = apart - reference.velocity(noised.latents, noised.sigma, noised.condition).detach()
+    value = 0.2 * apart.square().flatten(1).mean(dim=1).mean()
+    expected = torch.cat([part.flatten() for part in torch.autograd.grad(value, list(policy.trainable_parameters().values()))])
+    assert_same(gradient(DiffusionNFT(policy, reference, kl=0.2), batch) - gradient(DiffusionNFT(policy), batch), expected, 1e-8)
+
+
 @SETTINGS
 def test_only_the_order_and_spacing_of_rewards_counts(adaptive):
     policy, _ = pair()

@@ -9,6 +9,7 @@ from tiny import assert_same, batch_of, gradient, pair
 from diffalign.core import CPS, Edges, group_log_softmax, replay_log_prob
 from diffalign.objectives import GroupForwardKL
 from diffalign.objectives.terms import group_forward_kl
+from diffalign.testing.slow import path_log_prob
 from diffalign.testing.strategies import reward_groups
 
 
@@ -64,3 +65,16 @@ def test_groups_without_spread_are_skipped_under_path_and_counted():
     total, count = loss.metrics["skipped_groups"]
     assert float(total / count) == 0.5
     assert float(gradient(GroupForwardKL(policy, measure="path", spread=1e9), batch).norm()) == 0.0
+
+
+def test_under_relative_a_group_without_spread_pulls_back_to_the_reference():
+    """With q = 1/K the gradient is sum_i (p_i - 1/K) grad s_i."""
+    policy, reference = pair()
+    batch = batch_of(policy)
+    batch = attrs.evolve(batch, rewards=torch.full_like(batch.rewards, 0.5))
+    forest = batch.trajectories
+    path = path_log_prob(policy, forest)
+    p = group_log_softmax((path - path_log_prob(reference, forest)).detach(), forest.group).exp()
+    parameters = list(policy.trainable_parameters().values())
+    expected = torch.autograd.grad(((p - 1 / 9) * path).sum() / 2, parameters)
+    assert_same(gradient(GroupForwardKL(policy, reference), batch), torch.cat([part.flatten() for part in expected]))

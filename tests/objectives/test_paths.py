@@ -2,13 +2,14 @@
 
 import math
 
+import attrs
 import pytest
 import torch
-from tiny import PROMOTED, TREE, assert_same, batch_of, gradient, pair
+from tiny import PROMOTED, TREE, assert_same, batch_of, gradient, pair, shuffled
 
 from diffalign import Progress, Prompt, Streams
 from diffalign.core import CPS, FlowSDE, NonFiniteError, ScoredBatch
-from diffalign.objectives import GroupForwardKL, Ratio, SoftmaxTB
+from diffalign.objectives import FlowGRPO, GroupForwardKL, Ratio, SoftmaxTB
 from diffalign.samplers import Branching, TreeSampler
 from diffalign.testing import GivenPlan, TinyPolicy
 
@@ -41,6 +42,16 @@ def test_the_samplers_graph_serves_the_first_update_only():
     before = policy.counter.rows
     gradient(objective, batch, 1)
     assert policy.counter.rows == before + 2 * TREE.replay_rows
+
+
+@pytest.mark.parametrize("kind", [SoftmaxTB, GroupForwardKL, FlowGRPO])
+@pytest.mark.parametrize("rows", [1, 3, None])
+def test_the_order_in_which_nodes_are_stored_does_not_matter(kind, rows):
+    policy, reference = pair()
+    batch = batch_of(policy)
+    again = attrs.evolve(batch, trajectories=shuffled(batch.trajectories))
+    assert not torch.equal(again.trajectories.latents, batch.trajectories.latents)
+    assert_same(gradient(kind(policy, reference, rows=rows), again), gradient(kind(policy, reference), batch))
 
 
 @pytest.mark.parametrize("rows", [1, 3, None])

@@ -11,7 +11,9 @@ from diffalign.core import CPS, NonFiniteError, RewardError
 from diffalign.objectives import SurrogateReward
 from diffalign.objectives.few_step import (
     AdvantageWeighted,
+    Broadcast,
     CleanerStages,
+    Discounted,
     EveryStage,
     ExactSoftplus,
     ExactTarget,
@@ -110,10 +112,12 @@ def test_one_phase_trains_what_three_do():
     assert_same_gradients(gradients(reinforced(student, plan=InOrder()), batch), gradients(together, batch), tolerance=0)
 
 
-def test_the_surrogates_gradient_is_that_of_its_formula():
+@pytest.mark.parametrize(("attribution", "gamma"), [(Broadcast(), 1.0), (Discounted(0.5), 0.5)])  # early stages count as much, or less
+def test_the_surrogates_gradient_is_that_of_its_formula(attribution, gamma):
     student, beta, epsilon = moved(tiny_student()), 7.0, 0.02
     objective = reinforced(
         student,
+        attribution=attribution,
         group_objective=SigmoidWeighted(beta),
         trust_region=RatioClip(epsilon),
         runaway=1e-4,
@@ -144,7 +148,7 @@ def test_the_surrogates_gradient_is_that_of_its_formula():
         reference = error(anchor)
     rewards = batch.rewards.double().view(3, 4)
     advantage = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(unbiased=False) + 1e-4)
-    advantage = advantage.flatten()[rows.sample]
+    advantage = advantage.flatten()[rows.sample] * gamma ** (3 - rows.stage)
     mine = velocity(objective.surrogate)
     d, gap = error(mine), (mine - anchor).square().flatten(1).mean(1)
     ratio = (before - d).exp().detach()

@@ -284,6 +284,14 @@ def test_advantages_ignore_shift_and_but_for_epsilon_scale(shift, scale, how):
     assert sums.abs().max() < 1e-9
 
 
+def test_advantages_are_in_units_of_the_deviation_of_the_whole_step():
+    rewards = normal(7)
+    means = torch.stack([rewards[g == GROUP].mean() for g in (0, 1)])[GROUP]
+    torch.testing.assert_close(GroupAdvantage()(rewards, GROUP, deviation=2.0), (rewards - means) / (2.0 + 1e-4))
+    for how in ("group", "none"):  # have no use for it
+        torch.testing.assert_close(GroupAdvantage(how)(rewards, GROUP, deviation=2.0), GroupAdvantage(how)(rewards, GROUP))
+
+
 def test_advantages_are_bounded():
     rewards = torch.cat([torch.zeros(99), torch.ones(1)])
     assert GroupAdvantage()(rewards, torch.zeros(100, dtype=torch.long)).max() == 5

@@ -3,17 +3,18 @@
 import attrs
 import pytest
 import torch
-from few_step_cases import PROMPTS, LinearPolicy, MirroredStage, assert_same_gradients, batch_of, flat, gradients, moved, tiny_student
+from few_step_cases import GRID, PROMPTS, LinearPolicy, MirroredStage, assert_same_gradients, batch_of, flat, gradients, moved, tiny_student
 
-from diffalign import AlignmentLoop
+from diffalign import AlignmentLoop, Progress, ScoredBatch, Streams
 from diffalign.core import CPS, Guided
-from diffalign.objectives import TrajectoryDistributionMatching
+from diffalign.objectives import SurrogateReward, TrajectoryDistributionMatching
 from diffalign.objectives.few_step import (
     CleanTarget,
     ExactTarget,
     FixedTime,
     Huber,
     InOrder,
+    MonteCarlo,
     Overlap,
     PerTerm,
     Separate,
@@ -23,10 +24,12 @@ from diffalign.objectives.few_step import (
     Unnormalized,
     WeightedCleanTarget,
 )
+from diffalign.objectives.few_step.matching import Queries
+from diffalign.objectives.few_step.noising import diffuse
 from diffalign.objectives.few_step.stages import Rows
 from diffalign.policies import GaussianMixturePolicy, TDMPolicy
 from diffalign.prompts import Prompts
-from diffalign.samplers import DeterministicSampler, FixedPlan, TreeSampler
+from diffalign.samplers import ChainSampler, DeterministicSampler, FixedPlan, TreeSampler
 from diffalign.testing import ConstantReward
 
 
@@ -36,6 +39,10 @@ def distilled(student=None, **options):
     if "fake" not in options:
         options["fake"] = moved(student.fork(pristine=True, trainable=True), 0.1)
     return TrajectoryDistributionMatching(student, **options)
+
+
+def noisily_reinforced(student):
+    return SurrogateReward(student, attribution=MonteCarlo(), fake_regularization=0.0)
 
 
 def test_stages_replayed_at_unchanged_weights_are_the_stored_ones_bit_for_bit():
@@ -163,6 +170,35 @@ def test_every_target_and_interval_trains(target, interval):
     for named in gradients(objective, batch_of(objective.policy)).values():
         assert flat(named).isfinite().all()
         assert flat(named).norm() > 0
+
+
+@pytest.mark.parametrize("make", [distilled, noisily_reinforced])
+def test_on_noisy_trajectories_the_fake_learns_from_the_students_own_ends(make):
+    noisy = TDMPolicy(moved(tiny_student()).policy, grid=GRID, kernel=CPS())
+    with torch.no_grad():
+        forest = ChainSampler(4, samples=3).sample(noisy, noisy.encode(PROMPTS), Progress(2, 10), Streams(1, 2))
+    rewards = forest.samples.flatten(1)[:, 0].float()
+    batch, objective = ScoredBatch(forest, rewards, {"r": rewards}, 3, Progress(2, 10), Streams(1, 2)), make(noisy)
+    got = gradients(objective, batch)["fake"]
+
+    stored = Rows.of(forest, range(4))
+    condition = forest.condition.select(stored.prompt)
+    with torch.no_grad():
+        end = noisy.transition(stored.start, stored.sigma, stored.sigma_end, condition, torch.zeros_like(stored.sigma)).mean
+    rows = attrs.evolve(stored, end=end)
+    assert [torch.allclose(rows.end[rows.stage == stage], stored.end[stored.stage == stage]) for stage in range(4)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    tau, noise = Queries(objective.interval, objective.times, shared=objective.shared)(rows, batch.streams, "fake/0")
+    noised = diffuse(rows.end, rows.sigma_end, tau, noise)
+    target = (noised - rows.clean) / tau[:, None, None]
+    value = (objective.fake.velocity(noised, tau, condition) - target).square().flatten(1).mean(dim=1).mean()
+    parameters = objective.fake.trainable_parameters()
+    expected = dict(zip(parameters, torch.autograd.grad(value, list(parameters.values())), strict=True))
+    assert_same_gradients({"fake": got}, {"fake": expected}, tolerance=1e-6)
 
 
 def test_random_ends_lie_within_their_stage():
