@@ -15,9 +15,8 @@ from torch import Tensor
 from diffalign.core import Aggregation, AlignmentLoop, Hook, Interrupted, Report, RewardFunction, agree, score
 
 from .recorded import read_lines, read_list
-from .watch import Move, moved
+from .rule import Rule
 
-_CONSECUTIVE = 2
 WATCH, ALARMS = "watch.jsonl", "alarms.json"
 
 
@@ -64,15 +63,20 @@ class Tempered(Aggregation):
             self.aggregation.restore(state)  # type: ignore[attr-defined]
 
 
+_SUMS = ("images", "scores", "their squares", "groups", "squared images of a group", "squared scores of a group", "their product")
+
+
 @attrs.define(eq=False)
 class HackingAlarm(Hook):
     """Watches the trained reward against rewards that are not trained on and against diversity, and says so when they part.
 
-    At every step, held-out rewards score some of the step's own samples. With w steps in a window and all moves in standard errors of the
-    last window against the first (`moved`), the alarm rings when for two steps in a row
+    At every step, held-out rewards score some of the step's own samples. The mean of the steps after a cut is held against the mean of all
+    steps before it, at the cut where it has fallen most clearly (`Series`: noise is taken from the prompts of a step and from neighbouring
+    steps). The alarm rings when for two steps in a row, with at least w steps on both sides of the cut,
 
-        hacking:   trained reward >= +rise,  a held-out reward <= -threshold and down by at least `fall` of its samples' spread
-        collapse:  diversity (L-GMD of latents within the group) <= -threshold and down by at least `diversity_fall` nats
+        hacking:   a held-out reward fell by `threshold` standard errors and by `fall` of its samples' spread, and the trained reward rose
+                   by `rise` standard errors
+        collapse:  diversity (L-GMD of latents within the group) fell by `threshold` standard errors and by `diversity_fall` nats
 
     It says what it saw on stderr, in `alarms.json` and in the report; `watch.jsonl` holds the series. Each kind rings once a run.
 
@@ -82,8 +86,8 @@ class HackingAlarm(Hook):
             "temper" multiplies the aggregated reward by `factor`, which for an objective with an inverse temperature beta is factor *
             beta: a weaker pull of the reward against the reference. It acts again after two windows if the move goes on. An objective
             that standardises rewards itself is not changed by it
-        window: w; None is a twentieth of the run, at least 5
-        images: samples per step and process that held-out rewards score, spread over the step's prompts
+        window: w; None is a thirtieth of the run, at least 3
+        images: samples per step and process that held-out rewards score, spread over the step's prompts; fewer see a hack later
         threshold: standard errors by which a held-out reward or diversity must have fallen
         rise: standard errors by which the trained reward must have risen
         fall: least fall of a held-out reward, in standard deviations of its samples at the beginning
@@ -94,21 +98,20 @@ class HackingAlarm(Hook):
     rewards: Mapping[str, RewardFunction] = attrs.field(factory=dict)
     action: Literal["warn", "stop", "temper"] = "warn"
     window: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(2)))
-    images: int = attrs.field(default=16, validator=attrs.validators.ge(1))
-    threshold: float = attrs.field(default=4.0, validator=attrs.validators.gt(0.0))
+    images: int = attrs.field(default=64, validator=attrs.validators.ge(1))
+    threshold: float = attrs.field(default=4.5, validator=attrs.validators.gt(0.0))
     rise: float = attrs.field(default=2.0, validator=attrs.validators.gt(0.0))
     fall: float = attrs.field(default=0.25, validator=attrs.validators.ge(0.0))
     diversity_fall: float = attrs.field(default=0.7, validator=attrs.validators.ge(0.0))
     factor: float = attrs.field(default=0.5, validator=[attrs.validators.gt(0.0), attrs.validators.lt(1.0)])
     alarms: list[Alarm] = attrs.field(factory=list, init=False)
     _watched: list[dict[str, Any]] = attrs.field(factory=list, init=False, repr=False)
-    _streak: dict[str, int] = attrs.field(factory=dict, init=False, repr=False)
     _quiet: dict[str, float] = attrs.field(factory=dict, init=False, repr=False)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         if names := set(self.rewards) & set(loop.named_rewards()):
             raise ValueError(f"HackingAlarm.rewards must not be trained on; {sorted(names)[0]!r} is a reward of the run")
-        self._watched, self.alarms, self._streak, self._quiet = [], [], {}, {}
+        self._watched, self.alarms, self._quiet = [], [], {}
         if loop.folder is not None and step > 0:
             self._watched = [line for line in read_lines(loop.folder / WATCH) if line["step"] < step]
             self.alarms = [Alarm(**entry) for entry in read_list(loop.folder / ALARMS) if entry["step"] <= step]
@@ -124,32 +127,47 @@ class HackingAlarm(Hook):
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         with loop.ledger.stage("alarm"):
-            means, spreads = self._scored(loop, report)
-        diversity = report.metrics["diversity/l_gmd"]
-        line = {"step": report.step, "trained": report.metrics["reward"], "diversity": diversity, "held_out": means, "spread": spreads}
+            judged = self._judged(loop, report)
+        line = {"step": report.step, "trained": report.metrics["reward"], "diversity": report.metrics["diversity/l_gmd"], **judged}
         self._watched.append(line)
         if loop.folder is not None and loop.devices.rank == 0:
             with (loop.folder / WATCH).open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        found = self.rule().rings(self._watched, report.total)
         place = f"step {report.step + 1} of {report.total}"
-        rung = [Alarm(report.step + 1, kind, f"{place}: {message}", self.action) for kind, message in self._seen(report).items()]
+        rung = [
+            Alarm(report.step + 1, kind, f"{place}: {evidence}", self.action)
+            for kind, evidence in found.items()
+            if report.step >= self._quiet.get(kind, 0)
+        ]
         if rung:
             self._ring(loop, rung, report.total)
 
-    def _scored(self, loop: AlignmentLoop, report: Report) -> tuple[dict[str, float], dict[str, float]]:
-        """Mean and standard deviation of each held-out reward on some of the step's samples, over all processes."""
+    def rule(self) -> Rule:
+        """When it rings, for recorded series as well."""
+        return Rule(self.window, self.threshold, self.rise, self.fall, self.diversity_fall)
+
+    def _judged(self, loop: AlignmentLoop, report: Report) -> dict[str, Any]:
+        """Of each held-out reward on some of the step's samples, over all processes: mean, standard deviation, error of the mean."""
         error: Exception | None = None
-        sums = torch.zeros(len(self.rewards), 3, dtype=torch.float64)
+        sums = torch.zeros(len(self.rewards), len(_SUMS), dtype=torch.float64)
         try:
             if self.rewards:
                 sums = self._sums(loop, report)
         except Exception as caught:
             error = caught
         agree(loop.devices, error)
-        count, total, squares = loop.devices.sum(sums).unbind(dim=1)
+        count, total, squares, groups, group_counts, group_totals, products = loop.devices.sum(sums).unbind(dim=1)
         mean = total / count.clamp(min=1)
         spread = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
-        return dict(zip(self.rewards, mean.tolist(), strict=True)), dict(zip(self.rewards, spread.tolist(), strict=True))
+        # samples of a prompt are alike, so that the sums of prompts are what is independent
+        residuals = (group_totals - 2 * mean * products + mean.square() * group_counts).clamp(min=0)
+        errors = (residuals * groups / (groups - 1).clamp(min=1)).sqrt() / count.clamp(min=1)
+        by_name = {
+            name: dict(zip(self.rewards, values.tolist(), strict=True))
+            for name, values in (("held_out", mean), ("spread", spread), ("errors", errors))
+        }
+        return {**by_name, "groups": int(groups.max()) if self.rewards else 0}
 
     @torch.no_grad()
     def _sums(self, loop: AlignmentLoop, report: Report) -> Tensor:
@@ -160,41 +178,14 @@ class HackingAlarm(Hook):
         rows = []
         for start in range(0, len(index), loop.chunk):
             images = loop.objective.policy.decode(trajectories.samples[index[start : start + loop.chunk]])
-            scores = score(self.rewards, images, prompts[start : start + loop.chunk])
-            rows.append(torch.stack([torch.stack([s.new_tensor(float(len(s))), s.sum(), s.square().sum()]) for s in scores.values()]))
-        return torch.stack(rows).double().sum(dim=0).cpu()
-
-    def _seen(self, report: Report) -> dict[str, str]:
-        """What is wrong at this step and was at the step before, by kind."""
-        window = self._window(report.total)
-        trained = moved([line["trained"] for line in self._watched], window)
-        spread = moved([line["diversity"] for line in self._watched], window)
-        if trained is None or spread is None:
-            return {}
-        found = {}
-        for name in self.rewards:
-            series = [line["held_out"][name] for line in self._watched if name in line["held_out"]]
-            move = moved(series, window)
-            if move is not None and trained.errors >= self.rise and self._fallen(move, name, window):
-                found[name] = (
-                    f"the trained reward {trained} while the held-out reward {name!r} {move}. The policy may be exploiting the reward: "
-                    "look at its images, lower beta, or train on the held-out reward as well."
-                )
-        if spread.errors <= -self.threshold and spread.before - spread.now >= self.diversity_fall:
-            found["diversity"] = (
-                f"diversity (L-GMD) {spread} while the trained reward {trained}. The policy may be collapsing: look at its images, or "
-                "lower beta."
-            )
-        self._streak = {kind: self._streak.get(kind, 0) + 1 for kind in found}
-        lasting = {kind for kind, times in self._streak.items() if times >= _CONSECUTIVE}
-        return {kind: text for kind, text in found.items() if kind in lasting and report.step >= self._quiet.get(kind, 0)}
-
-    def _fallen(self, move: Move, name: str, window: int) -> bool:
-        samples = [line["spread"][name] for line in self._watched if name in line["spread"]][:window]
-        return move.errors <= -self.threshold and move.before - move.now >= self.fall * sum(samples) / len(samples)
-
-    def _window(self, total: int) -> int:
-        return self.window or max(5, total // 20)
+            rows.append(torch.stack(list(score(self.rewards, images, prompts[start : start + loop.chunk]).values())))
+        scores, group = torch.cat(rows, dim=1).double().cpu(), trajectories.group[index].cpu()
+        counts = torch.bincount(group).double()
+        counts = counts[counts > 0].expand(len(scores), -1)
+        totals = torch.stack([scores[:, group == number].sum(dim=1) for number in group.unique()], dim=1)
+        ones = torch.ones_like(scores)
+        columns = (ones, scores, scores.square(), torch.ones_like(totals), counts.square(), totals.square(), counts * totals)
+        return torch.stack([column.sum(dim=1) for column in columns], dim=1)
 
     def _ring(self, loop: AlignmentLoop, rung: Sequence[Alarm], total: int) -> None:
         self.alarms.extend(rung)
@@ -212,7 +203,7 @@ class HackingAlarm(Hook):
             signal.raise_signal(signal.SIGINT)  # the loop stops once all hooks have seen this step
 
     def _silence(self, alarm: Alarm, total: int) -> None:
-        self._quiet[alarm.kind] = alarm.step + 2 * self._window(total) if alarm.action == "temper" else float("inf")
+        self._quiet[alarm.kind] = alarm.step + 2 * self.rule().least_window(total) if alarm.action == "temper" else float("inf")
 
     def _write_alarms(self, folder: Path) -> None:
         temporary = folder / f"{ALARMS}.tmp"

@@ -59,9 +59,16 @@ def test_held_out_rewards_see_the_samples_with_their_prompts():
     hook.step(ring, report)
     images, prompts = seen[0]
     forest = report.batch.trajectories
-    index = [0, 3, 7, 10, 14, 17]  # of 18 leaves, evenly
+    index = [0, 3, 7, 10, 14, 17]  # of 18 leaves, evenly: three of each prompt
     assert torch.equal(images, ring.objective.policy.decode(forest.samples[index]))
     assert prompts == [str(forest.condition.prompts[i]) for i in forest.group[index].tolist()]
+    scores = images.flatten(1).mean(dim=1).double()
+    by_prompt = scores.view(2, 3).mean(dim=1)
+    (line,) = hook._watched
+    assert line["held_out"]["judge"] == pytest.approx(scores.mean().item())
+    assert line["spread"]["judge"] == pytest.approx(scores.std(unbiased=False).item(), rel=1e-4)
+    assert line["errors"]["judge"] == pytest.approx(by_prompt.std().item() / 2**0.5, rel=1e-4), "the error of a mean of two prompts"
+    assert line["groups"] == 2
 
 
 @attrs.define(eq=False)
@@ -93,7 +100,7 @@ def test_tempering_weakens_the_reward_and_survives_a_resume(tmp_path):
     loop = ring_loop(tmp_path, [hook])
     loop._rewards = {"rising": Rising()}
     inner = loop.aggregation
-    loop.run(10)
+    loop.run(12)
     assert isinstance(loop.aggregation, Tempered)
     rung = [alarm.step for alarm in hook.alarms]
     assert len(rung) == 1, "two windows pass before it acts again"
@@ -103,10 +110,10 @@ def test_tempering_weakens_the_reward_and_survives_a_resume(tmp_path):
 
     again = HackingAlarm({"judge": Falling(0)}, action="temper", window=3, factor=0.5)
     resumed = ring_loop(tmp_path, [again])
-    resumed.run(11, start=10)
+    resumed.run(13, start=12)
     assert isinstance(resumed.aggregation, Tempered)
     assert [alarm.step for alarm in again.alarms] == rung
-    assert len((tmp_path / "watch.jsonl").read_text().splitlines()) == 11
+    assert len((tmp_path / "watch.jsonl").read_text().splitlines()) == 13
 
 
 def test_an_alarm_rings_once_and_resume_after_a_stop_goes_on(tmp_path):
@@ -137,11 +144,11 @@ def test_a_collapse_is_an_alarm_without_any_judge():
     hook, loop = HackingAlarm(window=3), ring_loop()
     report = loop.step(loop.prompts.draw(0, 2), Progress(0, 30))
     hook.start(loop, 0, 30)
-    for step, spread in enumerate([0.3, 0.31, 0.29, 0.3, 0.1, -0.3, -0.8, -0.9, -0.8, -0.9]):
+    for step, spread in enumerate([0.3, 0.31, 0.29, 0.3, 0.1, -0.3, -0.8, -0.9, -0.8, -0.9, -0.8, -0.9, -0.8]):
         metrics = {"reward": 0.1 * step, "diversity/l_gmd": spread}
         hook.step(loop, attrs.evolve(report, step=step, metrics=metrics))
     assert [alarm.kind for alarm in hook.alarms] == ["diversity"]
-    assert "diversity (L-GMD) fell from 0.300 to" in hook.alarms[0].message
+    assert "diversity (L-GMD) fell from 0.260 to" in hook.alarms[0].message
 
 
 def test_a_tempered_aggregation_passes_its_state_on():

@@ -1,0 +1,88 @@
+"""When the hacking alarm rings, for a series that is being watched or one that was recorded."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from .watch import Move, Series
+
+DIVERSITY = "diversity"
+Lines = Sequence[Mapping[str, Any]]
+"""Of `watch.jsonl`, from the first step on."""
+
+
+@attrs.frozen
+class Evidence:
+    """How far a held-out reward or diversity has fallen, at the cut where that is clearest.
+
+    Args:
+        kind: "diversity", or the name of a held-out reward
+        move: of it
+        trained: what the trained reward did at the same cut
+        least: the fall that counts
+    """
+
+    kind: str
+    move: Move
+    trained: Move
+    least: float
+
+    def __str__(self) -> str:
+        if self.kind == DIVERSITY:
+            said = f"diversity (L-GMD) {self.move} while the trained reward {self.trained}. The policy may be collapsing"
+            return f"{said}: look at its images, or lower beta."
+        said = f"the trained reward {self.trained} while the held-out reward {self.kind!r} {self.move}"
+        return f"{said}. The policy may be exploiting the reward: look at its images, lower beta, or train on the held-out reward as well."
+
+
+@attrs.frozen
+class Rule:
+    """The rule of `HackingAlarm`, which explains it and its numbers.
+
+    Args:
+        window, threshold, rise, fall, diversity_fall: as there
+    """
+
+    window: int | None
+    threshold: float
+    rise: float
+    fall: float
+    diversity_fall: float
+
+    def least_window(self, total: int) -> int:
+        """Steps that must lie on both sides of a cut."""
+        return self.window or max(3, total // 30)
+
+    def evidence(self, lines: Lines, total: int) -> dict[str, Evidence]:
+        """What the lines show, by kind, convincing or not.
+
+        Args:
+            lines: of all steps so far
+            total: steps of the run
+        """
+        found = {}
+        for kind in (*(lines[-1]["held_out"] if lines else ()), DIVERSITY):
+            known = [line for line in lines if kind == DIVERSITY or kind in line["held_out"]]
+            series = Series([line["diversity"] for line in known]) if kind == DIVERSITY else Series.held_out(known, kind)
+            move = series.fallen(self.least_window(total))
+            if move is not None:
+                trained = Series([line["trained"] for line in known]).moved(move.cut)
+                found[kind] = Evidence(kind, move, trained, self._least(known[: self.least_window(total)], kind))
+        return found
+
+    def convinces(self, evidence: Evidence) -> bool:
+        """Is it enough, once it has lasted for two steps?"""
+        fallen = evidence.move.errors <= -self.threshold and evidence.move.before - evidence.move.now >= evidence.least
+        return fallen and (evidence.kind == DIVERSITY or evidence.trained.errors >= self.rise)
+
+    def rings(self, lines: Lines, total: int) -> dict[str, Evidence]:
+        """The kinds that convince at the last step and did so at the step before."""
+        found = {kind: evidence for kind, evidence in self.evidence(lines, total).items() if self.convinces(evidence)}
+        earlier = self.evidence(lines[:-1], total) if found else {}
+        return {kind: evidence for kind, evidence in found.items() if kind in earlier and self.convinces(earlier[kind])}
+
+    def _least(self, first: Lines, kind: str) -> float:
+        if kind == DIVERSITY:
+            return self.diversity_fall
+        return self.fall * sum(float(line["spread"][kind]) for line in first) / len(first)
