@@ -14,11 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from diffalign.checkpoint import Checkpoints
 from diffalign.core import AlignmentLoop, Average
 from diffalign.core.spread import whole
-from diffalign.devices import connect, disconnect
 from diffalign.objectives import SoftmaxTB, SurrogateReward
 from diffalign.policies import NetworkPolicy, TDMPolicy
 from diffalign.samplers import DeterministicSampler
-from diffalign.sharding import FullySharded
 from diffalign.testing import channel_reward
 
 
@@ -181,21 +179,5 @@ def no_room_to_decode(folder, devices):
 CASES = {"resumed": resumed, "undone": undone, "no_room_to_decode": no_room_to_decode}
 
 
-def main(folder, *cases):
-    torch.set_num_threads(1)
-    devices = connect()
-    two_processes.SETTINGS["devices"] = devices
-    for case in cases:
-        two_processes.SETTINGS["sharding"] = FullySharded(least=1) if case.startswith("sharded-") else None
-        name = case.removeprefix("sharded-")
-        (folder / case).mkdir(parents=True, exist_ok=True)
-        if name in LOOPS:
-            train(name, folder / case)
-        else:
-            CASES[name](folder / case, devices)
-        devices.barrier()
-    disconnect()
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    two_processes.run(Path(sys.argv[1]), sys.argv[2:], train, LOOPS, CASES)

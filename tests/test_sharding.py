@@ -41,11 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The same trainings in this process."""
-    path = tmp_path_factory.mktemp("one")
-    two_processes.SETTINGS.update(devices=SingleProcess(), sharding=None)
-    for name in ("tmpo", "tdm_r1"):
-        full_processes.train(name, path)
-    return {name: torch.load(path / f"{name}-0.pt", weights_only=True) for name in ("tmpo", "tdm_r1")}
+    return two_processes.trained_alone(full_processes.train, tmp_path_factory.mktemp("one"))
 
 
 def close(weights, expected):

@@ -8,7 +8,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from diffalign.checkpoint import Checkpoints
-from diffalign.core import AlignmentLoop, Average, Hook
+from diffalign.core import AlignmentLoop, Average, Hook, SingleProcess
 from diffalign.devices import connect, disconnect
 from diffalign.objectives import DiffusionNFT, SoftmaxTB, SurrogateReward
 from diffalign.policies import TDMPolicy
@@ -72,7 +72,8 @@ def train(name, folder, steps=5):
     torch.save({"weights": weights(loop), **facts}, folder / f"{name}-{loop.devices.rank}.pt")
 
 
-def main(folder, *cases):
+def run(folder, cases, train, trainings, others):
+    """Each case in turn, whole or sharded: a training by name, or something else that is done with the processes."""
     torch.set_num_threads(1)
     devices = connect()
     SETTINGS["devices"] = devices
@@ -80,12 +81,20 @@ def main(folder, *cases):
         SETTINGS["sharding"] = FullySharded(least=1) if case.startswith("sharded-") else None
         name = case.removeprefix("sharded-")
         (folder / case).mkdir(parents=True, exist_ok=True)
-        if name in LOOPS:
+        if name in trainings:
             train(name, folder / case)
         else:
-            FAULTS[name](folder / case, devices)
+            others[name](folder / case, devices)
         devices.barrier()
     disconnect()
+
+
+def trained_alone(train, folder):
+    """What the trainings of both programs give in one process."""
+    SETTINGS.update(devices=SingleProcess(), sharding=None)
+    for name in ("tmpo", "tdm_r1"):
+        train(name, folder)
+    return {name: torch.load(folder / f"{name}-0.pt", weights_only=True) for name in ("tmpo", "tdm_r1")}
 
 
 def _loop(hooks=(), rewards=channel_reward, objective=None):
@@ -169,4 +178,4 @@ FAULTS = {
 }
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    run(Path(sys.argv[1]), sys.argv[2:], train, LOOPS, FAULTS)
