@@ -36,7 +36,7 @@ class SurrogateReward(Objective):
                     with a trust region against a moving average of the surrogate
         fake:       regression on the student's noised ends, as in distillation
         generator:  l(D_rl, w_rl), l(D_cfg, w) and l(D_kl, w) in the proportions of `GeneratorMix`, with l(D, w) = distance(D) / w,
-                    D_rl = f_phi^rl_cfg - f_ref,  D_cfg = f_psi^g - f_psi,  D_kl = f_psi - f_fake,
+                    D_rl = f_phi^rl_cfg - f_base,  D_cfg = f_psi^g - f_psi,  D_kl = f_psi - f_fake,
                     w_rl = mean |xhat0 - f_phi^rl_cfg|,  w = mean |xhat0 - f_psi^g|
 
     In a group whose rewards are all equal the group loss and its gradient are exactly zero.
@@ -51,7 +51,9 @@ class SurrogateReward(Objective):
         advantage: rewards of a group -> advantages
         attribution: advantages of samples -> of their states
         group_objective: how the surrogate learns from a group
-        reference: p_ref
+        reference: p_ref of the surrogate's density ratio
+        baseline: f_base of the generator's direction: the teacher, as released, so that all that the surrogate has learned counts, also
+            where the reference follows it. The fixed point of `Unnormalized` has the ratio p_phi / p_base
         trust_region: against the moving average of the surrogate
         runaway: mean ||v_phi - v_psi||^2 of a group beyond which its samples that beat the reference stop pulling; None never
         surrogate_regularization: weight of that distance
@@ -88,6 +90,7 @@ class SurrogateReward(Objective):
     attribution: Attribution = attrs.field(factory=Broadcast)
     group_objective: GroupObjective = attrs.field(factory=SigmoidWeighted)
     reference: Reference = attrs.field(factory=FrozenTeacher)
+    baseline: Reference = attrs.field(factory=FrozenTeacher)
     trust_region: TrustRegion = attrs.field(factory=RatioClip)
     runaway: float | None = attrs.field(default=0.05, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     surrogate_regularization: float = attrs.field(default=1e-3, validator=attrs.validators.ge(0.0))
@@ -113,6 +116,7 @@ class SurrogateReward(Objective):
     _surrogate: Policy = attrs.field(init=False, repr=False)
     _old: Policy = attrs.field(init=False, repr=False)
     _reference: Policy = attrs.field(init=False, repr=False)
+    _baseline: Policy = attrs.field(init=False, repr=False)
     _step: int = attrs.field(init=False, default=0, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -125,6 +129,7 @@ class SurrogateReward(Objective):
         self._surrogate = self.surrogate = moving_fork(start, self.surrogate, "surrogate", self.policy)
         self._old = self._surrogate.fork()
         self._reference = self.reference.start(self._teacher, self._surrogate)
+        self._baseline = self.baseline.start(self._teacher, self._surrogate)
 
     def phases(self) -> tuple[Phase, ...]:
         return self.plan.phases(
@@ -143,12 +148,14 @@ class SurrogateReward(Objective):
             "old_surrogate": self._old,
             "teacher": self._teacher,
         }
-        return named if self._reference is self._teacher else {**named, "reference": self._reference}
+        moving = {"reference": self._reference, "baseline": self._baseline}
+        return named | {name: policy for name, policy in moving.items() if policy is not self._teacher}
 
     def after_step(self) -> None:
         # once all phases have succeeded, so that a failing one leaves nothing half moved
         self._old.lerp_(self._surrogate, 1 - min(0.3, 0.001 + 0.001 * self._step))
-        self.reference.follow(self._reference, self._surrogate, self._step)
+        for rule, policy in ((self.reference, self._reference), (self.baseline, self._baseline)):
+            rule.follow(policy, self._surrogate, self._step)
 
     def _rows(self, batch: ScoredBatch, sampler: StageSampler, name: str) -> Rows:
         stages = len(batch.trajectories.sigmas) - 1
@@ -207,7 +214,7 @@ class SurrogateReward(Objective):
                 teacher=Predictor(self._teacher, self.guidance, self.negative),
                 fake=Predictor(self._fake),
                 surrogate=Predictor(self._surrogate, self.reward_guidance, self.negative),
-                reference=Predictor(self._reference),
+                baseline=Predictor(self._baseline),
                 mix=self.mix,
                 distance=self.distance,
                 normalizer=self.normalizer,

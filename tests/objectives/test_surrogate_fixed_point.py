@@ -68,7 +68,7 @@ def run(k, total=200):
         student,
         gaussian(PSI).fork(),
         surrogate=gaussian(PHI).fork(trainable=True),
-        reference=Given(gaussian(REF).fork()),
+        baseline=Given(gaussian(REF).fork()),
         mix=WeightedMix(reward=k, kl=1.0),
         times=FixedTime(0.6),
         surrogate_regularization=0.0,

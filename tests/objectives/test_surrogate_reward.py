@@ -71,6 +71,7 @@ def test_roles_start_at_the_teacher_and_share_its_body():
         assert policy.policy.network.lora_B.weight.any() == (role == "generator")
         assert len(policy.trainable_parameters()) == (2 if role in ROLES else 0)
     assert set(SurrogateReward(student, reference=MovingReference()).policies()) == {*named, "reference"}
+    assert set(SurrogateReward(student, baseline=Snapshot()).policies()) == {*named, "baseline"}
     assert objective.behavior() is student
 
 
@@ -283,19 +284,41 @@ def test_without_rewarded_stages_what_remains_is_distillation():
     torch.testing.assert_close(flat(third), 0.3 * flat(few))
 
 
-def test_references_follow_the_surrogate():
+@pytest.mark.parametrize("which", ["reference", "baseline"])
+def test_references_follow_the_surrogate(which):
     student = moved(tiny_student(torch.float32))
     for reference in (FrozenTeacher(), MovingReference(decay=0.0), MovingReference(decay=1.0, first=1.0), Snapshot(every=2)):
-        objective = reinforced(student.fork(trainable=True), apart=False, reference=reference)
+        objective = reinforced(student.fork(trainable=True), apart=False, **{which: reference})
         loop = loop_of(objective)
         start = flat(dict(objective.teacher.named_parameters()))
         for step in range(2):
             loop.step(PROMPTS[:2], attrs.evolve(batch_of(student).progress, step=step))
-            now = flat(dict(objective._reference.named_parameters()))
+            now = flat(dict(objective.policies().get(which, objective.teacher).named_parameters()))
             phi = flat(dict(objective.surrogate.named_parameters()))
             assert not torch.equal(phi, start)
             copied = reference == MovingReference(decay=0.0) or (reference == Snapshot(2) and step == 1)
             torch.testing.assert_close(now, phi if copied else start, rtol=1e-6, atol=1e-7)
+
+
+def test_a_reference_that_follows_does_not_take_the_direction_away():
+    student = moved(tiny_student())
+    batch = batch_of(student)
+    copy = MovingReference(decay=0.0)  # the surrogate itself, after each step
+    for baseline, pulls in ((FrozenTeacher(), True), (copy, False)):
+        objective = reinforced(student, apart=False, reference=copy, baseline=baseline)
+        moved(objective.surrogate, -0.05)
+        objective.after_step()
+        assert torch.equal(flat(dict(objective._reference.named_parameters())), flat(dict(objective.surrogate.named_parameters())))
+        assert bool(flat(gradients(objective, batch)["generator"]).any()) is pulls
+
+
+@pytest.mark.parametrize(("region", "asked"), [(RatioClip(), True), (NoTrustRegion(), False)])
+def test_the_old_surrogate_is_asked_only_by_a_trust_region_that_reads_it(region, asked):
+    objective = reinforced(moved(tiny_student()), apart=False, trust_region=region, plan=InOrder())
+    calls = []
+    objective._old.policy.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    list(objective.phases()[0].losses(batch_of(objective.policy), 0))
+    assert bool(calls) is asked
 
 
 def test_the_old_surrogate_is_an_average():

@@ -16,6 +16,7 @@ from diffalign.objectives.few_step import (
     CleanTarget,
     Discounted,
     EveryStage,
+    FinalStage,
     ExactSoftplus,
     ExactTarget,
     FixedTime,
@@ -215,6 +216,15 @@ def test_stage_samplers():
         assert len(set(draw)) == 2
         assert set(draw) <= set(range(4))
     assert UniformStages(9).draw(3, np.random.default_rng(0)) == EveryStage().draw(3, np.random.default_rng(0)) == (0, 1, 2)
+    assert FinalStage(3).draw(4, np.random.default_rng(0)) == (3, 3, 3)
+
+
+def test_clean_ends_have_the_velocities_that_vary_least():
+    state, noise = normal(400, 2), normal(400, 2, seed=1)
+    spread = {s: bridge_velocity(state, full(s), full(0.95), noise).var().item() for s in (0.0, 0.5, 0.75, 0.9)}
+    assert list(spread.values()) == sorted(spread.values())
+    assert spread[0.0] == pytest.approx(2, rel=0.1)  # e - x_0
+    assert spread[0.9] > 40 * spread[0.0]
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------------------

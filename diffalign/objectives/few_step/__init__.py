@@ -19,7 +19,7 @@ from .group_objectives import AdvantageWeighted, ExactSoftplus, GroupObjective, 
 from .intervals import Interval, Overlap, Separate
 from .query_times import FixedTime, LogitNormalTime, QueryTime, ShiftedTime
 from .references import FrozenTeacher, MovingReference, Reference, Snapshot
-from .stage_samplers import CleanerStages, EveryStage, StageSampler, UniformStages
+from .stage_samplers import CleanerStages, EveryStage, FinalStage, StageSampler, UniformStages
 from .trust_regions import NoTrustRegion, RatioClip, TrustRegion
 from .update_plans import InOrder, Together, UpdatePlan
 
@@ -35,6 +35,7 @@ __all__ = [
     "ExactSoftplus",
     "ExactTarget",
     "FakeTarget",
+    "FinalStage",
     "FixedTime",
     "FrozenTeacher",
     "GeneratorMix",

@@ -14,7 +14,7 @@ from torch import Tensor
 from .noising import mean_over_dimensions
 
 TERMS = ("kl", "guidance", "reward")
-"""f_psi - f_fake; (g - 1) (f_psi(c) - f_psi(null)); f_phi - f_ref."""
+"""f_psi - f_fake; (g - 1) (f_psi(c) - f_psi(null)); f_phi - f_base."""
 
 
 class Distance(ABC):

@@ -23,7 +23,7 @@ class Reinforcement:
 
     Args:
         student: trained
-        teacher, fake, surrogate, reference: predictions, without gradient
+        teacher, fake, surrogate, baseline: predictions, without gradient
         mix, distance, normalizer: see `SurrogateReward`
     """
 
@@ -31,7 +31,7 @@ class Reinforcement:
     teacher: Predictor
     fake: Predictor
     surrogate: Predictor
-    reference: Predictor
+    baseline: Predictor
     mix: GeneratorMix
     distance: Distance
     normalizer: Normalizer
@@ -61,7 +61,7 @@ class Reinforcement:
         if far is not None and weights["reward"] > 0:
             noised = diffuse(end, rows.sigma_end, *far)
             aim["reward"] = self.surrogate(noised, far[0], condition)[1]
-            direction["reward"] = aim["reward"] - self.reference(noised, far[0], condition)[0]
+            direction["reward"] = aim["reward"] - self.baseline(noised, far[0], condition)[0]
         return direction, aim
 
 

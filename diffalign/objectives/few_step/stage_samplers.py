@@ -49,3 +49,21 @@ class CleanerStages(StageSampler):
     def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
         weights = np.arange(1, stages + 1)
         return tuple(sorted(generator.choice(stages, size=self.count, p=weights / weights.sum()).tolist()))
+
+
+@attrs.frozen
+class FinalStage(StageSampler):
+    """The last stage alone, each draw with taus and noises of its own.
+
+    Its ends are clean, so the velocity of their noising, e - x_0, varies least: at an end of sigma s it is -x_s / (1 - s) + ..., whose
+    square is a hundred times larger at s = 0.9. A surrogate that is asked at high noise learns the same preference from clean ends, with
+    less noise in its gradient.
+
+    Args:
+        count: draws
+    """
+
+    count: int = attrs.field(default=2, validator=attrs.validators.ge(1))
+
+    def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
+        return (stages - 1,) * self.count

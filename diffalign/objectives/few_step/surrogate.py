@@ -75,7 +75,7 @@ def prefer(
 
     anchor = frozen(roles.teacher)
     reference = errors(anchor if roles.reference is roles.teacher else frozen(roles.reference))
-    old = errors(frozen(roles.old))
+    old = errors(frozen(roles.old)) if trust_region.reads_old else reference
     group = rows.group
 
     def evaluate(index: Tensor) -> dict[str, Tensor]:

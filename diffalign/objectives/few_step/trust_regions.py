@@ -4,6 +4,7 @@ Legend: K samples; A advantages; d, d_old, d_ref the denoising errors of the sur
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import attrs
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 class TrustRegion(ABC):
     """Names the samples whose error is taken without gradient."""
+
+    reads_old: ClassVar[bool] = True
+    """Whether `outside` looks at d_old, which costs a row of the moving average for each row of the surrogate."""
 
     @abstractmethod
     def outside(self, error: Tensor, old: Tensor, advantage: Tensor) -> Tensor:
@@ -35,7 +39,9 @@ class RatioClip(TrustRegion):
 
 @attrs.frozen
 class NoTrustRegion(TrustRegion):
-    """Nothing is outside."""
+    """Nothing is outside, and the moving average is not asked."""
+
+    reads_old: ClassVar[bool] = False
 
     def outside(self, error: Tensor, old: Tensor, advantage: Tensor) -> Tensor:
         return torch.zeros_like(error, dtype=torch.bool)
