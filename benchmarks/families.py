@@ -14,7 +14,8 @@ same families in float32, whose seconds say nothing about the large ones. The wa
 The share of the peak counts useful operations: of the rows that carry a gradient a forward and a backward pass, as torch's counter finds
 them on the meta device. Rows that are evaluated without gradient to weigh pieces, and recomputed activations, take time and count nothing.
 Deviation is what the first-step contract looks at: |mean - rollout mean| / std, at all branching nodes. A way that does not fit the memory
-is reported as such.
+is reported as such. Memory is the most that a GPU's allocator has given out; without a GPU, the live tensors that rollout and update made,
+weights not counted.
 """
 
 import argparse
@@ -27,8 +28,9 @@ from pathlib import Path
 
 import attrs
 import torch
+from live_bytes import LiveBytes
 from random_families import FLUX_DEV, SD35_MEDIUM, TINY_FLUX, TINY_SD35, Counted, Shape, condition_of, counted, policy_of
-from tree_steps import SUB_BATCH, PeakOfOutputs, Rollout, Update, branch_by_branch, measured, ours
+from tree_steps import SUB_BATCH, Rollout, Update, branch_by_branch, measured, ours
 
 from diffalign import Progress, Streams
 from diffalign.core.contract import TOLERANCE, first_step_deviation
@@ -125,9 +127,9 @@ def measure(way: Way, shape: Shape, model: Counted, options: argparse.Namespace)
     result["deviation_limit"] = TOLERANCE[policy.precision]
     result["peak_bytes"] = torch.cuda.max_memory_allocated(policy.device) if on_gpu else None
     if not on_gpu and not way.compiled:  # a compiled graph is not seen by the counter of tensors
-        with PeakOfOutputs() as peak:
+        with LiveBytes() as live:
             update(rollout())
-        result["peak_bytes"] = peak.peak
+        result["peak_bytes"] = live.peak
     return result
 
 

@@ -1,6 +1,6 @@
 """Network rows, calls and seconds of one TMPO step: one batched call a step and unique-parent replay, against one branch at a time.
 
-python benchmarks/tmpo_step.py [--repeats 5] [--json FILE]
+python benchmarks/tmpo_step.py [--repeats 5] [--only steps|memory] [--json FILE]
 
 For each schedule three ways of doing the same step (rollout of one prompt, one update) are timed in turns in one process:
   branches   every branch is forwarded alone, and the update evaluates every stochastic step of every leaf (as TMPO's release does)
@@ -8,7 +8,12 @@ For each schedule three ways of doing the same step (rollout of one prompt, one 
   graph      the same with TreeSampler(keep_graph=True): the update evaluates no row
   by hand    a loop that makes only the network calls that a tree needs, on random tensors of the same shapes: the floor
 Read the counts and the ratios; seconds are this machine's. The reference's rows are reported apart: "path" has none, "relative" adds the
-update's rows without gradient. A second table shows the peak of live tensors in the update as leaves grow, at a fixed row budget.
+update's rows without gradient.
+
+A second table shows how much memory the update takes beyond what was there before it (weights, the rollout's batch) as leaves grow, at
+fixed row budgets: bytes of live tensors, counted, hence exact. RatioNorm looks at the means of the steps and not at log-probabilities
+alone. A tree of 9 leaves has 4 rows to replay and does not fill a budget of 9. The gradients of all weights are there from the second piece
+on, so they are part of the peak wherever there is one: 4.8 MB of the tiny Flux, which trains every weight.
 """
 
 import argparse
@@ -20,11 +25,13 @@ from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
+from live_bytes import LiveBytes
 from torch import Tensor, nn
-from tree_steps import PeakOfOutputs, branch_by_branch, measured, ours
+from tree_steps import branch_by_branch, measured, ours
 
 from diffalign import Progress, Prompt, Streams
 from diffalign.core import CPS, Condition, Policy, ShiftedGrid
+from diffalign.objectives import RatioNorm
 from diffalign.policies import FlowMatchingPolicy, LoRA, NetworkPolicy
 from diffalign.samplers import Branching, FixedPlan
 
@@ -33,6 +40,9 @@ SCHEDULES = {
     "T=6 [2,3,4]": (6, FixedPlan((2, 3, 4))),
     "T=28 [7,14,21]": (28, FixedPlan((7, 14, 21))),
 }
+
+SPLITS = {9: (1, 2), 27: (1, 2, 3), 81: (1, 2, 3, 4), 243: (1, 2, 3, 4, 5)}
+"""Leaves of the trees of the memory table, and the steps of 8 at which each node has three children."""
 
 
 class FluxField(nn.Module):
@@ -116,32 +126,44 @@ def compare(policy: Policy, steps: int, plan: FixedPlan, repeats: int) -> dict[s
     return {way: {key: statistics.median(values) for key, values in row.items()} for way, row in table.items()}
 
 
-def update_memory(policy: Policy, leaves: int, rows: int) -> int:
-    """Peak bytes of an update with a tree of that many leaves, 3 levels at most, and a row budget."""
-    levels = {9: (1, 2), 27: (1, 2, 3), 81: (1, 2, 3, 4), 243: (1, 2, 3, 4, 5)}[leaves]
-    rollout, update = ours(policy, policy.encode([Prompt("three red circles")]), 8, FixedPlan(levels), update_rows=rows)
+def update_memory(policy: Policy, splits: tuple[int, ...], rows: int, ratio_norm: RatioNorm | None) -> dict[str, int]:
+    """Peak bytes of an update above what was there before it, and bytes of the batch, which was."""
+    condition = policy.encode([Prompt("three red circles")])
+    rollout, update = ours(policy, condition, 8, FixedPlan(splits), update_rows=rows, ratio_norm=ratio_norm)
     batch = rollout()
-    _ = batch.trajectories.paths, batch.trajectories.stochastic
     gc.collect()
-    with PeakOfOutputs() as peak:
+    with LiveBytes() as live:
         update(batch)
-    return peak.peak
+    return {"peak": live.peak, "batch": batch.trajectories.latents.nbytes + batch.trajectories.mean.nbytes}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=9, help="row budget of the memory table")
-    parser.add_argument("--json", type=Path, help="also write the tables here")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    result: dict[str, dict] = {"steps": {}, "memory": {}}
+def memory(budgets: list[int]) -> dict[str, dict[int, dict[int, dict[str, int]]]]:
+    """Name -> row budget -> leaves -> bytes, printed as they come."""
+    print("\npeak of live tensors in the update, above what was there before it (MB)")
+    print(f"{'':22s} {'rows':>5s} " + " ".join(f"{leaves:>5d} leaves" for leaves in SPLITS) + "   bytes a leaf, 81 to 243")
+    table: dict[str, dict[int, dict[int, dict[str, int]]]] = {}
+    for policy_name, policy in policies().items():
+        for name, ratio_norm in {policy_name: None, f"{policy_name}, RatioNorm": RatioNorm()}.items():
+            table[name] = {}
+            for rows in budgets:
+                row = {leaves: update_memory(policy, splits, rows, ratio_norm) for leaves, splits in SPLITS.items()}
+                table[name][rows] = row
+                peaks = " ".join(f"{size['peak'] / 1e6:12.2f}" for size in row.values())
+                print(f"{name:22s} {rows:5d} {peaks}   {(row[243]['peak'] - row[81]['peak']) / (243 - 81):.0f}", flush=True)
+        batches = " ".join(f"{size['batch'] / 1e6:12.2f}" for size in row.values())
+        print(f"{'  its batch':22s} {'':5s} {batches}   {(row[243]['batch'] - row[81]['batch']) / (243 - 81):.0f}")
+    return table
+
+
+def seconds(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Policy and schedule -> way -> counts and medians, printed as they come."""
+    result: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'':34s} {'rollout':>22s} {'update':>22s}")
     print(f"{'':34s} {'rows':>6s} {'calls':>6s} {'s':>8s} {'rows':>6s} {'calls':>6s} {'s':>8s} {'of branches':>12s} {'of by hand':>11s}")
     for name, policy in policies().items():
         for schedule, (steps, plan) in SCHEDULES.items():
-            table = compare(policy, steps, plan, arguments.repeats)
-            result["steps"][f"{name}, {schedule}"] = table
+            table = compare(policy, steps, plan, repeats)
+            result[f"{name}, {schedule}"] = table
             print(f"{name}, {schedule}")
             total = {way: row["rollout_s"] + row["update_s"] for way, row in table.items()}
             for way, row in table.items():
@@ -150,12 +172,25 @@ def main() -> None:
                     f"{row['update_rows']:6.0f} {row['update_calls']:6.0f} {row['update_s']:8.3f} "
                     f"{total[way] / total['branches']:12.2f} {total[way] / total['by hand']:11.2f}"
                 )
-        result["memory"][name] = {leaves: update_memory(policy, leaves, arguments.rows) for leaves in (9, 27, 81, 243)}
-    print(f"\npeak of live tensors in the update, {arguments.rows} rows a piece (MB)")
-    for name, row in result["memory"].items():
-        print(f"{name:34s} " + "  ".join(f"{leaves} leaves {size / 1e6:.1f}" for leaves, size in row.items()))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="+", default=[2, 9], help="row budgets of the memory table")
+    parser.add_argument("--only", choices=["steps", "memory"], help="one of the tables")
+    parser.add_argument("--json", type=Path, help="also write the tables here; one that is not made stays as it is in the file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, dict] = {}
+    if arguments.only != "memory":
+        result["steps"] = seconds(arguments.repeats)
+    if arguments.only != "steps":
+        result["memory"] = memory(arguments.rows)
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
+        before = json.loads(arguments.json.read_text()) if arguments.only and arguments.json.exists() else {}
+        arguments.json.write_text(json.dumps(before | result, indent=1))
 
 
 if __name__ == "__main__":

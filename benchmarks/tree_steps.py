@@ -1,17 +1,14 @@
 """Ways of doing one TMPO step on any policy, and how they are measured: shared by tmpo_step.py and families.py."""
 
 import time
-import weakref
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffalign import Progress, Streams
 from diffalign.core import Condition, Policy, ScoredBatch, TrajectoryBatch
-from diffalign.objectives import SoftmaxTB
+from diffalign.objectives import RatioNorm, SoftmaxTB
 from diffalign.samplers import Branching, FixedPlan, TreeSampler, roll_out
 
 SUB_BATCH = 9
@@ -35,9 +32,10 @@ def ours(
     keep_graph: bool = False,
     rollout_rows: int | None = None,
     update_rows: int | None = None,
+    ratio_norm: RatioNorm | None = None,
 ) -> tuple[Rollout, Update]:
     """TreeSampler and SoftmaxTB, with row budgets."""
-    objective = SoftmaxTB(policy, measure="path", rows=update_rows)
+    objective = SoftmaxTB(policy, measure="path", rows=update_rows, ratio_norm=ratio_norm)
     sampler = TreeSampler(steps, plan, rows=rollout_rows, keep_graph=keep_graph)
 
     def rollout() -> ScoredBatch:
@@ -102,24 +100,3 @@ def synchronize(device: torch.device) -> None:
     """Wait until an accelerator has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-class PeakOfOutputs(TorchDispatchMode):
-    """The largest sum of live bytes among tensors that were made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key = storage.data_ptr()
-                if key and key not in self.live:
-                    self.live[key] = storage.nbytes()
-                    weakref.finalize(storage, self.live.pop, key, None)
-                    self.peak = max(self.peak, sum(self.live.values()))
-        return result

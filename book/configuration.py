@@ -30,8 +30,8 @@ rewards: JPEGCompressibility
 ```
 
 Any value can be replaced on the command line by its dotted name: `diffalign train RUN.yaml --objective.beta=2 --sampler.steps 6`. The
-objective's `policy` is the run's; it is not written. A key that does not exist, a value of another type or a missing one is an error
-with its place.
+objective's `policy` is the run's, and a policy's `sharding` is what `--shard` gives; they are not written. A key that does not exist, a
+value of another type or a missing one is an error with its place.
 """
 
 

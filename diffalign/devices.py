@@ -1,8 +1,11 @@
 """The processes of a run: torch.distributed behind the loop's five verbs, set up by accelerate."""
 
+import gc
+import importlib
 import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -10,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .core import Devices, ProcessError, SingleProcess
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @attrs.define(eq=False)
@@ -31,6 +37,24 @@ class TorchDevices:
     device: torch.device
     backend: str
     moved: dict[str, int] = attrs.field(factory=dict, init=False)
+    _mesh: "DeviceMesh | None" = attrs.field(default=None, init=False)
+
+    def mesh(self) -> "DeviceMesh":
+        """All processes in a row, as `fully_shard` takes them: one mesh for the whole run, on the kind of device of `device`."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        if self._mesh is None:
+            self._mesh = init_device_mesh(self.device.type, (self.size,))
+        return self._mesh
+
+    def release(self) -> None:
+        """Let go of the group of processes, after the last collective. Whatever was spread over them cannot be called any more.
+
+        DTensor remembers meshes in caches that live as long as the interpreter, and a mesh holds its group.
+        """
+        groups: dict[str, object] = vars(self._mesh).get("_pg_registry", {}) if self._mesh is not None else {}
+        groups.clear()
+        self._mesh = None
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over processes."""
@@ -108,14 +132,27 @@ def connect() -> Devices:
         return SingleProcess()
     from accelerate.state import PartialState
 
+    # its functions have the group of processes as a default argument: imported once there is one, they would keep it for good
+    importlib.import_module("torch.distributed.nn.functional")
     state: Any = PartialState(cpu=not torch.accelerator.is_available())
     return TorchDevices(state.process_index, state.num_processes, state.device, str(dist.get_backend()))
 
 
-def disconnect() -> None:
-    """Leave the group, if this process is in one."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+def disconnect(devices: Devices) -> None:
+    """Leave the group, if this process is in one, and end its threads.
+
+    They end with the last reference to the group. If they lived on, a thread that lets go of a tensor while the interpreter ends would
+    abort the process ("terminate called without an active exception").
+
+    Args:
+        devices: as `connect` found them
+    """
+    if not isinstance(devices, TorchDevices) or not dist.is_initialized():
+        return
+    devices.release()
+    dist.destroy_process_group()
+    if sys.exception() is None:  # one that is on its way keeps all that it has met, and must be told before a launcher ends this process
+        gc.collect()  # sharded modules refer to the group, and to themselves
 
 
 def described(devices: Devices, prompts_per_step: int) -> str:

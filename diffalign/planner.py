@@ -1,5 +1,7 @@
 """How groups, batches and devices fit together: who takes what, what fits the memory, how many steps an hour at most."""
 
+import collections
+import math
 import time
 from collections.abc import Iterator
 
@@ -7,7 +9,7 @@ import attrs
 import torch
 from torch import nn
 
-from .core import AlignmentLoop, Guided, Policy
+from .core import AlignmentLoop, Guided, Policy, Prompt, Size
 from .costs import activation_bytes, size, state_bytes, tensor_bytes, token_layers, tokens
 from .samplers import Branching
 from .sharding import separate, sharded_bytes
@@ -89,20 +91,23 @@ def _fixed_bytes(loop: AlignmentLoop, cluster: Cluster) -> int:
 
 
 def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Iterator[tuple[str, str]]:
-    policy = loop.objective.behavior()
+    views = {asked: loop.objective.behavior().sized(asked) for asked in _sizes(loop)}
+    largest = max(views, key=lambda asked: math.prod(views[asked].latent_shape))
+    policy = views[largest]
     per_row, fixed = activation_bytes(policy), _fixed_bytes(loop, cluster)
     groups = -(-loop.prompts_per_step // cluster.devices)
     update = _update_rows(loop, tree)
     replayed = (update or 0) * groups
     rows = min(getattr(loop.objective, "rows", None) or replayed, replayed)
     taken = f"{size(rows * per_row)} for {rows} rows in the update" if update else "the update comes on top, its rows are not known"
+    at = f", at {largest[0]} x {largest[1]} (height x width), the largest size of a prompt" if largest is not None else ""
     kept = 2 * 4 * torch.Size(policy.latent_shape).numel() * groups * sum(tree.widths) if tree is not None else 0
     where = "sharded" if cluster.shard else "whole in each"
     yield (
         "memory of a device",
         (
             f"about {size(fixed + kept + rows * per_row)}: {size(fixed)} for weights ({where}), gradients and optimizer of the policies, "
-            f"{size(kept)} for the rollout, {taken}"
+            f"{size(kept)} for the rollout, {taken}{at}"
         ),
     )
     if cluster.memory is None or not per_row or not replayed:
@@ -127,6 +132,15 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> It
         yield "row budget", f"all {replayed} rows of an update fit {cluster.memory:g} GiB at once ({fits} would)"
 
 
+def _sizes(loop: AlignmentLoop) -> dict[Size | None, float]:
+    """The sizes that prompts of the run ask for, of which a step has one, and the share of the prompts that do.
+
+    A source that does not list its prompts is planned at the policy's own size.
+    """
+    sizes = collections.Counter(Prompt.of(prompt).size for prompt in getattr(loop.prompts, "prompts", [""]))
+    return {asked: count / sizes.total() for asked, count in sizes.items()}
+
+
 def _update_rows(loop: AlignmentLoop, tree: Branching | None) -> int | None:
     """Of one prompt, one policy and one update; None where they are not known."""
     return None if tree is None else loop.objective.update_rows(tree.leaves, tree.replay_rows)
@@ -134,7 +148,8 @@ def _update_rows(loop: AlignmentLoop, tree: Branching | None) -> int | None:
 
 def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Iterator[tuple[str, str]]:
     policy = loop.objective.behavior()
-    forward, update = row_flops(policy), _update_rows(loop, tree)
+    forward = sum(share * row_flops(policy.sized(asked)) for asked, share in _sizes(loop).items())
+    update = _update_rows(loop, tree)
     if tree is None or not forward:
         return
     if update is None:

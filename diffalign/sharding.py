@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import nn
 
-from .core import Devices, Lockstep, Policy
+from .core import Devices, HostWeights, Lockstep, Policy
 from .devices import TorchDevices
 from .lockstep import Announced, innermost
 
@@ -29,13 +29,18 @@ class FullySharded:
     - The network of a policy that shares nothing (full fine-tuning, and its reference, average and other forks), block by block.
       Gradients are summed and spread with each backward, and an optimizer keeps the state of its part alone.
 
-    It has to be done after the last fork: deepcopy of a sharded module raises.
+    It has to be done after the last fork: deepcopy of a sharded module raises. A policy that is loaded with this object as `sharding`
+    leaves its network on the host; one module after the other then goes to the device, where all but this process's part of it is freed.
 
     Args:
         least: modules with fewer numbers stay whole, because a collective for each would cost more than they weigh
+
+    Attributes:
+        host: the weights that wait
     """
 
     least: int = attrs.field(default=65536, validator=attrs.validators.ge(1))
+    host: HostWeights = attrs.field(factory=HostWeights, init=False, eq=False, repr=False)
 
     def shard(self, policies: Mapping[str, Policy], devices: Devices) -> Lockstep:
         """Shard in place.
@@ -47,8 +52,6 @@ class FullySharded:
         Raises:
             ValueError: one process, quantised weights, or nothing that could be spread.
         """
-        from torch.distributed.device_mesh import init_device_mesh
-
         if any(not parameter.is_floating_point() for policy in policies.values() for parameter in policy.parameters()):
             raise ValueError(
                 "sharding needs weights in a floating type, and some of this run are quantised: their scales would not be spread with "
@@ -63,24 +66,39 @@ class FullySharded:
                 f"sharding finds no module of at least {self.least} numbers in {', '.join(policies)} that is frozen and shared, or belongs "
                 "to one policy alone. Leave sharding out."
             )
-        mesh = init_device_mesh(devices.device.type, (devices.size,))
-        modules = [_spread(module, mesh) for module in shared]
+        mesh = devices.mesh()
+        modules = [self._spread(module, mesh, devices.device) for module in shared]
         for network in networks:
             for block in blocks(network):
                 if _numbers(block) >= self.least:
-                    _spread(block, mesh)
-            modules.append(_spread(network, mesh))
+                    self._spread(block, mesh, devices.device)
+            modules.append(self._spread(network, mesh, devices.device))
+        self._place_the_rest(policies, devices.device)
         inner = {id(below) for module in [*shared, *networks] for below in list(module.modules())[1:]}
         return Announced.over(policies, devices, [module for module in modules if id(module) not in inner])
 
+    def _spread(self, module: nn.Module, mesh: "DeviceMesh", device: torch.device) -> "FSDPModule":
+        from torch.distributed.fsdp import fully_shard
 
-def _spread(module: nn.Module, mesh: "DeviceMesh") -> "FSDPModule":
-    from torch.distributed.fsdp import fully_shard
+        self.host.place(module, device, copy=False)  # fully_shard copies its part
+        spread: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        spread.set_gradient_divide_factor(1.0)  # losses are means over all processes already
+        spread.set_force_sum_reduction_for_comms(True)  # a plain sum, which every backend has
+        return spread
 
-    spread: FSDPModule = fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    spread.set_gradient_divide_factor(1.0)  # losses are means over all processes already
-    spread.set_force_sum_reduction_for_comms(True)  # a plain sum, which every backend has
-    return spread
+    @torch.no_grad()
+    def _place_the_rest(self, policies: Mapping[str, Policy], device: torch.device) -> None:
+        """What stays whole in each process: small modules, adapters, buffers. In place, because forks share them."""
+        for policy in policies.values():
+            self.host.place(policy, device, copy=True)
+            for module in policy.modules():
+                for parameter in module.parameters(recurse=False):
+                    if parameter.device.type != device.type:
+                        parameter.data = parameter.data.to(device)
+                for name, buffer in module.named_buffers(recurse=False):
+                    if buffer.device.type != device.type:
+                        module._buffers[name] = buffer.to(device)
+        self.host.require_none()
 
 
 def shared_modules(policies: Mapping[str, Policy]) -> Iterator[nn.Module]:

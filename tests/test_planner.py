@@ -3,7 +3,9 @@
 import pytest
 import torch
 from ring import ring_loop
+from tiny_pipelines import saved
 
+from diffalign import Prompt
 from diffalign.core import AlignmentLoop
 from diffalign.costs import activation_bytes
 from diffalign.objectives import SoftmaxTB
@@ -49,6 +51,29 @@ def test_the_row_budget_that_is_named_fits(loop):
     tight = line(plan(loop, Cluster(memory=fixed - 0.5 * per_row, teraflops=1.0)), "row budget")
     assert "nothing fits" in tight
     assert "Shard the weights (--shard)" in tight
+
+
+def test_memory_is_that_of_the_largest_prompt_and_speed_that_of_all(tmp_path_factory):
+    base = FlowMatchingPolicy.from_pretrained(
+        saved(tmp_path_factory, "sd3"), resolution=32, lora=LoRA(rank=2), max_sequence_length=24, device="cpu"
+    )
+    asked = [None, (64, 64), (32, 64), (32, 64)]
+
+    def numbers(*sizes):
+        prompts = [Prompt("a", {} if size is None else {"height": size[0], "width": size[1]}) for size in sizes]
+        tree = TreeSampler(4, FixedPlan(splits=(1, 2)))
+        text = plan(AlignmentLoop(SoftmaxTB(base), tree, channel_reward, Prompts(prompts), prompts_per_step=2), Cluster(teraflops=1.0))
+        memory, speed = line(text, "memory of a device"), line(text, "steps per hour")
+        return memory, float(speed.split()[6])
+
+    mixed, large, own = numbers(*asked), numbers((64, 64)), numbers(None)
+    assert mixed[0] == large[0]
+    assert mixed[0].endswith("in the update, at 64 x 64 (height x width), the largest size of a prompt")
+    assert own[0].endswith("in the update")
+    assert base.latent_shape == (4, 16, 16)
+    every = [numbers(size)[1] for size in asked]
+    assert every[0] < every[2] < every[1]
+    assert mixed[1] == pytest.approx(sum(every) / 4, rel=1e-2)  # of three digits
 
 
 def test_sharding_shows_in_the_memory(loop):

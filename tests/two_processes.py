@@ -86,7 +86,7 @@ def run(folder, cases, train, trainings, others):
         else:
             others[name](folder / case, devices)
         devices.barrier()
-    disconnect()
+    disconnect(devices)
 
 
 def trained_alone(train, folder):

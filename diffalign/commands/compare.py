@@ -48,7 +48,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
                 print(f"{name}, step {result.step}: {result.table()}")
             print(page)
     finally:
-        disconnect()
+        disconnect(devices)
     return 0
 
 

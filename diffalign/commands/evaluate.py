@@ -40,5 +40,5 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         devices.barrier()  # nobody may still read what is removed
         rounds.clear()
     finally:
-        disconnect()
+        disconnect(devices)
     return 0

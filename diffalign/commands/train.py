@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
                 say(f"in force: {text}", 0)
         return _train(job, options, devices)
     finally:
-        disconnect()
+        disconnect(devices)
 
 
 def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:

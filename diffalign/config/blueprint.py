@@ -22,7 +22,7 @@ class Part:
         target: what that gives
         arguments: by name; values and further parts
         how: "call" gives the part, "partial" a factory that is called later, "itself" stands as it is
-        linked: arguments that only exist once other parts are built
+        linked: arguments that the run gives: what only exists once other parts are built, and how it spreads weights
     """
 
     where: str
@@ -79,7 +79,7 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
 
     Args:
         node: plain values and parts
-        links: what linked arguments stand for
+        links: what linked arguments stand for; one that is not among them keeps its default
 
     Raises:
         ConfigError: a constructor refused; the message begins with the part's place.
@@ -96,7 +96,7 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
     if node.how == "partial":
         return Factory(node.where, node.target, arguments)
     try:
-        return node.target(**arguments, **{name: links[name] for name in node.linked})
+        return node.target(**arguments, **{name: links[name] for name in node.linked if name in links})
     except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
         raise refused(node.where, error) from error
 

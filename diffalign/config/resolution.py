@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from ..core import ConfigError, Objective
+from ..core import ConfigError, Objective, Sharding
 from . import parts
 from .blueprint import Part, described
 from .errors import ConfigWarning, listed, nearest, shown
@@ -155,12 +155,13 @@ def _with_arguments(part: Part, slot: Any) -> Part:
     where, given = part.where, dict(part.arguments)
     known = parameters(part.target, supplied(slot) if part.how == "partial" else 0)
     title = part.name.rpartition(".")[2] if inspect.isclass(part.target) else ".".join(part.name.split(".")[-2:])
-    linked = ("policy",) if inspect.isclass(slot) and issubclass(slot, Objective) else ()
+    linked: tuple[str, ...] = ("policy",) if inspect.isclass(slot) and issubclass(slot, Objective) else ()
     if known is None:
         return attrs.evolve(part, arguments={name: _unwrapped(value) for name, value in given.items()}, linked=linked)
+    if missing := [name for name in linked if name not in known]:
+        raise ConfigError(f"{where}: {title}'s constructor must have a parameter {missing[0]!r} for the weights being aligned; it has none")
+    linked += tuple(name for name, parameter in known.items() if Sharding in alternatives(parameter.hint))
     for name in linked:
-        if name not in known:
-            raise ConfigError(f"{where}: {title}'s constructor must have a parameter {name!r} for the weights being aligned; it has none")
         if name in given:
             raise ConfigError(f"{where}.{name} must be left out: it is the run's own {name}. Remove it.")
         known.pop(name)

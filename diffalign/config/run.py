@@ -72,7 +72,7 @@ class Run:
         Args:
             hooks: after the evaluation and the hooks of the file
             devices: the processes of the run; None is this one alone
-            sharding: of weights; None keeps them whole in each process
+            sharding: of weights; a policy that is loaded leaves its network on the host for it. None keeps them whole in each process
 
         Raises:
             ConfigError: a constructor refused.
@@ -86,10 +86,10 @@ class Run:
         except ValueError as error:
             raise refused("", error) from error
         torch.manual_seed(made["seed"])  # fresh adapters are drawn from torch's own generator
-        policy = build(self.tree["policy"], {})
+        policy = build(self.tree["policy"], {"sharding": sharding})
         _check_sizes(policy, "prompts", getattr(made["prompts"], "prompts", ()))
         _check_sizes(policy, "evaluation.prompts", getattr(made["evaluation"], "held_out", ()))
-        made["objective"] = build(self.tree["objective"], {"policy": policy})
+        made["objective"] = build(self.tree["objective"], {"policy": policy, "sharding": sharding})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]
         made["hooks"] = (*evaluation, *made["hooks"], *hooks)
         made["devices"], made["sharding"] = devices or SingleProcess(), sharding

@@ -26,6 +26,8 @@ from .groups import (
     group_sum,
     log_geometric_mean_distance,
 )
+from .guided import Guided
+from .host_weights import HostWeights
 from .interfaces import (
     Aggregation,
     Devices,
@@ -47,8 +49,8 @@ from .interrupt import Interrupted
 from .ledger import Ledger
 from .loop import AlignmentLoop
 from .overlapped import Overlapped
-from .policy import Guided, Policy, require_frozen
-from .replay import Edges, micro_batched, replay, replay_log_prob
+from .policy import Policy, require_frozen
+from .replay import Edges, micro_batched, replay, replay_log_prob, replay_parents
 from .report import Report
 from .rollout import Rollout, Sequential, Stages
 from .running_scale import RunningScale
@@ -57,6 +59,7 @@ from .scoring import score
 from .streams import Streams
 from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
 from .types import ROOT, Condition, Loss, Progress, Prompt, ScoredBatch, Size, TrajectoryBatch
+from .wrapper import PolicyAround
 
 __all__ = [
     "CPS",
@@ -80,6 +83,7 @@ __all__ = [
     "Gaussian",
     "Guided",
     "Hook",
+    "HostWeights",
     "Interrupted",
     "Ledger",
     "Linear",
@@ -93,6 +97,7 @@ __all__ = [
     "PeerFailed",
     "Phase",
     "Policy",
+    "PolicyAround",
     "ProcessError",
     "Progress",
     "Prompt",
@@ -132,6 +137,7 @@ __all__ = [
     "micro_batched",
     "replay",
     "replay_log_prob",
+    "replay_parents",
     "require_frozen",
     "resolution_shift",
     "scalar",

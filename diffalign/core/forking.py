@@ -1,7 +1,7 @@
 """Copies of a network that share everything that is not trained."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from torch import nn
@@ -23,7 +23,7 @@ def view_of(module: Module, **attributes: object) -> Module:
     return twin
 
 
-def fork_module(module: Module, own: Collection[str], *, trainable: bool) -> Module:
+def fork_module(module: Module, own: Collection[str], *, trainable: bool, lent: Mapping[int, nn.Parameter] | None = None) -> Module:
     """A second module tree that owns copies of the parameters named `own` and shares the rest with `module`.
 
     Submodules below which nothing is owned are shared as modules, not only as tensors, so a shared leaf is one object to every fork:
@@ -33,13 +33,14 @@ def fork_module(module: Module, own: Collection[str], *, trainable: bool) -> Mod
         module: the network
         own: names of parameters (as `named_parameters` gives them) that the fork must own
         trainable: whether these require gradients in the fork
+        lent: parameters that the fork takes instead of copies, by the id of the one they stand for
     """
     own = frozenset(own)
     known = {name for name, _ in module.named_parameters()}
     if strangers := own - known:
         raise ValueError(f"own must name parameters of {type(module).__name__}; it has no {sorted(strangers)[0]!r}")
     owned = {id(parameter) for name, parameter in module.named_parameters() if name in own}  # not names: tied weights have several
-    memo: dict[int, object] = {}
+    memo: dict[int, object] = {key: parameter for key, parameter in (lent or {}).items() if key in owned}
     for path, submodule in module.named_modules():
         if path and owned.isdisjoint(map(id, submodule.parameters())):
             memo[id(submodule)] = submodule

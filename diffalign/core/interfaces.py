@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from .host_weights import HostWeights
 from .policy import Policy
 from .streams import Streams
 from .types import Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
@@ -230,7 +231,15 @@ class Free:
 
 
 class Sharding(Protocol):
-    """Spreads weights over the processes of a run."""
+    """Spreads weights over the processes of a run.
+
+    A policy that is loaded for it leaves its network on the host, and tells `host`.
+    """
+
+    @property
+    def host(self) -> HostWeights:
+        """The weights that wait for `shard`."""
+        ...
 
     def shard(self, policies: Mapping[str, Policy], devices: Devices) -> Lockstep:
         """Shard what the policies share, after the last fork and before optimizers are made."""

@@ -1,6 +1,6 @@
 """Forests of some prompts each, as the one forest of all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def join(condition: Condition, forests: Sequence[TrajectoryBatch]) -> Trajectory
     one after the other.
 
     Args:
-        condition: of all prompts
+        condition: of all prompts; a sampler that encodes them anew puts its own in its place
         forests: one for each piece, in order
 
     Raises:
@@ -37,7 +37,7 @@ def join(condition: Condition, forests: Sequence[TrajectoryBatch]) -> Trajectory
     row = (noise_level > 0).cumsum(0) - 1  # of a stochastic node among the means
     noise_level, row = noise_level[order], row[order]
     return TrajectoryBatch(
-        condition=condition,
+        condition=_condition(condition, [forest.condition for forest in forests]),
         sigmas=first.sigmas,
         latents=torch.cat([forest.latents for forest in forests])[order],
         level=level[order],
@@ -47,6 +47,39 @@ def join(condition: Condition, forests: Sequence[TrajectoryBatch]) -> Trajectory
         log_prob=torch.cat([forest.log_prob for forest in forests])[order],
         mean=_rows([forest.mean for forest in forests], row[noise_level > 0]),
     )
+
+
+def _condition(whole: Condition, pieces: Sequence[Condition]) -> Condition:
+    """What the forests were sampled under: the whole, unless some sampler encoded its prompts anew."""
+    if all(map(_alike, pieces, _cut(whole, [len(piece) for piece in pieces]))):
+        return whole
+    names = pieces[0].tensors
+    return Condition(
+        prompts=tuple(prompt for piece in pieces for prompt in piece.prompts),
+        ids=torch.cat([piece.ids for piece in pieces]),
+        tensors={name: _stacked([piece.tensors[name] for piece in pieces]) for name in names},
+    )
+
+
+def _cut(whole: Condition, sizes: Sequence[int]) -> Iterator[Condition]:
+    yield from (whole.select(index) for index in torch.arange(len(whole)).split(list(sizes)))
+
+
+def _alike(one: Condition, other: Condition) -> bool:
+    same = one.tensors.keys() == other.tensors.keys()
+    return same and all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Rows of all; those of a ragged tensor are padded with zeros to the longest, as they are where all are encoded at once."""
+    if tensors[0].ndim < 2:
+        return torch.cat(list(tensors))
+    longest = max(tensor.shape[1] for tensor in tensors)
+    padded = []
+    for tensor in tensors:
+        room = tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])
+        padded.append(torch.cat([tensor, room], dim=1))
+    return torch.cat(padded)
 
 
 def _shifted(pieces: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:

@@ -8,7 +8,6 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from .forking import view_of
 from .transition import Gaussian, TransitionKernel, expand
 from .types import Condition, Prompt, Size
 
@@ -97,6 +96,22 @@ class Policy(nn.Module, ABC):
             )
         return self
 
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The numbers of steps that the weights are trained for, the one at hand first; empty where any number will do."""
+        return ()
+
+    def at(self, steps: int) -> "Policy":
+        """The same weights for trajectories of that number of steps: with its noise grid, and its condition where it is one.
+
+        A sampler that varies the number asks for it, and encodes the prompts by the view. Any policy whose grid takes every number is
+        its own view.
+
+        Raises:
+            ValueError: a number that a few-step student does not serve.
+        """
+        return self
+
     def transition(self, latents: Tensor, sigma: Tensor, sigma_next: Tensor, condition: Condition, noise_level: Tensor) -> Gaussian:
         """p(x_next | x): the one place where rollout and replay make a step.
 
@@ -166,56 +181,6 @@ class Policy(nn.Module, ABC):
         """Where latents live."""
         parameter = next(self.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
-
-
-class Guided(Policy):
-    """Classifier-free guidance as a policy: two network rows a sample.
-
-    Args:
-        policy: the policy that is guided; its own rule combines the two velocities
-        scale: 1 is no guidance
-        negative: the negative prompt, encoded once
-
-    Reference: Ho and Salimans, arXiv:2207.12598.
-    """
-
-    def __init__(self, policy: Policy, scale: float, negative: str = "") -> None:
-        super().__init__(policy.kernel, policy.latent_shape)
-        self.policy = policy
-        self.scale = scale
-        self.negative = negative
-        self.counter = policy.counter
-        self._null = policy.encode_negative(negative)
-
-    def encode(self, prompts: Sequence[Prompt]) -> Condition:
-        return self.policy.encode(prompts)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.policy.decode(latents)
-
-    def prior(self, noise: Tensor) -> Tensor:
-        return self.policy.prior(noise)
-
-    def sigmas(self, steps: int) -> Tensor:
-        return self.policy.sigmas(steps)
-
-    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        null = self._null.select(torch.zeros(len(condition), dtype=torch.long))
-        positive = self.policy.velocity(latents, sigma, condition)
-        return self.policy.guide(positive, self.policy.velocity(latents, sigma, null), self.scale)
-
-    def sized(self, size: Size | None) -> Policy:
-        inner = self.policy.sized(size)
-        return self if inner is self.policy else view_of(self, policy=inner, latent_shape=inner.latent_shape)
-
-    def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-        return self.policy.guide(positive, negative, scale)
-
-    def own_parameters(self) -> dict[str, nn.Parameter]:
-        return {f"policy.{name}": parameter for name, parameter in self.policy.own_parameters().items()}
-
-    def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
-        return type(self)(self.policy.fork(trainable=trainable, pristine=pristine), self.scale, self.negative)
 
 
 def require_frozen(policy: Policy, role: str) -> None:

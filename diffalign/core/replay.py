@@ -48,23 +48,27 @@ class Edges:
         return Edges(self.child[mine], self.parent[parents], place[self.owner[mine]], self.row[mine])
 
 
-def replay(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
-    """The transition of each edge under the weights of `policy`: len(edges.parent) network rows, one call.
+def replay_parents(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
+    """The transition out of each parent under the weights of `policy`: len(edges.parent) network rows, one call.
 
     Returns:
-        mean [E, *], std [E] in the order of `edges.child`.
+        mean [U, *], std [U] in the order of `edges.parent`.
     """
     parent = edges.parent
     first = edges.child[torch.searchsorted(edges.owner, torch.arange(len(parent), device=parent.device))]  # speaks for its siblings
     level, eta = trajectories.level[parent], trajectories.noise_level[first]
-    transition = policy.transition(
+    return policy.transition(
         trajectories.latents[parent],
         trajectories.sigmas[level],
         trajectories.sigmas[level + 1],
         trajectories.condition.select(trajectories.prompt[parent]),
         eta,
     )
-    return attrs.evolve(transition, mean=transition.mean[edges.owner], std=transition.std[edges.owner])
+
+
+def replay(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
+    """As `replay_parents`, for each edge: mean [E, *], std [E] in the order of `edges.child`."""
+    return replay_parents(policy, trajectories, edges).select(edges.owner)
 
 
 def replay_log_prob(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
@@ -86,7 +90,8 @@ def micro_batched(
     only that one, with the loss itself.
 
     Args:
-        evaluate: sorted unit indices -> values by name, each [n, ...]; pieces concatenate to the whole
+        evaluate: sorted unit indices -> values by name, each [n, ...]; pieces concatenate to the whole, and those of pass 1 are all kept:
+            give numbers, not latents
         count: units; each is one network row
         loss_of: all values -> loss; its metrics are reported once
         rows: units per piece; None takes all at once

@@ -40,6 +40,10 @@ class Gaussian:
         """Mean + std * noise, for unit noise [B, *]."""
         return self.mean + expand(self.std, self.mean) * noise
 
+    def select(self, index: Tensor) -> "Gaussian":
+        """The rows `index` [B], repeated and reordered at will."""
+        return attrs.evolve(self, mean=self.mean[index], std=self.std[index])
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of `value` [B, *], in float64: [B]. Give it rows with std > 0 only."""
         size = self.mean[0].numel()

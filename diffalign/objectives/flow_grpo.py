@@ -7,10 +7,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Edges, Gaussian, Loss, Objective, Phase, Policy, ScoredBatch, group_normalize, replay
+from diffalign.core import Edges, Gaussian, Loss, Objective, Phase, Policy, ScoredBatch, TrajectoryBatch, group_normalize, replay_parents
 
 from .paths import PathLosses, Paths
-from .ratio import RatioNorm
+from .ratio import Shift, shift_numbers
 from .requirements import optional_reference, require_comparable, require_finite
 from .terms import centered, clipped_surrogate
 
@@ -62,7 +62,8 @@ class FlowGRPO(Objective):
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     _replay: PathLosses = attrs.field(init=False, repr=False)
-    _under_reference: Gaussian | None = attrs.field(default=None, init=False, repr=False)
+    _reference_log_prob: Tensor | None = attrs.field(default=None, init=False, repr=False)  # [E]
+    _reference_steps: tuple[Tensor, Gaussian] | None = attrs.field(default=None, init=False, repr=False)  # parents [U], out of each
 
     def __attrs_post_init__(self) -> None:
         self.reference = optional_reference(self.policy, self.reference, self.kl, "FlowGRPO.kl")
@@ -71,8 +72,13 @@ class FlowGRPO(Objective):
                 f"FlowGRPO.updates must be 1 where the kernel's log-density is a 'sum'; got {self.updates}. One update moves a step by "
                 "many nats, so every ratio would be clipped: take ratio_norm=True, or a kernel with density 'mean'."
             )
-        transitions = self.ratio_norm or (self.reference is not None and self.kl_in == "loss")
-        self._replay = PathLosses(self.policy, None, self.rows, transitions, self.level_weights)
+        self._replay = PathLosses(
+            self.policy, None, self.rows, self._numbers if self.ratio_norm or self._divergence_in_loss else None, self.level_weights
+        )
+
+    @property
+    def _divergence_in_loss(self) -> bool:
+        return self.reference is not None and self.kl_in == "loss"
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses, self.updates),)
@@ -80,22 +86,43 @@ class FlowGRPO(Objective):
     def policies(self) -> Mapping[str, Policy]:
         return {"policy": self.policy} if self.reference is None else {"policy": self.policy, "reference": self.reference}
 
+    def after_step(self) -> None:
+        self._reference_steps = None  # as large as latents
+
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "FlowGRPO")
         if update == 0 and self.reference is not None:
-            self._under_reference = self._replay_reference(self.reference, batch)
+            self._replay_reference(self.reference, batch.trajectories)
         yield from self._replay(batch, update, self._loss)
 
-    def _replay_reference(self, reference: Policy, batch: ScoredBatch) -> Gaussian:
-        """The transition of each edge under the reference."""
-        trajectories = batch.trajectories
+    @torch.no_grad()
+    def _replay_reference(self, reference: Policy, trajectories: TrajectoryBatch) -> None:
+        """Once a batch: a number of each edge; and where the divergence has a gradient, the mean that siblings share.
+
+        These means are the one thing here that grows with the forest as the forest itself does (a sixth of it for 3 x 3 x 3). Without
+        them each pass over each micro-batch would evaluate the reference again.
+        """
         edges = Edges.of(trajectories)
-        with torch.no_grad():
-            pieces = torch.arange(len(edges.parent)).split(self.rows or len(edges.parent))
-            parts = [replay(reference, trajectories, edges.below(piece)) for piece in pieces]
-            whole = Gaussian(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]), parts[0].density)
-            require_finite(whole.log_prob(trajectories.latents[edges.child]), trajectories, edges.child, "reference")
-        return whole
+        steps, log_probs = [], []
+        for piece in torch.arange(len(edges.parent)).split(self.rows or len(edges.parent)):
+            some = edges.below(piece)
+            step = replay_parents(reference, trajectories, some)
+            log_probs.append(step.select(some.owner).log_prob(trajectories.latents[some.child]))
+            if self._divergence_in_loss:
+                steps.append(step)
+        self._reference_log_prob = torch.cat(log_probs)
+        require_finite(self._reference_log_prob, trajectories, edges.child, "reference")
+        if steps:
+            whole = attrs.evolve(steps[0], mean=torch.cat([step.mean for step in steps]), std=torch.cat([step.std for step in steps]))
+            self._reference_steps = edges.parent, whole
+
+    def _numbers(self, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian) -> dict[str, Tensor]:
+        """What is kept of the transitions of some edges."""
+        numbers = shift_numbers(trajectories, edges, transition) if self.ratio_norm else {}
+        if self._reference_steps is not None:
+            parent, steps = self._reference_steps
+            numbers["kl"] = gaussian_kl(transition, steps.select(torch.searchsorted(parent, edges.parent)[edges.owner]))
+        return numbers
 
     def _loss(self, paths: Paths) -> Loss:
         batch, group = paths.batch, paths.group
@@ -103,8 +130,8 @@ class FlowGRPO(Objective):
         count = torch.tensor(len(group))
         metrics: Metrics = {}
         rewards = batch.rewards.double()
-        if self._under_reference is not None:
-            drift = paths.total(paths.old - self._under_reference.log_prob(trajectories.latents[child]))
+        if self._reference_log_prob is not None:
+            drift = paths.total(paths.old - self._reference_log_prob)
             metrics["log_ratio/reference"] = (drift.sum(), count)
             if self.kl_in == "reward":
                 rewards = rewards - self.kl * drift
@@ -114,9 +141,8 @@ class FlowGRPO(Objective):
         share = 1 / torch.bincount(group)[group].double()
         weight = _sum_below(share, paths)  # the mean over leaves of path sums, as a sum over edges
         value = (weight * surrogate).sum() / batch.groups
-        if self._under_reference is not None and self.kl_in == "loss":
-            assert paths.transition is not None
-            divergence = gaussian_kl(paths.transition, self._under_reference)
+        if self._divergence_in_loss:
+            divergence = paths.numbers["kl"]
             value = value + self.kl * (weight * divergence).sum() / batch.groups
             metrics["kl"] = (paths.total(divergence.detach()).sum(), count)
         ratio, edges = log_ratio.detach().exp(), torch.tensor(len(child))
@@ -134,9 +160,9 @@ class FlowGRPO(Objective):
         log_ratio = paths.log_prob - paths.old
         if not self.ratio_norm:
             return log_ratio
-        assert paths.transition is not None
-        old_mean = paths.batch.trajectories.mean[paths.edges.row].detach()
-        return RatioNorm().normalized(log_ratio, old_mean, paths.transition)
+        size = paths.batch.trajectories.latents[0].numel()
+        shift = Shift(paths.numbers["squares"], paths.numbers["std"], self.policy.kernel.density, size)
+        return shift.normalized(log_ratio)
 
 
 def _sum_below(values: Tensor, paths: Paths) -> Tensor:

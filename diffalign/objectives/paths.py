@@ -31,6 +31,10 @@ from .terms import reference_constraint
 Measure = Literal["relative", "path"]
 """Which log-probability of a path is matched: log p_theta(tau) - log p_ref(tau), or log p_theta(tau)."""
 
+EdgeNumbers = Callable[[TrajectoryBatch, Edges, Gaussian], Mapping[str, Tensor]]
+"""What a loss needs of the transitions of some edges beside their log-probabilities, by name, each [E]: numbers, because those of all edges
+are kept, while transitions, which are as large as latents, live no longer than a micro-batch."""
+
 
 def reference_for(policy: Policy, reference: Policy | None, measure: Measure, weight: Scalar | float, objective: str) -> Policy | None:
     """The frozen reference that an objective over paths needs: the one given, or a fork of the policy as it is, or none.
@@ -63,7 +67,7 @@ class Paths:
         log_prob: [E] under the current weights, with their gradient
         old: [E] under the weights that rolled out
         reference: [E] under the reference; None where there is none
-        transition: of each edge under the current weights; None where nobody asked for it
+        numbers: each [E], what the loss asked for of the transitions under the current weights, with their gradient
     """
 
     batch: ScoredBatch
@@ -71,7 +75,7 @@ class Paths:
     log_prob: Tensor
     old: Tensor
     reference: Tensor | None
-    transition: Gaussian | None = None
+    numbers: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     @property
     def group(self) -> Tensor:
@@ -129,14 +133,14 @@ class PathLosses:
         policy: whose gradient is taken
         reference: frozen; None where the loss has none
         rows: network rows per micro-batch; None takes all at once
-        transitions: whether the loss needs the transitions themselves, beside their log-probabilities
+        numbers: what the loss needs of the transitions, beside their log-probabilities
         level_weights: weigh the gradient of each edge by `Paths.level_weights`
     """
 
     policy: Policy
     reference: Policy | None
     rows: int | None
-    transitions: bool = False
+    numbers: EdgeNumbers | None = None
     level_weights: bool = False
     _reference: Tensor | None = attrs.field(default=None, init=False, repr=False)
     _old: Tensor | None = attrs.field(default=None, init=False, repr=False)
@@ -152,27 +156,30 @@ class PathLosses:
             exact = min(self.policy.precision.itemsize, trajectories.latents.dtype.itemsize) >= 4
             self._old = trajectories.log_prob[edges.child] if exact else None
         if update == 0 and trajectories.mean.requires_grad:  # the rollout kept the graph of its branching steps
-            yield loss_of(self._paths(batch, edges, _from_rollout(self.policy, trajectories, edges)))
+            yield loss_of(self._paths(batch, edges, self._numbers_of(trajectories, edges, _from_rollout(self.policy, trajectories, edges))))
             return
 
         def evaluate(parents: Tensor) -> dict[str, Tensor]:
             some = edges.below(parents)
-            transition = replay(self.policy, trajectories, some)
-            log_prob = transition.log_prob(trajectories.latents[some.child])
-            return {"log_prob": log_prob, "mean": transition.mean, "std": transition.std} if self.transitions else {"log_prob": log_prob}
+            return self._numbers_of(trajectories, some, replay(self.policy, trajectories, some))
 
         # the rollout's log-probs are the replay's, so the first pass of the first update is already there
-        free = update == 0 and self._old is not None and not self.transitions
+        free = update == 0 and self._old is not None and self.numbers is None
         known = {"log_prob": trajectories.log_prob[edges.child]} if free else None
         yield from micro_batched(evaluate, len(edges.parent), lambda values: loss_of(self._paths(batch, edges, values)), self.rows, known)
+
+    def _numbers_of(self, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian) -> dict[str, Tensor]:
+        """All that is kept of some edges."""
+        log_prob = transition.log_prob(trajectories.latents[edges.child])
+        more = {} if self.numbers is None else self.numbers(trajectories, edges, transition)
+        return {"log_prob": log_prob, **more}
 
     def _paths(self, batch: ScoredBatch, edges: Edges, values: Mapping[str, Tensor]) -> Paths:
         log_prob = values["log_prob"]
         require_finite(log_prob, batch.trajectories, edges.child, "trained weights")
         if self._old is None:
             self._old = log_prob.detach()
-        transition = Gaussian(values["mean"], values["std"], self.policy.kernel.density) if "mean" in values else None
-        paths = Paths(batch, edges, log_prob, self._old, self._reference, transition)
+        paths = Paths(batch, edges, log_prob, self._old, self._reference, values)
         if not self.level_weights:
             return paths
         fixed = log_prob.detach()
@@ -187,12 +194,11 @@ class PathLosses:
         return log_prob
 
 
-def _from_rollout(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> dict[str, Tensor]:
+def _from_rollout(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
     """What a replay would give, from the graph of the rollout: no network row."""
     mean = trajectories.mean[edges.row]
     level = trajectories.level[edges.child]
     eta = trajectories.noise_level[edges.child]
-    nothing = torch.zeros_like(mean)  # the standard deviation does not depend on state or velocity
+    nothing = mean.new_zeros(len(mean), *(1,) * (mean.ndim - 1))  # the standard deviation does not depend on state or velocity
     still = policy.kernel.step(nothing, nothing, trajectories.sigmas[level - 1], trajectories.sigmas[level], eta)
-    log_prob = attrs.evolve(still, mean=mean).log_prob(trajectories.latents[edges.child])
-    return {"log_prob": log_prob, "mean": mean, "std": still.std}
+    return attrs.evolve(still, mean=mean)

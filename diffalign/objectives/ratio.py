@@ -9,10 +9,47 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Gaussian, group_mean
+from diffalign.core import Edges, Gaussian, TrajectoryBatch, group_mean
 
 PathMean = Callable[[Tensor], Tensor]
 """[E] -> [K]: the mean over the stochastic edges of each path."""
+
+
+@attrs.frozen(eq=False)
+class Shift:
+    """How far the mean of each edge has moved since the rollout: all that `RatioNorm` needs of transitions, which are large.
+
+    Args:
+        squares: [E] <(mu - mu_old)^2>, float64
+        std: [E] n
+        density: log-density convention
+        size: latent dimensions D
+    """
+
+    squares: Tensor
+    std: Tensor
+    density: str
+    size: int
+
+    @classmethod
+    def between(cls, old_mean: Tensor, transition: Gaussian) -> "Shift":
+        """From mu_old [E, *] to the transition of each edge under the current weights."""
+        squares = (transition.mean - old_mean).flatten(1).double().square().mean(dim=1)
+        return cls(squares, transition.std, transition.density, old_mean[0].numel())
+
+    def normalized(self, log_ratio: Tensor) -> Tensor:
+        """U of each edge for l - l_old [E], with the gradient of all that it is made of: [E]. See `RatioNorm`."""
+        squares, std = self.squares, self.std.double()
+        if self.density == "squared":
+            return (log_ratio + squares) / (2 * std)
+        per_dimension = log_ratio / self.size if self.density == "sum" else log_ratio
+        return (per_dimension + squares / (2 * std.square())) * std
+
+
+def shift_numbers(trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian) -> dict[str, Tensor]:
+    """The numbers of a `Shift` from the rollout to some edges: "squares" and "std", each [E]."""
+    shift = Shift.between(trajectories.mean[edges.row].detach(), transition)
+    return {"squares": shift.squares, "std": shift.std}
 
 
 @attrs.frozen
@@ -48,18 +85,17 @@ class RatioNorm:
             old_mean: [E, *] mu_old
             transition: of each edge under the current weights
         """
-        size = old_mean[0].numel()
-        squares = (transition.mean - old_mean).flatten(1).double().square().mean(dim=1)
-        std = transition.std.double()
-        if transition.density == "squared":
-            return (log_ratio + squares) / (2 * std)
-        per_dimension = log_ratio / size if transition.density == "sum" else log_ratio
-        return (per_dimension + squares / (2 * std.square())) * std
+        return Shift.between(old_mean, transition).normalized(log_ratio)
 
     @torch.no_grad()
     def weights(self, log_ratio: Tensor, old_mean: Tensor, transition: Gaussian, path_mean: PathMean) -> Tensor:
         """W of each path: [K]."""
-        return path_mean(self.normalized(log_ratio, old_mean, transition)).exp().clamp(1 - self.clip, 1 + self.clip)
+        return self.weights_of(Shift.between(old_mean, transition), log_ratio, path_mean)
+
+    @torch.no_grad()
+    def weights_of(self, shift: Shift, log_ratio: Tensor, path_mean: PathMean) -> Tensor:
+        """The same, from numbers alone: [K]."""
+        return path_mean(shift.normalized(log_ratio)).exp().clamp(1 - self.clip, 1 + self.clip)
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffalign.core import Linear, Loss, Objective, Phase, Policy, Scalar, ScoredBatch, scalar
 
 from .paths import Measure, PathLosses, Paths, reference_for
-from .ratio import Ratio, RatioNorm
+from .ratio import Ratio, RatioNorm, Shift, shift_numbers
 from .requirements import group_has_spread, require_comparable, require_positive
 from .terms import centered, clipped_surrogate, effective_share, softmax_tb, tb_residual
 
@@ -80,7 +80,7 @@ class SoftmaxTB(Objective):
                 f"SoftmaxTB.updates must be 1 where the kernel's log-density is a 'sum'; got {self.updates}. One update moves such a path "
                 "by many nats, so every ratio would be clipped: take Ratio(per_dimension=True), or a kernel with density 'mean'."
             )
-        self._replay = PathLosses(self.policy, self.reference, self.rows, self.ratio_norm is not None, self.level_weights)
+        self._replay = PathLosses(self.policy, self.reference, self.rows, shift_numbers if self.ratio_norm else None, self.level_weights)
 
     @classmethod
     def release_compatible(
@@ -157,10 +157,11 @@ class SoftmaxTB(Objective):
         return centered(residual, root)
 
     def _weights(self, paths: Paths) -> Tensor | float:
-        if self.ratio_norm is None or paths.transition is None:
+        if self.ratio_norm is None:
             return 1.0
-        old_mean = paths.batch.trajectories.mean[paths.edges.row].detach()
-        return self.ratio_norm.weights(paths.log_prob - paths.old, old_mean, paths.transition, paths.average)
+        size = paths.batch.trajectories.latents[0].numel()
+        shift = Shift(paths.numbers["squares"], paths.numbers["std"], self.policy.kernel.density, size)
+        return self.ratio_norm.weights_of(shift, paths.log_prob - paths.old, paths.average)
 
     @torch.no_grad()
     def _metrics(

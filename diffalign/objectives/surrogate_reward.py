@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 import torch
+from torch import Tensor
 
 from diffalign.core import Condition, Loss, Objective, Phase, Policy, ScoredBatch
 
@@ -16,10 +17,10 @@ from .few_step.matching import Predictor, Queries, Shared, fake_losses, unguided
 from .few_step.query_times import QueryTime, ShiftedTime
 from .few_step.references import FrozenTeacher, Reference
 from .few_step.reinforcing import Reinforcement, reinforce
-from .few_step.roles import frozen_teacher, moving_fork
+from .few_step.roles import fake_condition, frozen_teacher, moving_fork
 from .few_step.stage_samplers import CleanerStages, EveryStage, StageSampler
 from .few_step.stages import Rows
-from .few_step.surrogate import Preference, prefer
+from .few_step.surrogate import Preference, prefer, regress
 from .few_step.trust_regions import RatioClip, TrustRegion
 from .few_step.update_plans import Role, Together, UpdatePlan
 from .requirements import require_groups
@@ -53,7 +54,8 @@ class SurrogateReward(Objective):
         group_objective: how the surrogate learns from a group
         reference: p_ref of the surrogate's density ratio
         baseline: f_base of the generator's direction: the teacher, as released, so that all that the surrogate has learned counts, also
-            where the reference follows it. The fixed point of `Unnormalized` has the ratio p_phi / p_base
+            where the reference follows it. The fixed point of `Unnormalized` has the ratio p_phi / p_base. An equal rule for both is
+            one policy
         trust_region: against the moving average of the surrogate
         runaway: mean ||v_phi - v_psi||^2 of a group beyond which its samples that beat the reference stop pulling; None never
         surrogate_regularization: weight of that distance
@@ -69,7 +71,7 @@ class SurrogateReward(Objective):
         reward_stages: the reward reaches stages below this number; None all. A small number spares fine detail
         stages: of fake and generator
         surrogate_stages: of the surrogate
-        plan: when the roles step, one phase (as released) or three (`InOrder`, the paper's)
+        plan: when the roles step, one phase (as released) or three (`InOrder`, the paper's); a reference that is trained comes first
         rows: rows per micro-batch; None takes all at once. The gradient does not depend on it
 
     Raises:
@@ -129,11 +131,14 @@ class SurrogateReward(Objective):
         self._surrogate = self.surrogate = moving_fork(start, self.surrogate, "surrogate", self.policy)
         self._old = self._surrogate.fork()
         self._reference = self.reference.start(self._teacher, self._surrogate)
-        self._baseline = self.baseline.start(self._teacher, self._surrogate)
+        alike = self.baseline == self.reference
+        self._baseline = self._reference if alike else self.baseline.start(self._teacher, self._surrogate)
 
     def phases(self) -> tuple[Phase, ...]:
+        trained = {"reference": Role(self._reference, self._reference_losses)} if self.reference.trained else {}
         return self.plan.phases(
             {
+                **trained,
                 "surrogate": Role(self._surrogate, self._surrogate_losses),
                 "fake": Role(self._fake, self._fake_losses),
                 "generator": Role(self.policy, self._generator_losses),
@@ -148,39 +153,57 @@ class SurrogateReward(Objective):
             "old_surrogate": self._old,
             "teacher": self._teacher,
         }
-        moving = {"reference": self._reference, "baseline": self._baseline}
-        return named | {name: policy for name, policy in moving.items() if policy is not self._teacher}
+        if self._reference is not self._teacher:
+            named["reference"] = self._reference
+        if self._baseline not in (self._teacher, self._reference):
+            named["baseline"] = self._baseline
+        return named
 
     def after_step(self) -> None:
         # once all phases have succeeded, so that a failing one leaves nothing half moved
         self._old.lerp_(self._surrogate, 1 - min(0.3, 0.001 + 0.001 * self._step))
-        for rule, policy in ((self.reference, self._reference), (self.baseline, self._baseline)):
-            rule.follow(policy, self._surrogate, self._step)
+        self.reference.follow(self._reference, self._surrogate, self._step)
+        if self._baseline is not self._reference:
+            self.baseline.follow(self._baseline, self._surrogate, self._step)
 
     def _rows(self, batch: ScoredBatch, sampler: StageSampler, name: str) -> Rows:
         stages = len(batch.trajectories.sigmas) - 1
         return Rows.of(batch.trajectories, sampler.draw(stages, batch.streams.generator(name)))
 
     def _condition(self, batch: ScoredBatch) -> Condition:
-        """The prompts as the teacher reads them: a student may have a tag of its own."""
+        """The prompts as the teacher and the surrogate read them: a student may have a tag of its own."""
         with torch.no_grad():
             return self._teacher.encode(batch.trajectories.condition.prompts)
+
+    def _conditions(self, batch: ScoredBatch) -> tuple[Condition, Condition]:
+        """The prompts as the fake and as the teacher read them."""
+        plain = self._condition(batch)
+        return fake_condition(self.policy, batch.trajectories.condition, plain), plain
+
+    def _compared(self, batch: ScoredBatch, update: int) -> tuple[Rows, tuple[Tensor, Tensor], Tensor]:
+        """What surrogate and reference are asked about: rows, their taus and noises, and weights [B]."""
+        rows = self._rows(batch, self.surrogate_stages, f"surrogate/{update}/stages")
+        stages = len(batch.trajectories.sigmas) - 1
+        weight = (rows.stage + 1) / stages if self.weight_by_stage else torch.ones_like(rows.share)
+        shared: Shared = "batch" if self.shared == "batch" else "group"
+        queries = Queries(self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True)
+        return rows, queries(rows, batch.streams, f"surrogate/{update}"), weight * rows.share / batch.groups
+
+    def _reference_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        yield from regress(self._reference, *self._compared(batch, update), self._condition(batch), self.rows)
 
     def _surrogate_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_groups(batch.trajectories, "SurrogateReward")
         self._step = batch.progress.step
-        rows = self._rows(batch, self.surrogate_stages, f"surrogate/{update}/stages")
+        rows, drawn, weight = self._compared(batch, update)
         values = self.attribution(batch.trajectories, self.advantage(batch.rewards, batch.trajectories.group, batch.deviation))
-        weight = (rows.stage + 1) / values.shape[1] if self.weight_by_stage else torch.ones_like(rows.share)
-        shared: Shared = "batch" if self.shared == "batch" else "group"
-        queries = Queries(self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True)
         yield from prefer(
             Preference(self._surrogate, self._reference, self._old, self._teacher),
             rows,
             self._condition(batch),
-            queries(rows, batch.streams, f"surrogate/{update}"),
+            drawn,
             values[rows.sample, rows.stage].to(rows.sigma.dtype),
-            weight * rows.share / batch.groups,
+            weight,
             self.group_objective,
             self.trust_region,
             self.runaway,
@@ -197,7 +220,7 @@ class SurrogateReward(Objective):
             self._fake,
             self._teacher,
             rows,
-            self._condition(batch),
+            self._conditions(batch),
             drawn,
             self.fake_target,
             self.fake_regularization,
@@ -220,7 +243,7 @@ class SurrogateReward(Objective):
                 normalizer=self.normalizer,
             ),
             rows,
-            (batch.trajectories.condition, self._condition(batch)),
+            (batch.trajectories.condition, *self._conditions(batch)),
             Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"generator/{update}"),
             Queries(self.reward_interval, self.times, self.reward_floor, self.shared, noise_by_group=True)(
                 rows, batch.streams, f"generator/{update}/reward"

@@ -14,7 +14,7 @@ from .few_step.intervals import Interval, Overlap
 from .few_step.matching import Predictor, Queries, Shared, fake_losses, random_ends, unguided
 from .few_step.noising import diffuse, mean_over_dimensions
 from .few_step.query_times import QueryTime, ShiftedTime
-from .few_step.roles import frozen_teacher, moving_fork
+from .few_step.roles import fake_condition, frozen_teacher, moving_fork
 from .few_step.stage_samplers import EveryStage, StageSampler
 from .few_step.stages import Rows
 from .few_step.update_plans import InOrder, Role, UpdatePlan
@@ -34,7 +34,8 @@ class TrajectoryDistributionMatching(Objective):
     Args:
         policy: the student, a `TDMPolicy`
         teacher: frozen; None takes the student's policy without its LoRA delta. It may be `Guided`, then leave `guidance` at 1
-        fake: None takes a trainable fork of the unguided teacher
+        fake: None takes a trainable fork of the unguided teacher. It reads the teacher's condition, or that of a student which serves
+            several numbers of steps
         guidance: scale of the teacher's classifier-free guidance; 1 is none. The fake is never guided
         negative: the negative prompt of the guidance
         interval: where a stage is compared
@@ -98,25 +99,25 @@ class TrajectoryDistributionMatching(Objective):
         rows = self._rows(batch, update)
         if len(batch.trajectories.stochastic):  # the stored ends are no steps of the student
             rows = rows.replayed(self.policy, batch.trajectories.condition, self.rows)
-        condition = self._condition(batch)
+        conditions = self._conditions(batch)
         drawn = self._drawn(batch, rows, "fake", update)
         yield from fake_losses(
-            self._fake, self._teacher, rows, condition, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows
+            self._fake, self._teacher, rows, conditions, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows
         )
 
     def _generator_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         rows = self._rows(batch, update)
-        condition = self._condition(batch)
+        told, plain = self._conditions(batch)
         drawn = self._drawn(batch, rows, "generator", update)
         teacher = Predictor(self._teacher, self.guidance, self.negative)
         for index in rows.pieces(self.rows):
             some = rows.select(index)
+            asked = told.select(some.prompt)
             end, clean = some.replay(self.policy, batch.trajectories.condition)
             with torch.no_grad():
                 tau, noise = drawn[0][index], drawn[1][index]
                 noised = diffuse(end, some.sigma_end, tau, noise)
-                asked = condition.select(some.prompt)
-                aim = teacher(noised, tau, asked)[1]
+                aim = teacher(noised, tau, plain.select(some.prompt))[1]
                 direction = aim - Predictor(self._fake)(noised, tau, asked)[0]
                 divisor = self.normalizer(clean, {"kl": aim})["kl"]
             value = (pull(clean, direction, self.distance) / divisor * some.share).sum() / batch.groups
@@ -124,7 +125,9 @@ class TrajectoryDistributionMatching(Objective):
             size = mean_over_dimensions(direction.square()).sqrt()
             yield Loss(value, {"generator/kl": (size.sum(), count), "generator/w": (divisor.detach().sum(), count)})
 
-    def _condition(self, batch: ScoredBatch) -> Condition:
-        """The prompts as the teacher reads them: a student may have a tag of its own."""
+    def _conditions(self, batch: ScoredBatch) -> tuple[Condition, Condition]:
+        """The prompts as the fake and as the teacher read them: a student may have a tag of its own."""
+        told = batch.trajectories.condition
         with torch.no_grad():
-            return self._teacher.encode(batch.trajectories.condition.prompts)
+            plain = self._teacher.encode(told.prompts)
+        return fake_condition(self.policy, told, plain), plain

@@ -1,13 +1,14 @@
 """Policies over diffusers pipelines."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from diffalign.core import CPS, Condition, Policy, Prompt, Size, TransitionKernel, fork_module, view_of
+from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module, view_of
 
 from .compilation import Compilation
 from .diffusers import Family, Quantization, Setting, load_family
@@ -28,6 +29,8 @@ class FlowMatchingPolicy(Policy):
         own: names of the own tensors, where they do not require gradients
         encodings: of texts; None keeps them in memory
         compilation: has been applied to the network, and will be to forks
+        host: holds the network's weights until they are spread over processes; None where they are in place
+        compute: type in which float32 weights are multiplied (torch.autocast); None is their own
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class FlowMatchingPolicy(Policy):
         own: Collection[str] | None = None,
         encodings: Encodings | None = None,
         compilation: Compilation | None = None,
+        host: HostWeights | None = None,
+        compute: torch.dtype | None = None,
     ) -> None:
         if grid is not None and not family.free_grid:
             raise ValueError(f"grid must be left out for a {type(family).__name__}: its network knows the levels of its training alone")
@@ -49,6 +54,8 @@ class FlowMatchingPolicy(Policy):
         self.own = frozenset(own if own is not None else (n for n, p in network.named_parameters() if p.requires_grad))
         self.encodings = encodings or Encodings(family)
         self.compilation = compilation
+        self.host = host
+        self.compute = compute
 
     @classmethod
     def from_pretrained(
@@ -70,6 +77,8 @@ class FlowMatchingPolicy(Policy):
         tiling: bool = False,
         cache: str | None = None,
         quantization: Quantization | None = None,
+        compute: Literal["bfloat16"] | None = None,
+        sharding: Sharding | None = None,
     ) -> "FlowMatchingPolicy":
         """Load a pipeline folder or hub id; the family is read from its own model_index.json.
 
@@ -93,6 +102,10 @@ class FlowMatchingPolicy(Policy):
             cache: folder where encoded texts are kept for further runs
             quantization: "nf4" or "int8" keeps the frozen blocks of the denoiser in 4 or 8 bits (extra `quantized`), which compute in
                 `dtype` (int8: inputs pass through float16 and 8 bits); needs `lora`, whose adapters stay float32
+            compute: "bfloat16" is mixed precision: weights, their gradients and the optimizer stay float32, the denoiser's matrix products
+                are in bfloat16 (torch.autocast). What full fine-tuning takes; a frozen base under adapters saves more by `dtype`
+            sharding: that the loop is given too: until it spreads the denoiser over the processes, this lies in the host's memory and
+                cannot be evaluated; so it is never whole on a device
 
         Raises:
             ImportError: `quantization` without its extra.
@@ -107,9 +120,12 @@ class FlowMatchingPolicy(Policy):
             raise ValueError(
                 f"dtype must be float32 when all weights are trained (an optimizer loses small steps in {dtype}); or give lora"
             )
+        if compute is not None and dtype != "float32":
+            raise ValueError(f"compute must be left out where dtype is {dtype}: it is the type in which float32 weights are multiplied")
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         setting = Setting(_sides(resolution), max_sequence_length, guidance, offload)
-        loaded = load_family(path, getattr(torch, dtype), place, setting, quantization)
+        host = None if sharding is None or quantization is not None else sharding.host
+        loaded = load_family(path, getattr(torch, dtype), place, setting, quantization, host)
         family, network = loaded.family, loaded.network
         for wanted, verb in ((slicing, "slicing"), (tiling, "tiling")):
             if wanted:
@@ -118,7 +134,8 @@ class FlowMatchingPolicy(Policy):
         if attention is not None:
             network.set_attention_backend(attention)
         if lora is not None:
-            lora.attach(network, family.lora_targets)
+            with nullcontext() if host is None else host.posing():  # peft rounds fresh adapters to the type of the base
+                lora.attach(network, family.lora_targets)
         else:
             network.requires_grad_(True)
         if checkpointing:
@@ -126,7 +143,8 @@ class FlowMatchingPolicy(Policy):
         if compilation is not None:
             compilation.apply(network)
         encodings = None if cache is None else Encodings(family, Path(cache), encoder_revision(loaded.folder))
-        return cls(network, family, kernel, grid, encodings=encodings, compilation=compilation)
+        multiplied = None if compute is None else getattr(torch, compute)
+        return cls(network, family, kernel, grid, None, encodings, compilation, host, multiplied)
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         tensors = self.encodings.of([str(prompt) for prompt in prompts], self.device)
@@ -145,8 +163,15 @@ class FlowMatchingPolicy(Policy):
         return self.family.sigmas(steps) if self.grid is None else self.grid(steps)
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        if self._waits():
+            raise RuntimeError(
+                "the denoiser's weights wait in the host's memory to be spread over processes. Give the AlignmentLoop the same "
+                "`sharding`, or load the policy without it."
+            )
         self.counter.add(len(latents))
-        return self.family.velocity(self.network, latents, sigma, condition.tensors).to(latents.dtype)
+        with nullcontext() if self.compute is None else torch.autocast(latents.device.type, self.compute):
+            velocity = self.family.velocity(self.network, latents, sigma, condition.tensors)
+        return velocity.to(latents.dtype)
 
     def sized(self, size: Size | None) -> Policy:
         if size is None or size == self.family.size:
@@ -162,16 +187,29 @@ class FlowMatchingPolicy(Policy):
             raise ValueError(
                 "fork(pristine=True) needs LoRA adapters to leave out; this policy trains all its weights. Fork it before training."
             )
-        network = fork_module(self.network, self.own, trainable=trainable)
+        own = (parameter for name, parameter in self.network.named_parameters() if name in self.own)
+        lent = {} if self.host is None else self.host.lend(own)
+        network = fork_module(self.network, self.own, trainable=trainable, lent=lent)
         if pristine:
             parameters = dict(network.named_parameters())
             for name in self.adapters:
                 torch.nn.init.zeros_(parameters[name])
         if self.compilation is not None:
             self.compilation.apply(network)
-        twin = type(self)(network, self.family, self.kernel, self.grid, self.own, self.encodings, self.compilation)
+        twin = type(self)(network, self.family, self.kernel, self.grid, self.own, self.encodings, self.compilation, self.host, self.compute)
         self.shares_tensors = twin.shares_tensors = True
         return twin
+
+    @property
+    def device(self) -> torch.device:
+        return self.family.device if self._waits() else super().device
+
+    @property
+    def precision(self) -> torch.dtype:
+        return super().precision if self.compute is None else self.compute
+
+    def _waits(self) -> bool:
+        return self.host is not None and self.host.holds(self.network)
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -10,34 +10,36 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from diffalign.core import CheckpointError, Condition, Euler, Policy, Prompt, TransitionKernel
+from diffalign.core import CheckpointError, Condition, Euler, Policy, PolicyAround, Prompt, TransitionKernel
 from diffalign.core.forking import view_of
 from diffalign.core.spread import spread_like, whole
 from diffalign.core.transition import expand
-from diffalign.core.types import Size
 from diffalign.embedded import SHAPEWORLD
 
 from .flow_matching import FlowMatchingPolicy
+from .step_grids import grids_of, listed
 
-MOST_STEPS = 8
 
-
-class TDMPolicy(Policy):
+class TDMPolicy(PolicyAround):
     """A student of K deterministic steps: stage j takes the state at sigma s_j to s_{j+1}, on a grid that belongs to the student.
 
         v_j = v(x_j, s_j, c),   xhat0_j = x_j - s_j v_j,   x_{j+1} = x_j - (s_j - s_{j+1}) v_j         (DDIM = Euler, no fresh noise)
 
-    A student means nothing on another grid, so a sampler with another number of steps is refused.
+    A student means nothing on another grid, so a sampler with another number of steps is refused. One set of weights can serve several
+    K: `student.at(2)` is the student of 2 steps. Then the tag has to tell them apart, and sigmas do not suffice: every grid may start from
+    the same noise at the same sigma, where each K needs another velocity, and a fake score is asked at any sigma.
 
     Args:
-        policy: the network behind it, of any kind; its weights are the student's
-        steps: K, from 1 to 8
-        grid: steps -> sigmas, or the K + 1 sigmas themselves, decreasing to 0; None takes the policy's own for K steps
+        policy: the network behind it, of any kind; its weights are the student's. With `also` it must read its prompt
+        steps: K, from 1 to 8; the main one of several
+        grid: steps -> sigmas, or the K + 1 sigmas themselves, decreasing to 0, with `also` a list of such lists, one for each K; None
+            takes the policy's own for K steps
         tag: appended to every prompt, with {steps} replaced by K: makes K an extra condition, for one network that serves several
         kernel: the step rule; Euler, which refuses noise, unless a study needs noisy trajectories
+        also: other numbers of steps, from 1 to 8, that the same weights serve; `DrawnSteps` draws among them
 
     Raises:
-        ValueError: K outside 1..8, a grid that does not fit it.
+        ValueError: K outside 1..8 or twice, a grid that does not fit it, several K and a tag that does not name them.
 
     Reference: Luo et al., TDM, arXiv:2503.06674.
     """
@@ -46,19 +48,15 @@ class TDMPolicy(Policy):
         self,
         policy: Policy,
         steps: int = 4,
-        grid: Callable[[int], Tensor] | Sequence[float] | None = None,
+        grid: Callable[[int], Tensor] | Sequence[float | Sequence[float]] | None = None,
         tag: str = "",
         kernel: TransitionKernel | None = None,
+        also: Sequence[int] = (),
     ) -> None:
-        if not 1 <= steps <= MOST_STEPS:
-            raise ValueError(f"TDMPolicy.steps must lie between 1 and {MOST_STEPS}; got {steps}")
-        super().__init__(kernel or Euler(), policy.latent_shape)
-        self.policy, self.steps, self.grid, self.tag = policy, steps, grid, tag
-        self.counter = policy.counter
-        levels = policy.sigmas(steps) if grid is None else grid(steps) if callable(grid) else torch.tensor(list(grid), dtype=torch.float32)
-        if levels.shape != (steps + 1,) or not bool((levels.diff() < 0).all()) or float(levels[-1]) != 0 or float(levels[0]) > 1:
-            raise ValueError(f"TDMPolicy.grid must give {steps + 1} sigmas from at most 1 decreasing to 0; got {levels.tolist()}")
-        self._levels = levels
+        super().__init__(policy, kernel or Euler())
+        self.steps, self.grid, self.tag = steps, grid, tag
+        self._grids = grids_of(policy, steps, also, grid)
+        _require_telling(tag, self.step_counts)
         # with adapters the base is what they do not touch; a policy that trains everything has its base only now, before training
         self._base = None if _frozen(policy) else _digest(dict(policy.named_parameters()))
 
@@ -69,7 +67,7 @@ class TDMPolicy(Policy):
         Args:
             policy: the base that it was made from, with adapters of the same shape
             path: the folder, or "shapeworld" for the student that ships with the package
-            steps: the K that is expected; None takes the student's
+            steps: the K that is expected, or of several the one that is to be the main one; None takes the student's
             kernel: the step rule, as in the constructor
 
         Raises:
@@ -80,9 +78,12 @@ class TDMPolicy(Policy):
             about: dict[str, Any] = json.loads((folder / "student.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{folder} must hold a student (student.json, student.safetensors): {error}") from error
-        if steps is not None and steps != about["steps"]:
-            raise CheckpointError(f"{folder}: the student must have steps = {steps}, as asked; it was made with {about['steps']}")
-        student = cls(policy, about["steps"], about["sigmas"], about["tag"], kernel)
+        grids = [about["sigmas"], *about.get("also", [])]
+        counts = [len(levels) - 1 for levels in grids]
+        if steps is not None and steps not in counts:
+            raise CheckpointError(f"{folder}: the student must have steps = {steps}, as asked; it was made with {listed(counts)}")
+        main = about["steps"] if steps is None else steps
+        student = cls(policy, main, grids, about["tag"], kernel, [count for count in counts if count != main])
         if student.base_digest() != about["base"]:
             raise CheckpointError(
                 f"{folder}: the student was made from the base {about['base'][:12]}; this policy's base is {student.base_digest()[:12]}. "
@@ -92,7 +93,7 @@ class TDMPolicy(Policy):
         return student
 
     def save(self, folder: str) -> None:
-        """Write `student.json` (K, grid, hash of the base) and the student's own tensors; adapters also as diffusers loads them."""
+        """Write `student.json` (each K, its grid, hash of the base) and the student's tensors; adapters also as diffusers loads them."""
         self.write(folder, self.gathered(), self.base_digest())
 
     def gathered(self) -> dict[str, Tensor]:
@@ -112,7 +113,8 @@ class TDMPolicy(Policy):
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         save_file(tensors, place / "student.safetensors")
-        about = {"steps": self.steps, "sigmas": self._levels.tolist(), "tag": self.tag, "base": base}
+        also = [self._grids[count].tolist() for count in self.step_counts[1:]]
+        about = {"steps": self.steps, "sigmas": self._levels.tolist(), "also": also, "tag": self.tag, "base": base}
         (place / "student.json").write_text(json.dumps(about, indent=1) + "\n")
         if isinstance(self.policy, FlowMatchingPolicy) and self.policy.adapters:
             self.policy.save_lora(folder)
@@ -139,25 +141,43 @@ class TDMPolicy(Policy):
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         if not self.tag:
             return self.policy.encode(prompts)
-        tag = self.tag.format(steps=self.steps)
-        return attrs.evolve(self.policy.encode([Prompt(prompt + tag, prompt.metadata) for prompt in prompts]), prompts=tuple(prompts))
+        return attrs.evolve(
+            self.policy.encode([Prompt(prompt + self._suffix, prompt.metadata) for prompt in prompts]), prompts=tuple(prompts)
+        )
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.policy.decode(latents)
+    def encode_negative(self, text: str) -> Condition:
+        return self.policy.encode_negative(text + self._suffix)
 
-    def prior(self, noise: Tensor) -> Tensor:
-        return self.policy.prior(noise)
+    @property
+    def _suffix(self) -> str:
+        return self.tag.format(steps=self.steps)
+
+    @property
+    def _levels(self) -> Tensor:
+        return self._grids[self.steps]
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        return (self.steps, *(count for count in self._grids if count != self.steps))
+
+    def at(self, steps: int) -> Policy:
+        if steps == self.steps:
+            return self
+        if steps not in self._grids:
+            raise ValueError(
+                f"this student serves {listed(self.step_counts)} steps; {steps} steps were asked for. Ask for one of those, or make the "
+                "student with that number in `also` and distil it anew."
+            )
+        return view_of(self, steps=steps)
 
     def sigmas(self, steps: int) -> Tensor:
         if steps != self.steps:
+            others = f" Its weights also serve {listed(self.step_counts[1:])} steps, by student.at(steps)." if len(self._grids) > 1 else ""
             raise ValueError(
                 f"this student has {self.steps} steps on its own grid {[round(level, 4) for level in self._levels.tolist()]}; a sampler "
-                f"with {steps} steps cannot use it. Give the sampler steps = {self.steps}."
+                f"with {steps} steps cannot use it. Give the sampler steps = {self.steps}.{others}"
             )
         return self._levels.clone()
-
-    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        return self.policy.velocity(latents, sigma, condition)
 
     def stage(self, latents: Tensor, level: int, condition: Condition) -> tuple[Tensor, Tensor]:
         """Stage j: the next state x_{j+1} and the clean prediction xhat0_j, from one network call.
@@ -172,22 +192,26 @@ class TDMPolicy(Policy):
         following = self.transition(latents, start, end, condition, torch.zeros_like(start)).mean
         return following, latents - expand(start / (start - end), latents) * (latents - following)
 
-    def sized(self, size: Size | None) -> Policy:
-        """At another size; the grid is still the student's."""
-        inner = self.policy.sized(size)
-        return self if inner is self.policy else view_of(self, policy=inner, latent_shape=inner.latent_shape)
-
-    def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-        return self.policy.guide(positive, negative, scale)
-
-    def own_parameters(self) -> dict[str, nn.Parameter]:
-        return {f"policy.{name}": parameter for name, parameter in self.policy.own_parameters().items()}
-
     def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
-        tag = "" if pristine else self.tag  # the base has never met it
-        twin = type(self)(self.policy.fork(trainable=trainable, pristine=pristine), self.steps, self._levels.tolist(), tag, self.kernel)
-        twin._levels, twin._base = self._levels, self._base
+        tag, counts = ("", (self.steps,)) if pristine else (self.tag, self.step_counts)  # the base has never met the tag
+        grids = [self._grids[count].tolist() for count in counts]
+        inner = self.policy.fork(trainable=trainable, pristine=pristine)
+        twin = type(self)(inner, self.steps, grids, tag, self.kernel, counts[1:])
+        twin._grids, twin._base = {count: self._grids[count] for count in counts}, self._base
         return twin
+
+
+def _require_telling(tag: str, counts: Sequence[int]) -> None:
+    """The tag is the one thing that tells the network how many steps there will be."""
+    try:
+        suffixes = {tag.format(steps=count) for count in counts}
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f'TDMPolicy.tag may have the one placeholder {{steps}}, as in " in {{steps}} steps"; got {tag!r}') from error
+    if len(suffixes) < len(counts):
+        raise ValueError(
+            f'TDMPolicy.tag must name the number of steps, as in " in {{steps}} steps": the weights serve {listed(counts)} steps, and '
+            f"nothing else tells the network which; got {tag!r}"
+        )
 
 
 def _frozen(policy: Policy) -> dict[str, nn.Parameter]:

@@ -3,6 +3,7 @@
 from .adaptive_plan import AdaptivePlan
 from .chain import ChainSampler
 from .deterministic import DeterministicSampler
+from .drawn_steps import DrawnSteps
 from .fixed_plan import FixedPlan
 from .frontier import roll_out
 from .plans import Branching, Plan
@@ -14,6 +15,7 @@ __all__ = [
     "Branching",
     "ChainSampler",
     "DeterministicSampler",
+    "DrawnSteps",
     "FixedPlan",
     "Plan",
     "ProgressPlan",

@@ -13,6 +13,7 @@ from diffalign.core import (
     CPS,
     Condition,
     Policy,
+    PolicyAround,
     Progress,
     Prompt,
     Reward,
@@ -119,7 +120,7 @@ class TinyPolicy(Policy):
         return twin
 
 
-class SlippedReplay(Policy):
+class SlippedReplay(PolicyAround):
     """A policy that breaks the first-step contract: after one rollout, its network sees the sigma one index further on the grid.
 
     Args:
@@ -128,22 +129,9 @@ class SlippedReplay(Policy):
     """
 
     def __init__(self, policy: Policy, steps: int) -> None:
-        super().__init__(policy.kernel, policy.latent_shape)
-        self.policy, self.steps = policy, steps
-        self.counter = policy.counter
+        super().__init__(policy)
+        self.steps = steps
         self._right_calls = steps
-
-    def encode(self, prompts: Sequence[Prompt]) -> Condition:
-        return self.policy.encode(prompts)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.policy.decode(latents)
-
-    def prior(self, noise: Tensor) -> Tensor:
-        return self.policy.prior(noise)
-
-    def sigmas(self, steps: int) -> Tensor:
-        return self.policy.sigmas(steps)
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         if self._right_calls:

@@ -7,6 +7,7 @@ from diffalign import Progress, Prompt, Streams
 from diffalign.core import ROOT, Condition, Edges, FlowSDE, Gaussian, Linear, ScoredBatch, StandardizedParts, TrajectoryBatch
 from diffalign.objectives import RatioNorm, SoftmaxTB
 from diffalign.objectives.paths import Paths
+from diffalign.objectives.ratio import shift_numbers
 from diffalign.objectives.terms import reference_constraint
 from diffalign.testing import TinyPolicy
 
@@ -39,13 +40,14 @@ def paths_of(row) -> Paths:
     forest = chains(old_means)
     std = torch.tensor(row["std_dev_ts"]) * torch.tensor(row["sqrt_dts"])
     log_prob = torch.tensor(split, dtype=torch.float64).flatten().requires_grad_()
+    edges = Edges.of(forest)
     return Paths(
         batch=ScoredBatch(forest, torch.tensor(row["rewards"]), {}, 1, Progress(0, 1), Streams(0)),
-        edges=Edges.of(forest),
+        edges=edges,
         log_prob=log_prob,
         old=torch.tensor(before, dtype=torch.float64).flatten(),
         reference=torch.tensor(row["ref_log_probs"], dtype=torch.float64).repeat(steps) / steps,
-        transition=Gaussian(now.flatten(0, 1), std.repeat_interleave(count), "mean"),
+        numbers=shift_numbers(forest, edges, Gaussian(now.flatten(0, 1), std.repeat_interleave(count), "mean")),
     )
 
 

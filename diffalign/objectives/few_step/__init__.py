@@ -15,10 +15,10 @@ from .directions import (
     WeightedMix,
 )
 from .fake_targets import CleanTarget, ExactTarget, FakeTarget, WeightedCleanTarget
-from .group_objectives import AdvantageWeighted, ExactSoftplus, GroupObjective, SigmoidWeighted
+from .group_objectives import AdvantageWeighted, ExactSoftplus, GroupObjective, RewardWeighted, SigmoidWeighted
 from .intervals import Interval, Overlap, Separate
 from .query_times import FixedTime, LogitNormalTime, QueryTime, ShiftedTime
-from .references import FrozenTeacher, MovingReference, Reference, Snapshot
+from .references import FrozenTeacher, MovingReference, Reference, Snapshot, StudentScore
 from .stage_samplers import CleanerStages, EveryStage, FinalStage, StageSampler, UniformStages
 from .trust_regions import NoTrustRegion, RatioClip, TrustRegion
 from .update_plans import InOrder, Together, UpdatePlan
@@ -55,6 +55,7 @@ __all__ = [
     "QueryTime",
     "RatioClip",
     "Reference",
+    "RewardWeighted",
     "Separate",
     "ShareMix",
     "ShiftedTime",
@@ -62,6 +63,7 @@ __all__ = [
     "Snapshot",
     "Squared",
     "StageSampler",
+    "StudentScore",
     "Together",
     "TrustRegion",
     "UniformStages",

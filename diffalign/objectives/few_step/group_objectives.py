@@ -64,3 +64,20 @@ class AdvantageWeighted(GroupObjective):
 
     def __call__(self, error: Tensor, reference: Tensor, advantage: Tensor, group: Tensor) -> Tensor:
         return advantage * error / 2
+
+
+@attrs.frozen
+class RewardWeighted(GroupObjective):
+    """max(1 + strength A_i, 0) d_i: regression on samples that count more the better they are, bounded below for every surrogate.
+
+    Beside a reference that regresses on the same samples with equal weights (`StudentScore`) the optimum is the student's law tilted by
+    1 + strength A:  v_phi - v_ref = strength Cov(A, v* | x_tau) / (1 + strength E[A | x_tau]).
+
+    Args:
+        strength: > 0; below 1 / max |A| no sample is left out
+    """
+
+    strength: float = attrs.field(default=0.5, validator=attrs.validators.gt(0))
+
+    def __call__(self, error: Tensor, reference: Tensor, advantage: Tensor, group: Tensor) -> Tensor:
+        return (1 + self.strength * advantage).clamp(min=0) * error

@@ -87,7 +87,7 @@ def fake_losses(
     fake: Policy,
     teacher: Policy,
     rows: Rows,
-    condition: Condition,
+    conditions: tuple[Condition, Condition],
     drawn: tuple[Tensor, Tensor],
     target: FakeTarget,
     regularization: float,
@@ -99,7 +99,7 @@ def fake_losses(
     Args:
         fake, teacher: the latter is evaluated only if there is a regularization
         rows: ends of the student as it is now
-        condition: of the teacher
+        conditions: as the fake and as the teacher reads them
         drawn: taus [B] and noises [B, *]
         target, regularization: see above
         groups: global number of prompt groups
@@ -109,13 +109,12 @@ def fake_losses(
     noised = diffuse(rows.end, rows.sigma_end, tau, noise)
     aim, weight = target(NoisedEnds(rows.end, rows.clean, rows.sigma_end, tau, noise, noised))
     for index in rows.pieces(budget):
-        some = condition.select(rows.prompt[index])
-        velocity = fake.velocity(noised[index], tau[index], some)
+        velocity = fake.velocity(noised[index], tau[index], conditions[0].select(rows.prompt[index]))
         error = mean_over_dimensions((velocity - aim[index]).square())
         per_row = weight[index] * error
         if regularization:
             with torch.no_grad():
-                anchor = teacher.velocity(noised[index], tau[index], some)
+                anchor = teacher.velocity(noised[index], tau[index], conditions[1].select(rows.prompt[index]))
             per_row = per_row + regularization * mean_over_dimensions((velocity - anchor).square())
         value = (per_row * rows.share[index]).sum() / groups
         yield Loss(value, {"fake/error": (error.detach().sum(), torch.tensor(len(index)))})

@@ -1,6 +1,7 @@
 """References: what the surrogate's density is compared with."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import attrs
 
@@ -9,6 +10,9 @@ from diffalign.core import Policy
 
 class Reference(ABC):
     """How the weights behind p_ref come about."""
+
+    trained: ClassVar[bool] = False
+    """Whether they regress on the surrogate's rows, as a role "reference" with an optimizer of its own."""
 
     @abstractmethod
     def start(self, teacher: Policy, surrogate: Policy) -> Policy:
@@ -71,3 +75,24 @@ class Snapshot(Reference):
     def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
         if (updates + 1) % self.every == 0:
             reference.lerp_(surrogate, 1.0)
+
+
+@attrs.frozen
+class StudentScore(Reference):
+    """The score of the student itself: a fork of the surrogate that regresses on the same noised ends, without the advantages.
+
+    The other references are not what the samples come from, and against them the group loss learns
+
+        E[A (v* - v_ref) | x_tau] = Cov(A, v* | x_tau) + E[A | x_tau] (v_student - v_ref)
+
+    of which only the first term says what the advantage changes in a picture; the second follows what tells the student from the
+    reference. Here v_ref = v_student, and it is zero. Take it as the baseline, too, and `RewardWeighted` as the group objective.
+    """
+
+    trained: ClassVar[bool] = True
+
+    def start(self, teacher: Policy, surrogate: Policy) -> Policy:
+        return surrogate.fork(trainable=True)
+
+    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
+        pass

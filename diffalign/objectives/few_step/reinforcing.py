@@ -37,25 +37,30 @@ class Reinforcement:
     normalizer: Normalizer
 
     def directions(
-        self, end: Tensor, rows: Rows, condition: Condition, near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor] | None
+        self,
+        end: Tensor,
+        rows: Rows,
+        conditions: tuple[Condition, Condition],
+        near: tuple[Tensor, Tensor],
+        far: tuple[Tensor, Tensor] | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Direction and aim by term, each [B, *]; a term that weighs nothing is left out.
 
         Args:
             end: [B, *] x_{j+1}
             rows: the B stages
-            condition: B rows, as the teacher reads it
+            conditions: B rows, as the fake and as the teacher reads them
             near: taus and noises of the terms "kl" and "guidance"
             far: those of the term "reward"; None for stages that it does not reach
         """
         weights = self.mix.weights(far is not None)
-        direction, aim = {}, {}
+        (told, condition), direction, aim = conditions, {}, {}
         guided = weights["guidance"] > 0 and self.teacher.scale != 1
         if weights["kl"] > 0 or guided:
             noised = diffuse(end, rows.sigma_end, *near)
             plain, aimed = self.teacher(noised, near[0], condition)
             if weights["kl"] > 0:
-                direction["kl"], aim["kl"] = plain - self.fake(noised, near[0], condition)[0], aimed
+                direction["kl"], aim["kl"] = plain - self.fake(noised, near[0], told)[0], aimed
             if guided:
                 direction["guidance"], aim["guidance"] = aimed - plain, aimed
         if far is not None and weights["reward"] > 0:
@@ -68,7 +73,7 @@ class Reinforcement:
 def reinforce(
     roles: Reinforcement,
     rows: Rows,
-    conditions: tuple[Condition, Condition],
+    conditions: tuple[Condition, Condition, Condition],
     near: tuple[Tensor, Tensor],
     far: tuple[Tensor, Tensor],
     reached: Tensor,
@@ -80,7 +85,7 @@ def reinforce(
     Args:
         roles: what moves the student
         rows: stages, replayed with a graph
-        conditions: as the student and as the teacher reads them
+        conditions: as the student, as the fake and as the teacher reads them
         near, far: taus [B] and noises [B, *] of the two branches
         reached: [B] whether the reward reaches the row's stage
         groups: global number of prompt groups
@@ -97,7 +102,7 @@ def reinforce(
                 direction, aim = roles.directions(
                     end,
                     some,
-                    conditions[1].select(some.prompt),
+                    (conditions[1].select(some.prompt), conditions[2].select(some.prompt)),
                     (near[0][piece], near[1][piece]),
                     (far[0][piece], far[1][piece]) if rewarded else None,
                 )

@@ -1,6 +1,6 @@
 """The policies beside the student: the frozen teacher, and what starts from it."""
 
-from diffalign.core import Policy, require_frozen
+from diffalign.core import Condition, Policy, require_frozen
 
 
 def frozen_teacher(policy: Policy, teacher: Policy | None) -> Policy:
@@ -26,3 +26,16 @@ def moving_fork(start: Policy, given: Policy | None, role: str, policy: Policy) 
     if given is policy or not given.trainable_parameters():
         raise ValueError(f"{role} must be a policy of its own that can be trained; leave it out, or give teacher.fork(trainable=True)")
     return given
+
+
+def fake_condition(student: Policy, told: Condition, plain: Condition) -> Condition:
+    """The prompts as the fake reads them: as the teacher does, unless the student serves several numbers of steps.
+
+    The law of a stage's ends differs by that number, so the fake is told it as the student is.
+
+    Args:
+        student: whose ends the fake knows
+        told: of the batch, as the student read it
+        plain: as the teacher reads it
+    """
+    return told if len(student.step_counts) > 1 else plain

@@ -106,3 +106,16 @@ def prefer(
         return Loss((per_row * weight).sum(), metrics)
 
     yield from micro_batched(evaluate, len(rows), loss_of, budget)
+
+
+def regress(
+    policy: Policy, rows: Rows, drawn: tuple[Tensor, Tensor], weight: Tensor, condition: Condition, budget: int | None
+) -> Iterator[Loss]:
+    """Sum_i weight_i ||v_i - v*_i||^2 on the rows of the surrogate, which makes `policy` the score of what is sampled now."""
+    tau, noise = drawn
+    noised = diffuse(rows.end, rows.sigma_end, tau, noise)
+    target = bridge_velocity(rows.end, rows.sigma_end, tau, noise)
+    for index in rows.pieces(budget):
+        velocity = policy.velocity(noised[index], tau[index], condition.select(rows.prompt[index]))
+        error = mean_over_dimensions((velocity - target[index]).square())
+        yield Loss((error * weight[index]).sum(), {"reference/error": (error.detach().sum(), torch.tensor(len(index)))})

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, Self
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from diffalign.core.schedule import resolution_shift
@@ -97,6 +98,11 @@ class Family(ABC):
                 "leave it out, and wrap the policy in Guided for classifier-free guidance"
             )
         self.guidance = None if not embedded else self.usual_guidance if self.setting.guidance is None else self.setting.guidance
+
+    def placed(self, device: torch.device, dtype: torch.dtype) -> None:
+        """The denoiser waits elsewhere: this is where, and in which type, it will compute."""
+        self.device, self.dtype = device, dtype
+        vars(self.pipeline)[self.component] = SimpleNamespace(config=self.config, dtype=dtype)
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:

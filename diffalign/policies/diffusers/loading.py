@@ -12,9 +12,11 @@ from typing import Any
 import attrs
 import torch
 
+from diffalign.core import HostWeights
 from diffalign.embedded import SHAPEWORLD
 
 from .family import Family, Setting
+from .mapped import hold, loading_dtype
 from .quantization import Quantization, quantize
 
 GROUP = "diffalign.families"
@@ -57,7 +59,14 @@ class Loaded:
     folder: Path
 
 
-def load_family(path: str, dtype: torch.dtype, device: torch.device, setting: Setting, quantization: Quantization | None = None) -> Loaded:
+def load_family(
+    path: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    setting: Setting,
+    quantization: Quantization | None = None,
+    host: HostWeights | None = None,
+) -> Loaded:
     """Load a pipeline and find its family.
 
     Args:
@@ -66,6 +75,7 @@ def load_family(path: str, dtype: torch.dtype, device: torch.device, setting: Se
         device: of the denoiser, and of the rest unless it is offloaded
         setting: choices of the run
         quantization: of the denoiser's blocks; None keeps them in `dtype`
+        host: holds the denoiser's weights until they are spread over processes; None moves it to the device
 
     Raises:
         ValueError: no pipeline there, or one of a class that no family serves.
@@ -93,15 +103,22 @@ def load_family(path: str, dtype: torch.dtype, device: torch.device, setting: Se
         )
     folder = Path(source) if Path(source).is_dir() else Path(DiffusionPipeline.download(source))
     absent = {part: None for part in family.optional if (config.get(part) or [None])[0] is None}
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **absent)
+    part = family.component
+    loaded = dtype if host is None else loading_dtype(folder / part, config[part], dtype)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype={"default": dtype, part: loaded}, **absent)
     if dtype == torch.float16 and pipeline.vae.config.get("force_upcast"):
         pipeline.vae.float()
-    network = getattr(pipeline, family.component)
+    network = getattr(pipeline, part)
     if quantization is not None:  # before it moves: whole weights may not fit the device
         quantize(network, quantization)
-    network.to(device)
-    if not setting.offload:
-        pipeline.to(device)
+    if host is None:
+        network.to(device)
+    else:
+        network = hold(network, loaded, dtype, host)
     made = family(pipeline, setting)
+    if host is not None:
+        made.placed(device, dtype)
+    if not setting.offload:
+        made.pipeline.to(device)  # it has all but the denoiser
     made.source, made.folder = path, folder
     return Loaded(made, network, folder)
