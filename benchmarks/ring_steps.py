@@ -4,7 +4,7 @@ python benchmarks/ring_steps.py [--pretrain 2500] [--distil 400] [--seed 0] [--j
 
 The network of the ring reads no text, so here a policy around it reads the number of steps from the tag of the prompt, and adds to the
 velocity what a small network makes of it. The student of several numbers draws one at each step (`DrawnSteps`), so it gets as many
-steps of each number as a student of that number alone if it is trained for three times as many in all; both rows are given.
+steps of each number as a student of that number alone if it is trained for three times as many in all; both are given.
 Distance to the nearest mode is the root of the mean square, 0.42 for exact modes.
 """
 
@@ -74,9 +74,9 @@ def student_of(base: Policy, counts: Sequence[int], total: int, seed: int) -> Po
     """A student of some numbers of steps, the last the main one, distilled in `total` steps as in `examples/ring_tdm_r1.py`."""
     *also, main = counts
     torch.manual_seed(seed)  # of the heads
-    student = TDMPolicy(ReadsSteps(base.fork(trainable=True)), main, ShiftedGrid(3.0), TAG, also=also)
-    fake = ReadsSteps(base.fork(trainable=True))
-    objective = TrajectoryDistributionMatching(student, teacher=base.fork(), fake=fake)
+    teacher = ReadsSteps(base).fork()
+    student = TDMPolicy(teacher.fork(trainable=True), main, ShiftedGrid(3.0), TAG, also=also)
+    objective = TrajectoryDistributionMatching(student, teacher=teacher)
     sampler = DrawnSteps(counts, samples=64) if also else DeterministicSampler(main, samples=64)
     optimizers = {"fake": ring_tdm_r1.adam(2e-3), "generator": ring_tdm_r1.adam(5e-4)}
     return ring_tdm_r1.trained(objective, optimizers, total, seed, sampler)

@@ -17,7 +17,7 @@ from typing import Any
 from diffalign.evaluation import paired_change
 from diffalign.evaluation.recorded import by_prompt
 
-RUNS = ("mean:0.4", "mean:4", "mean:40", "sum:4", "sum:40", "sum:400")
+RUNS = ("mean:0.4", "mean:4", "mean:40", "sum:4", "sum:40")
 SHOWN = (("reward", "rewards", "CountReward"), ("exact", "rewards", "exact"), ("L-GMD", "diversity", "l_gmd"))
 """Column, and where `evaluation.json` has it by prompt."""
 
