@@ -119,7 +119,7 @@ def test_there_and_only_there_the_directions_cancel_at_every_point(k, tau):
         noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         condition = fake.encode([Prompt("a")] * count)
         with torch.no_grad():
-            direction, aim = roles.directions(end, rows, condition, (at, noise), (at, noise))
+            direction, aim = roles.directions(end, rows, (condition, condition), (at, noise), (at, noise))
         assert direction.keys() == aim.keys() == ({"kl", "reward"} if k else {"kl"})
         total = direction["kl"] + k * direction.get("reward", 0.0)
         variance = (1 - tau) ** 2 * SCALE**2 + tau**2
