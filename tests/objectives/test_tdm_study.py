@@ -40,7 +40,7 @@ def run(study, monkeypatch, *arguments):
 
 def test_every_arm_on_the_ring(study, monkeypatch, tmp_path, capsys):
     file, figure = tmp_path / "study.json", tmp_path / "study.png"
-    arguments = ["--world", "ring", "--steps", 2, "--pretrain", 3, "--distil", 2, "--json", file, "--figure", figure]
+    arguments = ["--world", "ring", "--steps", 12, "--pretrain", 3, "--distil", 2, "--json", file, "--figure", figure]
     run(study, monkeypatch, *arguments)
     rows = json.loads(file.read_text())["ring"]
     assert list(rows) == [study.START, *study.ARMS]
