@@ -42,7 +42,8 @@ def _panel(pen: ImageDraw.ImageDraw, top: int, title: str, values: Values, color
         for place, (name, entry) in enumerate(values.items()):
             mean, x = statistics.mean(entry[group]), start + place * each
             pen.rectangle((x + 1, floor - HEIGHT * max(mean, 0), x + each - 1, floor), fill=color[name])
-            pen.text((x + each / 2, floor - HEIGHT * max(mean, 0) - 15), f"{mean:.2f}", fill="#333333", font_size=11, anchor="ma")
+            highest = max(mean, *entry[group], 0)  # the number stands above the dots
+            pen.text((x + each / 2, floor - HEIGHT * highest - 17), f"{mean:.2f}", fill="#333333", font_size=11, anchor="ma")
             for dot in entry[group] if len(entry[group]) > 1 else ():
                 y = floor - HEIGHT * dot
                 pen.ellipse((x + each / 2 - 2.5, y - 2.5, x + each / 2 + 2.5, y + 2.5), fill="black")

@@ -40,7 +40,7 @@ class SurrogateReward(Objective):
                     D_rl = f_phi^rl_cfg - f_base,  D_cfg = f_psi^g - f_psi,  D_kl = f_psi - f_fake,
                     w_rl = mean |xhat0 - f_phi^rl_cfg|,  w = mean |xhat0 - f_psi^g|
 
-    In a group whose rewards are all equal the group loss and its gradient are exactly zero.
+    In a group whose rewards are all equal the group loss and its gradient are exactly zero (`RewardWeighted`: those of the reference).
 
     Args:
         policy: the student, a `TDMPolicy`
