@@ -3,8 +3,7 @@
 Shared by families.py, which runs them, and scaling.py, which only counts them on torch's meta device.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import attrs
 import torch
@@ -24,6 +23,7 @@ from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.policies.compilation import Compilation
 from diffalign.policies.diffusers import Family, Setting
 from diffalign.policies.diffusers.flux import Flux
+from diffalign.policies.diffusers.mapped import default_dtype
 from diffalign.policies.diffusers.sd3 import StableDiffusion3
 
 
@@ -116,7 +116,7 @@ TINY_SD35 = Shape(
 
 def pipeline(shape: Shape, dtype: torch.dtype, device: str) -> FluxPipeline | StableDiffusion3Pipeline:
     """The denoiser, made where it will run, and a scheduler; whoever asks for a text encoder or the autoencoder gets an error."""
-    with _usual(dtype), torch.device(device):
+    with default_dtype(dtype), torch.device(device):
         network = shape.network()
     if shape.family is Flux:
         absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
@@ -182,13 +182,3 @@ def counted(shape: Shape) -> Counted:
     with FlopCounterMode(display=False) as backward:
         velocity.sum().backward()
     return Counted(shape.name, sum(sizes[False]), sum(sizes[True]), forward.get_total_flops(), backward.get_total_flops())
-
-
-@contextmanager
-def _usual(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -74,14 +74,15 @@ def _rebuilt(network: Any, dtype: torch.dtype) -> Any:
 
     weights = {name for name, _ in network.named_parameters()}
     state = {name: tensor if name in weights else tensor.to(dtype) for name, tensor in network.state_dict().items()}
-    with _default_dtype(dtype), torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+    with default_dtype(dtype), torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         twin: nn.Module = type(network).from_config(network.config)
     twin.load_state_dict(state, assign=True)
     return twin
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """While it is open, new tensors have this floating type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
