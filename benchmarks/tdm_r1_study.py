@@ -3,15 +3,17 @@
 python benchmarks/tdm_r1_study.py [--world shapeworld] [--seeds N] [--steps N] [--only ARM ...] [--json FILE] [--figure FILE]
 
     TDM-R1                      the run file `shapeworld_tdm_r1`, or the settings of `examples/ring_tdm_r1.py`
+    yes or no                   its reward is whether the count is exactly right, instead of the share that is
     no reward term              the control: distillation goes on, with as many steps and samples
+    all stage ends              the surrogate learns from the ends of all stages, with their trajectory's advantage, not only the last
+    stochastic trajectories     the same, where every step but the last renoises (`CPS`, eta 0.8): the advantage is that of the one sample
     moving reference            the surrogate's density ratio against its own moving average (the paper) instead of the frozen teacher
-    stochastic trajectories     every step but the last renoises (`CPS`, eta 0.8); a state gets the advantage of the one sample it led to
     direct RL loss              no surrogate: the same group loss (`DGPO`) on the student's own weights
 
 `--world shapeworld`: held-out prompts of all four families, of which the run trains on counts; beside the arms the base with 100 and with 8
-network evaluations and the student that they start from. L-GMD is diversity. Minutes to hours. `--world ring`: seconds a run; reward, share
-of samples on rewarded modes, and distance to the nearest mode (0.42 for exact modes). `--json` is written after every row, and rows that it
-holds already are not run again.
+network evaluations and the student that they start from, all with the seed's noise. L-GMD is diversity. Minutes to hours.
+`--world ring`: seconds a run; reward, share of samples on rewarded modes, and distance to the nearest mode (0.42 for exact modes).
+`--json` is written after every row, and rows that it holds already are not run again.
 """
 
 import argparse
@@ -45,19 +47,24 @@ START = "student, 4 evaluations"
 ETA = 0.8
 ARMS: dict[str, list[str]] = {
     "TDM-R1": [],
+    "yes or no": ["--rewards=ExactMatch"],
     "no reward term": ["--objective.mix.reward=0"],
+    "all stage ends": ["--objective.surrogate_stages=CleanerStages"],
     "moving reference": ["--objective.reference=MovingReference", "--objective.group_objective.beta=5000"],
     "stochastic trajectories": [
         "--policy.kernel=CPS",
         "--objective.attribution=MonteCarlo",
+        "--objective.surrogate_stages=CleanerStages",
         "--sampler={class_path: ChainSampler, init_args: {steps: 4, samples: SAMPLES, eta: 0.8, window: [0, 3]}}",
     ],
     "direct RL loss": [
         "--objective={class_path: DGPO, init_args: {levels: 2, beta: 10.0, clip: 0.05}}",
-        "--optimizers={policy: {class_path: AdamW, init_args: {lr: 2.5e-4, betas: [0.0, 0.999], weight_decay: 0.0}}}",
+        "--optimizers={policy: {class_path: AdamW, init_args: {lr: 1e-3, betas: [0.0, 0.999], weight_decay: 0.0}}}",
     ],
 }
 """Arm -> what it changes in the run file."""
+ON_SHAPEWORLD = ("yes or no", "all stage ends")
+"""Arms that the ring lacks: its settings have all stage ends already, and its reward is no count."""
 
 
 def measured(policy: Policy, steps: int, prompts: Mapping[str, int], samples: int, seed: int) -> Row:
@@ -128,7 +135,8 @@ def ring_world(arguments: argparse.Namespace, found: dict[str, dict[str, Row]], 
     steps = 800 if arguments.steps is None else arguments.steps
     for seed in range(arguments.seeds):
         key = str(seed)
-        wanted = [arm for arm in (START, *arguments.only) if key not in found.get(arm, {})]
+        arms = [arm for arm in arguments.only if arm not in ON_SHAPEWORLD]
+        wanted = [arm for arm in (START, *arms) if key not in found.get(arm, {})]
         if not wanted:
             continue
         base = ring.trained_base(seed, arguments.pretrain).fork()
@@ -142,14 +150,15 @@ def ring_world(arguments: argparse.Namespace, found: dict[str, dict[str, Row]], 
 def shapeworld(arguments: argparse.Namespace, found: dict[str, dict[str, Row]], save: Callable[[], None]) -> None:
     prompts = dict(zip(FAMILIES, arguments.prompts, strict=True))
     for name, make in baselines(not arguments.skip_base).items():
-        if "0" not in found.get(name, {}):
-            policy, steps = make()
-            _note(found, name, "0", measured(policy, steps, prompts, arguments.samples, 0), save)
+        for seed in range(arguments.seeds):
+            if str(seed) not in found.get(name, {}):
+                policy, steps = make()
+                _note(found, name, str(seed), measured(policy, steps, prompts, arguments.samples, seed), save)
     for arm in arguments.only:
         for seed in range(arguments.seeds):
             if str(seed) not in found.get(arm, {}):
                 after = trained(arm, seed, arguments.steps)
-                _note(found, arm, str(seed), measured(after, 4, prompts, arguments.samples, 0), save)
+                _note(found, arm, str(seed), measured(after, 4, prompts, arguments.samples, seed), save)
 
 
 def _note(found: dict[str, dict[str, Row]], name: str, key: str, row: Row, save: Callable[[], None]) -> None:
@@ -199,10 +208,10 @@ def main() -> None:
         table(found, ["reward", "mass", "modes", "distance"])
     else:
         shapeworld(arguments, found, save)
-        table(found, [*FAMILIES, *(f"{family} L-GMD" for family in FAMILIES)])
+        table(found, ["count exact", *FAMILIES, *(f"{family} L-GMD" for family in FAMILIES)])
     if arguments.figure:
         panels = []
-        for world, measures in (("shapeworld", list(FAMILIES)), ("ring", ["reward", "mass"])):
+        for world, measures in (("shapeworld", ["count exact", *FAMILIES]), ("ring", ["reward", "mass"])):
             if rows := record.get(world):
                 values = {name: {m: [row[m] for row in seeds.values()] for m in measures} for name, seeds in rows.items()}
                 panels.append((f"{world}: mean {'reward by family' if world == 'shapeworld' else 'on the rewarded modes'}", values))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffalign.checkpoint import Checkpoints
-from diffalign.core import AlignmentLoop, Average, FlowSDE, Hook, Interrupted, Loss, Objective, Phase
+from diffalign.core import AlignmentLoop, Average, Cosine, FlowSDE, Hook, Interrupted, Loss, Objective, Phase
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, SoftmaxTB, SurrogateReward, TrajectoryDistributionMatching
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.prompts import Prompts
@@ -94,6 +94,7 @@ def build(name, folder, hooks=(), rows=None):
         Prompts(["a", "b", "c"]),
         prompts_per_step=2,
         optimizers={"default": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)},
+        lr_factor=Cosine(1.0, 0.1),
         average=Average(0.5),
         folder=folder,
         hooks=[*hooks, checkpoints],

@@ -12,7 +12,7 @@ from tiny_pipelines import saved
 
 from diffalign import config
 from diffalign.cli import main
-from diffalign.core import Linear, Prompt
+from diffalign.core import Cosine, Linear, Prompt
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
 
@@ -127,6 +127,7 @@ def test_the_settings_of_the_release_arrive(tmp_path_factory):
     assert (policy.family.guidance, policy.family.setting.offload) == (3.5, True)
     assert policy.network.is_gradient_checkpointing
     assert loop.running["policy"].defaults["lr"] == 5e-5
+    assert loop.lr_factor == Cosine(1.0, 0.1)
     assert policy.encode([Prompt("a cat")]).tensors["embeds"].shape[1] == 24
 
 

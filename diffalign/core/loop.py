@@ -31,10 +31,12 @@ from .interfaces import (
     TrajectorySampler,
 )
 from .interrupt import Interrupted, StopRequest, stop_between_steps
+from .learning_rates import scale_learning_rates
 from .ledger import Ledger
 from .policy import Policy
 from .report import Metrics, Report
 from .rollout import Rollout, Sequential, Stages
+from .schedule import Scalar
 from .scoring import named_rewards
 from .streams import Streams
 from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
@@ -63,6 +65,7 @@ class AlignmentLoop:
         prompts_per_step: prompt groups of a step, over all processes
         optimizers: role -> factory; a role that is not named gets the entry "default", or AdamW at 1e-4
         max_grad_norm: gradients are clipped to it per role; None leaves them
+        lr_factor: of the learning rates of all optimizers, e.g. `Cosine(1.0, 0.05)`
         average: moving average of the policy for evaluation
         hooks: progress, metrics, checkpoints, evaluation
         devices: the processes of the run
@@ -83,6 +86,7 @@ class AlignmentLoop:
     prompts_per_step: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     optimizers: Mapping[str, OptimizerFactory] = attrs.field(factory=dict)
     max_grad_norm: float | None = attrs.field(default=1.0, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+    lr_factor: Scalar | float = 1.0
     average: Average | None = None
     hooks: Sequence[Hook] = ()
     devices: Devices = attrs.field(factory=SingleProcess)
@@ -220,6 +224,8 @@ class AlignmentLoop:
             batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
             metrics.describe(batch, self.aggregation.weights)
         batch = attrs.evolve(batch, deviation=_deviation(batch.rewards, self.devices))
+        if self.lr_factor != 1.0:
+            metrics.add("lr_factor", torch.tensor(scale_learning_rates(self.running.values(), self.lr_factor, progress)), 1)
         self._expect_calls()
         policy = self.objective.policy
         try:

@@ -10,8 +10,9 @@ import pytest
 from diffalign import config
 from diffalign.core import CPS
 from diffalign.objectives import DGPO, SurrogateReward
-from diffalign.objectives.few_step import MonteCarlo, MovingReference
+from diffalign.objectives.few_step import CleanerStages, FinalStage, MonteCarlo, MovingReference
 from diffalign.samplers import ChainSampler
+from diffalign.shapeworld import CountReward, ExactMatch
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +44,7 @@ def test_every_arm_on_the_ring(study, monkeypatch, tmp_path, capsys):
     arguments = ["--world", "ring", "--steps", 12, "--pretrain", 3, "--distil", 2, "--json", file, "--figure", figure]
     run(study, monkeypatch, *arguments)
     rows = json.loads(file.read_text())["ring"]
-    assert list(rows) == [study.START, *study.ARMS]
+    assert list(rows) == [study.START, *(arm for arm in study.ARMS if arm not in study.ON_SHAPEWORLD)]
     distances = [seeds["0"]["distance"] for seeds in rows.values()]
     assert len(set(distances)) == len(distances)  # no arm is another one, nor the student
     assert figure.stat().st_size > 1000
@@ -72,5 +73,10 @@ def test_arms_change_what_their_names_say(study):
     assert (noisy["sampler"].target, noisy["policy"].arguments["kernel"].target) == (ChainSampler, CPS)
     assert noisy["objective"].arguments["attribution"].target is MonteCarlo
     assert noisy["sampler"].arguments["samples"] == plain["sampler"].arguments["samples"]
+    assert plain["objective"].arguments["surrogate_stages"].target is FinalStage
+    assert {tree[name]["objective"].arguments["surrogate_stages"].target for name in ("all stage ends", "stochastic trajectories")} == {
+        CleanerStages
+    }
+    assert (plain["rewards"].target, tree["yes or no"]["rewards"].target) == (CountReward, ExactMatch)
     assert tree["direct RL loss"]["objective"].target is DGPO
     assert list(tree["direct RL loss"]["optimizers"]) == ["policy"]

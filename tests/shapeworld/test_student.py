@@ -3,20 +3,23 @@
 import pytest
 import torch
 
-from diffalign import Progress, Streams
+from diffalign import Progress, Streams, config
+from diffalign.config.blueprint import build
 from diffalign.core import CheckpointError
 from diffalign.embedded import SHAPEWORLD
-from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
+from diffalign.policies import FlowMatchingPolicy, TDMPolicy
 from diffalign.prompts import read_prompts
 from diffalign.samplers import DeterministicSampler
 from diffalign.shapeworld import CompositionalReward
 
-TARGETS = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"]
 PROMPTS = read_prompts("shapeworld/count-held-out")[:4] + read_prompts("shapeworld/relation-held-out")[:4]
 
 
-def base(rank=32):
-    return FlowMatchingPolicy.from_pretrained("shapeworld", lora=LoRA(rank, rank, TARGETS), max_sequence_length=16)
+def base(*changes):
+    """The policy that the run file puts behind the student."""
+    policy = build(config.parse("shapeworld_tdm_r1", changes).tree["policy"].arguments["policy"], {})
+    assert isinstance(policy, FlowMatchingPolicy)
+    return policy
 
 
 @torch.no_grad()
@@ -39,6 +42,6 @@ def test_it_is_small_and_has_a_card():
 
 def test_it_needs_its_own_adapters_and_steps():
     with pytest.raises(CheckpointError, match=r"Build the policy with the adapters of the student"):
-        TDMPolicy.from_saved(base(rank=8), "shapeworld")
+        TDMPolicy.from_saved(base("--policy.policy.lora.rank=8"), "shapeworld")
     with pytest.raises(CheckpointError, match=r"must have steps = 2, as asked; it was made with 4"):
         TDMPolicy.from_saved(base(), "shapeworld", steps=2)

@@ -1,0 +1,27 @@
+"""Learning rates that change over a run."""
+
+import math
+from collections.abc import Iterable
+
+from torch.optim import Optimizer
+
+from .schedule import Scalar, scalar
+from .types import Progress
+
+
+def scale_learning_rates(optimizers: Iterable[Optimizer], factor: Scalar | float, progress: Progress) -> float:
+    """Set every learning rate to what it was at first, times `factor` at this step.
+
+    Returns:
+        The factor of this step.
+
+    Raises:
+        ValueError: it is negative or not finite.
+    """
+    now = scalar(factor)(progress)
+    if not 0 <= now < math.inf:
+        raise ValueError(f"lr_factor must be finite and at least 0; at step {progress.step} it is {now:g}. Nothing was moved.")
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:  # a checkpoint keeps both, so that a resumed run does not multiply twice
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * now
+    return now
