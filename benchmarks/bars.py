@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
-COLORS = ("#9aa0a6", "#c9ccd1", "#5b8def", "#188038", "#8ab661", "#e8a33d", "#d1495b", "#7b5ea7")
-WIDTH, HEIGHT, TOP, BOTTOM, LEFT = 1120, 300, 52, 34, 46
+COLORS = ("#9aa0a6", "#c9ccd1", "#5b8def", "#188038", "#8ab661", "#e8a33d", "#d1495b", "#7b5ea7", "#00897b", "#b0813a")
+WIDTH, HEIGHT, TOP, BOTTOM, LEFT = 1560, 300, 52, 34, 46
 
 
 def bars(panels: Sequence[tuple[str, Values]]) -> Image.Image:
     """A picture of titles and, in each panel, bar name -> group -> values: the bar is their mean, and each value has a dot."""
     names = list(dict.fromkeys(name for _, values in panels for name in values))
     color = {name: COLORS[place % len(COLORS)] for place, name in enumerate(names)}
-    legend = 30 * -(-len(names) // 4)
+    legend = 30 * -(-len(names) // 5)
     sheet = Image.new("RGB", (WIDTH, legend + 20 + len(panels) * (TOP + HEIGHT + BOTTOM)), "white")
     pen = ImageDraw.Draw(sheet)
     for place, name in enumerate(names):
-        x, y = LEFT + (place % 4) * 268, 14 + 30 * (place // 4)
+        x, y = LEFT + (place % 5) * 300, 14 + 30 * (place // 5)
         pen.rectangle((x, y, x + 18, y + 14), fill=color[name])
         pen.text((x + 26, y - 2), name, fill="black", font_size=15)
     for row, (title, values) in enumerate(panels):

@@ -3,7 +3,7 @@
 python benchmarks/tdm_r1_study.py [--world shapeworld] [--seeds N] [--steps N] [--only ARM ...] [--json FILE] [--figure FILE]
 
     TDM-R1                      the run file `shapeworld_tdm_r1`, or the settings of `examples/ring_tdm_r1.py`
-    yes or no                   its reward is whether the count is exactly right, instead of the share that is
+    partial credit              its reward is the share of what is right, instead of whether the count is exactly right
     no reward term              the control: distillation goes on, with as many steps and samples
     all stage ends              the surrogate learns from the ends of all stages, with their trajectory's advantage, not only the last
     stochastic trajectories     the same, where every step but the last renoises (`CPS`, eta 0.8): the advantage is that of the one sample
@@ -47,7 +47,7 @@ START = "student, 4 evaluations"
 ETA = 0.8
 ARMS: dict[str, list[str]] = {
     "TDM-R1": [],
-    "yes or no": ["--rewards=ExactMatch"],
+    "partial credit": ["--rewards=CountReward"],
     "no reward term": ["--objective.mix.reward=0"],
     "all stage ends": ["--objective.surrogate_stages=CleanerStages"],
     "moving reference": ["--objective.reference=MovingReference", "--objective.group_objective.beta=5000"],
@@ -63,7 +63,7 @@ ARMS: dict[str, list[str]] = {
     ],
 }
 """Arm -> what it changes in the run file."""
-ON_SHAPEWORLD = ("yes or no", "all stage ends")
+ON_SHAPEWORLD = ("partial credit", "all stage ends")
 """Arms that the ring lacks: its settings have all stage ends already, and its reward is no count."""
 
 
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a run; by default those of the run file, or 800 on the ring")
     parser.add_argument("--only", nargs="*", choices=list(ARMS), default=list(ARMS), help="some of the arms")
     parser.add_argument("--prompts", type=int, nargs=4, default=(24, 12, 12, 12), help="held-out prompts of " + ", ".join(FAMILIES))
-    parser.add_argument("--samples", type=int, default=4, help="of each prompt")
+    parser.add_argument("--samples", type=int, default=8, help="of each prompt")
     parser.add_argument("--skip-base", action="store_true", help="leave out the base with 100 evaluations, the dearest of the baselines")
     parser.add_argument("--pretrain", type=int, default=2500, help="steps of the ring's base")
     parser.add_argument("--distil", type=int, default=400, help="steps of the ring's student")

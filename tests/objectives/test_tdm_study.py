@@ -77,6 +77,6 @@ def test_arms_change_what_their_names_say(study):
     assert {tree[name]["objective"].arguments["surrogate_stages"].target for name in ("all stage ends", "stochastic trajectories")} == {
         CleanerStages
     }
-    assert (plain["rewards"].target, tree["yes or no"]["rewards"].target) == (CountReward, ExactMatch)
+    assert (plain["rewards"].target, tree["partial credit"]["rewards"].target) == (ExactMatch, CountReward)
     assert tree["direct RL loss"]["objective"].target is DGPO
     assert list(tree["direct RL loss"]["optimizers"]) == ["policy"]
