@@ -23,5 +23,6 @@ def scale_learning_rates(optimizers: Iterable[Optimizer], factor: Scalar | float
         raise ValueError(f"lr_factor must be finite and at least 0; at step {progress.step} it is {now:g}. Nothing was moved.")
     for optimizer in optimizers:
         for group in optimizer.param_groups:  # a checkpoint keeps both, so that a resumed run does not multiply twice
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * now
+            if now != 1 or "initial_lr" in group:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * now
     return now

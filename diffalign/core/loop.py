@@ -224,8 +224,9 @@ class AlignmentLoop:
             batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
             metrics.describe(batch, self.aggregation.weights)
         batch = attrs.evolve(batch, deviation=_deviation(batch.rewards, self.devices))
+        factor = scale_learning_rates(self.running.values(), self.lr_factor, progress)
         if self.lr_factor != 1.0:
-            metrics.add("lr_factor", torch.tensor(scale_learning_rates(self.running.values(), self.lr_factor, progress)), 1)
+            metrics.add("lr_factor", torch.tensor(factor), 1)
         self._expect_calls()
         policy = self.objective.policy
         try:

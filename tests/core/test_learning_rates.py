@@ -64,6 +64,18 @@ def test_no_factor_leaves_the_optimizers_alone():
     assert all("initial_lr" not in group for optimizer in loop.running.values() for group in optimizer.param_groups)
 
 
+def test_a_run_that_goes_on_without_a_factor_has_its_own_rates_again():
+    loop, _ = build(Linear(1.0, 0.0, 4))
+    step(loop, 2)
+    halved = {role: optimizer.state_dict() for role, optimizer in loop.running.items()}
+    resumed, _ = build(1.0)
+    for role, optimizer in resumed.running.items():
+        optimizer.load_state_dict(halved[role])
+    assert resumed.running["one"].param_groups[0]["lr"] == 0.25
+    step(resumed, 3)
+    assert [group["lr"] for optimizer in resumed.running.values() for group in optimizer.param_groups] == [0.5, 0.1, 0.2]
+
+
 @pytest.mark.parametrize("factor", [0.25, Constant(0.25)])
 def test_a_number_is_a_constant_factor(factor):
     loop, start = build(factor)

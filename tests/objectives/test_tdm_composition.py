@@ -11,7 +11,7 @@ import torch
 from few_step_cases import PROMPTS, LinearPolicy, MirroredStage, flat, moved
 
 from diffalign import AlignmentLoop
-from diffalign.core import CPS, Hook
+from diffalign.core import CPS, Hook, ShiftedGrid
 from diffalign.objectives import (
     DGPO,
     DiffusionNFT,
@@ -24,7 +24,7 @@ from diffalign.objectives import (
 from diffalign.objectives.few_step import ExactTarget, FixedTime, MonteCarlo, Squared, Unnormalized
 from diffalign.policies import GaussianMixturePolicy, TDMPolicy
 from diffalign.prompts import Prompts
-from diffalign.samplers import ChainSampler, DeterministicSampler, FixedPlan, TreeSampler
+from diffalign.samplers import ChainSampler, DeterministicSampler, DrawnSteps, FixedPlan, TreeSampler
 from diffalign.testing import ConstantReward, TinyPolicy, channel_reward
 
 DOCUMENT = Path(__file__).parents[2] / "docs/few_step.md"
@@ -34,10 +34,12 @@ POLICIES = {
     "a policy": lambda: TinyPolicy((2, 2)),
     "a student": lambda: TDMPolicy(TinyPolicy((2, 2))),
     "a student with CPS": lambda: TDMPolicy(TinyPolicy((2, 2)), kernel=CPS()),
+    "a student of 4 or 2 steps": lambda: TDMPolicy(TinyPolicy((2, 2)), also=[2], grid=ShiftedGrid(3.0), tag=" in {steps} steps"),
 }
 SAMPLERS = {
     "deterministic, 4 steps": DeterministicSampler(4, samples=3),
     "deterministic, 6 steps": DeterministicSampler(6, samples=3),
+    "drawn, 4 or 2 steps": DrawnSteps([4, 2], samples=3),
     "chain, 4 steps": ChainSampler(steps=4, samples=3, eta=0.5),
     "tree, 4 steps": TreeSampler(4, FixedPlan((1, 2), branches=2)),
 }
@@ -85,6 +87,7 @@ def outcome(policy, sampler, objective):
 
 REASONS = {
     "a sampler with 6 steps cannot use it": "another grid",
+    "steps were asked for": "another grid",
     "Euler has no noise": "no noise to give",
     "every edge of this batch is deterministic": "needs noise",
     "needs deterministic trajectories": "needs a deterministic sampler",
