@@ -3,7 +3,7 @@
 python benchmarks/tdm_r1_study.py [--world shapeworld] [--seeds N] [--steps N] [--only ARM ...] [--json FILE] [--figure FILE]
 
     TDM-R1                      the run file `shapeworld_tdm_r1`, or the settings of `examples/ring_tdm_r1.py`
-    partial credit              its reward is the share of what is right, instead of whether the count is exactly right
+    last stage spared           the reward pulls at the first three stages, whose ends are noisy, but not at the last, with weight 12 instead of 8
     no reward term              the control: distillation goes on, with as many steps and samples
     all stage ends              the surrogate learns from the ends of all stages, with their trajectory's advantage, not only the last
     stochastic trajectories     the same, where every step but the last renoises (`CPS`, eta 0.8): the advantage is that of the one sample
@@ -47,7 +47,7 @@ START = "student, 4 evaluations"
 ETA = 0.8
 ARMS: dict[str, list[str]] = {
     "TDM-R1": [],
-    "partial credit": ["--rewards=CountReward"],
+    "last stage spared": ["--objective.reward_stages=3", "--objective.mix.reward=12"],
     "no reward term": ["--objective.mix.reward=0"],
     "all stage ends": ["--objective.surrogate_stages=CleanerStages"],
     "moving reference": ["--objective.reference=MovingReference", "--objective.group_objective.beta=5000"],
@@ -63,8 +63,8 @@ ARMS: dict[str, list[str]] = {
     ],
 }
 """Arm -> what it changes in the run file."""
-ON_SHAPEWORLD = ("partial credit", "all stage ends")
-"""Arms that the ring lacks: its settings have all stage ends already, and its reward is no count."""
+ON_SHAPEWORLD = ("last stage spared", "all stage ends")
+"""Arms that the ring lacks; its settings have all stage ends already."""
 
 
 def measured(policy: Policy, steps: int, prompts: Mapping[str, int], samples: int, seed: int) -> Row:

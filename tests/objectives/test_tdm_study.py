@@ -12,7 +12,7 @@ from diffalign.core import CPS
 from diffalign.objectives import DGPO, SurrogateReward
 from diffalign.objectives.few_step import CleanerStages, FinalStage, MonteCarlo, MovingReference
 from diffalign.samplers import ChainSampler
-from diffalign.shapeworld import CountReward, ExactMatch
+from diffalign.shapeworld import ExactMatch
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +77,10 @@ def test_arms_change_what_their_names_say(study):
     assert {tree[name]["objective"].arguments["surrogate_stages"].target for name in ("all stage ends", "stochastic trajectories")} == {
         CleanerStages
     }
-    assert (plain["rewards"].target, tree["partial credit"]["rewards"].target) == (ExactMatch, CountReward)
+    assert plain["rewards"].target is ExactMatch
+    reached = {name: tree[name]["objective"].arguments["reward_stages"] for name in tree if name != "direct RL loss"}
+    assert reached == dict.fromkeys(reached) | {"last stage spared": 3}
+    weight = {name: tree[name]["objective"].arguments["mix"].arguments["reward"] for name in reached}
+    assert weight == dict.fromkeys(reached, 8) | {"last stage spared": 12, "no reward term": 0}
     assert tree["direct RL loss"]["objective"].target is DGPO
     assert list(tree["direct RL loss"]["optimizers"]) == ["policy"]
