@@ -3,7 +3,7 @@
 python benchmarks/tdm_r1_study.py [--world shapeworld] [--seeds N] [--steps N] [--only ARM ...] [--json FILE] [--figure FILE]
 
     TDM-R1                      the run file `shapeworld_tdm_r1`, or the settings of `examples/ring_tdm_r1.py`
-    last stage spared           the reward pulls at the first three stages, whose ends are noisy, but not at the last, with weight 12 instead of 8
+    last stage spared           the reward pulls at the first three stages, whose ends are noisy, not at the last; weight 12 instead of 8
     no reward term              the control: distillation goes on, with as many steps and samples
     all stage ends              the surrogate learns from the ends of all stages, with their trajectory's advantage, not only the last
     stochastic trajectories     the same, where every step but the last renoises (`CPS`, eta 0.8): the advantage is that of the one sample
