@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffalign import Prompt
 from diffalign.core import CPS, Condition
 from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.policies.arithmetic import keep_float32, set_attention
 from diffalign.policies.compilation import Compilation
 from diffalign.policies.diffusers import Family, Setting
 from diffalign.policies.diffusers.flux import Flux
@@ -132,6 +133,9 @@ def policy_of(
     torch.manual_seed(0)
     whole = pipeline(shape, dtype, device)
     network = whole.transformer.eval()
+    set_attention(network, None, torch.device(device))
+    if dtype == torch.float32:
+        keep_float32(torch.device(device))
     family = shape.family(whole, Setting(resolution=(shape.pixels, shape.pixels)))
     shape.lora.attach(network, family.lora_targets)
     if checkpointing:

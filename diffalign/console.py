@@ -3,6 +3,7 @@
 import time
 
 import attrs
+import torch
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -38,7 +39,8 @@ class Console(Hook):
         if loop.devices.rank != 0:
             return
         self._began, self._first = time.monotonic(), step
-        self._say(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step")
+        threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
+        self._say(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step, {threads}")
         for result in _evaluations(loop)[:1]:
             means = ", ".join(f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items())
             self._say(f"held-out prompts before: {means}, diversity {result.l_gmd.mean().item():+.3f}")

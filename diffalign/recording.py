@@ -17,12 +17,14 @@ from .durable import append_line, write_whole
 from .evaluation import HackingAlarm, write_report
 from .evaluation.alarm import ALARMS, WATCH
 from .export import Card, export, pipeline_policy
+from .policies.arithmetic import enabled_kernels, tf32
+from .threads import usable_cores
 
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and commit, for the record."""
+    """Versions, commit, device and how it computes, for the record."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -36,8 +38,11 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "commit": git.stdout.strip() or None,
         "cpus": os.cpu_count(),
+        "usable_cpus": usable_cores(),
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "attention_kernels": enabled_kernels(),
+        "tf32": tf32(),
     }
 
 
@@ -62,7 +67,9 @@ class Recorder(Hook):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "config.yaml", self.config)
-        write_whole(self.folder / "environment.json", json.dumps(environment(), indent=1))
+        inner = pipeline_policy(loop.evaluation_policy())
+        about = {**environment(), "attention": None if inner is None else inner.attention}
+        write_whole(self.folder / "environment.json", json.dumps(about, indent=1))
         metrics = self.folder / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         done = [line for line in lines if _step_of(line) < step]  # a resumed run repeats the steps after its checkpoint

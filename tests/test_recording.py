@@ -1,5 +1,7 @@
 import json
+from types import SimpleNamespace
 
+import torch
 from ring import ring_loop
 
 from diffalign.recording import Recorder, environment
@@ -17,6 +19,24 @@ def test_metrics_have_one_whole_line_a_step(tmp_path):
     assert {"reward", "reward/rewarded", "diversity/l_gmd", "contract/deviation", "grad_norm/policy", "seconds/update"} <= lines[0].keys()
     assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
     assert json.loads((tmp_path / "environment.json").read_text())["packages"]["torch"] == environment()["packages"]["torch"]
+
+
+def test_the_environment_says_how_it_computes(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffalign.threads.os.sched_getaffinity", lambda process: {3, 5, 7})
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        loop = ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")])
+        loop.run(1)
+        said = json.loads((tmp_path / "environment.json").read_text())
+        assert (said["threads"], said["usable_cpus"]) == (torch.get_num_threads(), 3)
+        assert said["attention_kernels"] == ["flash", "efficient", "math"]
+        assert said["tf32"] == {"products": False, "convolutions": True}
+        assert said["attention"] is None  # no pipeline
+        monkeypatch.setattr("diffalign.recording.pipeline_policy", lambda policy: SimpleNamespace(attention="native"))
+        loop.hooks[0].start(loop, 0, 1)
+        assert json.loads((tmp_path / "environment.json").read_text())["attention"] == "native"
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def test_a_resumed_run_drops_the_lines_that_it_repeats(tmp_path):

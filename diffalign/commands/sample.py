@@ -28,11 +28,13 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from .. import config
     from ..core import ConfigError
+    from ..threads import take_fair_threads
 
     if options.out.suffix.lower() not in registered_extensions():
         raise ConfigError(f"--out must end in the name of a picture format such as .png; got {str(options.out)!r}")
     job = config.parse(options.run, overrides)
     loop = job.build()
+    take_fair_threads(loop.objective.policy.device)
     if Path(options.run).is_dir():
         from ..checkpoint import Checkpoints
 

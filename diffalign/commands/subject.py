@@ -58,8 +58,10 @@ class Subject:
     def build(self, devices: "Devices") -> "tuple[AlignmentLoop, int]":
         """The loop with the checkpoint's weights, and the steps that they have been trained."""
         from ..snapshot import load
+        from ..threads import take_fair_threads
 
         loop = self.job.build(devices=devices)
+        take_fair_threads(loop.objective.policy.device)
         return loop, 0 if self.checkpoint is None else load(loop, self.checkpoint)
 
     def measured(self) -> "tuple[dict[str, RewardFunction], HeldOutEvaluation | None]":

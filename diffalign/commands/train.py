@@ -54,11 +54,13 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
     from ..inspection import keep_offending_batch
     from ..recording import Recorder
     from ..sharding import FullySharded
+    from ..threads import take_fair_threads
 
     text, total = job.yaml(), int(job.tree["total"])
     checkpoints = Checkpoints(job.folder, job.tree["checkpoint_every"], text, job.tree["checkpoint_keep"])
     hooks = (Recorder(job.folder, text, job.name), checkpoints, Console())
     loop = job.build(hooks, devices, FullySharded() if options.shard else None)
+    take_fair_threads(loop.objective.policy.device)
     start = _resumed(job, checkpoints, loop, options) if options.resume else 0
     if start >= total and (job.folder / "report.html").exists():
         return say(f"{job.folder} has done {start} of {total} steps; nothing is left to do. Give a larger --total and --new-total.", 0)

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module, view_of
 
+from .arithmetic import keep_float32, set_attention
 from .compilation import Compilation
 from .diffusers import Family, Quantization, Setting, load_family
 from .encodings import Encodings, encoder_revision
 from .lora import ADAPTER, LoRA
+from .products import multiplied_in
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -30,7 +32,8 @@ class FlowMatchingPolicy(Policy):
         encodings: of texts; None keeps them in memory
         compilation: has been applied to the network, and will be to forks
         host: holds the network's weights until they are spread over processes; None where they are in place
-        compute: type in which float32 weights are multiplied (torch.autocast); None is their own
+        compute: type in which float32 weights are multiplied (torch.autocast), where the device is faster by it; None is their own
+        attention: name of the attention backend that the network has been given, for the record
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class FlowMatchingPolicy(Policy):
         compilation: Compilation | None = None,
         host: HostWeights | None = None,
         compute: torch.dtype | None = None,
+        attention: str | None = None,
     ) -> None:
         if grid is not None and not family.free_grid:
             raise ValueError(f"grid must be left out for a {type(family).__name__}: its network knows the levels of its training alone")
@@ -56,6 +60,7 @@ class FlowMatchingPolicy(Policy):
         self.compilation = compilation
         self.host = host
         self.compute = compute
+        self.attention = attention
 
     @classmethod
     def from_pretrained(
@@ -87,7 +92,8 @@ class FlowMatchingPolicy(Policy):
             lora: adapters to train; None trains all weights of the denoiser
             kernel: the step rule; CPS by default
             grid: noise grid; the pipeline's scheduler by default
-            dtype: of the frozen base; adapters are float32, and without `lora` it must be float32
+            dtype: of the frozen base; adapters are float32, and without `lora` it must be float32. On a GPU "float32" turns TF32 off in
+                convolutions, for the process, unless torch.set_float32_matmul_precision allows it in products; UNets are slower by that
             device: "auto" takes an accelerator where there is one
             max_sequence_length: text tokens, where the family has such a choice; None is diffusers' default
             resolution: side in pixels, or [height, width]; None is the model's own
@@ -95,7 +101,9 @@ class FlowMatchingPolicy(Policy):
                 another thing: wrap the policy in Guided
             checkpointing: recompute activations in the backward pass: less memory, a third more time
             compilation: torch.compile, for forks too
-            attention: diffusers' name of an attention backend ("native", "flash", ...); it serves all networks of the process
+            attention: diffusers' name of an attention backend; it serves all networks of the process. None is torch's choice, on a GPU
+                without cuDNN's kernel, whose backward pass has known faults; "native" is torch's choice, cuDNN's included; "_native_cudnn"
+                is that one alone. Those of other packages ("flash", ...) serve FLUX, Z-Image and Qwen-Image
             offload: text encoders and autoencoder are on the device only while they work
             slicing: decode one image after the other
             tiling: decode large images in tiles
@@ -103,7 +111,9 @@ class FlowMatchingPolicy(Policy):
             quantization: "nf4" or "int8" keeps the frozen blocks of the denoiser in 4 or 8 bits (extra `quantized`), which compute in
                 `dtype` (int8: inputs pass through float16 and 8 bits); needs `lora`, whose adapters stay float32
             compute: "bfloat16" is mixed precision: weights, their gradients and the optimizer stay float32, the denoiser's matrix products
-                are in bfloat16 (torch.autocast). What full fine-tuning takes; a frozen base under adapters saves more by `dtype`
+                are in bfloat16 (torch.autocast). What full fine-tuning takes; a frozen base under adapters saves more by `dtype`. A CPU
+                without units for it (AMX, AVX512-BF16) computes in float32, where it is faster, and says so: a run that is resumed on
+                another CPU may go on in other numbers
             sharding: that the loop is given too: until it spreads the denoiser over the processes, this lies in the host's memory and
                 cannot be evaluated; so it is never whole on a device
 
@@ -131,8 +141,9 @@ class FlowMatchingPolicy(Policy):
             if wanted:
                 _enable(family, verb)
         network.eval()
-        if attention is not None:
-            network.set_attention_backend(attention)
+        set_attention(network, attention, place)
+        if dtype == "float32" and compute is None:
+            keep_float32(place)
         if lora is not None:
             with nullcontext() if host is None else host.posing():  # peft rounds fresh adapters to the type of the base
                 lora.attach(network, family.lora_targets)
@@ -144,7 +155,7 @@ class FlowMatchingPolicy(Policy):
             compilation.apply(network)
         encodings = None if cache is None else Encodings(family, Path(cache), encoder_revision(loaded.folder))
         multiplied = None if compute is None else getattr(torch, compute)
-        return cls(network, family, kernel, grid, None, encodings, compilation, host, multiplied)
+        return cls(network, family, kernel, grid, None, encodings, compilation, host, multiplied, attention)
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         tensors = self.encodings.of([str(prompt) for prompt in prompts], self.device)
@@ -169,7 +180,8 @@ class FlowMatchingPolicy(Policy):
                 "`sharding`, or load the policy without it."
             )
         self.counter.add(len(latents))
-        with nullcontext() if self.compute is None else torch.autocast(latents.device.type, self.compute):
+        compute = multiplied_in(self.compute, latents.device)
+        with nullcontext() if compute is None else torch.autocast(latents.device.type, compute):
             velocity = self.family.velocity(self.network, latents, sigma, condition.tensors)
         return velocity.to(latents.dtype)
 
@@ -178,6 +190,10 @@ class FlowMatchingPolicy(Policy):
             return self
         family = self.family.sized(size)
         return view_of(self, family=family, latent_shape=family.latent_shape)
+
+    @property
+    def no_guidance(self) -> float:
+        return self.family.no_guidance
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         return self.family.guide(positive, negative, scale)
@@ -196,7 +212,8 @@ class FlowMatchingPolicy(Policy):
                 torch.nn.init.zeros_(parameters[name])
         if self.compilation is not None:
             self.compilation.apply(network)
-        twin = type(self)(network, self.family, self.kernel, self.grid, self.own, self.encodings, self.compilation, self.host, self.compute)
+        chosen = (self.encodings, self.compilation, self.host, self.compute, self.attention)
+        twin = type(self)(network, self.family, self.kernel, self.grid, self.own, *chosen)
         self.shares_tensors = twin.shares_tensors = True
         return twin
 
@@ -206,7 +223,11 @@ class FlowMatchingPolicy(Policy):
 
     @property
     def precision(self) -> torch.dtype:
-        return super().precision if self.compute is None else self.compute
+        return multiplied_in(self.compute, self.device) or super().precision
+
+    @property
+    def reproducible(self) -> bool:
+        return self.compilation is None
 
     def _waits(self) -> bool:
         return self.host is not None and self.host.holds(self.network)

@@ -33,7 +33,8 @@ class WorkerReward(Reward):
         device: where the images are put before the reward sees them
         timeout: seconds for one call
         start_timeout: seconds until the reward is built: imports and weights
-        environment: variables beside those of this process, such as CUDA_VISIBLE_DEVICES
+        environment: variables beside those of this process, such as CUDA_VISIBLE_DEVICES; OMP_NUM_THREADS where the reward computes on the
+            CPU and may take more than four threads beside an accelerator, or than this process
 
     Raises:
         ValueError: a reward without a colon, an interpreter that does not exist, arguments that are not JSON.

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from diffalign.core import RewardError
+from diffalign.threads import of_child
 
 from .worker_program import read_frame, write_frame
 
@@ -37,7 +38,7 @@ class WorkerProcess:
     Args:
         python: the interpreter
         words: arguments of the program
-        environment: variables beside those of this process
+        environment: variables beside those of this process; it gets a fair OMP_NUM_THREADS where neither names one
         start_timeout: seconds until it is ready
         timeout: seconds for one question
     """
@@ -69,7 +70,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env={**os.environ, **self.environment},
+            env=of_child({**os.environ, **self.environment}),
             start_new_session=True,  # it ends with all that it has started; and Ctrl-C is this process's to handle
         )
         self._running = process

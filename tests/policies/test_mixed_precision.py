@@ -5,12 +5,25 @@ import torch
 
 from diffalign import AlignmentLoop, Prompt
 from diffalign.objectives import SoftmaxTB
+from diffalign.policies import products
 from diffalign.prompts import Prompts
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.testing import channel_reward
 
 PROMPTS = [Prompt("a red cube"), Prompt("two green cats")]
 FAMILIES = ("sd3", "flux-dev", "flux2-klein", "z-image", "qwen-image", "sana", "sd15", "sdxl")
+
+
+@pytest.fixture(autouse=True)
+def units(monkeypatch):
+    """A CPU that multiplies in bfloat16, whatever the one at hand can do."""
+    monkeypatch.setattr(products, "cpu_has_bfloat16", lambda: True)
+
+
+@pytest.fixture
+def no_units(monkeypatch):
+    monkeypatch.setattr(products, "cpu_has_bfloat16", lambda: False)
+    products.say_float32.cache_clear()
 
 
 def velocity(policy):
@@ -55,3 +68,48 @@ def test_a_run_passes_the_contract_of_its_precision(load):
 def test_half_precision_weights_have_no_other_type_to_compute_in(load):
     with pytest.raises(ValueError, match=r"compute must be left out where dtype is bfloat16"):
         load("sd3", dtype="bfloat16", compute="bfloat16")
+
+
+def test_a_cpu_without_units_for_it_computes_in_float32_and_says_so_once(load, no_units, capsys):
+    whole, mixed = load("sd3"), load("sd3", compute="bfloat16")
+    fork = mixed.fork(trainable=True)
+    with torch.no_grad():
+        exact = velocity(whole)
+        for policy in (mixed, fork, mixed.fork(pristine=True)):
+            assert torch.equal(velocity(policy), exact)
+            assert policy.precision == torch.float32
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "this CPU has no units for products in bfloat16" in said
+    assert "computes in float32" in said
+
+
+def test_it_is_the_device_that_decides(no_units, capsys):
+    assert products.multiplied_in(None, torch.device("cpu")) is None
+    assert products.multiplied_in(torch.bfloat16, torch.device("cuda")) is torch.bfloat16
+    assert products.multiplied_in(torch.float16, torch.device("cpu")) is torch.float16
+    assert not capsys.readouterr().err
+    assert products.multiplied_in(torch.bfloat16, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"_is_amx_tile_supported": False, "_is_avx512_bf16_supported": True}, True),
+        ({"_is_amx_tile_supported": True, "_is_avx512_bf16_supported": False}, True),
+        ({"_is_amx_tile_supported": False, "_is_avx512_bf16_supported": False}, False),
+        ({"_is_avx512_bf16_supported": True}, True),
+        ({}, False),  # a torch that does not tell: float32 is never wrong
+    ],
+    ids=str,
+)
+def test_torch_is_asked_what_the_cpu_has(answers, expected, monkeypatch):
+    monkeypatch.undo()  # of the fixture above
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
+    products.cpu_has_bfloat16.cache_clear()
+    assert products.cpu_has_bfloat16() is expected
+    products.cpu_has_bfloat16.cache_clear()
