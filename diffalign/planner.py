@@ -181,7 +181,9 @@ def row_flops(policy: Policy) -> float:
     linear = sum(2.0 * layer.in_features * layer.out_features * count for layer in layers)
     named = [module for module in policy.modules() if isinstance(getattr(module, "to_q", None), nn.Module)]
     widths = [int(getattr(module, "inner_dim", 0)) for module in named]
-    return (2 if isinstance(policy, Guided) else 1) * (linear + sum(4.0 * count * count * width for width in widths))
+    return (2 if isinstance(policy, Guided) and policy.scale != policy.no_guidance else 1) * (
+        linear + sum(4.0 * count * count * width for width in widths)
+    )
 
 
 def measured_teraflops(device: torch.device, dtype: torch.dtype, side: int = 1024, repeats: int = 4) -> float:

@@ -2,6 +2,7 @@
 
 from typing import Self
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -11,12 +12,41 @@ from .types import Condition
 from .wrapper import PolicyAround
 
 
+@attrs.frozen(eq=False)
+class Guidance:
+    """What guides a policy's velocity: the scale, and the negative text as its family encodes it.
+
+    Args:
+        scale: as the policy's own rule takes it (`Policy.guide`)
+        null: one row; None where the scale is the policy's `no_guidance`, and no text is needed
+    """
+
+    scale: float
+    null: Condition | None
+
+    @classmethod
+    def of(cls, policy: Policy, scale: float, negative: str) -> Self:
+        """Encodes the negative text, if there is any guidance."""
+        if scale == policy.no_guidance:
+            return cls(scale, None)
+        with torch.no_grad():
+            return cls(scale, policy.encode_negative(negative))
+
+    def velocities(self, policy: Policy, latents: Tensor, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The policy's velocity and its guided form, each [B, *]; without guidance the same tensor, and one row a sample."""
+        positive = policy.velocity(latents, sigma, condition)
+        if self.null is None:
+            return positive, positive
+        null = self.null.select(torch.zeros(len(condition), dtype=torch.long))
+        return positive, policy.guide(positive, policy.velocity(latents, sigma, null), self.scale)
+
+
 class Guided(PolicyAround):
     """Classifier-free guidance as a policy: two network rows a sample.
 
     Args:
         policy: the policy that is guided; its own rule combines the two velocities
-        scale: 1 is no guidance
+        scale: as that rule takes it; the policy's `no_guidance` (1; 0 for Z-Image) is none, and costs no second row
         negative: the negative prompt, encoded once
 
     Reference: Ho and Salimans, arXiv:2207.12598.
@@ -26,16 +56,20 @@ class Guided(PolicyAround):
         super().__init__(policy)
         self.scale = scale
         self.negative = negative
-        self._null = policy.encode_negative(negative)
+        self._guidance = Guidance.of(policy, scale, negative)
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        null = self._null.select(torch.zeros(len(condition), dtype=torch.long))
-        positive = self.policy.velocity(latents, sigma, condition)
-        return self.policy.guide(positive, self.policy.velocity(latents, sigma, null), self.scale)
+        return self._guidance.velocities(self.policy, latents, sigma, condition)[1]
+
+    def scaled(self, scale: float) -> Self:
+        """The same policy under another scale: a view, and no fork."""
+        return view_of(self, scale=scale, _guidance=Guidance.of(self.policy, scale, self.negative))
 
     def at(self, steps: int) -> Policy:
         inner = self.policy.at(steps)  # the null condition may say how many steps there are, too
-        return self if inner is self.policy else view_of(self, policy=inner, _null=inner.encode_negative(self.negative))
+        if inner is self.policy:
+            return self
+        return view_of(self, policy=inner, _guidance=Guidance.of(inner, self.scale, self.negative))
 
     def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
         return type(self)(self.policy.fork(trainable=trainable, pristine=pristine), self.scale, self.negative)

@@ -127,8 +127,16 @@ class Policy(nn.Module, ABC):
         """The text that guidance leads away from: one row. A model family may encode it in another way than a prompt."""
         return self.encode([Prompt(text)])
 
+    @property
+    def no_guidance(self) -> float:
+        """The least scale of `guide`, with which it gives the positive velocity: what to compare a scale with."""
+        return 1.0
+
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance (arXiv:2207.12598), negative + scale (positive - negative); a family may have its own rule."""
+        """Classifier-free guidance (arXiv:2207.12598), negative + scale (positive - negative); a family may have its own rule.
+
+        One whose rule gives the positive velocity at another scale than 1 says so in `no_guidance`.
+        """
         return negative + scale * (positive - negative)
 
     def predict_clean(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -175,6 +183,11 @@ class Policy(nn.Module, ABC):
         """The least precise type that the network computes in, as far as its parameters tell: how exact a replay can be."""
         types = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}  # quantised ones are stored alone
         return min(types, key=lambda dtype: dtype.itemsize, default=torch.float32)
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether the same call gives the same bits again. A compiled network may meet another program of itself."""
+        return True
 
     @property
     def device(self) -> torch.device:

@@ -44,6 +44,10 @@ class PolicyAround(Policy):
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         return self.policy.velocity(latents, sigma, condition)
 
+    @property
+    def no_guidance(self) -> float:
+        return self.policy.no_guidance
+
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         return self.policy.guide(positive, negative, scale)
 
@@ -65,6 +69,10 @@ class PolicyAround(Policy):
     @property
     def precision(self) -> torch.dtype:
         return self.policy.precision
+
+    @property
+    def reproducible(self) -> bool:
+        return self.policy.reproducible
 
     @property
     def device(self) -> torch.device:

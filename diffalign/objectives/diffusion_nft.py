@@ -28,6 +28,8 @@ class DiffusionNFT(Objective):
     after each step, old <- old + (1 - decay) (policy - old). Without `adaptive`, and at old = policy, the gradient is that of
     2 beta (2 r - 1) <v_theta, v_old - v>: equal rewards move nothing.
 
+    The authors' release has (limit / beta) times this loss, with a penalty that the factor leaves out: its weight is kl limit / beta.
+
     Args:
         policy: the weights being aligned
         reference: frozen; by default, where kl > 0, a fork of the policy. None is taken with kl 0

@@ -72,9 +72,8 @@ class FlowGRPO(Objective):
                 f"FlowGRPO.updates must be 1 where the kernel's log-density is a 'sum'; got {self.updates}. One update moves a step by "
                 "many nats, so every ratio would be clipped: take ratio_norm=True, or a kernel with density 'mean'."
             )
-        self._replay = PathLosses(
-            self.policy, None, self.rows, self._numbers if self.ratio_norm or self._divergence_in_loss else None, self.level_weights
-        )
+        numbers = self._numbers if self.ratio_norm or self._divergence_in_loss else None
+        self._replay = PathLosses(self.policy, None, self.rows, numbers, "group" if self.level_weights else None, self.updates)
 
     @property
     def _divergence_in_loss(self) -> bool:

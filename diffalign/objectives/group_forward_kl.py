@@ -54,7 +54,7 @@ class GroupForwardKL(Objective):
     def __attrs_post_init__(self) -> None:
         require_positive(self.beta, "GroupForwardKL.beta", "it is an inverse temperature")
         self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "GroupForwardKL")
-        self._replay = PathLosses(self.policy, self.reference, self.rows, level_weights=self.level_weights)
+        self._replay = PathLosses(self.policy, self.reference, self.rows, level_weights="group" if self.level_weights else None)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses),)

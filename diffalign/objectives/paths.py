@@ -31,6 +31,12 @@ from .terms import reference_constraint
 Measure = Literal["relative", "path"]
 """Which log-probability of a path is matched: log p_theta(tau) - log p_ref(tau), or log p_theta(tau)."""
 
+Center = Literal["group", "root", "none"]
+"""What an advantage is counted from: the mean over the samples of a prompt, over those of one root among them, or nothing."""
+
+NEGLIGIBLE = 1e-2
+"""Largest rounding of a path's log-probability at which the rollout's numbers stand for a replay's: a ratio is clipped at 0.2 or so."""
+
 EdgeNumbers = Callable[[TrajectoryBatch, Edges, Gaussian], Mapping[str, Tensor]]
 """What a loss needs of the transitions of some edges beside their log-probabilities, by name, each [E]: numbers, because those of all edges
 are kept, while transitions, which are as large as latents, live no longer than a micro-batch."""
@@ -112,17 +118,29 @@ class Paths:
         """Mean over the stochastic edges of each path: [E] -> [K]."""
         return self.total(values) / self.steps.clamp(min=1)
 
-    def level_weights(self) -> Tensor:
-        """1 / (1 - n / K) of each edge, for n leaves below it among the K of its prompt: [E].
+    def level_weights(self, center: Center = "group") -> Tensor:
+        """1 / (1 - n / K) of each edge, for n leaves below it among the K that it is compared with: [E].
 
-        The mean over a group is a baseline that contains the edge's own leaves, which shrinks its expected gradient by 1 - n / K: by a
-        third at the first branching of a 3 x 3 x 3 tree, hardly at the last.
+        The mean over these K is a baseline that contains the edge's own leaves, which shrinks its expected gradient by 1 - n / K: by a
+        third at the first branching of a 3 x 3 x 3 tree, hardly at the last. Without a baseline nothing shrinks. An edge that all K
+        share has no gradient to restore, and keeps the weight 1.
+
+        Args:
+            center: whose mean it is: K are the leaves of the prompt, or those of the root that the edge comes from
         """
         trajectories = self.batch.trajectories
-        inside = trajectories.paths[trajectories.paths >= 0]
-        below = torch.bincount(inside, minlength=len(trajectories.latents))[self.edges.child]
-        size = torch.bincount(self.group)[trajectories.prompt[self.edges.child]]
-        return 1 / (1 - below / size)
+        count = len(trajectories.latents)
+        on_path = trajectories.paths >= 0
+        below = torch.bincount(trajectories.paths[on_path], minlength=count)[self.edges.child]
+        if center == "none":
+            return torch.ones(len(below), device=below.device)
+        if center == "group":
+            size = torch.bincount(self.group)[trajectories.prompt[self.edges.child]]
+        else:
+            root = torch.zeros(count, dtype=torch.long, device=below.device)
+            root[trajectories.paths[on_path]] = trajectories.roots[:, None].expand_as(trajectories.paths)[on_path]
+            size = torch.bincount(trajectories.roots, minlength=count)[root[self.edges.child]]
+        return torch.where(below < size, 1 / (1 - below / size), 1.0)
 
 
 @attrs.define(eq=False)
@@ -134,39 +152,60 @@ class PathLosses:
         reference: frozen; None where the loss has none
         rows: network rows per micro-batch; None takes all at once
         numbers: what the loss needs of the transitions, beside their log-probabilities
-        level_weights: weigh the gradient of each edge by `Paths.level_weights`
+        level_weights: weigh the gradient of each edge by `Paths.level_weights` for the loss's centre; None does not
+        updates: inner updates on the same trajectories
     """
 
     policy: Policy
     reference: Policy | None
     rows: int | None
     numbers: EdgeNumbers | None = None
-    level_weights: bool = False
+    level_weights: Center | None = None
+    updates: int = 1
     _reference: Tensor | None = attrs.field(default=None, init=False, repr=False)
     _old: Tensor | None = attrs.field(default=None, init=False, repr=False)
 
     def __call__(self, batch: ScoredBatch, update: int, loss_of: Callable[[Paths], Loss]) -> Iterator[Loss]:
-        """Micro-batches of `loss_of`, whose gradients add up to that of the whole."""
+        """Micro-batches of `loss_of`, whose gradients add up to that of the whole.
+
+        The old log-probabilities are those of the first update's own pieces, so that every ratio of the first update is 1 exactly, and
+        those of later ones compare calls of equal shape. Rounding between the calls of the rollout and these cannot enter a ratio.
+        """
         trajectories = batch.trajectories
         edges = Edges.of(trajectories)
         if update == 0:
-            self._reference = None if self.reference is None else self._under_reference(self.reference, trajectories, edges)
-            # In half precision the rollout's numbers and the replay's differ by more than a ratio may: the old log-probs then are those
-            # of the first replay, which is made in the same pieces as the later ones.
-            exact = min(self.policy.precision.itemsize, trajectories.latents.dtype.itemsize) >= 4
-            self._old = trajectories.log_prob[edges.child] if exact else None
-        if update == 0 and trajectories.mean.requires_grad:  # the rollout kept the graph of its branching steps
-            yield loss_of(self._paths(batch, edges, self._numbers_of(trajectories, edges, _from_rollout(self.policy, trajectories, edges))))
-            return
+            self._old = None
+            self._reference = None if self.reference is None else self._under(self.reference, trajectories, edges, "reference")
+        first: list[Tensor] = []  # log-probs of the pieces of this update
 
         def evaluate(parents: Tensor) -> dict[str, Tensor]:
             some = edges.below(parents)
-            return self._numbers_of(trajectories, some, replay(self.policy, trajectories, some))
+            values = self._numbers_of(trajectories, some, replay(self.policy, trajectories, some))
+            if torch.is_grad_enabled():
+                first.append(values["log_prob"].detach())
+            return values
 
-        # the rollout's log-probs are the replay's, so the first pass of the first update is already there
-        free = update == 0 and self._old is not None and self.numbers is None
-        known = {"log_prob": trajectories.log_prob[edges.child]} if free else None
-        yield from micro_batched(evaluate, len(edges.parent), lambda values: loss_of(self._paths(batch, edges, values)), self.rows, known)
+        def whole(values: Mapping[str, Tensor]) -> Loss:
+            return loss_of(self._paths(batch, update, edges, values))
+
+        if update == 0 and trajectories.mean.requires_grad:  # the rollout kept the graph of its branching steps
+            if self.updates > 1:
+                self._old = self._under(self.policy, trajectories, edges, "trained weights")
+            yield whole(self._numbers_of(trajectories, edges, _from_rollout(self.policy, trajectories, edges)))
+            return
+        count, device = len(edges.parent), edges.parent.device
+        known = {"log_prob": trajectories.log_prob[edges.child]} if update == 0 and self._is_known(batch) else None
+        yield from micro_batched(evaluate, count, whole, self.rows, known, device)
+        if update == 0:
+            self._old = torch.cat(first) if first else None  # none under no_grad, where nobody asks for a further update
+
+    def _is_known(self, batch: ScoredBatch) -> bool:
+        """Whether the rollout's log-probs serve as those of the first update, so that its pass without gradient is left out."""
+        if self.numbers is not None:
+            return False
+        if batch.rounding is not None:
+            return batch.rounding <= NEGLIGIBLE
+        return min(self.policy.precision.itemsize, batch.trajectories.latents.dtype.itemsize) >= 4
 
     def _numbers_of(self, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian) -> dict[str, Tensor]:
         """All that is kept of some edges."""
@@ -174,23 +213,23 @@ class PathLosses:
         more = {} if self.numbers is None else self.numbers(trajectories, edges, transition)
         return {"log_prob": log_prob, **more}
 
-    def _paths(self, batch: ScoredBatch, edges: Edges, values: Mapping[str, Tensor]) -> Paths:
+    def _paths(self, batch: ScoredBatch, update: int, edges: Edges, values: Mapping[str, Tensor]) -> Paths:
         log_prob = values["log_prob"]
         require_finite(log_prob, batch.trajectories, edges.child, "trained weights")
-        if self._old is None:
-            self._old = log_prob.detach()
-        paths = Paths(batch, edges, log_prob, self._old, self._reference, values)
-        if not self.level_weights:
+        old = log_prob.detach() if update == 0 else self._old
+        assert old is not None  # the first update went before
+        paths = Paths(batch, edges, log_prob, old, self._reference, values)
+        if self.level_weights is None:
             return paths
         fixed = log_prob.detach()
-        return attrs.evolve(paths, log_prob=fixed + paths.level_weights() * (log_prob - fixed))
+        return attrs.evolve(paths, log_prob=fixed + paths.level_weights(self.level_weights) * (log_prob - fixed))
 
-    def _under_reference(self, policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
-        """[E] log-probs of the edges under some weights."""
+    def _under(self, policy: Policy, trajectories: TrajectoryBatch, edges: Edges, whose: str) -> Tensor:
+        """[E] log-probs of the edges under some weights, without gradient, in the pieces of the updates."""
         with torch.no_grad():
             pieces = torch.arange(len(edges.parent)).split(self.rows or len(edges.parent))
             log_prob = torch.cat([replay_log_prob(policy, trajectories, edges.below(piece)) for piece in pieces])
-        require_finite(log_prob, trajectories, edges.child, "reference")
+        require_finite(log_prob, trajectories, edges.child, whose)
         return log_prob
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffalign.core import Linear, Loss, Objective, Phase, Policy, Scalar, ScoredBatch, scalar
 
-from .paths import Measure, PathLosses, Paths, reference_for
+from .paths import Center, Measure, PathLosses, Paths, reference_for
 from .ratio import Ratio, RatioNorm, Shift, shift_numbers
 from .requirements import group_has_spread, require_comparable, require_positive
 from .terms import centered, clipped_surrogate, effective_share, softmax_tb, tb_residual
@@ -45,7 +45,8 @@ class SoftmaxTB(Objective):
         ratio: how the log-ratio to the weights that rolled out enters the trust region
         ratio_norm: importance weights w; None takes 1
         reference_weight: weight of the constraint to the reference; a number or a schedule
-        level_weights: undo the shrinking of the gradient at edges that many leaves of a group share (`Paths.level_weights`)
+        level_weights: undo the shrinking of the gradient at edges that many leaves of a group share, or of a root where that is the
+            centre (`Paths.level_weights`)
         updates: inner updates on the same trajectories
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
@@ -62,7 +63,7 @@ class SoftmaxTB(Objective):
     measure: Measure = "relative"
     loss: Literal["surrogate", "squared"] = "surrogate"
     clip: float | None = attrs.field(default=0.2, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
-    center: Literal["group", "root", "none"] = "group"
+    center: Center = "group"
     ratio: Ratio = attrs.field(factory=Ratio)
     ratio_norm: RatioNorm | None = None
     reference_weight: Scalar | float = 0.0
@@ -80,7 +81,10 @@ class SoftmaxTB(Objective):
                 f"SoftmaxTB.updates must be 1 where the kernel's log-density is a 'sum'; got {self.updates}. One update moves such a path "
                 "by many nats, so every ratio would be clipped: take Ratio(per_dimension=True), or a kernel with density 'mean'."
             )
-        self._replay = PathLosses(self.policy, self.reference, self.rows, shift_numbers if self.ratio_norm else None, self.level_weights)
+        numbers = shift_numbers if self.ratio_norm else None
+        self._replay = PathLosses(
+            self.policy, self.reference, self.rows, numbers, self._baseline if self.level_weights else None, self.updates
+        )
 
     @classmethod
     def release_compatible(
@@ -107,6 +111,11 @@ class SoftmaxTB(Objective):
         """
         settings: dict[str, Any] = {"center": "none", "ratio": Ratio(centered=True, limit=10.0), "ratio_norm": RatioNorm(clip)}
         return cls(policy, beta=beta, measure="path", clip=clip, reference_weight=reference_weight, updates=updates, rows=rows, **settings)
+
+    @property
+    def _baseline(self) -> Center:
+        """Whose mean the gradient is counted from: squared residuals are the group's own, and know no other centre."""
+        return "group" if self.loss == "squared" else self.center
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses, self.updates),)

@@ -13,7 +13,7 @@ from .few_step.directions import Distance, GeneratorMix, Normalizer, PerTerm, Sh
 from .few_step.fake_targets import CleanTarget, FakeTarget
 from .few_step.group_objectives import GroupObjective, SigmoidWeighted
 from .few_step.intervals import Interval, Overlap
-from .few_step.matching import Predictor, Queries, Shared, fake_losses, unguided
+from .few_step.matching import Predictor, Queries, Shared, fake_losses, scale_of, unguided
 from .few_step.query_times import QueryTime, ShiftedTime
 from .few_step.references import FrozenTeacher, Reference
 from .few_step.reinforcing import Reinforcement, reinforce
@@ -44,10 +44,11 @@ class SurrogateReward(Objective):
 
     Args:
         policy: the student, a `TDMPolicy`
-        teacher: frozen; None takes the student's policy without its LoRA delta
+        teacher: frozen; None takes the student's policy without its LoRA delta. A `Guided` one is guided in the generator's terms "kl" and
+            "guidance" alone: `FrozenTeacher` and the regularizations mean the policy inside, which surrogate and fake start from
         fake, surrogate: None takes a trainable fork of the unguided teacher
-        guidance: g of the guidance that serves as a reward; 1 leaves it out
-        reward_guidance: rl_cfg of the surrogate in D_rl; above 1 it pulls even before the surrogate has learned
+        guidance: g of the guidance that serves as a reward, as the family takes it; None leaves it out
+        reward_guidance: rl_cfg of the surrogate in D_rl; None is none. With any it pulls even before the surrogate has learned
         negative: the negative prompt of both
         advantage: rewards of a group -> advantages
         attribution: advantages of samples -> of their states
@@ -58,7 +59,7 @@ class SurrogateReward(Objective):
             one policy
         trust_region: against the moving average of the surrogate
         runaway: mean ||v_phi - v_psi||^2 of a group beyond which its samples that beat the reference stop pulling; None never
-        surrogate_regularization: weight of that distance
+        surrogate_regularization: weight of that distance, v_psi not guided
         weight_by_stage: the factor (j + 1) / K
         fake_target, fake_regularization: as in `TrajectoryDistributionMatching`
         mix: proportions of the generator's terms
@@ -76,7 +77,7 @@ class SurrogateReward(Objective):
 
     Raises:
         ValueError: a teacher that could move, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a floor
-            outside [0, 1).
+            outside [0, 1), a scale below that of no guidance.
 
     Reference: TDM-R1, arXiv:2603.07700; DGPO, arXiv:2510.08425.
     """
@@ -85,8 +86,8 @@ class SurrogateReward(Objective):
     teacher: Policy | None = None
     fake: Policy | None = None
     surrogate: Policy | None = None
-    guidance: float = attrs.field(default=1.0, validator=attrs.validators.ge(1.0))
-    reward_guidance: float = attrs.field(default=1.0, validator=attrs.validators.ge(1.0))
+    guidance: float | None = None
+    reward_guidance: float | None = None
     negative: str = ""
     advantage: GroupAdvantage = attrs.field(factory=GroupAdvantage)
     attribution: Attribution = attrs.field(factory=Broadcast)
@@ -114,6 +115,7 @@ class SurrogateReward(Objective):
     plan: UpdatePlan = attrs.field(factory=Together)
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     _teacher: Policy = attrs.field(init=False, repr=False)
+    _start: Policy = attrs.field(init=False, repr=False)
     _fake: Policy = attrs.field(init=False, repr=False)
     _surrogate: Policy = attrs.field(init=False, repr=False)
     _old: Policy = attrs.field(init=False, repr=False)
@@ -126,13 +128,16 @@ class SurrogateReward(Objective):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"SurrogateReward.{name} must lie in [0, 1): it is the least sigma asked for; got {getattr(self, name):g}")
         self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)
-        start = unguided(self._teacher)
-        self._fake = self.fake = moving_fork(start, self.fake, "fake", self.policy)
-        self._surrogate = self.surrogate = moving_fork(start, self.surrogate, "surrogate", self.policy)
+        # guidance is no density that a surrogate could be compared with: what it starts from is also what it is held against
+        self._start = unguided(self._teacher)
+        self._fake = self.fake = moving_fork(self._start, self.fake, "fake", self.policy)
+        self._surrogate = self.surrogate = moving_fork(self._start, self.surrogate, "surrogate", self.policy)
         self._old = self._surrogate.fork()
-        self._reference = self.reference.start(self._teacher, self._surrogate)
+        self._reference = self.reference.start(self._start, self._surrogate)
         alike = self.baseline == self.reference
-        self._baseline = self._reference if alike else self.baseline.start(self._teacher, self._surrogate)
+        self._baseline = self._reference if alike else self.baseline.start(self._start, self._surrogate)
+        self.guidance = scale_of(self.guidance, self._teacher, "SurrogateReward.guidance")
+        self.reward_guidance = scale_of(self.reward_guidance, self._surrogate, "SurrogateReward.reward_guidance")
 
     def phases(self) -> tuple[Phase, ...]:
         trained = {"reference": Role(self._reference, self._reference_losses)} if self.reference.trained else {}
@@ -153,9 +158,9 @@ class SurrogateReward(Objective):
             "old_surrogate": self._old,
             "teacher": self._teacher,
         }
-        if self._reference is not self._teacher:
+        if self._reference is not self._start:
             named["reference"] = self._reference
-        if self._baseline not in (self._teacher, self._reference):
+        if self._baseline not in (self._start, self._reference):
             named["baseline"] = self._baseline
         return named
 
@@ -198,7 +203,7 @@ class SurrogateReward(Objective):
         rows, drawn, weight = self._compared(batch, update)
         values = self.attribution(batch.trajectories, self.advantage(batch.rewards, batch.trajectories.group, batch.deviation))
         yield from prefer(
-            Preference(self._surrogate, self._reference, self._old, self._teacher),
+            Preference(self._surrogate, self._reference, self._old, self._start),
             rows,
             self._condition(batch),
             drawn,
@@ -218,7 +223,7 @@ class SurrogateReward(Objective):
         drawn = Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"fake/{update}")
         yield from fake_losses(
             self._fake,
-            self._teacher,
+            self._start,
             rows,
             self._conditions(batch),
             drawn,

@@ -11,7 +11,7 @@ from diffalign.core import Condition, Loss, Objective, Phase, Policy, ScoredBatc
 from .few_step.directions import Distance, Huber, Normalizer, PerTerm, pull
 from .few_step.fake_targets import CleanTarget, FakeTarget
 from .few_step.intervals import Interval, Overlap
-from .few_step.matching import Predictor, Queries, Shared, fake_losses, random_ends, unguided
+from .few_step.matching import Predictor, Queries, Shared, fake_losses, random_ends, scale_of, unguided
 from .few_step.noising import diffuse, mean_over_dimensions
 from .few_step.query_times import QueryTime, ShiftedTime
 from .few_step.roles import fake_condition, frozen_teacher, moving_fork
@@ -33,16 +33,17 @@ class TrajectoryDistributionMatching(Objective):
 
     Args:
         policy: the student, a `TDMPolicy`
-        teacher: frozen; None takes the student's policy without its LoRA delta. It may be `Guided`, then leave `guidance` at 1
+        teacher: frozen; None takes the student's policy without its LoRA delta. A `Guided` one is the policy inside with that scale as
+            `guidance`: the generator follows the guided prediction, the fake starts from the plain one and is held to it
         fake: None takes a trainable fork of the unguided teacher. It reads the teacher's condition, or that of a student which serves
             several numbers of steps
-        guidance: scale of the teacher's classifier-free guidance; 1 is none. The fake is never guided
+        guidance: scale g of the teacher's classifier-free guidance, as its family takes it; None is none. The fake is never guided
         negative: the negative prompt of the guidance
         interval: where a stage is compared
         times: taus within it
         shared: rows with one tau: the whole step's ("batch"), a group's, or each its own ("sample")
         fake_target: what the fake regresses on
-        fake_regularization: weight of mean ||v_fake - v_psi||^2
+        fake_regularization: weight of mean ||v_fake - v_psi||^2, v_psi not guided
         distance: of the generator's regression
         normalizer: w
         stages: which stages a step trains
@@ -51,7 +52,7 @@ class TrajectoryDistributionMatching(Objective):
         rows: rows per micro-batch; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: a teacher that could move, a batch without all levels.
+        ValueError: a teacher that could move, a scale below that of no guidance, a batch without all levels.
 
     Reference: Luo et al., TDM, arXiv:2503.06674.
     """
@@ -59,7 +60,7 @@ class TrajectoryDistributionMatching(Objective):
     policy: Policy
     teacher: Policy | None = None
     fake: Policy | None = None
-    guidance: float = attrs.field(default=1.0, validator=attrs.validators.ge(1.0))
+    guidance: float | None = None
     negative: str = ""
     interval: Interval = attrs.field(factory=Overlap)
     times: QueryTime = attrs.field(factory=ShiftedTime)
@@ -73,11 +74,14 @@ class TrajectoryDistributionMatching(Objective):
     plan: UpdatePlan = attrs.field(factory=InOrder)
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     _teacher: Policy = attrs.field(init=False, repr=False)
+    _start: Policy = attrs.field(init=False, repr=False)
     _fake: Policy = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)
-        self._fake = self.fake = moving_fork(unguided(self._teacher), self.fake, "fake", self.policy)
+        self._start = unguided(self._teacher)
+        self._fake = self.fake = moving_fork(self._start, self.fake, "fake", self.policy)
+        self.guidance = scale_of(self.guidance, self._teacher, "TrajectoryDistributionMatching.guidance")
 
     def phases(self) -> tuple[Phase, ...]:
         return self.plan.phases({"fake": Role(self._fake, self._fake_losses), "generator": Role(self.policy, self._generator_losses)})
@@ -102,7 +106,7 @@ class TrajectoryDistributionMatching(Objective):
         conditions = self._conditions(batch)
         drawn = self._drawn(batch, rows, "fake", update)
         yield from fake_losses(
-            self._fake, self._teacher, rows, conditions, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows
+            self._fake, self._start, rows, conditions, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows
         )
 
     def _generator_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:

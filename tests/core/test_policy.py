@@ -238,13 +238,21 @@ def test_guidance_extrapolates_from_the_negative_prompt_at_two_rows_a_sample():
     assert policy.counter.rows - rows == 6
 
 
-def test_guidance_of_scale_1_is_none():
+def test_guidance_of_scale_1_is_none_and_costs_nothing():
     policy = TinyPolicy(dtype=torch.float64)
-    torch.testing.assert_close(velocity(Guided(policy, 1.0), of=policy), velocity(policy), rtol=1e-12, atol=1e-12)
+    assert policy.no_guidance == 1.0
+    latents, sigma, condition = inputs(policy)
+    positive = policy.velocity(latents, sigma, condition)
+    rows = policy.counter.rows
+    assert torch.equal(Guided(policy, 1.0).velocity(latents, sigma, condition), positive)
+    assert policy.counter.rows - rows == len(latents)
+    torch.testing.assert_close(policy.guide(positive, 2 * positive, 1.0), positive, rtol=1e-12, atol=1e-12)
 
 
 def test_guidance_follows_the_rule_of_the_policy_below():
     class Additive(TinyPolicy):  # Z-Image's rule
+        no_guidance = 0.0
+
         def guide(self, positive, negative, scale):
             return positive + scale * (positive - negative)
 
@@ -255,6 +263,9 @@ def test_guidance_follows_the_rule_of_the_policy_below():
     )
     twice = Guided(Guided(policy, 2.0), 1.0)
     assert torch.equal(Guided(policy, 2.0).velocity(latents, sigma, condition), expected)
+    plain = policy.velocity(latents, sigma, condition)
+    assert torch.equal(Guided(policy, 0.0).velocity(latents, sigma, condition), plain)
+    assert not torch.allclose(Guided(policy, 1.0).velocity(latents, sigma, condition), plain)
     assert torch.equal(twice.guide(latents, -latents, 2.0), policy.guide(latents, -latents, 2.0))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from diffalign.core import Condition, Euler, Guided, Policy, PolicyAround, Prompt
 from diffalign.policies import TDMPolicy
-from diffalign.testing import SlippedReplay
+from diffalign.testing import BrokenReplay
 
 
 class Peculiar(Policy):
@@ -36,6 +36,10 @@ class Peculiar(Policy):
     def velocity(self, latents, sigma, condition):
         self.counter.add(len(latents))
         return latents * condition.tensors["kind"][:, None]
+
+    @property
+    def no_guidance(self):
+        return -1.0
 
     def guide(self, positive, negative, scale):
         return positive - scale * negative
@@ -69,7 +73,7 @@ WRAPPERS = {
     "plain": Plain,
     "guided": lambda policy: Guided(policy, 2.0),
     "student": lambda policy: TDMPolicy(policy, 4),
-    "slipped": lambda policy: SlippedReplay(policy, 4),
+    "slipped": lambda policy: BrokenReplay(policy, "sigma", 4),
 }
 LATENTS = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 PROMPTS = [Prompt("a red cube"), Prompt("two")]
@@ -88,6 +92,7 @@ def test_everything_else_is_that_of_the_policy_inside(name):
     assert torch.equal(policy.decode(LATENTS), LATENTS + 1)
     assert torch.equal(policy.prior(LATENTS), LATENTS + 2)
     assert torch.equal(policy.sigmas(4), inner.sigmas(4))
+    assert policy.no_guidance == -1.0
     assert torch.equal(policy.guide(LATENTS, LATENTS, 3.0), -2 * LATENTS)
     assert policy.precision == torch.float16
     assert policy.device == torch.device("meta")

@@ -128,6 +128,12 @@ def test_decoded_pictures_are_those_of_the_plain_pipeline(plain, name, base):
     torch.testing.assert_close(images, called(plain, name, base, "pt", **CALLS[name].plain), rtol=0, atol=1e-4)
 
 
+def test_the_scale_that_is_no_guidance_gives_the_positive_velocity(base):
+    positive, negative = torch.randn(2, 2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(base.guide(positive, negative, base.no_guidance), positive)
+    assert not torch.allclose(base.guide(positive, negative, base.no_guidance + 1), positive)
+
+
 def test_guided_samples_are_those_of_the_plain_pipeline(plain, name, base):
     call = CALLS[name]
     guided = sample(Guided(base, call.scale, call.negative))

@@ -91,7 +91,7 @@ def test_a_guided_student_hands_its_views_on_with_a_null_condition_of_their_own(
     assert view.step_counts == (2, 4, 1)
     fresh = Guided(student().at(2), 2.0, "bad")
     assert torch.equal(rolled(view, 2).samples, rolled(fresh, 2).samples)
-    assert not torch.equal(view._null.tensors["embedding"], guided._null.tensors["embedding"])
+    assert not torch.equal(view._guidance.null.tensors["embedding"], guided._guidance.null.tensors["embedding"])
 
 
 def test_a_policy_of_any_number_of_steps_is_its_own_view():

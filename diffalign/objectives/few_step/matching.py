@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Condition, Guided, Loss, Policy, Prompt, Streams
+from diffalign.core import Condition, Guidance, Guided, Loss, Policy, Streams
 from diffalign.core.transition import expand
 
 from .fake_targets import FakeTarget, NoisedEnds
@@ -26,25 +26,33 @@ Shared = Literal["batch", "group", "sample"]
 class Predictor:
     """Clean predictions of a policy, plain and with classifier-free guidance.
 
+    It encodes the negative prompt when it is made: make one for all micro-batches.
+
     Args:
         policy: whose
-        scale: of the guidance; 1 spends no row on it
+        scale: of the guidance; the policy's `no_guidance`, or None, spends no row on it
         negative: the negative prompt
     """
 
     policy: Policy
-    scale: float = 1.0
+    scale: float | None = None
     negative: str = ""
+    _guidance: Guidance = attrs.field(init=False, repr=False)
+
+    @_guidance.default
+    def _encoded(self) -> Guidance:
+        return Guidance.of(self.policy, self.policy.no_guidance if self.scale is None else self.scale, self.negative)
+
+    @property
+    def guides(self) -> bool:
+        """Whether the two predictions differ."""
+        return self._guidance.null is not None
 
     def __call__(self, noised: Tensor, tau: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """f(x_tau, c) and its guided form, each [B, *]; the same tensor where the scale is 1."""
-        velocity = self.policy.velocity(noised, tau, condition)
+        """f(x_tau, c) and its guided form, each [B, *]; the same tensor where there is no guidance."""
+        velocity, guided = self._guidance.velocities(self.policy, noised, tau, condition)
         plain = noised - expand(tau, noised) * velocity
-        if self.scale == 1:
-            return plain, plain
-        null = self.policy.encode([Prompt(self.negative)]).select(torch.zeros(len(condition), dtype=torch.long))
-        guided = self.policy.guide(velocity, self.policy.velocity(noised, tau, null), self.scale)
-        return plain, noised - expand(tau, noised) * guided
+        return plain, noised - expand(tau, noised) * guided if self.guides else plain
 
 
 @attrs.frozen(eq=False)
@@ -72,8 +80,22 @@ class Queries:
         return tau, draw_noise(streams, f"{name}/noise", rows, self.noise_by_group)
 
 
+def scale_of(given: float | None, policy: Policy, name: str) -> float:
+    """The scale of guidance that was given; for None that which is no guidance of the policy.
+
+    Raises:
+        ValueError: a scale below that.
+    """
+    none = policy.no_guidance
+    if given is None:
+        return none
+    if not given >= none:
+        raise ValueError(f"{name} must be at least {none:g}, which is no guidance of this {type(policy).__name__}; got {given:g}")
+    return given
+
+
 def unguided(teacher: Policy) -> Policy:
-    """The policy inside a guided one: what the fake and the surrogate start from."""
+    """The policy inside a guided one: what the fake and the surrogate start from, and are held to."""
     return unguided(teacher.policy) if isinstance(teacher, Guided) else teacher
 
 
@@ -97,7 +119,7 @@ def fake_losses(
     """Regress the fake on the noised ends: weight mean ||v_fake - v*||^2 + regularization mean ||v_fake - v_psi||^2.
 
     Args:
-        fake, teacher: the latter is evaluated only if there is a regularization
+        fake, teacher: the latter, not guided, as the fake is not, is evaluated only if there is a regularization
         rows: ends of the student as it is now
         conditions: as the fake and as the teacher reads them
         drawn: taus [B] and noises [B, *]

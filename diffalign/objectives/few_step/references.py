@@ -16,7 +16,7 @@ class Reference(ABC):
 
     @abstractmethod
     def start(self, teacher: Policy, surrogate: Policy) -> Policy:
-        """The reference before the first step: the teacher itself, or a fork of its own."""
+        """The reference before the first step: the teacher itself (what is inside a guided one), or a fork of its own."""
 
     @abstractmethod
     def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
@@ -25,7 +25,7 @@ class Reference(ABC):
 
 @attrs.frozen
 class FrozenTeacher(Reference):
-    """The teacher, as in the TDM-R1 release: every improvement since then counts."""
+    """The teacher, not guided, as in the TDM-R1 release: every improvement since then counts."""
 
     def start(self, teacher: Policy, surrogate: Policy) -> Policy:
         return teacher

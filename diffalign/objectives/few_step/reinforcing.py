@@ -55,7 +55,7 @@ class Reinforcement:
         """
         weights = self.mix.weights(far is not None)
         (told, condition), direction, aim = conditions, {}, {}
-        guided = weights["guidance"] > 0 and self.teacher.scale != 1
+        guided = weights["guidance"] > 0 and self.teacher.guides
         if weights["kl"] > 0 or guided:
             noised = diffuse(end, rows.sigma_end, *near)
             plain, aimed = self.teacher(noised, near[0], condition)

@@ -60,6 +60,7 @@ class Family(ABC):
         multiple: latent sides must be divisible by it; a token covers multiple^2 latents
         uniform: whether the pipeline hands its scheduler uniform sigmas 1 .. 1/steps
         free_grid: whether any grid from 1 to 0 can be walked
+        no_guidance: the scale with which `guide` gives the positive velocity
         latent_shape: of one sample, [*]
         dtype: in which the network computes
         guidance: value of the guidance input; None where the network has none
@@ -79,6 +80,7 @@ class Family(ABC):
     multiple: ClassVar[int] = 2
     uniform: ClassVar[bool] = True
     free_grid: ClassVar[bool] = True
+    no_guidance: ClassVar[float] = 1.0
     source: str = ""
     folder: Path | None = None
 

@@ -12,12 +12,13 @@ from .family import Family
 class ZImage(Family):
     """Lists of latents [C, 1, H, W] and of texts without padding; time 1 - sigma; the output is x_0 - noise, so it is negated.
 
-    Guidance is p + g (p - n): the usual scale is 1 + g.
+    Guidance is p + g (p - n): the usual scale is 1 + g, and none is 0.
     """
 
     pipelines = ("ZImagePipeline",)
     lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
     ragged = ("embeds",)
+    no_guidance = 0.0
 
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
         # a copy: the pipeline writes its chat template into the list that it gets
