@@ -2,7 +2,7 @@
 
 from .agreement import PeerFailed, agree, gather_texts
 from .average import Average
-from .contract import first_step_deviation
+from .contract import FirstStep, check_first_step
 from .errors import (
     BrokenCallError,
     CheckpointError,
@@ -26,7 +26,7 @@ from .groups import (
     group_sum,
     log_geometric_mean_distance,
 )
-from .guided import Guided
+from .guided import Guidance, Guided
 from .host_weights import HostWeights
 from .interfaces import (
     Aggregation,
@@ -58,12 +58,13 @@ from .schedule import Constant, Cosine, Linear, Scalar, ShiftedGrid, resolution_
 from .scoring import score
 from .streams import Streams
 from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
-from .types import ROOT, Condition, Loss, Progress, Prompt, ScoredBatch, Size, TrajectoryBatch
+from .types import ROOT, UNRECORDED, Condition, Loss, Progress, Prompt, ScoredBatch, Size, TrajectoryBatch
 from .wrapper import PolicyAround
 
 __all__ = [
     "CPS",
     "ROOT",
+    "UNRECORDED",
     "Aggregation",
     "AlignmentLoop",
     "Average",
@@ -78,9 +79,11 @@ __all__ = [
     "Edges",
     "Euler",
     "Evidence",
+    "FirstStep",
     "FlowSDE",
     "Free",
     "Gaussian",
+    "Guidance",
     "Guided",
     "Hook",
     "HostWeights",
@@ -125,7 +128,7 @@ __all__ = [
     "TrajectorySampler",
     "TransitionKernel",
     "agree",
-    "first_step_deviation",
+    "check_first_step",
     "fork_module",
     "gather_texts",
     "group_log_softmax",

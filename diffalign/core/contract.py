@@ -1,52 +1,166 @@
-"""The first-step contract: before the first update, replay reproduces the rollout."""
+"""The first-step contract: before the first update, replay reproduces the rollout.
 
+Rounding is no breach of it. A network gives other last digits for another number of rows, in bfloat16 up to some per cent of the velocity,
+and where a step's noise is small that is more than the noise itself. So whole calls of the rollout are repeated, with the rows that they
+had: a policy that is the same function then gives the same bits in every type of number. Only what cannot be repeated so (a sampler that
+does not number its calls, a compiled network, a part of a call) is judged by how much the policy deviates from itself.
+"""
+
+from collections.abc import Iterator
+
+import attrs
 import torch
+from torch import Tensor
 
+from .diagnosis import Call, Suspicion, cause_of
 from .errors import ContractError
 from .policy import Policy
-from .replay import Edges, replay
-from .transition import expand
-from .types import TrajectoryBatch
+from .replay import Edges, replay_parents
+from .transition import Gaussian
+from .types import UNRECORDED, TrajectoryBatch
 
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-"""Largest |mean - rollout mean| / std by the dtype that the network computes in. Rollout and replay differ in batch shape only."""
+SAME = 1e-5
+"""Largest deviation of a call that was repeated to the row; what is above it has to be explained."""
+
+_MARGIN = 4.0
+"""A deviation is explained by rounding up to this multiple of the largest that was measured on some other rows."""
+
+_PART = 4
+"""Rows of a call that are looked at where it cannot be repeated as it was."""
+
+ROUNDING = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+"""Largest deviation of a velocity from itself in another batch shape that passes for rounding, by the type in which the network computes.
+Above it the rows of a batch are mixed, or the network computes in another type than it says. float32 has room for TF32 in convolutions."""
+
+_REPEATED = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""The same for two equal calls, which differ by the order of additions at most: 1e-2 in half precision."""
+
+
+@attrs.frozen
+class FirstStep:
+    """What came of comparing a replay with its rollout.
+
+    Args:
+        deviation: largest ||mean - rollout mean|| / (length of the velocity's part of the step) over the edges looked at: 0.01 is a
+            velocity that is wrong by one per cent
+        rounding: largest change of the log-probability of a path, in the unit of the kernel's log-density, between the rollout's batch
+            shape and another one, estimated from the edges looked at
+        rows: network rows that were spent
+    """
+
+    deviation: float = 0.0
+    rounding: float = 0.0
+    rows: int = 0
 
 
 @torch.no_grad()
-def first_step_deviation(policy: Policy, trajectories: TrajectoryBatch, parents: int, tolerance: float) -> float:
-    """Replay the edges of a few parents, spread over the forest, and compare means in units of the std.
-
-    Means, because a summed log-density of 65,536 dimensions cannot be compared itself: one ulp of it is 4e-3.
+def check_first_step(
+    policy: Policy,
+    trajectories: TrajectoryBatch,
+    step: int = 0,
+    rows: int | None = None,
+    precision: torch.dtype | None = None,
+) -> FirstStep:
+    """Repeat network calls of a rollout and compare the means.
 
     Args:
         policy: the one that rolled out, with the same weights
         trajectories: its forest
-        parents: network rows to spend
-        tolerance: largest deviation allowed
+        step: of the run. The first step repeats all calls with stochastic edges, each further step one of them, in turn
+        rows: network rows to spend at most, beside one or two on rounding; a call that is larger is repeated in part, which in half
+            precision finds coarser faults alone. None repeats whole calls
+        precision: of the policy when it rolled out; None takes the present one
 
     Returns:
-        max |mean - rollout mean| / std over the edges looked at; 0 where the forest has no stochastic edge.
+        The largest deviation; zeros where the forest has no stochastic edge.
 
     Raises:
-        ContractError: the deviation is larger, naming level and sigma: log-prob ratios would be wrong before the first update.
+        ContractError: a replay is not the rollout, and rounding does not explain it: log-prob ratios would be wrong before the first
+            update. Names level and sigma, and which fault it looks like.
     """
     edges = Edges.of(trajectories)
     if not len(edges.child):
-        return 0.0
-    chosen = torch.linspace(0, len(edges.parent) - 1, min(parents, len(edges.parent))).round().long().unique()
-    edges = edges.below(chosen.to(edges.parent.device))
-    again = replay(policy, trajectories, edges)
-    rollout = trajectories.mean[edges.row]
-    deviation = ((again.mean - rollout).abs() / expand(again.std, rollout)).flatten(1).amax(dim=1)
-    worst = int(deviation.argmax())
-    largest = float(deviation[worst])
-    if not largest <= tolerance:
-        child = edges.child[worst]
-        level = int(trajectories.level[trajectories.parent[child]])
-        raise ContractError(
-            f"first-step contract: replayed and rolled-out means must agree to {tolerance:g} std before the first update; they differ "
-            f"by {largest:.3g} std at level {level} (sigma {trajectories.sigmas[level].item():.4g} -> "
-            f"{trajectories.sigmas[level + 1].item():.4g}). The policy is not the same function in rollout and replay: look for "
-            "dropout, a changed mode or dtype, caches, or a wrong noise level."
+        return FirstStep()
+    numbered = bool((trajectories.call[edges.child] != UNRECORDED).all())
+    numbered = bool((trajectories.call[edges.child] != UNRECORDED).all())
+    calls = list(_calls(trajectories, edges, numbered))
+    can = numbered and policy.reproducible
+    deviation, spent, rounding = 0.0, 0, None
+    for whole in calls if step == 0 else [calls[step % len(calls)]]:
+        left = len(whole.parent) if rows is None else rows - spent
+        left = left if can else min(left, _PART)
+        if left < 1:
+            break
+        some = whole if left >= len(whole.parent) else whole.below(torch.arange(left))
+        spent += len(some.parent)
+        exact = can and some is whole
+        suspicion = Suspicion.of(policy, Call.of(trajectories, some))
+        deviation = max(deviation, suspicion.worst)
+        if not suspicion.worst <= SAME:
+            _require_explained(suspicion, precision or policy.precision, exact)
+        if rounding is None:  # one call tells
+            rounding = _rounding(policy, trajectories, some, exact)
+    return FirstStep(deviation, rounding or 0.0, spent)
+
+
+def _calls(trajectories: TrajectoryBatch, edges: Edges, numbered: bool) -> Iterator[Edges]:
+    """The stochastic edges of each network call; where they are not numbered, of each level."""
+    key = (trajectories.call if numbered else trajectories.level)[edges.child[edges.first]].tolist()  # of each parent
+    for number in dict.fromkeys(key):
+        yield edges.below(torch.tensor([place for place, known in enumerate(key) if known == number]))
+
+
+def _require_explained(suspicion: Suspicion, precision: torch.dtype, exact: bool) -> None:
+    """Refuse a deviation that is more than the policy's deviation from itself, or a policy that deviates too far from itself."""
+    policy, call = suspicion.policy, suspicion.call
+    repeated = suspicion.against(call.repeat(policy).mean)
+    shaped = max(map(suspicion.against, _other_shapes(policy, call)))
+    allowed = _MARGIN * (repeated if exact else max(repeated, shaped))
+    now = policy.precision
+    if suspicion.worst != suspicion.worst:
+        cause = "It is not a number now: a weight or a condition is not finite."
+    elif now != precision:
+        cause = f"It looks like a changed type: the policy computed in {precision} when it rolled out, and in {now} now."
+    elif repeated > _REPEATED.get(now, 1e-2):
+        cause = "It looks like dropout, or another part of the network that draws at random: equal calls must be equal."
+    elif shaped > ROUNDING.get(now, 1e-1):
+        cause = (
+            "It looks like rows that are mixed (batch norm, attention over a packed batch, a cache of another call) or a type less precise "
+            "than that of the weights: a row must not depend on the others of its call."
         )
-    return largest
+    elif float(suspicion.deviation.max()) <= max(SAME, allowed) and float(suspicion.noise.max()) <= SAME:
+        return
+    else:
+        cause = cause_of(suspicion)
+    level, sigma, following = suspicion.address()
+    raise ContractError(
+        f"first-step contract: a replay must give the means of the rollout before the first update. At level {level} (sigma {sigma:.4g} "
+        f"-> {following:.4g}) the velocity differs by {suspicion.worst:.3g} of itself; two equal calls differ by {repeated:.3g}, calls of "
+        f"other numbers of rows by {shaped:.3g}. {cause}"
+    )
+
+
+def _other_shapes(policy: Policy, call: Call) -> Iterator[Tensor]:
+    """The means [U, *] of all rows of a call, evaluated in calls of other sizes: one by one or in parts, and two of each."""
+    count = len(call.edges.parent)
+    for size in sorted({1 if count <= 2 * _PART else count // 3, max(1, count // 2)} - {count}):
+        pieces = torch.arange(count).split(size)
+        yield torch.cat([replay_parents(policy, call.trajectories, call.edges.below(piece)).mean for piece in pieces])
+    yield _twice(policy, call).mean[:count]
+
+
+def _twice(policy: Policy, call: Call) -> Gaussian:
+    """The transition of all rows, each asked for twice in one call."""
+    index = torch.arange(len(call.latents)).repeat(2).to(call.latents.device)
+    condition = call.condition.select(index)
+    return policy.transition(call.latents[index], call.sigma()[index], call.sigma(1)[index], condition, call.eta[index])
+
+
+def _rounding(policy: Policy, trajectories: TrajectoryBatch, edges: Edges, exact: bool) -> float:
+    """How far the log-probability of a path moves by rounding: the first parent alone, or twice in a call where it may have been alone."""
+    first = edges.below(torch.arange(1))
+    call = Call.of(trajectories, first)
+    again = call.repeat(policy) if exact and len(edges.parent) > 1 else _twice(policy, call)
+    log_prob = again.select(first.owner).log_prob(trajectories.latents[first.child])
+    levels = trajectories.level[trajectories.stochastic].unique()
+    return float((log_prob - trajectories.log_prob[first.child]).abs().max()) * len(levels)

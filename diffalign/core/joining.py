@@ -36,6 +36,8 @@ def join(condition: Condition, forests: Sequence[TrajectoryBatch]) -> Trajectory
     noise_level = torch.cat([forest.noise_level for forest in forests])
     row = (noise_level > 0).cumsum(0) - 1  # of a stochastic node among the means
     noise_level, row = noise_level[order], row[order]
+    calls = [int(forest.call.max()) + 1 if len(forest.call) else 0 for forest in forests]
+    call = torch.cat(_shifted([forest.call for forest in forests], calls))
     return TrajectoryBatch(
         condition=_condition(condition, [forest.condition for forest in forests]),
         sigmas=first.sigmas,
@@ -46,6 +48,7 @@ def join(condition: Condition, forests: Sequence[TrajectoryBatch]) -> Trajectory
         noise_level=noise_level,
         log_prob=torch.cat([forest.log_prob for forest in forests])[order],
         mean=_rows([forest.mean for forest in forests], row[noise_level > 0]),
+        call=call[order],
     )
 
 
@@ -83,10 +86,10 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _shifted(pieces: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Indices into each piece's own things, as indices into those of all; ROOT stays."""
+    """Indices into each piece's own things, as indices into those of all; ROOT and UNRECORDED, which are below 0, stay."""
     shifted, before = [], 0
     for piece, size in zip(pieces, sizes, strict=True):
-        shifted.append(torch.where(piece == ROOT, piece, piece + before))
+        shifted.append(torch.where(piece < 0, piece, piece + before))
         before += size
     return shifted
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .agreement import together
 from .average import Average
 from .budget import shrink
-from .contract import TOLERANCE, first_step_deviation
+from .contract import check_first_step
 from .errors import NonFiniteError
 from .finite import Evidence
 from .groups import Raw
@@ -72,7 +72,8 @@ class AlignmentLoop:
         seed: of every random draw
         rollout: in which order, and what beside what, prompts are sampled and scored
         chunk: images that are decoded and scored at once
-        check_rows: network rows that the first-step contract may spend per step; 0 switches it off
+        check_rows: network rows that the first-step contract may spend per step; None repeats one whole call of the rollout, all of them
+            at the first step; 0 switches it off
         keep_images: pictures that a report carries
         folder: where hooks write the run's files; None where there is none
         sharding: spreads weights over the processes; None keeps them whole in each
@@ -93,7 +94,7 @@ class AlignmentLoop:
     seed: int = 0
     rollout: Rollout = attrs.field(factory=Sequential)
     chunk: int = attrs.field(default=64, validator=attrs.validators.ge(1))
-    check_rows: int = attrs.field(default=2, validator=attrs.validators.ge(0))
+    check_rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
     keep_images: int = 16
     folder: Path | None = None
     sharding: Sharding | None = None
@@ -215,13 +216,13 @@ class AlignmentLoop:
         metrics, streams = Metrics(), Streams(self.seed, progress.step)
         self._expect_calls()
         with together(self.devices, self._lockstep):
-            trajectories, parts, images = self._roll_out(prompts, progress, streams, ledger, metrics)
+            trajectories, parts, images, rounding = self._roll_out(prompts, progress, streams, ledger, metrics)
         if progress.step != self._observed:  # a step that is repeated is observed once
             self.aggregation.observe(parts, trajectories.group, self.devices)
             self._observed = progress.step
         with together(self.devices, self._lockstep):
             rewards = self.aggregation(parts, trajectories.group)
-            batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
+            batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams, rounding=rounding)
             metrics.describe(batch, self.aggregation.weights)
         batch = attrs.evolve(batch, deviation=_deviation(batch.rewards, self.devices))
         factor = scale_learning_rates(self.running.values(), self.lr_factor, progress)
@@ -249,9 +250,10 @@ class AlignmentLoop:
 
     def _roll_out(
         self, prompts: Sequence[Prompt], progress: Progress, streams: Streams, ledger: Ledger, metrics: Metrics
-    ) -> tuple[TrajectoryBatch, dict[str, Tensor], Tensor]:
-        """The trajectories of this process, their raw scores, and its first pictures."""
+    ) -> tuple[TrajectoryBatch, dict[str, Tensor], Tensor, float | None]:
+        """The trajectories of this process, their raw scores, its first pictures, and the rounding of a replay where it was measured."""
         policy, behavior = self.objective.policy, self.objective.behavior()
+        precision = behavior.precision
         share = range(len(prompts))[self.devices.rank :: self.devices.size]
         role = next((name for name, known in self.policies().items() if known is behavior), "policy")
         with torch.no_grad():
@@ -260,11 +262,13 @@ class AlignmentLoop:
                 condition = attrs.evolve(condition, ids=torch.tensor(list(share)))
             stages = Stages(policy, behavior, role, self.sampler, self._rewards, progress, streams, ledger, self.chunk, self.keep_images)
             trajectories, parts = self.rollout(condition, stages)
-        if self.check_rows:
-            with ledger.stage("contract", {"policy": behavior}):
-                deviation = first_step_deviation(behavior, trajectories, self.check_rows, TOLERANCE.get(behavior.precision, 2e-2))
-            metrics.add("contract/deviation", torch.tensor(deviation), 1)
-        return trajectories, parts, stages.kept
+        if self.check_rows == 0:
+            return trajectories, parts, stages.kept, None
+        with ledger.stage("contract", {"policy": behavior}):
+            first = check_first_step(behavior, trajectories, progress.step, self.check_rows, precision)
+        metrics.add("contract/deviation", torch.tensor(first.deviation), 1)
+        metrics.add("contract/rounding", torch.tensor(first.rounding), 1)
+        return trajectories, parts, stages.kept, first.rounding
 
 
 def _deviation(rewards: Tensor, devices: Devices) -> float:

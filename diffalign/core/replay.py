@@ -40,8 +40,14 @@ class Edges:
         row = owner.argsort(stable=True)
         return cls(child[row], parent, owner[row], row)
 
+    @property
+    def first(self) -> Tensor:
+        """[U] place of the first edge out of each parent: it speaks for its siblings."""
+        return torch.searchsorted(self.owner, torch.arange(len(self.parent), device=self.owner.device))
+
     def below(self, parents: Tensor) -> "Edges":
         """The edges of some parents, given as sorted indices into `parent`."""
+        parents = parents.to(self.parent.device)
         place = torch.full((len(self.parent),), -1, dtype=torch.long, device=parents.device)
         place[parents] = torch.arange(len(parents), device=parents.device)
         mine = place[self.owner] >= 0
@@ -55,8 +61,7 @@ def replay_parents(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) 
         mean [U, *], std [U] in the order of `edges.parent`.
     """
     parent = edges.parent
-    first = edges.child[torch.searchsorted(edges.owner, torch.arange(len(parent), device=parent.device))]  # speaks for its siblings
-    level, eta = trajectories.level[parent], trajectories.noise_level[first]
+    level, eta = trajectories.level[parent], trajectories.noise_level[edges.child[edges.first]]
     return policy.transition(
         trajectories.latents[parent],
         trajectories.sigmas[level],
@@ -82,6 +87,7 @@ def micro_batched(
     loss_of: Callable[[Values], Loss],
     rows: int | None,
     known: Values | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[Loss]:
     """Losses whose gradients add up to that of `loss_of(evaluate(everything))`, in memory for `rows` units at a time.
 
@@ -96,12 +102,14 @@ def micro_batched(
         loss_of: all values -> loss; its metrics are reported once
         rows: units per piece; None takes all at once
         known: the values of pass 1, where the caller has them already
+        device: of the indices; None is the CPU
     """
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be at least 1, or None for all at once; got {rows}")
-    pieces = torch.arange(count).split(count if rows is None else rows)
+    units = torch.arange(count, device=device)
+    pieces = units.split(count if rows is None else rows)
     if len(pieces) <= 1:
-        yield loss_of(evaluate(torch.arange(count)))
+        yield loss_of(evaluate(units))
         return
     if known is None:
         with torch.no_grad():

@@ -150,7 +150,7 @@ class FlowSDE(TransitionKernel):
     def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
         noisy = noise_level > 0
         capped = sigma if self.sigma_max is None else sigma.clamp(max=self.sigma_max)
-        if bool((noisy & (capped >= 1)).any()):
+        if self.sigma_max is None and bool((noisy & (capped >= 1)).any()):
             raise ValueError(
                 "FlowSDE is singular at sigma = 1, so a stochastic step must start below; got a step from sigma 1. "
                 "Start the stochastic steps at step 1, or give FlowSDE(sigma_max=...)."

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ROOT = -1
 """The parent of a node that has none."""
 
+UNRECORDED = -1
+"""The network call of a node whose sampler does not say."""
+
 Density = Literal["squared", "mean", "sum"]
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -116,7 +119,8 @@ class TrajectoryBatch:
     """A forest of denoising trajectories, as flat arrays with a parent index. A chain is a tree that never branches.
 
     Parents come before their children, siblings are contiguous, leaves are in depth-first order. Every stochastic edge spans one
-    step; a deterministic stretch may be stored as one edge.
+    step; a deterministic stretch may be stored as one edge. A sampler that numbers its network calls (`call`) promises that the rows of a
+    call were the parents of its edges, in the order of the nodes and no others: the first-step contract then repeats it to the bit.
 
     Raises:
         ValueError: a field whose shape does not fit, a child before its parent, a level that does not rise along an edge, a stochastic
@@ -132,10 +136,15 @@ class TrajectoryBatch:
     noise_level: Tensor  # [N]     eta of the edge into the node; 0 = deterministic, and for roots
     log_prob: Tensor  # [N]     float64; log-probability of that edge when it was drawn; 0 where deterministic, and for roots
     mean: Tensor  # [E, *]  mean of each stochastic edge when it was drawn
+    call: Tensor = attrs.field()  # [N]     network call that gave the edge into the node; UNRECORDED where it is not known, and for roots
+
+    @call.default
+    def _unrecorded(self) -> Tensor:
+        return torch.full_like(self.level, UNRECORDED)
 
     def __attrs_post_init__(self) -> None:
         count = len(self.latents)
-        for name in ("level", "parent", "prompt", "noise_level", "log_prob"):
+        for name in ("level", "parent", "prompt", "noise_level", "log_prob", "call"):
             shape = tuple(getattr(self, name).shape)
             if shape != (count,):
                 raise ValueError(f"TrajectoryBatch.{name} must have shape ({count},), one entry per node; got {shape}")
@@ -244,6 +253,8 @@ class ScoredBatch:
         progress: where the run stands
         streams: the random draws of this step
         deviation: standard deviation of the aggregated rewards of this step over all ranks; None where a batch was made by hand
+        rounding: largest change of the log-probability of a path between the rollout's network calls and a replay in other batch shapes, in
+            the unit of the kernel's log-density, as the first-step contract measured it; None where it did not
     """
 
     trajectories: TrajectoryBatch
@@ -253,6 +264,7 @@ class ScoredBatch:
     progress: Progress
     streams: "Streams"
     deviation: float | None = None
+    rounding: float | None = None
 
 
 @attrs.frozen(eq=False)

@@ -25,7 +25,7 @@ CURVES = {
     "ess/policy": "Effective share of the policy",
     "ratio/clipped": "Share of clipped ratios",
     "grad_norm/policy": "Gradient norm before clipping",
-    "contract/deviation": "First-step contract: max |mean - rollout mean| / std",
+    "contract/deviation": "First-step contract: deviation of a repeated call, as a share of the velocity's part of the step",
     "rows_per_second": "Network rows per second",
 }
 """The first curves and their titles; every other metric follows under its own name."""

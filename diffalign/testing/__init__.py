@@ -1,19 +1,21 @@
 """What the author of a new part tests it with: contracts, small doubles in closed form, and (in `strategies`) hypothesis strategies."""
 
-from .doubles import ConstantReward, GivenPlan, SlippedReplay, TinyPolicy, channel_reward
+from .broken import BrokenReplay
+from .doubles import ConstantReward, GivenPlan, TinyPolicy, channel_reward
 from .objective_contract import check_objective
 from .policy_contract import check_policy
+from .pretended_device import second_device
 from .properties import Finding, Property, PropertyError
 from .reward_contract import check_reward, measure_reward
 from .sampler_contract import check_sampler
 
 __all__ = [
+    "BrokenReplay",
     "ConstantReward",
     "Finding",
     "GivenPlan",
     "Property",
     "PropertyError",
-    "SlippedReplay",
     "TinyPolicy",
     "channel_reward",
     "check_objective",
@@ -21,4 +23,5 @@ __all__ = [
     "check_reward",
     "check_sampler",
     "measure_reward",
+    "second_device",
 ]

@@ -13,7 +13,6 @@ from diffalign.core import (
     CPS,
     Condition,
     Policy,
-    PolicyAround,
     Progress,
     Prompt,
     Reward,
@@ -92,7 +91,7 @@ class TinyPolicy(Policy):
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         rows = [Streams(0).normal((EMBEDDING,), f"prompt {prompt}", 0, 0) for prompt in prompts]
-        return Condition(tuple(prompts), torch.arange(len(prompts)), {"embedding": torch.stack(rows).to(self.dtype)})
+        return Condition(tuple(prompts), torch.arange(len(prompts)), {"embedding": torch.stack(rows).to(self.device, self.dtype)})
 
     def decode(self, latents: Tensor) -> Tensor:
         """The sigmoid of the first three numbers of each sample, as the channels of one pixel: [K, *] -> [K, 3, 1, 1]."""
@@ -100,7 +99,7 @@ class TinyPolicy(Policy):
         return nn.functional.pad(channels, (0, 3 - channels.shape[1]))[:, :, None, None]
 
     def prior(self, noise: Tensor) -> Tensor:
-        return noise.to(self.dtype)
+        return noise.to(self.device, self.dtype)
 
     def sigmas(self, steps: int) -> Tensor:
         return shifted_sigmas(steps, self.shift).to(self.dtype)
@@ -118,31 +117,6 @@ class TinyPolicy(Policy):
             nn.init.zeros_(twin.network.lora_B.weight)
         self.shares_tensors = twin.shares_tensors = True
         return twin
-
-
-class SlippedReplay(PolicyAround):
-    """A policy that breaks the first-step contract: after one rollout, its network sees the sigma one index further on the grid.
-
-    Args:
-        policy: the policy that is right
-        steps: of the rollout, which makes that many calls when it is not chunked
-    """
-
-    def __init__(self, policy: Policy, steps: int) -> None:
-        super().__init__(policy)
-        self.steps = steps
-        self._right_calls = steps
-
-    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        if self._right_calls:
-            self._right_calls -= 1
-            return self.policy.velocity(latents, sigma, condition)
-        grid = self.policy.sigmas(self.steps)
-        index = (grid[None] - sigma[:, None]).abs().argmin(dim=1)
-        return self.policy.velocity(latents, grid[(index + 1).clamp(max=self.steps)], condition)
-
-    def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
-        return type(self)(self.policy.fork(trainable=trainable, pristine=pristine), self.steps)
 
 
 @attrs.frozen

@@ -13,7 +13,7 @@ from diffalign.core import (
     Streams,
     TrajectoryBatch,
     TrajectorySampler,
-    first_step_deviation,
+    check_first_step,
     replay,
 )
 from diffalign.core.transition import expand
@@ -86,7 +86,7 @@ def _log_probs(sampler: TrajectorySampler) -> None:
     log_prob = again.log_prob(forest.latents[edges.child])
     gap = float((log_prob - forest.log_prob[edges.child]).abs().max())
     holds(gap < 1e-6, f"stored log-probs must be those of policy.transition at the stored states; they differ by {gap:.2g}")
-    first_step_deviation(policy, forest, parents=1000, tolerance=1e-4)
+    check_first_step(policy, forest)
 
 
 def _deterministic_edges(sampler: TrajectorySampler) -> None:

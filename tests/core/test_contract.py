@@ -1,6 +1,6 @@
-"""Before the first update, replay reproduces the rollout, or the run stops with the level at which it does not."""
+"""Before the first update, replay reproduces the rollout, or the run stops with the level at which it does not, and with a guess."""
 
-import math
+import re
 
 import attrs
 import pytest
@@ -9,82 +9,243 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, FlowSDE, first_step_deviation
+from diffalign.core import CPS, ROOT, UNRECORDED, ContractError, FlowSDE, Guided, PolicyAround, check_first_step
 from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, TreeSampler
-from diffalign.testing import GivenPlan, SlippedReplay, TinyPolicy
+from diffalign.testing import BrokenReplay, GivenPlan, TinyPolicy
 from diffalign.testing.strategies import branchings
 
 TREE = TreeSampler(5, GivenPlan(Branching((1, 3, 1, 2, 1), (0.0, 0.7, 0.5, 1.0, 0.0))))
+PROMPTS = [Prompt("a red cube"), Prompt("two blue stars")]
 
 
-def sample(policy, sampler):
+def sample(policy, sampler=TREE):
     with torch.no_grad():
-        return sampler.sample(policy, policy.encode([Prompt("a red cube"), Prompt("two blue stars")]), Progress(0, 1), Streams(0))
+        return sampler.sample(policy, policy.encode(PROMPTS), Progress(0, 1), Streams(0))
 
 
 @pytest.mark.parametrize("kernel", [CPS(), FlowSDE()])
 @given(data=st.data())
-def test_an_honest_policy_keeps_it(kernel, data):
+def test_an_honest_policy_keeps_it_to_the_bit(kernel, data):
     branching = data.draw(branchings(first=1))
+    rows = data.draw(st.sampled_from([None, 1, 3]))
     policy = TinyPolicy((2, 2), kernel=kernel)
-    forest = sample(policy, TreeSampler(len(branching.children), GivenPlan(branching)))
-    assert 0 <= first_step_deviation(policy, forest, parents=100, tolerance=1e-4) <= 1e-5
+    forest = sample(policy, TreeSampler(len(branching.children), GivenPlan(branching), rows))
+    assert check_first_step(policy, forest).deviation == 0.0
 
 
 def test_a_forest_without_noise_has_nothing_to_compare():
     policy = TinyPolicy()
+    forest = sample(policy, DeterministicSampler(3))
     rows = policy.counter.rows
-    assert first_step_deviation(policy.fork(pristine=True), sample(policy, DeterministicSampler(3)), 2, 1e-4) == 0.0
-    assert policy.counter.rows - rows == 2 * 3
+    assert check_first_step(policy, forest).deviation == 0.0
+    assert policy.counter.rows == rows
 
 
-@pytest.mark.parametrize(("parents", "rows"), [(1, 1), (2, 2), (5, 5), (1000, 2 * (1 + 3 + 3))])
-def test_no_more_rows_are_spent_than_allowed(parents, rows):
+@pytest.mark.parametrize(
+    ("step", "limit", "rows"),
+    [(0, None, 2 + 6 + 6), (1, None, 6), (2, None, 6), (3, None, 2), (0, 1, 1), (0, 5, 5), (0, 1000, 14), (3, 1, 1), (4, 4, 4)],
+)
+def test_the_first_step_repeats_all_calls_and_each_further_one_a_call_in_turn(step, limit, rows):
     policy = TinyPolicy()
-    forest = sample(policy, TREE)
+    forest = sample(policy)
     before = policy.counter.rows
-    first_step_deviation(policy, forest, parents, 1e-4)
-    assert policy.counter.rows - before == rows
+    found = check_first_step(policy, forest, step, limit)
+    assert found.rows == rows
+    assert rows < policy.counter.rows - before <= rows + 3 * 2  # and two on rounding, for each call at most
 
 
-def test_the_deviation_is_in_units_of_the_std():
+def test_calls_are_numbered_as_they_were_made():
+    calls = []
+
+    class Watched(PolicyAround):
+        def velocity(self, latents, sigma, condition):
+            calls.append(latents)
+            return self.policy.velocity(latents, sigma, condition)
+
+        def fork(self, *, trainable=False, pristine=False):
+            raise AssertionError
+
+    policy = Watched(TinyPolicy())
+    forest = sample(policy, attrs.evolve(TREE, rows=4))
+    assert len(calls) == 1 + 1 + 2 + 2 + 3
+    for number in set(forest.call.tolist()) - {UNRECORDED}:
+        parents = forest.parent[forest.call == number].unique()
+        assert torch.equal(forest.latents[parents], calls[number])
+    assert (forest.call[forest.noise_level == 0] == UNRECORDED).all()
+    assert (forest.call[forest.noise_level > 0] != UNRECORDED).all()
+    assert (forest.call[forest.parent == ROOT] == UNRECORDED).all()
+
+
+def test_the_deviation_is_in_lengths_of_what_the_velocity_contributes():
     policy = TinyPolicy((2, 2), dtype=torch.float64)
-    forest = sample(policy, TREE)
+    forest = sample(policy)
     edge = 4
-    shift = torch.zeros_like(forest.mean)
-    shift[edge, 1, 0] = 3e-3
     child = forest.stochastic[edge]
-    level = forest.level[forest.parent[child]]
-    std = forest.sigmas[level + 1] * math.sin(math.pi / 2 * float(forest.noise_level[child]))
-    deviation = first_step_deviation(policy, attrs.evolve(forest, mean=forest.mean + shift), 100, tolerance=1.0)
-    assert deviation == pytest.approx(3e-3 / float(std), rel=1e-6)
+    parent = forest.parent[child]
+    level = int(forest.level[parent])
+    start, end, eta = forest.sigmas[level], forest.sigmas[level + 1], forest.noise_level[child]
+    velocity = policy.velocity(forest.latents[parent][None], start[None], forest.condition.select(forest.prompt[parent][None]))
+    angle = eta * torch.pi / 2
+    per_velocity = float(-(1 - end) * start + end * angle.cos() * (1 - start))  # d mean / d velocity of CPS
+    moved = 0.03 * per_velocity * velocity
+    mean = forest.mean[edge] + moved[0]
+    length = float((per_velocity * velocity).norm() + 1e-3 * (mean - moved[0]).norm())  # a thousandth of the mean, for velocities near 0
+    with pytest.raises(ContractError, match=f"the velocity differs by {float(moved.norm()) / length:.3g} of itself"):
+        check_first_step(policy, attrs.evolve(forest, mean=forest.mean.index_add(0, torch.tensor([edge]), moved)))
 
 
 @pytest.mark.parametrize("sampler", [TREE, ChainSampler(5, samples=3)])
 def test_a_slip_of_one_sigma_index_is_found_and_its_level_named(sampler):
-    policy = SlippedReplay(TinyPolicy(), 5)
+    policy = BrokenReplay(TinyPolicy(), "sigma", 5)
     forest = sample(policy, sampler)
     sigmas = policy.sigmas(5)
     with pytest.raises(
-        RuntimeError, match=r"must agree to 0.0001 std before the first update; they differ by .* std at level 1 "
+        ContractError, match=r"At level 1 .* one index off: the rollout's velocity is that of the sigma one before"
     ) as caught:
-        first_step_deviation(policy, forest, parents=1, tolerance=1e-4)
+        check_first_step(policy, forest, rows=1)
     assert f"(sigma {sigmas[1]:.4g} -> {sigmas[2]:.4g})" in str(caught.value)
 
 
 def test_moved_weights_are_found():
     policy = TinyPolicy()
-    forest = sample(policy, TREE)
+    forest = sample(policy)
     with torch.no_grad():
         policy.network.lora_B.weight += 1e-2
-    with pytest.raises(RuntimeError, match="not the same function in rollout and replay"):
-        first_step_deviation(policy, forest, 2, 1e-4)
+    with pytest.raises(ContractError, match="other weights or a stale cache"):
+        check_first_step(policy, forest, step=3)
 
 
 def test_a_mean_that_is_not_a_number_is_found():
     policy = TinyPolicy()
-    forest = sample(policy, TREE)
+    forest = sample(policy)
     with torch.no_grad():
         policy.network.lora_B.weight[0, 0] = float("nan")
-    with pytest.raises(RuntimeError, match="they differ by nan std"):
-        first_step_deviation(policy, forest, 2, 1e-4)
+    with pytest.raises(ContractError, match=r"differs by nan of itself.* It is not a number now"):
+        check_first_step(policy, forest)
+
+
+def test_stored_log_probs_of_another_noise_are_found_though_the_means_are_right():
+    policy = TinyPolicy((4, 8, 8))
+    forest = sample(policy)
+    with pytest.raises(ContractError, match="another noise level"):
+        check_first_step(policy, attrs.evolve(forest, log_prob=forest.log_prob * 1.001))
+
+
+@attrs.frozen
+class Unnumbered:
+    """A sampler that does not number its calls, and makes them of another size than one would guess."""
+
+    rows: int | None = 1
+
+    def sample(self, policy, condition, progress, streams):
+        forest = attrs.evolve(TREE, rows=self.rows).sample(policy, condition, progress, streams)
+        return attrs.evolve(forest, call=torch.full_like(forest.call, UNRECORDED))
+
+
+class RoundedByShape(PolicyAround):
+    """Rounds as half precision on a device does: by an amount that depends on the number of rows."""
+
+    def __init__(self, policy, size):
+        super().__init__(policy)
+        self.size = size
+
+    def velocity(self, latents, sigma, condition):
+        exact = self.policy.velocity(latents, sigma, condition)
+        noise = torch.randn(exact.shape[1:], generator=torch.Generator().manual_seed(len(latents))).to(exact)
+        return exact + self.size * exact.abs().mean() * noise
+
+    @property
+    def precision(self):
+        return torch.bfloat16
+
+    def fork(self, *, trainable=False, pristine=False):
+        return type(self)(self.policy.fork(trainable=trainable, pristine=pristine), self.size)
+
+
+class Compiled(RoundedByShape):
+    @property
+    def reproducible(self):
+        return False
+
+
+@pytest.mark.parametrize("rows", [1, 3, None])
+@pytest.mark.parametrize("size", [1e-3, 1e-2, 3e-2])
+@pytest.mark.parametrize(("kind", "sampler"), [(RoundedByShape, TREE), (RoundedByShape, Unnumbered()), (Compiled, TREE)])
+def test_rounding_that_depends_on_the_batch_is_no_breach(kind, sampler, size, rows):
+    policy = kind(TinyPolicy((4, 8, 8)), size)
+    forest = sample(policy, attrs.evolve(sampler, rows=rows))
+    for step in range(6):
+        for limit in (None, 1, 2):
+            check_first_step(policy, forest, step, limit)
+    found = check_first_step(policy, forest)
+    assert found.rounding > 0
+    if kind is RoundedByShape and sampler is TREE:
+        assert found.deviation == 0.0
+
+
+def test_rounding_is_measured_in_the_unit_of_the_log_density():
+    errors = []
+    for density in ("mean", "sum"):
+        policy = RoundedByShape(TinyPolicy((4, 8, 8), kernel=CPS(density)), 1e-2)
+        errors.append(check_first_step(policy, sample(policy)).rounding)
+    assert errors[1] == pytest.approx(256 * errors[0], rel=1e-6)
+
+
+def test_rows_that_are_mixed_are_no_rounding():
+    class Mixed(PolicyAround):
+        def velocity(self, latents, sigma, condition):
+            velocity = self.policy.velocity(latents, sigma, condition)
+            return velocity - velocity.mean(dim=0, keepdim=True)
+
+        def fork(self, *, trainable=False, pristine=False):
+            raise AssertionError
+
+    policy = Mixed(TinyPolicy((4, 8, 8)))
+    with pytest.raises(ContractError, match="rows that are mixed"):
+        check_first_step(policy, sample(policy, Unnumbered()))
+
+
+FAULTS = {
+    "sigma": "one index off",
+    "adapter": "other weights",
+    "condition": "stale cache|a cache of another call",
+    "cache": "stale cache: the velocity does not change with the latents|a cache of another call",
+    "guidance": r"another guidance: the rollout's scale is 3, the replay's 3\.15",
+    "dropout": "dropout",
+    "type": "two equal calls|changed type",
+    "noise level": r"another noise level: the kernel gives the rollout's means at 1 times",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kernel", [CPS("mean"), FlowSDE("mean"), CPS("sum")], ids=repr)
+@pytest.mark.parametrize("steps", [4, 28])
+@pytest.mark.parametrize("rows", [1, None])
+def test_a_planted_fault_is_found_at_every_level_and_named(fault, kernel, steps, rows):
+    """All stochastic levels, the last ones included: each call is checked alone."""
+    inner = (
+        Guided(TinyPolicy((4, 8, 8), kernel=kernel, shift=3.0), 3.0)
+        if fault == "guidance"
+        else TinyPolicy((4, 8, 8), kernel=kernel, shift=3.0)
+    )
+    sampler = ChainSampler(steps, samples=3, rows=rows)
+    honest = sample(inner, sampler)
+    calls = len(set(honest.call.tolist()) - {UNRECORDED})
+    check_first_step(inner, honest)
+    wrong = BrokenReplay(inner, fault, calls=0, steps=steps)
+    if fault == "cache":
+        wrong = BrokenReplay(inner, fault, calls=1, steps=steps)
+        wrong.velocity(
+            honest.latents[: rows or 6], honest.sigmas[:1].expand(rows or 6), honest.condition.select(torch.zeros(rows or 6).long())
+        )
+    named = 0
+    some = sorted({1, 2, calls // 2, calls - 1, calls})
+    for call in some:
+        try:
+            check_first_step(wrong, honest, step=call)
+        except ContractError as error:
+            named += bool(re.search(FAULTS[fault], str(error)))
+        else:
+            same_row = rows == 1 and fault == "condition"
+            assert same_row, f"call {call} of {calls} passed"
+    assert named == len(some) or (rows == 1 and fault in ("condition", "cache"))

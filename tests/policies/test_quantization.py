@@ -8,7 +8,7 @@ import torch
 
 from diffalign import AlignmentLoop, Prompt
 from diffalign.config.parts import find
-from diffalign.core import Edges, Progress, SingleProcess, Streams, first_step_deviation, replay
+from diffalign.core import Edges, Progress, SingleProcess, Streams, check_first_step, replay
 from diffalign.export import export
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import LoRA
@@ -111,7 +111,7 @@ def test_the_first_step_contract_holds_and_checkpointing_changes_no_gradient(loa
     policy = load(quantization=kind, checkpointing=checkpointing)
     with torch.no_grad():
         forest = TREE.sample(policy, policy.encode(PROMPTS), Progress(0, 1), Streams(3))
-    assert first_step_deviation(policy, forest, 100, 1e-4) <= 1e-4
+    assert check_first_step(policy, forest).deviation == 0.0
 
     def gradients(of):
         replay(of, forest, Edges.of(forest)).mean.square().sum().backward()

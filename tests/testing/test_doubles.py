@@ -5,7 +5,7 @@ import torch
 
 from diffalign import Progress, Prompt, Streams
 from diffalign.samplers import Branching, TreeSampler
-from diffalign.testing import ConstantReward, GivenPlan, SlippedReplay, TinyPolicy, channel_reward
+from diffalign.testing import BrokenReplay, ConstantReward, GivenPlan, TinyPolicy, channel_reward
 
 PROMPTS = [Prompt("a red cube"), Prompt("two blue stars")]
 
@@ -43,7 +43,7 @@ def test_checkpointing_changes_no_gradient():
 
 def test_a_slipped_replay_is_right_for_one_rollout_and_wrong_afterwards():
     policy = TinyPolicy()
-    slipped = SlippedReplay(policy, steps=3)
+    slipped = BrokenReplay(policy, "sigma", 3)
     plan = GivenPlan(Branching((1, 2, 1), (0.0, 0.7, 0.0)))
     here = (policy.encode(PROMPTS), Progress(0, 1), Streams(0))
     with torch.no_grad():

@@ -1,0 +1,93 @@
+"""Every model family's tiny pipeline on the pretended device: encoding, rollout, replay, guidance, decoding, offloading."""
+
+import pytest
+import torch
+from tiny_pipelines import BUILD, saved
+
+from diffalign import AlignmentLoop
+from diffalign.core import CPS, Guided
+from diffalign.objectives import SoftmaxTB, SurrogateReward
+from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
+from diffalign.prompts import Prompts
+from diffalign.samplers import Branching, DeterministicSampler, TreeSampler
+from diffalign.testing import GivenPlan, channel_reward
+
+TREE = TreeSampler(3, GivenPlan(Branching((2, 2, 1), (0.7, 0.7, 0.0))))
+TEXTS = ["a red cube", "two green cats on a mat"]
+FAMILIES = [name for name in BUILD if name not in ("flux-schnell", "sd15-v")]
+UNETS = ("sd15", "sdxl")
+
+
+@pytest.fixture
+def load(tmp_path_factory):
+    def load(name, device, **options):
+        given = {"lora": LoRA(rank=2), "resolution": 32, "max_sequence_length": 256 if name == "qwen-image" else 24, **options}
+        if name in UNETS:
+            del given["max_sequence_length"]
+        torch.manual_seed(0)
+        return FlowMatchingPolicy.from_pretrained(saved(tmp_path_factory, name), device=device, **given)
+
+    return load
+
+
+def trained(objective, sampler=TREE):
+    policy = objective.policy
+    # the length of a step is the gradient's: attention may take another kernel there, and AdamW divides rounding by rounding
+    optimizers = {"default": lambda parameters: torch.optim.SGD(parameters, lr=0.1)}
+    loop = AlignmentLoop(objective, sampler, channel_reward, Prompts(TEXTS), prompts_per_step=2, optimizers=optimizers, check_rows=4)
+    before = [parameter.detach().clone() for parameter in policy.trainable_parameters().values()]
+    loop.run(2)
+    after = policy.trainable_parameters().values()
+    assert any(not torch.equal(now, then) for now, then in zip(after, before, strict=True))
+    assert all(parameter.device == policy.device for parameter in policy.parameters())
+    return {name: now.detach().cpu() - then.cpu() for name, now, then in zip(policy.trainable_parameters(), after, before, strict=True)}
+
+
+def same(one, other):
+    """How far they moved, as a whole: two kernels of attention round differently."""
+    assert one.keys() == other.keys()
+    gap = torch.stack([(one[key] - other[key]).norm() for key in other]).norm()
+    assert gap <= 1e-4 * torch.stack([moved.norm() for moved in other.values()]).norm()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_steps_end_where_they_end_on_the_cpu(name, load):
+    same(*(trained(SoftmaxTB(load(name, device), rows=3)) for device in ("far", "cpu")))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_guided_teacher_and_student_there(name, load):
+    if name in UNETS:
+        pytest.skip("their grid is the one they were trained on")
+    student = TDMPolicy(load(name, "far"), steps=2)
+    trained(SurrogateReward(student, guidance=3.0, reward_guidance=3.0, negative="blur"), DeterministicSampler(2, samples=2))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_guided_rollout_and_its_pictures(name, dtype, load):
+    policy = Guided(load(name, "far", dtype=dtype, offload=name == "sd3"), 3.0, "blur")
+    with torch.no_grad():
+        noise = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+        condition = policy.encode([*Prompts(TEXTS).draw(0, 2)])
+        sigmas = policy.sigmas(2).to("far")
+        velocity = policy.velocity(policy.prior(noise), sigmas[:1].expand(2), condition)
+        images = policy.decode(policy.prior(noise))
+    assert velocity.device == images.device == torch.device("far", 0)
+    assert velocity.isfinite().all()
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{"offload": True}, {"checkpointing": True}, {"slicing": True}, {"lora": None}], ids=str)
+def test_the_options_of_a_pipeline(options, dtype, load):
+    if options.get("lora", True) is None and dtype != "float32":
+        pytest.skip("all weights are trained in float32")
+    there = trained(SoftmaxTB(load("sd3", "far", dtype=dtype, **options), rows=2, updates=2))
+    if dtype == "float32":  # in bfloat16 rounding is a third of so small a network's gradient
+        same(there, trained(SoftmaxTB(load("sd3", "cpu", **options), rows=2, updates=2)))
+
+
+def test_a_stochastic_student(load):
+    policy = TDMPolicy(load("flux-dev", "far", kernel=CPS()), steps=3, kernel=CPS())
+    trained(SoftmaxTB(policy, rows=2))
