@@ -14,6 +14,7 @@ import attrs
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .core import AlignmentLoop, CheckpointError, Policy, Stateful
 from .core.spread import is_spread, spread_like, whole
@@ -31,7 +32,7 @@ class Snapshot:
     Args:
         weights: own tensors by policy
         optimizers: state by role
-        state: of the objective and of the parts that have one, and torch's random generators by rank
+        state: of the objective and of the parts that have one, and torch's random generators by rank, the accelerator's among them
     """
 
     weights: Mapping[str, Mapping[str, Tensor]]
@@ -42,11 +43,13 @@ class Snapshot:
     def of(cls, loop: AlignmentLoop) -> "Snapshot":
         """Collect it; every process of the run must call this. The first one alone keeps the weights that are gathered."""
         keep = loop.devices.rank == 0
-        parts = {name: dict(part.state()) for name, part in _stateful(loop).items()}
+        parts = {name: _on_host(dict(part.state())) for name, part in _stateful(loop).items()}
+        device = loop.objective.policy.device
+        drawn = {} if device.type == "cpu" else {device.type: loop.devices.gather(torch.get_device_module(device).get_rng_state(device)[None])}
         return cls(
             {role: _weights(policy, keep) for role, policy in loop.policies().items()},
             {role: _state(optimizer, keep) for role, optimizer in loop.running.items()},
-            {"parts": parts, "generators": loop.devices.gather(torch.get_rng_state()[None])},
+            {"parts": parts, "generators": loop.devices.gather(torch.get_rng_state()[None]), "device_generators": drawn},
         )
 
 
@@ -206,6 +209,10 @@ def _restore(loop: AlignmentLoop, state: Mapping[str, Any]) -> None:
             part.restore(state["parts"][name])
     if loop.devices.rank < len(state["generators"]):
         torch.set_rng_state(state["generators"][loop.devices.rank].clone())  # of a view torch reads another memory, and crashes
+    device = loop.objective.policy.device
+    drawn = state.get("device_generators", {}).get(device.type, ())  # older checkpoints have none
+    if loop.devices.rank < len(drawn):
+        torch.get_device_module(device).set_rng_state(drawn[loop.devices.rank].clone(), device)
 
 
 def _plain(file: Path) -> Any:
@@ -236,8 +243,13 @@ def _state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
                 if keep:
                     entries.setdefault(index, {})[name] = gathered.cpu()
             else:
-                entries.setdefault(index, {})[name] = value
+                entries.setdefault(index, {})[name] = _on_host(value)
     return {**state, "state": entries}
+
+
+def _on_host(state: Any) -> Any:
+    """A state whose tensors are on the CPU: a checkpoint can be read where there is no such device."""
+    return tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, state)
 
 
 def _spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

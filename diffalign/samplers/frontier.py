@@ -39,12 +39,13 @@ def roll_out(
         P * branching.leaves leaves, T calls if `rows` allows.
 
     Raises:
-        ValueError: a step that is planned with noise where the kernel has none to give.
+        ValueError: a step that is planned with noise where the kernel has none to give, or a condition on another device than the weights.
     """
     policy = policy.sized(condition.size)
     steps = len(branching.children)
     sigmas = _grid(policy, branching)
     device = policy.device
+    _require_placed(policy, condition)
     # the structure of the forest stays on the host, which decides by it; a device that runs on its own is not waited for
     prompt = torch.arange(len(condition)).repeat_interleave(branching.roots)
     place = torch.arange(branching.roots).repeat(len(condition))
@@ -153,6 +154,20 @@ def _grid(policy: Policy, branching: Branching) -> Tensor:
                 f"{type(policy.kernel).__name__} has no noise to give there. Keep stochastic steps above the last one."
             )
     return sigmas
+
+
+def _require_placed(policy: Policy, condition: Condition) -> None:
+    """Refuse encoded texts on another device than the policy's; whole numbers (lengths) may stay on the host.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    for name, tensor in condition.tensors.items():
+        if tensor.is_floating_point() and tensor.device != policy.device:
+            raise ValueError(
+                f"{type(policy).__name__}.encode must give tensors on {policy.device}, where its weights are; {name!r} is on {tensor.device}."
+                " Move it there in `encode`: `.to(self.device)`."
+            )
 
 
 def _noise(policy: Policy, condition: Condition, streams: Streams, level: int, prompt: Tensor, place: Tensor) -> Tensor:

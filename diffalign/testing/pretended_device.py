@@ -192,9 +192,11 @@ def register() -> None:
     registration._setup_privateuseone_for_python_backend(DEVICE, _Backend())
     factories, inside = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     factories.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
+    autocast = torch.library.Library("_", "IMPL")
+    autocast.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # casts nothing
     for func in (*_BARE, *_GROWING):
         inside.impl(func, lambda *args, _func=func, **kwargs: _run(_func, args, kwargs), "PrivateUse1")
-    _libraries.extend((factories, inside))
+    _libraries.extend((factories, inside, autocast))
 
 
 @contextmanager
