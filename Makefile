@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test check format lint types coverage bench reference docs package wheels-gpu clean
+.PHONY: install demo test check format lint types coverage bench gpu-check reference docs package wheels-gpu clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,13 @@ coverage: install $(VENV)/.quantized
 bench: install
 	$(BIN)/python benchmarks/overhead.py
 
+# on a machine with a GPU (any torch with CUDA; without a network: make wheels-gpu): what must be true there, in four minutes on an H100.
+# PARTS="contract demo" chooses; without a GPU it takes the pretended device and tiny models
+PARTS ?=
+GPU_PYTHON ?= python3
+gpu-check:
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) benchmarks/gpu_check.py $(if $(PARTS),--only $(PARTS)) --json gpu-check.json
+
 # what is written from the constructors
 reference: install
 	$(BIN)/python book/configuration.py
@@ -65,4 +72,4 @@ wheels-gpu: install
 	$(BIN)/python book/wheels.py
 
 clean:
-	rm -rf $(VENV) runs dist wheels site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs dist wheels site gpu-check.json .pytest_cache .mypy_cache .ruff_cache

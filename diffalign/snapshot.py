@@ -45,7 +45,9 @@ class Snapshot:
         keep = loop.devices.rank == 0
         parts = {name: _on_host(dict(part.state())) for name, part in _stateful(loop).items()}
         device = loop.objective.policy.device
-        drawn = {} if device.type == "cpu" else {device.type: loop.devices.gather(torch.get_device_module(device).get_rng_state(device)[None])}
+        drawn = (
+            {} if device.type == "cpu" else {device.type: loop.devices.gather(torch.get_device_module(device).get_rng_state(device)[None])}
+        )
         return cls(
             {role: _weights(policy, keep) for role, policy in loop.policies().items()},
             {role: _state(optimizer, keep) for role, optimizer in loop.running.items()},

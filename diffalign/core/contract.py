@@ -44,12 +44,12 @@ class FirstStep:
         deviation: largest ||mean - rollout mean|| / (length of the velocity's part of the step) over the edges looked at: 0.01 is a
             velocity that is wrong by one per cent
         rounding: largest change of the log-probability of a path, in the unit of the kernel's log-density, between the rollout's batch
-            shape and another one, estimated from the edges looked at
+            shape and another one, estimated from the edges of one row; None after the first step
         rows: network rows that were spent
     """
 
     deviation: float = 0.0
-    rounding: float = 0.0
+    rounding: float | None = None
     rows: int = 0
 
 
@@ -67,8 +67,8 @@ def check_first_step(
         policy: the one that rolled out, with the same weights
         trajectories: its forest
         step: of the run. The first step repeats all calls with stochastic edges, each further step one of them, in turn
-        rows: network rows to spend at most, beside one or two on rounding; a call that is larger is repeated in part, which in half
-            precision finds coarser faults alone. None repeats whole calls
+        rows: network rows to spend at most, beside one or two on rounding at the first step; a larger call is repeated in part, which in
+            half precision finds coarser faults alone. None repeats whole calls
         precision: of the policy when it rolled out; None takes the present one
 
     Returns:
@@ -98,9 +98,9 @@ def check_first_step(
         deviation = max(deviation, suspicion.worst)
         if not suspicion.worst <= SAME:
             _require_explained(suspicion, precision or policy.precision, exact)
-        if rounding is None:  # one call tells
+        if step == 0 and rounding is None:  # one call tells
             rounding = _rounding(policy, trajectories, some, exact)
-    return FirstStep(deviation, rounding or 0.0, spent)
+    return FirstStep(deviation, rounding, spent)
 
 
 def _calls(trajectories: TrajectoryBatch, edges: Edges, numbered: bool) -> Iterator[Edges]:

@@ -44,7 +44,7 @@ class Call:
     def of(cls, trajectories: TrajectoryBatch, edges: Edges) -> "Call":
         """The call out of the parents of some edges."""
         parent = edges.parent
-        condition = trajectories.condition.select(trajectories.prompt[parent])
+        condition = trajectories.condition.select(edges.prompts)
         eta = trajectories.noise_level[edges.child[edges.first]]
         return cls(trajectories, edges, trajectories.latents[parent], trajectories.level[parent], condition, eta)
 

@@ -12,42 +12,49 @@ from torch import Tensor
 from .interfaces import Aggregation
 
 
-def _reduce(values: Tensor, group: Tensor, how: str) -> Tensor:
-    count = int(group.max()) + 1 if len(group) else 0
-    start = values.new_zeros(count)
-    return start.scatter_reduce(0, group, values, how, include_self=False)
+def _count(group: Tensor) -> int:
+    """Groups, up to the highest index; a device is waited for."""
+    return int(group.max()) + 1 if len(group) else 0
+
+
+def _reduce(values: Tensor, group: Tensor, how: str, count: int) -> Tensor:
+    """Of each group, at each sample: [K] -> [K]."""
+    return values.new_zeros(count).scatter_reduce(0, group, values, how, include_self=False)[group]
 
 
 def group_sum(values: Tensor, group: Tensor) -> Tensor:
     """Sum of its group, at each sample: [K] -> [K]."""
-    return _reduce(values, group, "sum")[group]
+    return _reduce(values, group, "sum", _count(group))
 
 
 def group_mean(values: Tensor, group: Tensor) -> Tensor:
     """Mean of its group, at each sample: [K] -> [K]."""
-    return _reduce(values, group, "mean")[group]
+    return _reduce(values, group, "mean", _count(group))
 
 
 def group_log_softmax(logits: Tensor, group: Tensor) -> Tensor:
     """Log softmax within each group: [K] -> [K]. Invariant to a shift of a group's logits."""
-    largest = _reduce(logits.detach(), group, "amax")[group]
-    shifted = logits - largest
-    return shifted - group_sum(shifted.exp(), group).log()
+    count = _count(group)
+    shifted = logits - _reduce(logits.detach(), group, "amax", count)
+    return shifted - _reduce(shifted.exp(), group, "sum", count).log()
 
 
-def _variance(values: Tensor, group: Tensor) -> Tensor:
-    return group_mean((values - group_mean(values, group)).square(), group)
+def _centred(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Values minus their group's mean, and the mean of the squares of that: [K] each."""
+    count = _count(group)
+    centred = values - _reduce(values, group, "mean", count)
+    return centred, _reduce(centred.square(), group, "mean", count)
 
 
 def group_std(values: Tensor, group: Tensor) -> Tensor:
     """Population standard deviation of its group, at each sample: [K] -> [K]."""
-    return _variance(values, group).sqrt()
+    return _centred(values, group)[1].sqrt()
 
 
 def group_normalize(values: Tensor, group: Tensor, floor: float = 1e-4) -> Tensor:
     """(x - mean) / max(std, floor) within each group: [K] -> [K]. Equal values give zeros."""
-    # clamped below the root, whose gradient is infinite at 0
-    return (values - group_mean(values, group)) / _variance(values, group).clamp(min=floor**2).sqrt()
+    centred, variance = _centred(values, group)
+    return centred / variance.clamp(min=floor**2).sqrt()  # clamped below the root, whose gradient is infinite at 0
 
 
 def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:

@@ -216,13 +216,13 @@ class AlignmentLoop:
         metrics, streams = Metrics(), Streams(self.seed, progress.step)
         self._expect_calls()
         with together(self.devices, self._lockstep):
-            trajectories, parts, images, rounding = self._roll_out(prompts, progress, streams, ledger, metrics)
+            trajectories, parts, images = self._roll_out(prompts, progress, streams, ledger, metrics)
         if progress.step != self._observed:  # a step that is repeated is observed once
             self.aggregation.observe(parts, trajectories.group, self.devices)
             self._observed = progress.step
         with together(self.devices, self._lockstep):
             rewards = self.aggregation(parts, trajectories.group)
-            batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams, rounding=rounding)
+            batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
             metrics.describe(batch, self.aggregation.weights)
         batch = attrs.evolve(batch, deviation=_deviation(batch.rewards, self.devices))
         factor = scale_learning_rates(self.running.values(), self.lr_factor, progress)
@@ -250,8 +250,8 @@ class AlignmentLoop:
 
     def _roll_out(
         self, prompts: Sequence[Prompt], progress: Progress, streams: Streams, ledger: Ledger, metrics: Metrics
-    ) -> tuple[TrajectoryBatch, dict[str, Tensor], Tensor, float | None]:
-        """The trajectories of this process, their raw scores, its first pictures, and the rounding of a replay where it was measured."""
+    ) -> tuple[TrajectoryBatch, dict[str, Tensor], Tensor]:
+        """The trajectories of this process, their raw scores, and its first pictures."""
         policy, behavior = self.objective.policy, self.objective.behavior()
         precision = behavior.precision
         share = range(len(prompts))[self.devices.rank :: self.devices.size]
@@ -263,12 +263,13 @@ class AlignmentLoop:
             stages = Stages(policy, behavior, role, self.sampler, self._rewards, progress, streams, ledger, self.chunk, self.keep_images)
             trajectories, parts = self.rollout(condition, stages)
         if self.check_rows == 0:
-            return trajectories, parts, stages.kept, None
+            return trajectories, parts, stages.kept
         with ledger.stage("contract", {"policy": behavior}):
             first = check_first_step(behavior, trajectories, progress.step, self.check_rows, precision)
         metrics.add("contract/deviation", torch.tensor(first.deviation), 1)
-        metrics.add("contract/rounding", torch.tensor(first.rounding), 1)
-        return trajectories, parts, stages.kept, first.rounding
+        if first.rounding is not None:
+            metrics.add("contract/rounding", torch.tensor(first.rounding), 1)
+        return trajectories, parts, stages.kept
 
 
 def _deviation(rewards: Tensor, devices: Devices) -> float:

@@ -26,32 +26,46 @@ class Edges:
         parent: [U] their distinct parents
         owner: [E] index into `parent`
         row: [E] index into `TrajectoryBatch.mean`
+        counts: [U] edges out of each parent, on the host
+        prompts: [U] prompt of each parent, on the host
     """
 
     child: Tensor
     parent: Tensor
     owner: Tensor
     row: Tensor
+    counts: Tensor
+    prompts: Tensor
 
     @classmethod
     def of(cls, trajectories: TrajectoryBatch) -> "Edges":
         child = trajectories.stochastic
         parent, owner = torch.unique(trajectories.parent[child], return_inverse=True)
         row = owner.argsort(stable=True)
-        return cls(child[row], parent, owner[row], row)
+        counts, prompts = torch.stack([torch.bincount(owner, minlength=len(parent)), trajectories.prompt[parent]]).cpu()
+        return cls(child[row], parent, owner[row], row, counts, prompts)
 
     @property
     def first(self) -> Tensor:
         """[U] place of the first edge out of each parent: it speaks for its siblings."""
-        return torch.searchsorted(self.owner, torch.arange(len(self.parent), device=self.owner.device))
+        return (self.counts.cumsum(0) - self.counts).to(self.owner.device, non_blocking=True)
 
     def below(self, parents: Tensor) -> "Edges":
-        """The edges of some parents, given as sorted indices into `parent`."""
-        parents = parents.to(self.parent.device)
-        place = torch.full((len(self.parent),), -1, dtype=torch.long, device=parents.device)
-        place[parents] = torch.arange(len(parents), device=parents.device)
-        mine = place[self.owner] >= 0
-        return Edges(self.child[mine], self.parent[parents], place[self.owner[mine]], self.row[mine])
+        """The edges of some parents, given as sorted indices into `parent`; on the host where the device should not be waited for."""
+        parents = parents.cpu()
+        ends = self.counts.cumsum(0)
+        counts = self.counts[parents]
+        if len(parents) and int(parents[-1]) - int(parents[0]) + 1 == len(parents):  # a stretch of them: no copies
+            low, high = int(parents[0]), int(parents[-1]) + 1
+            mine: slice | Tensor = slice(int(ends[low] - self.counts[low]), int(ends[high - 1]))
+            chosen: slice | Tensor = slice(low, high)
+        else:
+            stretches = [torch.arange(end - count, end) for end, count in zip(ends[parents].tolist(), counts.tolist(), strict=True)]
+            device = self.parent.device
+            mine = (torch.cat(stretches) if stretches else parents).to(device, non_blocking=True)
+            chosen = parents.to(device, non_blocking=True)
+        owner = torch.arange(len(parents)).repeat_interleave(counts).to(self.owner.device, non_blocking=True)
+        return Edges(self.child[mine], self.parent[chosen], owner, self.row[mine], counts, self.prompts[parents])
 
 
 def replay_parents(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
@@ -66,7 +80,7 @@ def replay_parents(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) 
         trajectories.latents[parent],
         trajectories.sigmas[level],
         trajectories.sigmas[level + 1],
-        trajectories.condition.select(trajectories.prompt[parent]),
+        trajectories.condition.select(edges.prompts),
         eta,
     )
 
@@ -87,7 +101,6 @@ def micro_batched(
     loss_of: Callable[[Values], Loss],
     rows: int | None,
     known: Values | None = None,
-    device: torch.device | None = None,
 ) -> Iterator[Loss]:
     """Losses whose gradients add up to that of `loss_of(evaluate(everything))`, in memory for `rows` units at a time.
 
@@ -96,17 +109,16 @@ def micro_batched(
     only that one, with the loss itself.
 
     Args:
-        evaluate: sorted unit indices -> values by name, each [n, ...]; pieces concatenate to the whole, and those of pass 1 are all kept:
-            give numbers, not latents
+        evaluate: sorted unit indices, on the host -> values by name, each [n, ...]; pieces concatenate to the whole; those of pass 1 are
+            all kept: give numbers, not latents
         count: units; each is one network row
         loss_of: all values -> loss; its metrics are reported once
         rows: units per piece; None takes all at once
         known: the values of pass 1, where the caller has them already
-        device: of the indices; None is the CPU
     """
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be at least 1, or None for all at once; got {rows}")
-    units = torch.arange(count, device=device)
+    units = torch.arange(count)
     pieces = units.split(count if rows is None else rows)
     if len(pieces) <= 1:
         yield loss_of(evaluate(units))

@@ -1,6 +1,6 @@
 """What a step did, and the numbers it adds up."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 import torch
@@ -43,8 +43,8 @@ class Metrics:
     sums: dict[str, tuple[Tensor, Tensor]] = attrs.field(factory=dict)
 
     def add(self, name: str, total: Tensor, count: Tensor | int) -> None:
-        """Add `total`, a sum over `count` things, to what the name has."""
-        pair = (total.detach().double().cpu(), torch.as_tensor(count).double().cpu())
+        """Add `total`, a sum over `count` things, to what the name has. Numbers stay where they are until all are read at once."""
+        pair = (total.detach().double(), torch.as_tensor(count).double())
         old = self.sums.get(name)
         self.sums[name] = pair if old is None else (old[0] + pair[0], old[1] + pair[1])
 
@@ -69,8 +69,17 @@ class Metrics:
         names = list(self.sums)
         if devices.size > 1:
             names = list(dict.fromkeys(name for text in gather_texts(devices, "\n".join(names)) for name in text.splitlines()))
-        nothing = (torch.zeros(()), torch.zeros(()))
-        pairs = [self.sums.get(name, nothing) for name in names]
-        table = devices.sum(torch.tensor([[total.item(), count.item()] for total, count in pairs], dtype=torch.float64))
+        nothing = (torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
+        numbers = _on_host([number for name in names for number in self.sums.get(name, nothing)])
+        table = devices.sum(numbers.view(-1, 2))
         result = {name: (row[0] / max(row[1], 1e-300)) for name, row in zip(names, table.tolist(), strict=True)}
         return {**result, "memory/peak_bytes": float(devices.maximum(torch.tensor(float(peak_memory()), dtype=torch.float64)))}
+
+
+def _on_host(numbers: Sequence[Tensor]) -> Tensor:
+    """Scalars from several devices, in one copy from each: [n], on the CPU."""
+    result = torch.empty(len(numbers), dtype=torch.float64)
+    for device in {number.device for number in numbers}:
+        places = [place for place, number in enumerate(numbers) if number.device == device]
+        result[places] = torch.stack([numbers[place].reshape(()) for place in places]).cpu()
+    return result

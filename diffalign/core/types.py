@@ -103,10 +103,15 @@ class Condition:
 
     def select(self, index: Tensor) -> "Condition":
         """The rows `index` [B], repeated and reordered at will."""
+        host = index.cpu()
+        placed = {host.device: host, index.device: index}
+        for tensor in (self.ids, *self.tensors.values()):
+            if tensor.device not in placed:
+                placed[tensor.device] = host.to(tensor.device, non_blocking=True)
         return Condition(
-            prompts=tuple(self.prompts[i] for i in index.tolist()),
-            ids=self.ids[index.to(self.ids.device)],
-            tensors={name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()},
+            prompts=tuple(self.prompts[i] for i in host.tolist()),
+            ids=self.ids[placed[self.ids.device]],
+            tensors={name: tensor[placed[tensor.device]] for name, tensor in self.tensors.items()},
         )
 
 
@@ -150,45 +155,56 @@ class TrajectoryBatch:
                 raise ValueError(f"TrajectoryBatch.{name} must have shape ({count},), one entry per node; got {shape}")
         if self.log_prob.dtype != torch.float64:
             raise ValueError(f"TrajectoryBatch.log_prob must be float64; got {self.log_prob.dtype}")
-        if self.sigmas.ndim != 1 or len(self.sigmas) < 2 or not bool((self.sigmas.diff() < 0).all()):
-            raise ValueError(f"TrajectoryBatch.sigmas must decrease strictly, at least 2 of them; got {self.sigmas.tolist()}")
-        if bool((self.parent >= torch.arange(count, device=self.parent.device)).any()) or bool((self.parent < ROOT).any()):
+        sigmas, level, parent, prompt, noise_level = self.sigmas.cpu(), *self._structure, self.noise_level.cpu()
+        if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() < 0).all()):
+            raise ValueError(f"TrajectoryBatch.sigmas must decrease strictly, at least 2 of them; got {sigmas.tolist()}")
+        if bool((parent >= torch.arange(count)).any()) or bool((parent < ROOT).any()):
             raise ValueError("TrajectoryBatch.parent must point to an earlier node, or be ROOT (-1); a child stands before its parent")
-        child = self.parent != ROOT
-        if not bool((self.level[child] > self.level[self.parent[child]]).all()):
+        child = parent != ROOT
+        if not bool((level[child] > level[parent[child]]).all()):
             raise ValueError("TrajectoryBatch.level must rise along every edge")
-        if not bool((self.prompt[child] == self.prompt[self.parent[child]]).all()):
+        if not bool((prompt[child] == prompt[parent[child]]).all()):
             raise ValueError("TrajectoryBatch.prompt must stay the same along every edge")
-        noisy = self.noise_level > 0
-        above = self.parent[noisy]
-        if bool((above == ROOT).any()) or not bool((self.level[noisy] == self.level[above] + 1).all()):
+        noisy = noise_level > 0
+        above = parent[noisy]
+        if bool((above == ROOT).any()) or not bool((level[noisy] == level[above] + 1).all()):
             raise ValueError("TrajectoryBatch.noise_level may be above 0 only for an edge that spans one level; a root has no edge")
-        siblings = torch.zeros_like(self.noise_level).scatter(0, above, self.noise_level[noisy])
-        if not torch.equal(siblings[above], self.noise_level[noisy]):
+        siblings = torch.zeros_like(noise_level).scatter(0, above, noise_level[noisy])
+        if not torch.equal(siblings[above], noise_level[noisy]):
             raise ValueError("TrajectoryBatch.noise_level must be equal for stochastic siblings: they are replayed as one network row")
-        edges = int((self.noise_level > 0).sum())
+        edges = int(noisy.sum())
         if self.mean.shape != (edges, *self.latents.shape[1:]):
             expected = (edges, *self.latents.shape[1:])
             raise ValueError(f"TrajectoryBatch.mean must have shape {expected}, one row per stochastic edge; got {tuple(self.mean.shape)}")
 
     @cached_property
+    def _structure(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Level, parent and prompt of each node on the host: all that a shape depends on, so that a device is waited for once."""
+        level, parent, prompt = torch.stack([self.level, self.parent, self.prompt]).cpu()
+        return level, parent, prompt
+
+    def _placed(self, index: Tensor) -> Tensor:
+        return index.to(self.latents.device, non_blocking=True)
+
+    @cached_property
     def leaves(self) -> Tensor:
         """[K] nodes on the last level: the finished samples."""
-        return (self.level == len(self.sigmas) - 1).nonzero().squeeze(1)
+        return self._placed((self._structure[0] == len(self.sigmas) - 1).nonzero().squeeze(1))
 
     @cached_property
     def paths(self) -> Tensor:
         """[K, L] nodes from root to leaf; a path with fewer stored levels than the longest starts with ROOT."""
-        steps, node = [], self.leaves
+        level, parent, _ = self._structure
+        steps, node = [], (level == len(self.sigmas) - 1).nonzero().squeeze(1)
         while bool((node != ROOT).any()):
             steps.append(node)
-            node = torch.where(node == ROOT, node, self.parent[node.clamp(min=0)])
-        return torch.stack(steps[::-1], dim=1)
+            node = torch.where(node == ROOT, node, parent[node.clamp(min=0)])
+        return self._placed(torch.stack(steps[::-1], dim=1))
 
     @cached_property
     def stochastic(self) -> Tensor:
         """[E] nodes that were reached by a stochastic edge."""
-        return (self.noise_level > 0).nonzero().squeeze(1)
+        return self._placed((self.noise_level.cpu() > 0).nonzero().squeeze(1))
 
     @cached_property
     def samples(self) -> Tensor:
@@ -253,8 +269,6 @@ class ScoredBatch:
         progress: where the run stands
         streams: the random draws of this step
         deviation: standard deviation of the aggregated rewards of this step over all ranks; None where a batch was made by hand
-        rounding: largest change of the log-probability of a path between the rollout's network calls and a replay in other batch shapes, in
-            the unit of the kernel's log-density, as the first-step contract measured it; None where it did not
     """
 
     trajectories: TrajectoryBatch
@@ -264,7 +278,6 @@ class ScoredBatch:
     progress: Progress
     streams: "Streams"
     deviation: float | None = None
-    rounding: float | None = None
 
 
 @attrs.frozen(eq=False)

@@ -107,21 +107,19 @@ class Update:
             ) from error
 
     def _accumulate(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> None:
+        values: list[Tensor] = []
         for loss in phase.losses(batch, update):
             if not torch.is_grad_enabled() or torch.is_autocast_enabled(loss.value.device.type):
                 raise RuntimeError(
                     f"the losses of {', '.join(phase.trains)} yielded inside no_grad or autocast, which leaks into the loop's backward; "
                     "leave the block before each yield."
                 )
-            if not bool(loss.value.isfinite()):
-                raise NonFiniteError(
-                    f"role {_names(phase)}, step {batch.progress.step}: loss is {loss.value.item()}. "
-                    f"{blame(phase.trains, batch.trajectories)} Nothing was updated."
-                )
+            values.append(loss.value.detach())
             if loss.value.requires_grad:
                 self.lockstep.backward(loss.value)
             for name, (total, count) in loss.metrics.items():
                 metrics.add(name, total, count)
+        _require_finite_losses(values, phase, batch)
 
     def _norm(self, role: str, policy: Policy, step: int) -> Tensor:
         """Of the gradients, summed over the processes; equal in all of them. Those of sharded weights were summed by each backward."""
@@ -141,6 +139,16 @@ class Update:
 
 def _names(phase: Phase) -> str:
     return ", ".join(map(repr, phase.trains))
+
+
+def _require_finite_losses(values: list[Tensor], phase: Phase, batch: ScoredBatch) -> None:
+    """Looked at when all are there, so that a device is waited for once and not at each micro-batch."""
+    if values and not bool(torch.stack(values).isfinite().all()):
+        value = next(value for value in values if not bool(value.isfinite()))
+        raise NonFiniteError(
+            f"role {_names(phase)}, step {batch.progress.step}: loss is {value.item()}. {blame(phase.trains, batch.trajectories)} "
+            "Nothing was updated."
+        )
 
 
 def _require_finite_gradients(role: str, policy: Policy, phase: Phase, batch: ScoredBatch) -> None:

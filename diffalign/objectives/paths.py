@@ -34,9 +34,6 @@ Measure = Literal["relative", "path"]
 Center = Literal["group", "root", "none"]
 """What an advantage is counted from: the mean over the samples of a prompt, over those of one root among them, or nothing."""
 
-NEGLIGIBLE = 1e-2
-"""Largest rounding of a path's log-probability at which the rollout's numbers stand for a replay's: a ratio is clipped at 0.2 or so."""
-
 EdgeNumbers = Callable[[TrajectoryBatch, Edges, Gaussian], Mapping[str, Tensor]]
 """What a loss needs of the transitions of some edges beside their log-probabilities, by name, each [E]: numbers, because those of all edges
 are kept, while transitions, which are as large as latents, live no longer than a micro-batch."""
@@ -193,19 +190,20 @@ class PathLosses:
                 self._old = self._under(self.policy, trajectories, edges, "trained weights")
             yield whole(self._numbers_of(trajectories, edges, _from_rollout(self.policy, trajectories, edges)))
             return
-        count, device = len(edges.parent), edges.parent.device
-        known = {"log_prob": trajectories.log_prob[edges.child]} if update == 0 and self._is_known(batch) else None
-        yield from micro_batched(evaluate, count, whole, self.rows, known, device)
+        count = len(edges.parent)
+        known = {"log_prob": trajectories.log_prob[edges.child]} if update == 0 and self._is_known(trajectories) else None
+        yield from micro_batched(evaluate, count, whole, self.rows, known)
         if update == 0:
             self._old = torch.cat(first) if first else None  # none under no_grad, where nobody asks for a further update
 
-    def _is_known(self, batch: ScoredBatch) -> bool:
-        """Whether the rollout's log-probs serve as those of the first update, so that its pass without gradient is left out."""
-        if self.numbers is not None:
-            return False
-        if batch.rounding is not None:
-            return batch.rounding <= NEGLIGIBLE
-        return min(self.policy.precision.itemsize, batch.trajectories.latents.dtype.itemsize) >= 4
+    def _is_known(self, trajectories: TrajectoryBatch) -> bool:
+        """Whether the rollout's log-probs serve as those of the first update, so that its pass without gradient is left out.
+
+        They were made in calls of other sizes. In half precision that may change a path by more than a ratio may, and a summed density adds
+        up the rounding of all dimensions; else it is 1e-6 at most.
+        """
+        exact = min(self.policy.precision.itemsize, trajectories.latents.dtype.itemsize) >= 4
+        return self.numbers is None and exact and self.policy.kernel.density != "sum"
 
     def _numbers_of(self, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian) -> dict[str, Tensor]:
         """All that is kept of some edges."""

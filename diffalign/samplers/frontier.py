@@ -165,8 +165,8 @@ def _require_placed(policy: Policy, condition: Condition) -> None:
     for name, tensor in condition.tensors.items():
         if tensor.is_floating_point() and tensor.device != policy.device:
             raise ValueError(
-                f"{type(policy).__name__}.encode must give tensors on {policy.device}, where its weights are; {name!r} is on {tensor.device}."
-                " Move it there in `encode`: `.to(self.device)`."
+                f"{type(policy).__name__}.encode must give tensors on {policy.device}, where its weights are; {name!r} is on "
+                f"{tensor.device}. Move it there in `encode`: `.to(self.device)`."
             )
 
 

@@ -104,6 +104,7 @@ class ExactMatch(Reward):
 
 
 def _scored(name: str, families: Sequence[str], score: Score, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    device, images = images.device, images.detach().cpu()  # one copy; all that follows reads pixels on the host
     check_images(images)
     if len(images) != len(prompts):
         raise ValueError(f"{name} needs one prompt per image; got {len(images)} images and {len(prompts)} prompts.")
@@ -116,13 +117,13 @@ def _scored(name: str, families: Sequence[str], score: Score, images: Tensor, pr
             )
     found: list[list[Found]] = [[] for _ in wanted]
     readings: list[Reading | None] = [None for _ in wanted]
-    written = torch.tensor([isinstance(scene, Text) for scene in wanted], dtype=torch.bool, device=images.device)
+    written = torch.tensor([isinstance(scene, Text) for scene in wanted], dtype=torch.bool)
     for i, objects in zip((~written).nonzero().flatten().tolist(), find_objects(images[~written]), strict=True):
         found[i] = objects
     for i, reading in zip(written.nonzero().flatten().tolist(), read_text(images[written]), strict=True):
         readings[i] = reading
     scores = [score(*sight) for sight in zip(wanted, found, readings, strict=True)]
-    return torch.tensor(scores, dtype=torch.float32, device=images.device)
+    return torch.tensor(scores, dtype=torch.float32, device=device)
 
 
 def _partial(scene: Scene, found: list[Found], reading: Reading | None) -> float:

@@ -17,7 +17,7 @@ def kernel(s: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: a tau below its s, or an s of 1, from which nothing can be added.
     """
-    if bool((tau < s).any()) or bool((s >= 1).any()):
+    if bool(((tau < s) | (s >= 1)).any()):
         raise ValueError(f"noise can be added only upwards from s < 1: s must be at most tau; got s {s.tolist()} and tau {tau.tolist()}")
     wide_s, wide_tau = s.double(), tau.double()
     a = (1 - wide_tau) / (1 - wide_s)

@@ -124,30 +124,45 @@ def clean_of(start: Tensor, end: Tensor, sigma: Tensor, sigma_end: Tensor) -> Te
 
 def draw_uniform(streams: Streams, name: str, rows: Rows, shared: str) -> Tensor:
     """Numbers in [0, 1) for rows: one for each drawn stage ("batch"), each group ("group") or each row ("sample"): [B]."""
-    draws = int(rows.draw.max()) + 1
+    places = _Places.of(rows, by_group=shared == "group")
     if shared == "batch":
-        values = torch.from_numpy(streams.generator(name).random(draws))[rows.draw.cpu()]
+        values = torch.from_numpy(streams.generator(name).random(places.draws))[places.draw]
     else:
-        place = torch.zeros_like(rows.place) if shared == "group" else rows.place
-        values = _by_prompt(rows, place, lambda key, count: torch.from_numpy(streams.generator(name, key).random((draws, count))))
+        values = places.look_up(lambda key, count: torch.from_numpy(streams.generator(name, key).random((places.draws, count))))
     return values.to(rows.sigma)
 
 
 def draw_noise(streams: Streams, name: str, rows: Rows, by_group: bool = False) -> Tensor:
     """Unit noise for rows [B, *]: independent, or one draw for all samples of a group."""
-    shape, draws = rows.start.shape[1:], int(rows.draw.max()) + 1
-    place = torch.zeros_like(rows.place) if by_group else rows.place
-    return _by_prompt(rows, place, lambda key, count: streams.normal((draws, count, *shape), name, key, 0)).to(rows.start)
+    shape, places = rows.start.shape[1:], _Places.of(rows, by_group)
+    return places.look_up(lambda key, count: streams.normal((places.draws, count, *shape), name, key, 0)).to(rows.start)
 
 
-def _by_prompt(rows: Rows, place: Tensor, table: Callable[[int, int], Tensor]) -> Tensor:
-    """Entries [draw, place] of one table per prompt id: groups stay whole, so other prompts and processes change nothing."""
-    result: Tensor | None = None
-    for prompt_id in rows.prompt_id.unique().tolist():
-        mine = (rows.prompt_id == prompt_id).nonzero().squeeze(1)
-        values = table(prompt_id, int(place[mine].max()) + 1)[rows.draw[mine].cpu(), place[mine].cpu()]
-        if result is None:
-            result = values.new_empty((len(rows), *values.shape[1:]))
-        result[mine.cpu()] = values
-    assert result is not None
-    return result
+@attrs.frozen(eq=False)
+class _Places:
+    """Where the draws of rows stand in tables, on the host: prompt id, draw and place of each row [B]."""
+
+    prompt_id: Tensor
+    draw: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, rows: Rows, by_group: bool) -> "_Places":
+        place = torch.zeros_like(rows.place) if by_group else rows.place
+        return cls(*torch.stack([rows.prompt_id, rows.draw, place]).cpu())
+
+    @property
+    def draws(self) -> int:
+        return int(self.draw.max()) + 1
+
+    def look_up(self, table: Callable[[int, int], Tensor]) -> Tensor:
+        """Entries [draw, place] of one table per prompt id: groups stay whole, so other prompts and processes change nothing."""
+        result: Tensor | None = None
+        for prompt_id in self.prompt_id.unique().tolist():
+            mine = (self.prompt_id == prompt_id).nonzero().squeeze(1)
+            values = table(prompt_id, int(self.place[mine].max()) + 1)[self.draw[mine], self.place[mine]]
+            if result is None:
+                result = values.new_empty((len(self.draw), *values.shape[1:]))
+            result[mine] = values
+        assert result is not None
+        return result

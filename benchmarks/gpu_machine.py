@@ -1,0 +1,65 @@
+"""Two questions of the GPU check about the machine: rounding of convolutions, and several runs at once."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from gpu_subjects import Row, embedded, forest_of
+
+from diffalign.core import check_first_step
+from diffalign.samplers import ChainSampler
+
+
+def tf32(options: argparse.Namespace) -> Iterator[Row]:
+    if not options.device.startswith("cuda"):
+        yield {"case": "convolutions", "ok": True, "skipped": "needs CUDA's convolutions"}
+        return
+    policy = embedded(options)
+    for allowed in (True, False):
+        torch.backends.cudnn.allow_tf32 = allowed
+        forest = forest_of(policy, ChainSampler(8, 9), 24)
+        found, part = check_first_step(policy, forest), check_first_step(policy, forest, step=2, rows=2)
+        yield {"case": f"TF32 in convolutions: {allowed}", "ok": found.deviation == 0.0, "part": part.deviation, "rounding": found.rounding}
+
+
+def together(options: argparse.Namespace) -> Iterator[Row]:
+    if not options.device.startswith("cuda"):
+        yield {"case": "several runs at once", "ok": True, "skipped": "needs a GPU and its many cores"}
+        return
+    for runs, threads in ((1, None), (3, None), (3, os.cpu_count())):
+        with tempfile.TemporaryDirectory() as place:
+            codes = _trained(options.device, [Path(place, str(run)) for run in range(runs)], threads)
+            files = [Path(place, str(run), "metrics.jsonl") for run in range(runs)]
+            steps = [[json.loads(line) for line in file.read_text().splitlines()] if file.exists() else [] for file in files]
+        took = [sum(value for name, value in line.items() if name.startswith("seconds/")) for run in steps for line in run[1:]]
+        yield {
+            "case": f"{runs} at once, {'the threads that a run takes' if threads is None else f'{threads} threads each'}",
+            "ok": threads is not None or codes == [0] * runs,
+            "codes": codes,
+            "steps": [len(run) for run in steps],
+            "median_s": sorted(took)[len(took) // 2] if took else None,
+        }
+
+
+def _trained(device: str, folders: list[Path], threads: int | None, limit: float = 45.0) -> list[int | None]:
+    """Exit codes of runs that begin at once; None for one that is not through in time."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    words = [sys.executable, "-m", "diffalign", "train", "shapeworld_tmpo", "--policy.device", device, "--total", "10"]
+    words += ["--evaluation", "null", "--hooks", "[]", "--average", "null"]
+    begun = [subprocess.Popen([*words, "--folder", str(folder)], env=environment, stdout=subprocess.DEVNULL) for folder in folders]
+    end, codes = time.perf_counter() + limit, []
+    for process in begun:
+        try:
+            codes.append(process.wait(max(1.0, end - time.perf_counter())))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            codes.append(None)
+    return codes
