@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -30,10 +29,11 @@ from typing import Any
 
 import torch
 from device_matrix import CASES, gap
-from gpu_machine import tf32, together
+from gpu_machine import demo, memory, tf32, together
 from gpu_subjects import Row, embedded, forest_of
+from random_families import TINY_FLUX, TINY_SD35, condition_of, policy_of
 
-from diffalign import AlignmentLoop
+from diffalign import AlignmentLoop, Progress, Streams
 from diffalign.checkpoint import Checkpoints
 from diffalign.core import (
     CPS,
@@ -95,6 +95,16 @@ def contract(options: argparse.Namespace) -> Iterator[Row]:
                                 "rounding": found.rounding,
                                 "part": part.deviation,
                             }
+
+    for shape in (TINY_FLUX, TINY_SD35):  # the grids of their schedulers
+        for dtype in ("float32", "bfloat16")[: 1 if options.quick else 2]:
+            policy = policy_of(shape, getattr(torch, dtype), options.device)
+            with torch.no_grad():
+                sampler = ChainSampler(4 if options.tiny else 28, 3)
+                forest = sampler.sample(policy, condition_of(shape, policy), Progress(0, 1), Streams(3))
+            found, part = check_first_step(policy, forest), check_first_step(policy, forest, step=1, rows=2)
+            numbers = {"deviation": found.deviation, "rounding": found.rounding, "part": part.deviation}
+            yield {"case": f"{dtype}, {shape.name}, its own grid", "ok": True, **numbers}
 
 
 def faults(options: argparse.Namespace) -> Iterator[Row]:
@@ -162,17 +172,19 @@ def resume(options: argparse.Namespace) -> Iterator[Row]:
             sampler: TrajectorySampler = TreeSampler(6, FixedPlan((1, 2)))
         else:
             objective, sampler = SurrogateReward(TDMPolicy(embedded(options), steps=4), rows=8), DeterministicSampler(4, 4)
-        options_ = {"prompts": PromptFile("shapeworld/count"), "prompts_per_step": 2, "aggregation": StandardizedSum()}
-        return AlignmentLoop(objective, sampler, CountReward(), hooks=[Checkpoints(folder, every=2), *hooks], folder=folder, **options_)
+        more = {"prompts": PromptFile("shapeworld/count"), "prompts_per_step": 2, "aggregation": StandardizedSum(), "folder": folder}
+        return AlignmentLoop(objective, sampler, CountReward(), hooks=[Checkpoints(folder, every=half), *hooks], **more)
+
+    half = 1 if options.tiny else 2
 
     for name in ("TMPO", "TDM-R1")[: 1 if options.quick else 2]:
         with tempfile.TemporaryDirectory() as place:
             whole = loop(name, Path(place) / "whole")
-            whole.run(4)
+            whole.run(2 * half)
             with suppress(Interrupted):
-                loop(name, Path(place) / "parts", (_StopAfter(2),)).run(4)
+                loop(name, Path(place) / "parts", (_StopAfter(half),)).run(2 * half)
             again = loop(name, Path(place) / "parts")
-            again.run(4, again.hooks[0].restore(again))
+            again.run(2 * half, again.hooks[0].restore(again))
         pairs = [
             (mine, its)
             for role, policy in whole.policies().items()
@@ -180,82 +192,6 @@ def resume(options: argparse.Namespace) -> Iterator[Row]:
         ]
         unequal = sum(not torch.equal(mine, its) for mine, its in pairs)
         yield {"case": name, "ok": unequal == 0, "tensors": len(pairs), "unequal": unequal}
-
-
-def memory(options: argparse.Namespace) -> Iterator[Row]:
-    if not options.device.startswith("cuda"):
-        yield {"case": "out of memory", "ok": True, "skipped": "needs CUDA's allocator"}
-        return
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    total = torch.cuda.mem_get_info()[1]
-    policy = embedded(options)
-    loop = AlignmentLoop(
-        SoftmaxTB(policy),
-        ChainSampler(6, 64),
-        CountReward(),
-        PromptFile("shapeworld/count"),
-        prompts_per_step=2,
-        aggregation=StandardizedSum(),
-    )
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 600 * 2**20) / total)
-    try:
-        loop.run(2)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    yield {
-        "case": "out of memory",
-        "ok": loop.objective.rows is not None,
-        "objective.rows": loop.objective.rows,
-        "sampler.rows": loop.sampler.rows,
-        "peak_MiB": round(torch.cuda.max_memory_allocated() / 2**20),
-    }
-
-
-def demo(options: argparse.Namespace) -> Iterator[Row]:
-    from diffalign import config
-
-    with tempfile.TemporaryDirectory() as place:
-        words = [
-            "--policy.device",
-            options.device,
-            "--total",
-            str(options.steps),
-            "--evaluation",
-            "null",
-            "--hooks",
-            "[]",
-            "--folder",
-            place,
-        ]
-        loop = config.parse("shapeworld_tmpo", words).build()
-        seconds: list[float] = []
-        begun = time.perf_counter()
-
-        class Watch(Hook):
-            def step(self, loop: AlignmentLoop, report: Any) -> None:
-                nonlocal begun
-                seconds.append(time.perf_counter() - begun)
-                begun = time.perf_counter()
-                if options.device.startswith("cuda"):
-                    torch.cuda.set_sync_debug_mode("warn" if report.step == options.steps - 3 else "default")
-
-        loop.hooks = [Watch()]
-        with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
-            loop.run(options.steps)
-        if options.device.startswith("cuda"):
-            torch.cuda.set_sync_debug_mode("default")
-        parts = {name: round(value / options.steps, 4) for name, value in loop.ledger.seconds.items()}
-        synchronizations = sum("synchroniz" in str(one.message) for one in waits)
-        yield {
-            "case": "TMPO",
-            "ok": True,
-            "median_s": sorted(seconds)[len(seconds) // 2],
-            "first_s": seconds[0],
-            **parts,
-            "waits": synchronizations,
-        }
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {

@@ -1,4 +1,4 @@
-"""Two questions of the GPU check about the machine: rounding of convolutions, and several runs at once."""
+"""What the GPU check asks of the machine: memory that runs out, the demo, rounding of convolutions, several runs at once."""
 
 import argparse
 import json
@@ -7,14 +7,97 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from gpu_subjects import Row, embedded, forest_of
 
-from diffalign.core import check_first_step
+from diffalign import AlignmentLoop
+from diffalign.core import Hook, StandardizedSum, check_first_step
+from diffalign.objectives import SoftmaxTB
+from diffalign.prompts import PromptFile
 from diffalign.samplers import ChainSampler
+from diffalign.shapeworld import CountReward
+
+
+def memory(options: argparse.Namespace) -> Iterator[Row]:
+    if not options.device.startswith("cuda"):
+        yield {"case": "out of memory", "ok": True, "skipped": "needs CUDA's allocator"}
+        return
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    total = torch.cuda.mem_get_info()[1]
+    policy = embedded(options)
+    loop = AlignmentLoop(
+        SoftmaxTB(policy),
+        ChainSampler(6, 64),
+        CountReward(),
+        PromptFile("shapeworld/count"),
+        prompts_per_step=2,
+        aggregation=StandardizedSum(),
+    )
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 600 * 2**20) / total)
+    try:
+        loop.run(2)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    yield {
+        "case": "out of memory",
+        "ok": loop.objective.rows is not None,
+        "objective.rows": loop.objective.rows,
+        "sampler.rows": loop.sampler.rows,
+        "peak_MiB": round(torch.cuda.max_memory_allocated() / 2**20),
+    }
+
+
+def demo(options: argparse.Namespace) -> Iterator[Row]:
+    from diffalign import config
+
+    with tempfile.TemporaryDirectory() as place:
+        words = [
+            "--policy.device",
+            options.device,
+            "--total",
+            str(options.steps),
+            "--folder",
+            place,
+            "--evaluation",
+            "null",
+            "--hooks",
+            "[]",
+        ]
+        words += ["--prompts_per_step", "2", "--sampler.plan.branches", "2"] if options.tiny else []
+        loop = config.parse("shapeworld_tmpo", words).build()
+        seconds: list[float] = []
+        begun = time.perf_counter()
+
+        class Watch(Hook):
+            def step(self, loop: AlignmentLoop, report: Any) -> None:
+                nonlocal begun
+                seconds.append(time.perf_counter() - begun)
+                begun = time.perf_counter()
+                if options.device.startswith("cuda"):
+                    torch.cuda.set_sync_debug_mode("warn" if report.step == options.steps - 3 else "default")
+
+        loop.hooks = [Watch()]
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            loop.run(options.steps)
+        if options.device.startswith("cuda"):
+            torch.cuda.set_sync_debug_mode("default")
+        parts = {name: round(value / options.steps, 4) for name, value in loop.ledger.seconds.items()}
+        synchronizations = sum("synchroniz" in str(one.message) for one in waits)
+        yield {
+            "case": "TMPO",
+            "ok": True,
+            "median_s": sorted(seconds)[len(seconds) // 2],
+            "first_s": seconds[0],
+            **parts,
+            "waits": synchronizations,
+        }
 
 
 def tf32(options: argparse.Namespace) -> Iterator[Row]:

@@ -11,11 +11,14 @@ SURROUNDINGS = (
 )
 """Keys of a run that change what is written, watched or computed at once, and no weight."""
 
+ANYWHERE = ("rows", "device")
+"""Row budgets and devices, wherever they stand: how and where the same numbers are computed."""
+
 
 def differences(before: str, after: str) -> list[tuple[str, str, str]]:
     """Where two resolved configurations name different runs.
 
-    Row budgets ("rows", wherever they stand) and `SURROUNDINGS` are no part of a run's identity.
+    `SURROUNDINGS` and what is called as in `ANYWHERE` are no part of a run's identity.
 
     Args:
         before, after: YAML
@@ -35,7 +38,7 @@ def _identity(tree: dict[str, Any]) -> dict[str, Any]:
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in entries:
-        if key != "rows":
+        if key not in ANYWHERE:
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))
     if not entries or not value:
         yield path, value

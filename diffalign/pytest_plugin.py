@@ -15,6 +15,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption(OPTION):
+        from .testing.elsewhere import prepare_second_device
+
+        prepare_second_device()  # before a test makes a backward pass
+
+
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     for path in config.getoption(OPTION):
         items.extend(_items(session, path))

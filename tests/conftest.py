@@ -14,7 +14,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from diffalign.testing import prepare_second_device
+
 torch.set_num_threads(1)
+prepare_second_device()  # before any test makes a backward pass, at which torch counts devices
 settings.register_profile(
     "diffalign",
     deadline=None,

@@ -14,7 +14,7 @@ import diffalign
 ROOT = Path(diffalign.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
-    {"embedded", "threads"},
+    {"embedded", "placement", "threads"},
     {"core"},
     {"prompts", "policies", "samplers", "objectives", "rewards"},
     {"shapeworld", "evaluation", "testing"},

@@ -1,4 +1,4 @@
-"""Check a part of yours against the contract of its kind; for a reward, measure scale, noise and speed too."""
+"""Check a part of yours against the contract of its kind, also on a pretended device; for a reward, measure scale, noise and speed."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,9 +13,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..config.parts import find, suggestion
     from ..core import ConfigError
+    from ..testing.elsewhere import prepare_second_device
     from ..testing.parts import examination
     from ..testing.properties import examine
 
+    prepare_second_device()  # before the part's module may make a backward pass
     refuse_overrides("check-part", "a part", overrides)
     try:
         part = find(options.part)

@@ -9,8 +9,9 @@ import torch
 
 from ..core import Aggregation, AlignmentLoop, ConfigError, Devices, Hook, Policy, Prompt, RewardFunction, Sharding, SingleProcess
 from ..core.scoring import named_rewards, reward_name
+from ..placement import placed
 from ..rewards.requirements import require
-from .blueprint import build, described, plain
+from .blueprint import Part, build, described, plain
 from .errors import listed, nearest, refused
 from .files import locate, read_run, read_yaml, write_yaml
 from .overrides import override
@@ -77,6 +78,7 @@ class Run:
         Raises:
             ConfigError: a constructor refused.
         """
+        _check_devices(self.tree["policy"])
         made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
         self._check_weights(made["aggregation"], made["rewards"])
         try:
@@ -149,6 +151,17 @@ def _resolved(name: str, content: dict[str, Any]) -> Run:
     if tree["folder"] is None:
         tree["folder"] = Path("runs") / name
     return Run(name, tree)
+
+
+def _check_devices(node: Any) -> None:
+    """The policy would find out that its device is not there, but only after rewards have been loaded."""
+    for name, value in node.arguments.items() if isinstance(node, Part) else ():
+        if name == "device" and isinstance(value, str):
+            try:
+                placed(value)
+            except ValueError as error:
+                raise refused(node.where, error) from error
+        _check_devices(value)
 
 
 def _check_sizes(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:

@@ -1,5 +1,6 @@
 """Classifier-free guidance."""
 
+from collections.abc import Callable
 from typing import Self
 
 import attrs
@@ -60,6 +61,11 @@ class Guided(PolicyAround):
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         return self._guidance.velocities(self.policy, latents, sigma, condition)[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        moved = super()._apply(fn, recurse)
+        self._guidance = Guidance.of(self.policy, self.scale, self.negative)  # the null condition lies where the policy was
+        return moved
 
     def scaled(self, scale: float) -> Self:
         """The same policy under another scale: a view, and no fork."""

@@ -158,9 +158,17 @@ class _Task:
         condition = attrs.evolve(self.policy.encode(some), ids=torch.tensor([self.ids[place] for place in places]))
         sampler = DeterministicSampler(steps=self.steps, samples=self.samples, rows=self.rows)
         forest = sampler.sample(self.policy, condition, Progress(0, 1), Streams(self.seed))
-        images = torch.cat([self.policy.decode(piece).cpu() for piece in forest.samples.split(self.rows)])
         repeated = [prompt for prompt in some for _ in range(self.samples)]
-        scores = {f"rewards/{name}": values for name, values in score(self.rewards, images, repeated).items()}
+        drawn: list[Tensor] = []
+        scored: list[dict[str, Tensor]] = []
+        for latents in forest.samples.split(self.rows):
+            decoded = self.policy.decode(latents)
+            # scored where the policy is: there the network of a reward is in training, and stays
+            first = sum(map(len, drawn))
+            scored.append(score(self.rewards, decoded, repeated[first : first + len(decoded)]))
+            drawn.append(decoded.cpu())
+        images = torch.cat(drawn)
+        scores = {f"rewards/{name}": torch.cat([part[name] for part in scored]) for name in self.rewards}
         vectors = {f"features/{name}": extract(images).float().cpu() for name, extract in self.features.items()}
         by_sample = {name: values.cpu().unflatten(0, (len(some), self.samples)) for name, values in {**scores, **vectors}.items()}
         pictures = images.unflatten(0, (len(some), self.samples))

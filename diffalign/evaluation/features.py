@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffalign.placement import is_there, placed
+
 Network = tuple[Callable[[Tensor], Tensor], int, Tensor, Tensor]
 
 
@@ -87,11 +89,11 @@ class DINOv2Features(Features):
 
     path: str = "facebook/dinov2-base"
     revision: str | None = None
-    device: str | None = None
+    device: str | None = attrs.field(default=None, validator=is_there)
     rows: int = attrs.field(default=32, validator=attrs.validators.ge(1))
 
     def __call__(self, images: Tensor) -> Tensor:
-        return _extracted(_dinov2(self.path, self.revision, _device(self.device)), images, self.rows)
+        return _extracted(_dinov2(self.path, self.revision, str(placed(self.device or "auto"))), images, self.rows)
 
 
 @attrs.frozen
@@ -106,15 +108,11 @@ class CLIPFeatures(Features):
 
     path: str = "openai/clip-vit-large-patch14"
     revision: str | None = None
-    device: str | None = None
+    device: str | None = attrs.field(default=None, validator=is_there)
     rows: int = attrs.field(default=32, validator=attrs.validators.ge(1))
 
     def __call__(self, images: Tensor) -> Tensor:
-        return _extracted(_clip(self.path, self.revision, _device(self.device)), images, self.rows)
-
-
-def _device(name: str | None) -> str:
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+        return _extracted(_clip(self.path, self.revision, str(placed(self.device or "auto"))), images, self.rows)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffalign.core import Policy
 from diffalign.policies import FlowMatchingPolicy
@@ -78,10 +78,17 @@ def _comfyui(policy: FlowMatchingPolicy, folder: Path) -> None:
 
 
 def _merged(policy: FlowMatchingPolicy, folder: Path) -> None:
-    network: Any = copy.deepcopy(policy.network).requires_grad_(False)
+    network: Any = _on_host(policy.network)
     if policy.adapters:
         network.fuse_lora()
         network.unload_lora()
     pipeline = copy.copy(policy.family.pipeline)
     vars(pipeline)[policy.family.component] = network
     pipeline.save_pretrained(folder)
+
+
+def _on_host(network: nn.Module) -> nn.Module:
+    """A copy on the CPU, without gradients: the device may have no room for a second one."""
+    held: dict[int, Any] = {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in network.buffers()}
+    held |= {id(tensor): nn.Parameter(tensor.detach().to("cpu", copy=True), requires_grad=False) for tensor in network.parameters()}
+    return copy.deepcopy(network, held)

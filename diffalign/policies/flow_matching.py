@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module, view_of
+from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention
 from .compilation import Compilation
@@ -119,8 +120,8 @@ class FlowMatchingPolicy(Policy):
 
         Raises:
             ImportError: `quantization` without its extra.
-            ValueError: an unknown pipeline class, missing files, a choice that the family does not have, or half-precision or quantised
-                weights that would be trained.
+            ValueError: an unknown pipeline class, missing files, a device that is not there, a choice that the family does not have, or
+                half-precision or quantised weights that would be trained.
         """
         if lora is None and quantization is not None:
             raise ValueError(
@@ -132,7 +133,7 @@ class FlowMatchingPolicy(Policy):
             )
         if compute is not None and dtype != "float32":
             raise ValueError(f"compute must be left out where dtype is {dtype}: it is the type in which float32 weights are multiplied")
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        place = placed(device)
         setting = Setting(_sides(resolution), max_sequence_length, guidance, offload)
         host = None if sharding is None or quantization is not None else sharding.host
         loaded = load_family(path, getattr(torch, dtype), place, setting, quantization, host)
@@ -252,8 +253,9 @@ class FlowMatchingPolicy(Policy):
 
         network: Any = self.network
         component = self.family.component
+        adapters = get_peft_model_state_dict(network, adapter_name=ADAPTER)
         weights = {
-            f"{component}_lora_layers": get_peft_model_state_dict(network, adapter_name=ADAPTER),
+            f"{component}_lora_layers": {name: tensor.cpu() for name, tensor in adapters.items()},
             f"{component}_lora_adapter_metadata": network.peft_config[ADAPTER].to_dict(),  # without it the alpha is lost
         }
         type(self.family.pipeline).save_lora_weights(folder, safe_serialization=True, **weights)

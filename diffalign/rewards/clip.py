@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffalign.placement import placed
+
 from .pixels import cropped_square, normalized
 from .weights import pretrained
 
@@ -64,7 +66,7 @@ class CLIP:
         return _projected(self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]))
 
     def _placed(self, images: Tensor) -> torch.device:
-        device = images.device if self.device is None else torch.device(self.device)
+        device = images.device if self.device is None else placed(self.device)
         self.model.to(device)
         return device
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core import ConfigError, Prompt, Reward
+from diffalign.placement import is_there
 
 from .clip import CLIP
 from .heads import linear_layers
@@ -37,7 +38,7 @@ class PickScore(Reward):
 
     model: str = "yuvalkirstain/PickScore_v1"
     batch: int = attrs.field(default=16, validator=_AT_LEAST_ONE)
-    device: str | None = None
+    device: str | None = attrs.field(default=None, validator=is_there)
     _clip: CLIP = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -46,8 +47,9 @@ class PickScore(Reward):
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         check_batch("PickScore", images, prompts)
-        scale: Tensor = self._clip.model.logit_scale.exp()
-        return scale * self._clip.cosine(images, prompts)
+        cosine = self._clip.cosine(images, prompts)
+        scale: Tensor = self._clip.model.logit_scale.exp()  # read after the model has followed the images
+        return scale * cosine
 
 
 @attrs.define(eq=False)
@@ -76,7 +78,7 @@ class CLIPScore(Reward):
     scale: float = attrs.field(default=2.5, validator=attrs.validators.gt(0.0))
     prefix: str = ""
     batch: int = attrs.field(default=16, validator=_AT_LEAST_ONE)
-    device: str | None = None
+    device: str | None = attrs.field(default=None, validator=is_there)
     _clip: CLIP = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -114,7 +116,7 @@ class Aesthetic(Reward):
     head: str = "trl-lib/ddpo-aesthetic-predictor"
     file: str = "aesthetic-model.pth"
     batch: int = attrs.field(default=16, validator=_AT_LEAST_ONE)
-    device: str | None = None
+    device: str | None = attrs.field(default=None, validator=is_there)
     _clip: CLIP = attrs.field(init=False, repr=False)
     _layers: nn.Sequential = attrs.field(init=False, repr=False)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import attrs
 import torch
@@ -56,6 +57,9 @@ def score_together(rewards: Mapping[str, RewardFunction], images: Tensor, prompt
     Raises:
         RewardError: of the first reward, in that order, that failed.
     """
-    with ThreadPoolExecutor(max_workers=len(rewards), thread_name_prefix="reward") as pool:
+    # the current device is each thread's own; a reward may mean it by "cuda"
+    chosen = torch.accelerator.current_device_index() if images.device.type != "cpu" else None
+    begin = (lambda: None) if chosen is None else partial(torch.accelerator.set_device_index, chosen)
+    with ThreadPoolExecutor(max_workers=len(rewards), thread_name_prefix="reward", initializer=begin) as pool:
         futures = {name: pool.submit(score, {name: reward}, images, prompts) for name, reward in rewards.items()}
     return {name: future.result()[name] for name, future in futures.items()}

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffalign.placement import placed
+
 from .geneval_rules import Found
 from .pixels import normalized, resized
 from .weights import pretrained
@@ -73,7 +75,7 @@ class Detector:
             images: [K, 3, H, W] in [0, 1]
             least: 0 to 1
         """
-        device = images.device if self.device is None else torch.device(self.device)
+        device = images.device if self.device is None else placed(self.device)
         height, width = images.shape[-2:]
         factor = min(self.side / min(height, width), 5 / 3 * self.side / max(height, width))
         inner = round(height * factor), round(width * factor)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Prompt, Reward
+from diffalign.placement import is_there
 
 from .clip import CLIP
 from .detection import Detector
@@ -59,7 +60,7 @@ class GenEval(Reward):
     partial: bool = False
     side: int = 800
     batch: int = attrs.field(default=4, validator=attrs.validators.ge(1))
-    device: str | None = None
+    device: str | None = attrs.field(default=None, validator=is_there)
     _detector: Detector = attrs.field(init=False, repr=False)
     _clip: CLIP = attrs.field(init=False, repr=False)
 

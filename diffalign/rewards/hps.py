@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Prompt, Reward
+from diffalign.placement import is_there
 
 from .clip import CLIP
 from .open_clip import clip_model
@@ -43,7 +44,7 @@ class HPSv2(Reward):
     file: str = "HPS_v2.1_compressed.pt"
     tokenizer: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     batch: int = attrs.field(default=16, validator=attrs.validators.ge(1))
-    device: str | None = None
+    device: str | None = attrs.field(default=None, validator=is_there)
     _clip: CLIP = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

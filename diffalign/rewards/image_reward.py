@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core import ConfigError, Prompt, Reward
+from diffalign.placement import is_there, placed
 
 from .heads import linear_head
 from .open_clip import restore_positions
@@ -63,7 +64,7 @@ class ImageReward(Reward):
     file: str = "ImageReward.pt"
     tokenizer: str = "google-bert/bert-base-uncased"
     batch: int = attrs.field(default=16, validator=attrs.validators.ge(1))
-    device: str | None = None
+    device: str | None = attrs.field(default=None, validator=is_there)
     _tokenizer: Any = attrs.field(init=False, repr=False)
     _network: nn.ModuleDict = attrs.field(init=False, repr=False)
 
@@ -77,7 +78,7 @@ class ImageReward(Reward):
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         check_batch("ImageReward", images, prompts)
-        device = images.device if self.device is None else torch.device(self.device)
+        device = images.device if self.device is None else placed(self.device)
         network = self._network.to(device)
         config: Any = network["vision"].config
         scores = []

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
 
 import attrs
-import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -16,6 +15,7 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..core import RewardError, RewardFunction
+from ..placement import is_there, placed
 from ..rewards.wire import ABOUT, HEALTH, SCORE, VERSION, Limits, ScoreRequest, WireError, encode_error, encode_scores, read_request
 from .batching import Batcher
 from .room import FullError, Room
@@ -45,7 +45,7 @@ class Settings:
     memory: int = attrs.field(default=2**30, validator=attrs.validators.ge(1))
     limits: Limits = attrs.field(factory=Limits)
     body_timeout: float = attrs.field(default=30.0, validator=attrs.validators.gt(0.0))
-    device: str | None = None
+    device: str | None = attrs.field(default=None, validator=is_there)
     token: str | None = attrs.field(default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -81,8 +81,7 @@ class _Service:
         self.room = Room(settings.memory, settings.queue)
         self.scorer = ThreadPoolExecutor(1, "diffalign-scorer")
         self.unpacker = ThreadPoolExecutor(2, "diffalign-unpacker")
-        device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.batcher = Batcher(name, reward, settings.batch, device, self.scorer)
+        self.batcher = Batcher(name, reward, settings.batch, placed(settings.device or "auto"), self.scorer)
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -2,6 +2,7 @@
 
 from .broken import BrokenReplay
 from .doubles import ConstantReward, GivenPlan, TinyPolicy, channel_reward
+from .elsewhere import prepare_second_device
 from .objective_contract import check_objective
 from .policy_contract import check_policy
 from .pretended_device import second_device
@@ -23,5 +24,6 @@ __all__ = [
     "check_reward",
     "check_sampler",
     "measure_reward",
+    "prepare_second_device",
     "second_device",
 ]

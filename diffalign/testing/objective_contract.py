@@ -25,6 +25,8 @@ from diffalign.prompts import Prompts
 from diffalign.samplers import DeterministicSampler, FixedPlan, TreeSampler
 
 from .doubles import TinyPolicy
+from .elsewhere import agrees, on_a_second_device, prepare_second_device
+from .pretended_device import DEVICE
 from .properties import Finding, NotApplicableError, Property, examine, holds, require
 
 Make = Callable[[Policy], Objective]
@@ -46,14 +48,16 @@ class Subject:
     Args:
         make: builds it
         sampler: of those that `check_objective` tries, the first whose batches it does not refuse
+        device: where its policies are
     """
 
     make: Make
     sampler: TrajectorySampler
+    device: str = "cpu"
 
     def policy(self) -> TinyPolicy:
         """A policy that has moved a little since it was made."""
-        return TinyPolicy((2, 2), dtype=torch.float64)
+        return TinyPolicy((2, 2), dtype=torch.float64).to(self.device)
 
     def moved(self, **changes: int) -> Objective:
         """The objective, with some of its fields changed, as it is after some updates: all that it trains has moved since it was built.
@@ -255,6 +259,35 @@ def _learns(subject: Subject) -> None:
     )
 
 
+def _second_device(subject: Subject) -> None:
+    away = attrs.evolve(subject, device=DEVICE)
+    here, there = subject.moved(), away.moved()
+    batch, its = subject.batch(here), away.batch(there)
+    for (_, mine), (_, other) in zip(losses(there, its), losses(here, batch), strict=True):
+        agrees(mine.value.detach(), other.value.detach(), "a loss", 1e-8)
+    theirs = gradients(there, its)
+    for role, gradient in gradients(here, batch).items():
+        agrees(theirs[role], gradient, f"the gradient of {role!r}", 1e-8)
+    after = _stepped(away)
+    for name, weights in _stepped(subject).items():
+        agrees(after[name], weights, f"{name} after two steps", 1e-8)
+
+
+def _stepped(subject: Subject) -> dict[str, Tensor]:
+    """The weights of all roles after two steps of the loop: updates, averages and old weights of its own included."""
+    loop = AlignmentLoop(
+        objective=subject.make(subject.policy()),
+        sampler=subject.sampler,
+        rewards=_first_coordinate,
+        prompts=Prompts(PROMPTS),
+        prompts_per_step=2,
+        optimizers={"default": lambda parameters: torch.optim.SGD(parameters, lr=0.1)},
+        check_rows=0,
+    )
+    loop.run(2)
+    return {f"{role}.{name}": tensor.detach() for role, policy in loop.policies().items() for name, tensor in policy.named_parameters()}
+
+
 def _first_coordinate(images: Tensor, prompts: object) -> Tensor:
     return ((images[:, 0, 0, 0] - 0.5) * 16).sigmoid()
 
@@ -272,6 +305,7 @@ OBJECTIVE: tuple[Property[Subject], ...] = (
     Property("metrics", "they are added over micro-batches and processes, then divided", _metrics),
     Property("frozen reference", "an optimizer or a stray gradient could move what the weights are held to, a teacher as well", _frozen),
     Property("learns", "the sign is wrong, or the reward does not reach the weights", _learns),
+    on_a_second_device(_second_device, gradients=True),
 )
 
 
@@ -291,6 +325,7 @@ def check_objective(make: Make, skip: Mapping[str, str] | None = None) -> list[F
 
 def subject_of(make: Make) -> Subject:
     """The objective with trajectories that it takes: stochastic trees, else deterministic ones."""
+    prepare_second_device()
     refusals = []
     for sampler in SAMPLERS:
         subject = Subject(make, sampler)

@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
-from diffalign.core import Condition, Policy, Prompt, Streams
+from diffalign.core import Condition, Edges, Policy, Progress, Prompt, Streams, TrajectoryBatch, TrajectorySampler, check_first_step
+from diffalign.policies import FlowMatchingPolicy
+from diffalign.samplers import DeterministicSampler, FixedPlan, TreeSampler
 
+from .elsewhere import agrees, copied, on_a_second_device
+from .pretended_device import DEVICE
 from .properties import Finding, NotApplicableError, Property, examine, holds, require
 
 PROMPTS = (Prompt("three red circles"), Prompt("a blue square and a green cross"), Prompt("three red circles"))
@@ -24,7 +29,11 @@ def _velocity(policy: Policy, index: list[int], sigma: float = 0.6) -> torch.Ten
     latents = _noise(policy)[index]
     with torch.no_grad():
         condition = _condition(policy).select(torch.tensor(index))
-        return policy.velocity(latents, torch.full((len(index),), sigma, device=latents.device, dtype=policy.sigmas(4).dtype), condition)
+        return policy.velocity(latents, latents.new_full((len(index),), sigma, dtype=policy.sigmas(_steps(policy)).dtype), condition)
+
+
+def _steps(policy: Policy) -> int:
+    return policy.step_counts[0] if policy.step_counts else 4
 
 
 def _tolerance(policy: Policy) -> float:
@@ -129,6 +138,56 @@ def _gradient(policy: Policy) -> None:
     holds(all(bool(gradient.isfinite().all()) for gradient in found), "a gradient is not finite")
 
 
+def _second_device(policy: Policy) -> None:
+    if policy.device.type != "cpu" or next(policy.parameters(), None) is None:
+        raise NotApplicableError(f"it has no weights on the CPU that could be moved; its device is {policy.device}")
+    there, tolerance = _moved(policy), _tolerance(policy)
+    mine, its = _condition(there), _condition(policy)
+    for name, tensor in its.tensors.items():
+        whole = not tensor.is_floating_point()  # lengths and the like may stay on the host
+        agrees(mine.tensors[name], tensor, f"encode's tensors[{name!r}]", tolerance, anywhere=whole)
+    agrees(_noise(there), _noise(policy), "prior", tolerance)
+    agrees(_velocity(there, [0, 2]), _velocity(policy, [0, 2]), "velocity", tolerance)
+    with torch.no_grad():
+        agrees(there.decode(_noise(there)), policy.decode(_noise(policy)), "decode", tolerance)
+    steps = _steps(policy)
+    samplers: list[TrajectorySampler] = [DeterministicSampler(steps)]
+    samplers += [TreeSampler(steps, FixedPlan((1,), branches=2))] if steps > 2 else []
+    for sampler in samplers:
+        try:
+            here = _forest(policy, sampler)
+        except ValueError:  # a step rule without noise
+            continue
+        forest = _forest(there, sampler)
+        agrees(forest.latents, here.latents, "a rollout", 10 * tolerance)  # of several calls
+        if len(Edges.of(forest).child):
+            check_first_step(there, forest)
+
+
+def _forest(policy: Policy, sampler: TrajectorySampler) -> TrajectoryBatch:
+    with torch.no_grad():
+        return sampler.sample(policy, _condition(policy), Progress(0, 1), Streams(1))
+
+
+def _moved(policy: Policy) -> Policy:
+    """A copy on the pretended device."""
+    twin = copied(policy)
+    for module in twin.modules():
+        if isinstance(module, Policy):
+            module.shares_tensors = False  # with forks of the one that was copied, but no more
+    try:
+        twin.to(DEVICE)
+    except Exception as error:  # quantised weights, for instance
+        raise NotApplicableError(f"it cannot be moved: {error}") from error
+    for module in twin.modules():
+        if isinstance(module, FlowMatchingPolicy):  # as it is loaded there
+            module.family.placed(torch.device(DEVICE), module.family.dtype)
+            for part in module.family.pipeline.components.values():
+                if isinstance(part, nn.Module) and not module.family.setting.offload:
+                    part.to(DEVICE)
+    return twin
+
+
 POLICY: tuple[Property[Policy], ...] = (
     Property("grid", "a sampler steps along it, and the last level is the picture", _grid),
     Property("prior", "equal noise must give equal starts, however prompts are batched", _prior),
@@ -141,6 +200,7 @@ POLICY: tuple[Property[Policy], ...] = (
     Property("forks", "reference, old and average weights are forks", _forks),
     Property("frozen forks", "a reference that requires gradients would be refused", _frozen_fork),
     Property("gradient", "nothing would be learned", _gradient),
+    on_a_second_device(_second_device),
 )
 
 

@@ -138,10 +138,10 @@ class _Backend:
     """What torch asks of the module of a device."""
 
     def is_available(self) -> bool:
-        return True
+        return bool(_watching)  # torch keeps the device for the rest of the process, which must not look for it
 
     def device_count(self) -> int:
-        return 1
+        return int(self.is_available())
 
     def current_device(self) -> int:
         return 0
@@ -178,7 +178,9 @@ _watching: list[Traffic] = []
 
 
 def register() -> None:
-    """Make the device known to torch, for the rest of the process.
+    """Make the device known to torch, for the rest of the process; outside `second_device` it says that it is not available.
+
+    torch counts devices at the first backward pass of a process: where that came before this, there are no gradients on the device.
 
     Raises:
         RuntimeError: this torch is too old to have one in Python.
@@ -197,6 +199,16 @@ def register() -> None:
     for func in (*_BARE, *_GROWING):
         inside.impl(func, lambda *args, _func=func, **kwargs: _run(_func, args, kwargs), "PrivateUse1")
     _libraries.extend((factories, inside, autocast))
+
+
+def has_gradients() -> bool:
+    """Whether a backward pass on the device works; see `register`."""
+    leaf = torch.ones((), device=DEVICE, requires_grad=True)
+    try:
+        leaf.clone().backward()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager

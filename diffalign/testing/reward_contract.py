@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, RewardFunction, score
+from diffalign.core import Prompt, RewardError, RewardFunction, score
 from diffalign.core.scoring import reward_name
 
-from .properties import Finding, Property, examine, holds, require
+from .elsewhere import agrees, copied, on_a_second_device
+from .pretended_device import DEVICE
+from .properties import Finding, NotApplicableError, Property, examine, holds, require
 
 
 @attrs.frozen(eq=False)
@@ -71,6 +74,20 @@ def _distinguishes(scored: Scored) -> None:
     )
 
 
+def _second_device(scored: Scored) -> None:
+    here = scored.scores()
+    try:
+        reward = copied(scored.reward)
+    except NotApplicableError:  # it holds a process or a server: it is asked itself, and brought back
+        reward = scored.reward
+    try:
+        there = score({"reward": reward}, scored.images.to(DEVICE), scored.prompts)["reward"]
+    finally:
+        with suppress(RewardError):  # what it shares with its copy has followed the images, and goes back
+            score({"reward": reward}, scored.images, scored.prompts)
+    agrees(there, here, "the scores of images there", 1e-3)
+
+
 REWARD: tuple[Property[Scored], ...] = (
     Property("one number per image", "the loop matches scores and images by place", _shape),
     Property("repeatable", "noise in the score is noise in the gradient", _repeatable),
@@ -78,6 +95,7 @@ REWARD: tuple[Property[Scored], ...] = (
     Property("images apart", "results would depend on chunks", _chunks),
     Property("images unchanged", "the next reward would score another picture", _leaves_images),
     Property("tells images apart", "a group without spread has no advantage", _distinguishes),
+    on_a_second_device(_second_device),
 )
 
 

@@ -19,6 +19,8 @@ from diffalign.core import (
 from diffalign.core.transition import expand
 
 from .doubles import TinyPolicy
+from .elsewhere import agrees, copied, on_a_second_device
+from .pretended_device import DEVICE
 from .properties import Finding, NotApplicableError, Property, examine, holds, require
 
 PROMPTS = (Prompt("a red cube"), Prompt("two blue stars"), Prompt("a red cube"))
@@ -125,6 +127,19 @@ def _over_time(sampler: TrajectorySampler) -> None:
     holds(len(counts) == 1, f"the number of samples must stay constant over a run; got {sorted(counts)}")
 
 
+def _second_device(sampler: TrajectorySampler) -> None:
+    policy = _policy().to(DEVICE)
+    here, there = _draw(copied(sampler), _policy()), _draw(copied(sampler), policy)
+    for name in ("latents", "mean", "log_prob"):
+        agrees(getattr(there, name), getattr(here, name), f"{name} of the forest", 1e-9)
+    for name in ("sigmas", "noise_level", "level", "parent", "prompt"):
+        agrees(getattr(there, name), getattr(here, name), f"{name} of the forest", 1e-9, anywhere=True)
+    agrees(there.group, here.group, "the group of each sample", 0.0)
+    agrees(there.path_sum(there.log_prob), here.path_sum(here.log_prob), "log-probs of the paths", 1e-9)
+    if len(Edges.of(there).child):
+        check_first_step(policy, there)
+
+
 SAMPLER: tuple[Property[TrajectorySampler], ...] = (
     Property("finished samples", "groups of unequal size weigh their samples unequally", _finished),
     Property("depth-first leaves", "images, rewards and prompts are matched by this order", _depth_first),
@@ -134,6 +149,7 @@ SAMPLER: tuple[Property[TrajectorySampler], ...] = (
     Property("deterministic edges", "a stage that is replayed would not be the one that was sampled", _deterministic_edges),
     Property("siblings differ", "branches that share noise are one sample counted twice", _siblings),
     Property("constant number", "a group that shrinks in the course of a run changes the objective", _over_time),
+    on_a_second_device(_second_device),
 )
 
 

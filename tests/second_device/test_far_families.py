@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny_pipelines import BUILD, saved
 
-from diffalign import AlignmentLoop
-from diffalign.core import CPS, Guided
+from diffalign import AlignmentLoop, Progress, Streams
+from diffalign.core import CPS, Guided, check_first_step
 from diffalign.objectives import SoftmaxTB, SurrogateReward
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.prompts import Prompts
-from diffalign.samplers import Branching, DeterministicSampler, TreeSampler
+from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, TreeSampler
 from diffalign.testing import GivenPlan, channel_reward
 
 TREE = TreeSampler(3, GivenPlan(Branching((2, 2, 1), (0.7, 0.7, 0.0))))
@@ -65,16 +65,14 @@ def test_a_guided_teacher_and_student_there(name, load):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_guided_rollout_and_its_pictures(name, dtype, load):
+def test_a_guided_rollout_is_repeated_to_the_bit_and_has_pictures(name, dtype, load):
     policy = Guided(load(name, "far", dtype=dtype, offload=name == "sd3"), 3.0, "blur")
+    condition = policy.encode([*Prompts(TEXTS).draw(0, 2)])
     with torch.no_grad():
-        noise = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
-        condition = policy.encode([*Prompts(TEXTS).draw(0, 2)])
-        sigmas = policy.sigmas(2).to("far")
-        velocity = policy.velocity(policy.prior(noise), sigmas[:1].expand(2), condition)
-        images = policy.decode(policy.prior(noise))
-    assert velocity.device == images.device == torch.device("far", 0)
-    assert velocity.isfinite().all()
+        forest = ChainSampler(4, 2, rows=3).sample(policy, condition, Progress(0, 1), Streams(0))
+        images = policy.decode(forest.samples)
+    assert check_first_step(policy, forest).deviation == 0.0  # on the family's own grid, at every level
+    assert forest.latents.device == images.device == torch.device("far", 0)
     assert images.isfinite().all()
 
 

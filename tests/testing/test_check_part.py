@@ -103,4 +103,4 @@ def test_pytest_runs_a_contract_one_test_a_property(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "--diffalign", "redness:redness", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(PARTS), "PATH": ""})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+    assert "7 passed" in done.stdout

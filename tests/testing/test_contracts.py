@@ -236,7 +236,7 @@ class Pair(Objective):
     def _velocities(self, batch):
         forest = batch.trajectories
         require_comparable(forest, "Pair")
-        arguments = forest.samples, torch.full((len(forest.leaves),), 0.5), forest.condition.select(forest.group)
+        arguments = forest.samples, forest.samples.new_full((len(forest.leaves),), 0.5), forest.condition.select(forest.group)
         return self.policy.velocity(*arguments), self.fake.velocity(*arguments)
 
     def _fake_losses(self, batch, update):
@@ -286,7 +286,7 @@ def test_a_property_can_be_skipped_with_a_reason():
 
 
 def test_a_report_says_what_failed_and_what_it_means():
-    with pytest.raises(PropertyError, match=r"breaks 1 of 8 properties:\nFAIL  constant number: a group that shrinks") as caught:
+    with pytest.raises(PropertyError, match=r"breaks 1 of 9 properties:\nFAIL  constant number: a group that shrinks") as caught:
         check_sampler(Faulty("shrinks"))
     assert "got [9, 27]" in str(caught.value)
 
