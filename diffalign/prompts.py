@@ -1,8 +1,12 @@
 """Prompt sources."""
 
+import codecs
+import csv
+import io
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,8 @@ class Prompts:
         if not self.prompts:
             raise ValueError("Prompts.prompts must hold at least one prompt; got none")
         buckets: dict[Size | None, list[Prompt]] = {}
-        for prompt in map(Prompt.of, self.prompts):
+        for place, prompt in enumerate(map(Prompt.of, self.prompts)):
+            require_readable(prompt, f"Prompts.prompts[{place}]")
             buckets.setdefault(prompt.size, []).append(prompt)
         object.__setattr__(self, "_buckets", buckets)
 
@@ -70,17 +75,22 @@ class Prompts:
 
 @attrs.frozen
 class PromptFile:
-    """The prompts of a file: .txt, one a line; .json, a list; .jsonl, one object a line.
+    """The prompts of a file, by its ending (in any case): UTF-8, with a byte order mark or without, lines that end at line feeds alone.
 
-    An object has "prompt" and any other fields, which become the prompt's metadata; "height" and "width" (pixels) are the size that it is
-    drawn in, see `Prompts`.
+        .txt             one a line
+        .json            a list of texts or objects
+        .jsonl, .ndjson  a text or an object a line
+        .csv, .tsv       a table whose first line names the columns, one of them "prompt"
+
+    An object has "prompt" and any other fields, which become the prompt's metadata, as the other columns of a table do (as text); "height"
+    and "width" (pixels) are the size that it is drawn in, see `Prompts`. Empty lines may stand at the end alone.
 
     Args:
         path: the file; "shapeworld/NAME" is a list that ships with the package (count, binding, relation, text, all; -held-out)
         seed, shuffle: as in `Prompts`
 
     Raises:
-        ConfigError: no such file, an empty file, an empty or malformed line (with its number).
+        ConfigError: no such file, another ending, an empty file, a line that is empty, malformed or no text (with its number).
     """
 
     path: str
@@ -104,55 +114,137 @@ class PromptFile:
 SHIPPED = SHAPEWORLD / "prompts"
 
 
+def require_readable(text: str, where: str) -> str:
+    """The text, if a tokenizer can read it.
+
+    Raises:
+        ConfigError: it holds half a character (a lone surrogate), as broken JSON escapes and bytes of another encoding leave it.
+    """
+    odd = next((place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+    if odd is not None:
+        raise ConfigError(
+            f"{where}: character {odd + 1} is half a character (lone surrogate U+{ord(text[odd]):04X}), which no tokenizer reads. Write it "
+            "as one character, or leave it out."
+        )
+    return text
+
+
 def read_prompts(path: str) -> list[Prompt]:
     """The prompts of a file, in order; see `PromptFile`."""
     file = SHIPPED / f"{path.removeprefix('shapeworld/')}.txt" if path.startswith("shapeworld/") else Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        shipped = ", ".join(sorted(f"shapeworld/{name.stem}" for name in SHIPPED.glob("*.txt")))
-        raise ConfigError(f"prompts.path must be a readable UTF-8 file; got {path!r}: {error}. Shipped lists: {shipped}") from error
-    if file.suffix == ".json":
-        try:
-            entries = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
-        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-            raise ConfigError(f"{path}: no JSON that can be read: {error}") from error
-        if not isinstance(entries, list):
-            raise ConfigError(f"{path} must hold a JSON list of prompts; got {type(entries).__name__}")
-        prompts = [_entry(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
-    else:
-        lines = text.splitlines()
-        prompts = [_line(line, f"{path}, line {number}", file.suffix == ".jsonl") for number, line in enumerate(lines, 1)]
+    ending = file.suffix.lower()
+    if ending not in _READERS:
+        known = ", ".join(_READERS)
+        raise ConfigError(f"prompts.path must end in one of {known}, which says how the file is read; got {path!r}")
+    prompts = [_prompt(entry, where) for entry, where in _READERS[ending](_text(file, path), path)]
     if not prompts:
         raise ConfigError(f"{path} must hold at least one prompt; it is empty")
     return prompts
 
 
-def _line(line: str, where: str, is_json: bool) -> Prompt:
-    if not line.strip():
-        raise ConfigError(f"{where}: the line is empty; every line must hold a prompt. Remove it.")
-    if not is_json:
-        return Prompt(line.strip())
+Entries = Iterator[tuple[Any, str]]
+"""What should be prompts, each with its place for messages."""
+
+
+def _text(file: Path, path: str) -> str:
     try:
-        return _entry(json.loads(line), where)
+        content = file.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"prompts.path must be a readable UTF-8 file; {path!r} is UTF-16. Save it as UTF-8.")
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        shipped = ", ".join(sorted(f"shapeworld/{name.stem}" for name in SHIPPED.glob("*.txt")))
+        raise ConfigError(f"prompts.path must be a readable UTF-8 file; got {path!r}: {error}. Shipped lists: {shipped}") from error
+
+
+def _lines(text: str, path: str) -> Iterator[tuple[str, str]]:
+    """Lines with their places; U+2028 and its like are letters of a prompt."""
+    lines = text.split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ConfigError(f"{path}, line {number}: the line is empty; every line must hold a prompt. Remove it.")
+        yield line.removesuffix("\r"), f"{path}, line {number}"
+
+
+def _plain(text: str, path: str) -> Entries:
+    yield from _lines(text, path)
+
+
+def _json_lines(text: str, path: str) -> Entries:
+    for line, where in _lines(text, path):
+        yield _parsed(line, where), where
+
+
+def _json_list(text: str, path: str) -> Entries:
+    entries = _parsed(text, path, across_lines=True)
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path} must hold a JSON list of prompts; got {type(entries).__name__}")
+    yield from ((entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1))
+
+
+def _table(text: str, path: str, delimiter: str) -> Entries:
+    reader = csv.reader(io.StringIO(text.replace("\r\n", "\n"), newline="\n"), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if names.count("prompt") != 1 or len(set(names)) < len(names):
+            raise ConfigError(f'{path}, line 1: must name the columns, each once, one of them "prompt"; got {names}')
+        empty = 0
+        for cells in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                empty = empty or reader.line_num
+                continue
+            if empty:
+                raise ConfigError(f"{path}, line {empty}: the line is empty; every line must hold a prompt. Remove it.")
+            if len(cells) != len(names):
+                raise ConfigError(
+                    f"{where}: must have {len(names)} cells, as the first line; got {len(cells)}. Quote a cell with {delimiter!r}"
+                )
+            row: dict[str, Any] = dict(zip(names, cells, strict=True))
+            for side in ("height", "width"):
+                if side in row:
+                    row[side] = int(row[side]) if row[side].strip().isdecimal() else row[side].strip() or None
+            yield row, where
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: no table that can be read: {error}") from error
+
+
+def _parsed(text: str, where: str, across_lines: bool = False) -> Any:
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-    except (RecursionError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+        place = f", line {error.lineno}" if across_lines else ""
+        raise ConfigError(f"{where}{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise ConfigError(f"{where}: no JSON that can be read: {error}") from error
 
 
-def _entry(entry: Any, where: str) -> Prompt:
+_READERS: Mapping[str, Callable[[str, str], Entries]] = {
+    ".txt": _plain,
+    ".json": _json_list,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".csv": partial(_table, delimiter=","),
+    ".tsv": partial(_table, delimiter="\t"),
+}
+
+
+def _prompt(entry: Any, where: str) -> Prompt:
     if isinstance(entry, str):
         entry = {"prompt": entry}
-    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
+    text = _stripped(entry["prompt"]) if isinstance(entry, dict) and isinstance(entry.get("prompt"), str) else ""
+    if not text:
         raise ConfigError(f'{where}: must be text, or an object with a text "prompt"; got {json.dumps(entry)[:80]}')
-    prompt = Prompt(entry["prompt"].strip(), {key: value for key, value in entry.items() if key != "prompt"})
+    prompt = Prompt(require_readable(text, where), {key: value for key, value in entry.items() if key != "prompt"})
     try:
         _ = prompt.size
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     return prompt
+
+
+def _stripped(text: str) -> str:
+    """Without blanks around it, and without byte order marks, which are copied along with text."""
+    return text.strip().strip("\ufeff").strip()

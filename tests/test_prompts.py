@@ -1,5 +1,6 @@
 """Prompt sources: a pure function of the step; files that are refused line by line."""
 
+import json
 from itertools import islice
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffalign import Prompt
+from diffalign.cli import main
 from diffalign.core import ConfigError
 from diffalign.prompts import PromptFile, Prompts, read_prompts
 
@@ -80,7 +82,7 @@ def test_jsonl_has_an_object_a_line(tmp_path):
     ("name", "text", "message"),
     [
         ("list.txt", "a\n\nb\n", "line 2: the line is empty; every line must hold a prompt. Remove it."),
-        ("list.txt", "a\n   \n", "line 2: the line is empty"),
+        ("list.txt", "a\n   \nb", "line 2: the line is empty"),
         ("list.txt", "", "must hold at least one prompt; it is empty"),
         ("list.json", "[]", "must hold at least one prompt; it is empty"),
         ("list.json", '{"prompt": "a"}', "must hold a JSON list of prompts; got dict"),
@@ -89,7 +91,20 @@ def test_jsonl_has_an_object_a_line(tmp_path):
         ("list.json", '[{"text": "a"}]', 'entry 1: must be text, or an object with a text "prompt"'),
         ("list.json", '[{"prompt": " "}]', "entry 1: must be text"),
         ("list.jsonl", '{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON: Expecting value at column 12"),
-        ("list.jsonl", '{"prompt": "a"}\n\n', "line 2: the line is empty"),
+        ("list.jsonl", '{"prompt": "a"}\n\n"b"\n', "line 2: the line is empty"),
+        ("list.jsonl", '"a"\n{"prompt": "b\\ud800c"}', "line 2: character 2 is half a character (lone surrogate U+D800)"),
+        ("list.json", '["\\udfffa"]', "entry 1: character 1 is half a character (lone surrogate U+DFFF)"),
+        ("list.csv", "text,tag\na,b\n", 'line 1: must name the columns, each once, one of them "prompt"'),
+        ("list.csv", "prompt,prompt\na,b\n", "line 1: must name the columns"),
+        ("list.csv", "prompt,tag\na\n", "line 2: must have 2 cells, as the first line; got 1"),
+        ("list.csv", "prompt,tag\na,b,c\n", "line 2: must have 2 cells, as the first line; got 3"),
+        ("list.csv", 'prompt\n"a\n', "no table that can be read: unexpected end of data"),
+        ("list.csv", "prompt,tag\n,b\n", "line 2: must be text"),
+        ("list.csv", "prompt\na\n\nb\n", "line 3: the line is empty"),
+        ("list.csv", "prompt,height\na,64\n", "line 2: a prompt's height and width must both be whole numbers"),
+        ("list.csv", "prompt,height,width\na,64.5,64\n", "line 2: a prompt's height and width must both be whole numbers"),
+        ("list.csv", "prompt\n", "must hold at least one prompt; it is empty"),
+        ("list.tsv", "", "line 1: must name the columns"),
         ("list.jsonl", '{"prompt": 3}', "line 1: must be text, or an object"),
     ],
 )
@@ -122,3 +137,66 @@ def test_a_prompt_file_draws_as_its_list_would(tmp_path):
     path = written(tmp_path, "list.txt", "\n".join("abcdefg"))
     assert endless(PromptFile(path, seed=4), 3, 5) == endless(Prompts(list("abcdefg"), seed=4), 3, 5)
     assert PromptFile(path).prompts == tuple("abcdefg")
+
+
+LETTERS = {"U+2028": "\u2028", "U+0085": "\x85", "form feed": "\x0c", "vertical tab": "\x0b", "file separator": "\x1c"}
+
+
+@pytest.mark.parametrize("letter", LETTERS.values(), ids=LETTERS)
+def test_lines_end_at_line_feeds_alone(tmp_path, letter):
+    text = f"a sign{letter}above a bar"
+    assert read_prompts(written(tmp_path, "list.txt", f"{text}\na red cube\n")) == [text, "a red cube"]
+    lines = f'{{"prompt": {json.dumps(text, ensure_ascii=False)}}}\n"a red cube"\n'
+    if letter in ("\u2028", "\x85"):  # the others must be escaped in JSON
+        assert read_prompts(written(tmp_path, "list.jsonl", lines)) == [text, "a red cube"]
+    assert read_prompts(written(tmp_path, "list.csv", f'prompt\n"{text}"\na red cube\n')) == [text, "a red cube"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "a red cube\na blue ball\n"),
+        ("list.json", '["a red cube",\n"a blue ball"]'),
+        ("list.JSONL", '{"prompt": "a red cube"}\n{"prompt": "a blue ball"}\n'),
+        ("list.ndjson", '"a red cube"\n"a blue ball"'),
+        ("list.csv", "prompt\na red cube\na blue ball\n"),
+        ("list.Tsv", "tag\tprompt\nx\ta red cube\ny\ta blue ball"),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("more", ["", "\n", "\n  \n\n"])
+def test_a_file_of_any_editor_is_read(tmp_path, name, text, mark, ending, more):
+    path = tmp_path / name
+    path.write_bytes((mark + text + more).replace("\n", ending).encode())
+    assert read_prompts(str(path)) == ["a red cube", "a blue ball"]
+
+
+def test_a_byte_order_mark_that_was_copied_along_is_no_part_of_a_prompt(tmp_path):
+    assert read_prompts(written(tmp_path, "list.txt", "\ufeff\ufeffa cube \ufeff\n")) == ["a cube"]
+
+
+def test_a_table_has_columns_as_metadata(tmp_path):
+    path = written(tmp_path, "list.csv", 'tag,prompt,height,width\nx,"a sign, ""HI""",64,32\n,"two\nlines",,\n')
+    first, second = read_prompts(path)
+    assert (first, dict(first.metadata), first.size) == ('a sign, "HI"', {"tag": "x", "height": 64, "width": 32}, (64, 32))
+    assert (second, dict(second.metadata), second.size) == ("two\nlines", {"tag": "", "height": None, "width": None}, None)
+
+
+@pytest.mark.parametrize("name", ["list", "list.yaml", "list.txt.bak", "list.json5"])
+def test_another_ending_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"must end in one of \.txt, \.json, \.jsonl, \.ndjson, \.csv, \.tsv"):
+        read_prompts(written(tmp_path, name, "a red cube\n"))
+
+
+def test_utf_16_is_named(tmp_path):
+    (tmp_path / "list.txt").write_bytes("a red cube\r\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"is UTF-16\. Save it as UTF-8"):
+        read_prompts(str(tmp_path / "list.txt"))
+
+
+def test_half_a_character_is_refused_wherever_it_comes_from(capsys):
+    with pytest.raises(ConfigError, match=r"Prompts\.prompts\[1\]: character 3 is half a character"):
+        Prompts(["a cube", "a \udc80 cube"])
+    assert main(["sample", "shapeworld_tmpo", "--prompt", "a \udcff cube", "--out", "cube.png"]) == 2
+    assert "--prompt: character 3 is half a character (lone surrogate U+DCFF)" in capsys.readouterr().err

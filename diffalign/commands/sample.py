@@ -28,10 +28,13 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from .. import config
     from ..core import ConfigError
+    from ..prompts import require_readable
     from ..threads import take_fair_threads
 
     if options.out.suffix.lower() not in registered_extensions():
         raise ConfigError(f"--out must end in the name of a picture format such as .png; got {str(options.out)!r}")
+    for text in options.prompt:
+        require_readable(text, "--prompt")
     job = config.parse(options.run, overrides)
     loop = job.build()
     take_fair_threads(loop.objective.policy.device)

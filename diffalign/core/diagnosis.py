@@ -163,10 +163,9 @@ def _guesses(suspicion: Suspicion) -> Iterator[str]:
         if suspicion.left_by(call.mean(policy, call.velocity(policy, shift))) < _FITS:
             yield f"It looks like a sigma that is one index off: the rollout's velocity is that of the sigma {where} on the grid."
     yield from _guidance(suspicion)
-    half = torch.float32 if policy.precision.itemsize < 4 else torch.bfloat16
-    with torch.autocast(call.latents.device.type, torch.bfloat16, enabled=half == torch.bfloat16):
+    with torch.autocast(call.latents.device.type, torch.bfloat16, enabled=policy.precision == torch.float32):
         rounded = call.velocity(policy).to(call.latents.dtype)
-    if suspicion.left_by(call.mean(policy, rounded)) < 2 * _FITS:
+    if suspicion.left_by(call.mean(policy, rounded)) < _FITS:
         yield "It looks like a changed type: the rollout's velocity is that of bfloat16 (autocast, or weights that were cast)."
     moved = attrs.evolve(call, latents=call.latents.roll(1, 0) + 0.1 * call.latents)
     if torch.equal(moved.velocity(policy), velocity):

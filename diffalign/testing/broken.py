@@ -20,7 +20,7 @@ class BrokenReplay(PolicyAround):
         "cache"        a stale cache: the velocity of the first call that was as large, whatever the latents
         "guidance"     5 % more guidance than the policy, which must be a `Guided`
         "dropout"      one number of a hundred in the latents is dropped before the network sees them
-        "type"         the network computes in bfloat16 (torch.autocast); of a policy in half precision, in float32
+        "type"         the network computes in bfloat16 (torch.autocast); a policy in half precision stays as it is
         "noise level"  5 % more noise than the step asks for
 
     Args:
