@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -214,6 +215,41 @@ def test_the_card_says_what_is_known(exported, tmp_path):
     assert "not stated in the base's folder" in text
     assert "load_lora_weights" in text
     assert "Nothing was measured" in Card().text(policy, "merged")
+
+
+CARDS = {
+    "a rule in the text": (b"# My fine-tune\n\n---\n\n**Use it** with 28 steps.\n\n* sampler: *Euler*\n", ""),
+    "a rule, then a table": (b"# X\n\n---\n| a | b |\n|---|---|\n", ""),
+    "no end": (b"---\nlicense: mit\n", ""),
+    "an open list": (b"---\nlicense: mit\ntags: [a, b\n---\n# X\n", "the licence of the base is not read"),
+    "a title with a colon": (b"---\nlicense: other\ntitle: Foo: a bar\n---\n# X\n", "the licence of the base is not read"),
+    "good": (b"---\nlicense: mit\n---\n# X\n", "mit"),
+    "CRLF and a byte order mark": (b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\n# X\r\n", "mit"),
+    "latin-1": (b"---\nlicense: mit\n---\nMod\xe8le fran\xe7ais\n", "mit"),
+    "several": (b"---\nlicense:\n- mit\n- apache-2.0\n---\n", "mit, apache-2.0"),
+    "a name of two lines": (b"---\nlicense_name: |\n  our\n  own | terms\n---\n", "our own / terms"),
+    "no mapping": (b"---\n- license\n---\n", ""),
+    "empty": (b"", ""),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), CARDS.values(), ids=CARDS)
+def test_a_base_with_a_readme_of_any_shape_is_exported(tmp_path, tmp_path_factory, capsys, content, expected):
+    shutil.copytree(saved(tmp_path_factory, "flux-dev"), tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_bytes(content)
+    policy = FlowMatchingPolicy.from_pretrained(
+        str(tmp_path / "base"), lora=LoRA(rank=2), resolution=32, max_sequence_length=24, device="cpu"
+    )
+    texts = [Card().text(policy, "diffusers") for _ in range(2)]
+    said = capsys.readouterr().err
+    row = next(line for line in texts[0].splitlines() if "licence of the base" in line)
+    if expected.startswith("the licence"):
+        assert said.count(expected) == 1  # once, however often the card is written
+        assert "not stated" in row
+    else:
+        assert "licence" not in said
+        assert (expected or "not stated") in row
+    assert yaml.safe_load(texts[0].split("---")[1])["base_model"]
 
 
 def test_the_licence_of_the_base_is_that_of_its_own_card(tmp_path):

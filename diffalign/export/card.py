@@ -1,6 +1,8 @@
 """The model card of exported weights."""
 
+import functools
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,13 +94,36 @@ class Card:
 
 
 def base_licence(policy: FlowMatchingPolicy) -> str:
-    """The licence that the base's own model card names in its front matter; "" where it says nothing."""
-    file = policy.family.folder / "README.md" if policy.family.folder is not None else None
-    if file is None or not file.exists():
+    """The licence that the base's own model card names in its front matter; "" where it says nothing.
+
+    A card that cannot be read costs no run: that is said once, and the licence is left open.
+    """
+    return "" if policy.family.folder is None else _licence(policy.family.folder / "README.md")
+
+
+def _licence(file: Path) -> str:
+    if not file.is_file():
         return ""
-    _, _, rest = file.read_text().partition("---\n")
-    front = yaml.safe_load(rest.partition("\n---")[0]) if rest else None
-    return str(front.get("license_name") or front.get("license") or "") if isinstance(front, Mapping) else ""
+    try:
+        front = yaml.safe_load(_front_matter(file.read_bytes().decode("utf-8-sig", errors="replace")))
+    except (OSError, yaml.YAMLError) as error:
+        _say_once(f"{file}: the licence of the base is not read: {str(error).splitlines()[0]}")
+        return ""
+    named = (front.get("license_name") or front.get("license") or "") if isinstance(front, Mapping) else ""
+    words = named if isinstance(named, list) else [named]
+    return ", ".join(" ".join(str(word).replace("|", "/").split()) for word in words)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _front_matter(text: str) -> str:
+    """What stands between the first line, if that is ---, and the next such line; a rule further down begins none."""
+    first, *lines = text.lstrip().splitlines() or [""]
+    rules = [place for place, line in enumerate(lines) if line.rstrip() in ("---", "...")]
+    return "\n".join(lines[: rules[0]]) if first.rstrip() == "---" and rules else ""
 
 
 def _name(part: Any) -> str:

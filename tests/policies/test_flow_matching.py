@@ -271,8 +271,37 @@ def test_without_adapters_nothing_is_pristine_and_nothing_is_saved(load, tmp_pat
 
 
 def test_adapters_for_no_layer_are_refused(load):
-    with pytest.raises(ValueError, match=r"LoRA.targets must name linear layers of SD3Transformer2DModel; got \['to_everything'\]"):
+    with pytest.raises(ValueError, match=r"'to_everything' names none \(nearest: '\w+'\)"):
         load(lora=LoRA(targets=["to_everything"]))
+
+
+@pytest.mark.parametrize(
+    ("targets", "odd", "nearest"),
+    [
+        (["attn.to_q", "attn.to_qq"], "attn.to_qq", "attn.to_q"),
+        (["to_k", "atn.to_v"], "atn.to_v", "attn.to_v"),
+        (["to_q", "ff.net.0"], "ff.net.0", "ff.net.2"),
+        (
+            ["transformer_blocks.0.attn.to_q", "transformer_blocks.77.attn.to_q"],
+            "transformer_blocks.77.attn.to_q",
+            r"transformer_blocks\.\d\.attn\.to_q",
+        ),
+        ("all-linear", "all-linear", r"\S+"),
+        ("q", "q", r"\S+"),
+    ],
+)
+def test_one_target_of_several_that_names_no_layer_is_refused_with_the_nearest(load, targets, odd, nearest):
+    with pytest.raises(ValueError, match=rf"LoRA\.targets must each name a linear layer .*'{odd}' names none \(nearest: '{nearest}'\)"):
+        load(lora=LoRA(rank=2, targets=targets))
+
+
+def test_one_text_is_one_target_and_a_path_is_that_layer_alone(load):
+    assert LoRA(targets="to_q").targets == ("to_q",)
+    every = {name.split(".lora_")[0] for name in load(lora=LoRA(rank=2, targets="to_q")).own}
+    assert every
+    assert all(name.endswith(".to_q") for name in every)
+    first = min(every)
+    assert {name.split(".lora_")[0] for name in load(lora=LoRA(rank=2, targets=[first])).own} == {first}
 
 
 @pytest.mark.parametrize(("options", "name"), [({"rank": 0}, "rank"), ({"alpha": 0}, "alpha")])
