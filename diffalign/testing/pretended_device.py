@@ -23,7 +23,6 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = "far"
 _HERE = (str(Path(torch.__file__).parent), __file__)
@@ -255,7 +254,7 @@ def _short(file: str) -> str:
 
 def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The operator on the CPU tensors inside; refuses what CUDA refuses."""
-    tensors = [thing for thing in tree_leaves((args, kwargs)) if isinstance(thing, Tensor)]
+    tensors = [thing for thing in _leaves([*args, *kwargs.values()]) if isinstance(thing, Tensor)]
     far = [tensor for tensor in tensors if isinstance(tensor, FarTensor)]
     if func is _ATEN._local_scalar_dense.default:
         _each(lambda traffic: traffic.waited())
@@ -270,7 +269,7 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if func in _SIZED_BY_VALUES:
         _each(lambda traffic: traffic.waited())
     if func in _INDEXED and far:
-        for index in (leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor)):
+        for index in (leaf for leaf in _leaves(args[1]) if isinstance(leaf, Tensor)):
             if not isinstance(index, FarTensor):
                 _each(lambda traffic, index=index: traffic.moved(index, up=True))
             elif index.dtype in (torch.bool, torch.uint8):
@@ -285,7 +284,7 @@ def _wrapped(func: Any, args: Sequence[Any], kwargs: dict[str, Any], far: Sequen
         inner["device"] = None if device is None else torch.device("cpu")
     if "pin_memory" in inner:
         inner["pin_memory"] = None
-    result = func(*tree_map(_inside, args), **tree_map(_inside, inner))
+    result = func(*_mapped(_inside, list(args)), **{name: _mapped(_inside, value) for name, value in inner.items()})
     for tensor in far:
         if tensor.raw.shape != tensor.shape:
             raise RuntimeError(f"{_place()}: {func} changed the size of a tensor in place, which the pretended device cannot")
@@ -307,7 +306,22 @@ def _wrapped(func: Any, args: Sequence[Any], kwargs: dict[str, Any], far: Sequen
             return thing
         return known[id(thing)] if id(thing) in known else FarTensor(thing)
 
-    return tree_map(outside, result)
+    return _mapped(outside, result)
+
+
+def _leaves(thing: Any) -> Iterator[Any]:
+    """What operators take, or give: values, and lists or tuples of them (torch's own walk over trees takes longer than most operators)."""
+    if isinstance(thing, list | tuple):
+        for part in thing:
+            yield from _leaves(part)
+    else:
+        yield thing
+
+
+def _mapped(function: Any, thing: Any) -> Any:
+    if isinstance(thing, list | tuple):
+        return type(thing)([_mapped(function, part) for part in thing])
+    return function(thing)
 
 
 def _inside(thing: Any) -> Any:

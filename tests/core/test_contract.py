@@ -185,6 +185,16 @@ def test_rounding_that_depends_on_the_batch_is_no_breach(kind, sampler, size, ro
         assert found.deviation == 0.0
 
 
+def test_a_fault_as_small_as_rounding_is_found_where_a_call_can_be_repeated():
+    policy = RoundedByShape(TinyPolicy((4, 8, 8)), 1e-2)
+    numbered, unnumbered = sample(policy), sample(policy, Unnumbered(rows=None))
+    policy.size *= 1.2  # a fifth of what another number of rows changes
+    for call in range(3):
+        with pytest.raises(ContractError, match="calls of other numbers of rows by 0.0"):
+            check_first_step(policy, numbered, step=call + 1)
+        check_first_step(policy, unnumbered, step=call + 1)  # nobody can tell it from rounding there
+
+
 def test_rounding_is_measured_in_the_unit_of_the_log_density():
     errors = []
     for density in ("mean", "sum"):

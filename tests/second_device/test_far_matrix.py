@@ -68,10 +68,10 @@ def test_a_condition_may_keep_whole_numbers_on_the_host():
 
 
 def test_a_sampler_of_ones_own_that_mixes_devices_fails_with_the_place():
-    class Careless(type(TREE)):
+    class MixedUp(type(TREE)):
         def sample(self, policy, condition, progress, streams):
             forest = super().sample(policy, condition, progress, streams)
             return forest.path_sum(torch.ones(len(forest.latents)))
 
     with pytest.raises((MixedDevicesError, RuntimeError), match=r"types\.py:\d+ path_sum"):
-        after(Case(lambda device, dtype: (SoftmaxTB(tiny(device, dtype)), Careless(5, TREE.plan))), "far", torch.float32)
+        after(Case(lambda device, dtype: (SoftmaxTB(tiny(device, dtype)), MixedUp(5, TREE.plan))), "far", torch.float32)

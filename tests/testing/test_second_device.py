@@ -138,7 +138,7 @@ TREE = TreeSampler(5, FixedPlan((1, 2), branches=2))
 
 
 @attrs.frozen
-class Careless(TrajectorySampler):
+class Mixing(TrajectorySampler):
     fault: str
     inner: TrajectorySampler = TREE
 
@@ -152,12 +152,12 @@ class Careless(TrajectorySampler):
 
 
 def test_a_sampler_that_mixes_devices_is_caught():
-    assert finding(check_sampler, Careless("")).failure == ""
-    assert not finding(check_sampler, Careless("")).skipped
+    assert finding(check_sampler, Mixing("")).failure == ""
+    assert not finding(check_sampler, Mixing("")).skipped
     with pytest.raises(PropertyError, match=rf"MixedDevicesError: {PLACE}sample: aten\.mul"):
-        check_sampler(Careless("mixes"))
+        check_sampler(Mixing("mixes"))
     with pytest.raises(PropertyError, match=r"latents of the forest must be on the policy's device"):
-        check_sampler(Careless("brings home"))
+        check_sampler(Mixing("brings home"))
 
 
 @attrs.define
