@@ -190,7 +190,7 @@ def test_a_fault_as_small_as_rounding_is_found_where_a_call_can_be_repeated():
     numbered, unnumbered = sample(policy), sample(policy, Unnumbered(rows=None))
     policy.size *= 1.2  # a fifth of what another number of rows changes
     for call in range(3):
-        with pytest.raises(ContractError, match="calls of other numbers of rows by 0.0"):
+        with pytest.raises(ContractError, match=r"calls of other numbers of rows by 0\.0"):
             check_first_step(policy, numbered, step=call + 1)
         check_first_step(policy, unnumbered, step=call + 1)  # nobody can tell it from rounding there
 
