@@ -11,11 +11,23 @@ A list of another length or of other shapes is refused; an exchange of tensors o
 import argparse
 
 import torch
+from diffusers import DiffusionPipeline
 
 from diffalign.policies import FlowMatchingPolicy, LoRA
 
 JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-TARGETS = (*(f"attn.{layer}" for layer in JOINT), *(f"attention.{layer}" for layer in JOINT[:4]))
+TARGETS = {
+    "StableDiffusion3Pipeline": tuple(f"attn.{layer}" for layer in JOINT),
+    "ZImagePipeline": tuple(f"attention.{layer}" for layer in JOINT[:4]),
+}
+
+
+def targets_of(pipeline: str) -> tuple[str, ...]:
+    """The layers that the published student of this kind of pipeline adapts."""
+    kind = DiffusionPipeline.load_config(pipeline)["_class_name"]
+    if kind not in TARGETS:
+        raise SystemExit(f"--targets must be given for a {kind}; students of {' and '.join(TARGETS)} are known")
+    return TARGETS[kind]
 
 
 def main() -> None:
@@ -26,10 +38,10 @@ def main() -> None:
     parser.add_argument("--key", default="ema_parameters")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--alpha", type=int, default=64)
-    parser.add_argument("--targets", nargs="+", default=TARGETS, help="ends of the names of the adapted layers")
+    parser.add_argument("--targets", nargs="+", help="ends of the names of the adapted layers; by default the published student's")
     arguments = parser.parse_args()
     tensors = torch.load(arguments.list, map_location="cpu", weights_only=True)[arguments.key]
-    lora = LoRA(rank=arguments.rank, alpha=arguments.alpha, targets=list(arguments.targets))
+    lora = LoRA(rank=arguments.rank, alpha=arguments.alpha, targets=arguments.targets or targets_of(arguments.pipeline))
     policy = FlowMatchingPolicy.from_pretrained(arguments.pipeline, lora=lora, dtype="bfloat16", device="cpu")
     mine = policy.own_parameters()
     if [tensor.shape for tensor in tensors] != [parameter.shape for parameter in mine.values()]:

@@ -161,7 +161,7 @@ def test_a_sampler_that_mixes_devices_is_caught():
 
 
 @attrs.define
-class Counting(TrajectorySampler):
+class Numbering(TrajectorySampler):
     calls: int = 0
 
     def sample(self, policy, condition, progress, streams):
@@ -170,7 +170,7 @@ class Counting(TrajectorySampler):
 
 
 def test_a_sampler_with_a_state_keeps_it():
-    sampler = Counting()
+    sampler = Numbering()
     (found,) = examine(sampler, [known for known in SAMPLER if known.name == NAME])
     assert not found.failure
     assert not found.skipped
