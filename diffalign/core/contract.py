@@ -82,7 +82,6 @@ def check_first_step(
     if not len(edges.child):
         return FirstStep()
     numbered = bool((trajectories.call[edges.child] != UNRECORDED).all())
-    numbered = bool((trajectories.call[edges.child] != UNRECORDED).all())
     calls = list(_calls(trajectories, edges, numbered))
     can = numbered and policy.reproducible
     deviation, spent, rounding = 0.0, 0, None
@@ -94,7 +93,7 @@ def check_first_step(
         some = whole if left >= len(whole.parent) else whole.below(torch.arange(left))
         spent += len(some.parent)
         exact = can and some is whole
-        suspicion = Suspicion.of(policy, Call.of(trajectories, some))
+        suspicion = Suspicion.of(policy, Call(trajectories, some))
         deviation = max(deviation, suspicion.worst)
         if not suspicion.worst <= SAME:
             _require_explained(suspicion, precision or policy.precision, exact)
@@ -159,7 +158,7 @@ def _twice(policy: Policy, call: Call) -> Gaussian:
 def _rounding(policy: Policy, trajectories: TrajectoryBatch, edges: Edges, exact: bool) -> float:
     """How far the log-probability of a path moves by rounding: the first parent alone, or twice in a call where it may have been alone."""
     first = edges.below(torch.arange(1))
-    call = Call.of(trajectories, first)
+    call = Call(trajectories, first)
     again = call.repeat(policy) if exact and len(edges.parent) > 1 else _twice(policy, call)
     log_prob = again.select(first.owner).log_prob(trajectories.latents[first.child])
     levels = trajectories.level[trajectories.stochastic].unique()

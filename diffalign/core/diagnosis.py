@@ -4,6 +4,7 @@ Legend: U parents, E edges, * latent dimensions.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import attrs
 import torch
@@ -27,26 +28,30 @@ class Call:
     Args:
         trajectories: the forest
         edges: that go out from its rows
-        latents: [U, *]
-        level: [U]
-        condition: U rows
-        eta: [U]
     """
 
     trajectories: TrajectoryBatch
     edges: Edges
-    latents: Tensor
-    level: Tensor
-    condition: Condition
-    eta: Tensor
 
-    @classmethod
-    def of(cls, trajectories: TrajectoryBatch, edges: Edges) -> "Call":
-        """The call out of the parents of some edges."""
-        parent = edges.parent
-        condition = trajectories.condition.select(edges.prompts)
-        eta = trajectories.noise_level[edges.child[edges.first]]
-        return cls(trajectories, edges, trajectories.latents[parent], trajectories.level[parent], condition, eta)
+    @cached_property
+    def latents(self) -> Tensor:
+        """[U, *]."""
+        return self.trajectories.latents[self.edges.parent]
+
+    @cached_property
+    def level(self) -> Tensor:
+        """[U]."""
+        return self.trajectories.level[self.edges.parent]
+
+    @cached_property
+    def condition(self) -> Condition:
+        """U rows; large, and needed only where something is wrong."""
+        return self.trajectories.condition.select(self.edges.prompts)
+
+    @cached_property
+    def eta(self) -> Tensor:
+        """[U]."""
+        return self.trajectories.noise_level[self.edges.child[self.edges.first]]
 
     @property
     def rollout(self) -> Tensor:
@@ -167,8 +172,8 @@ def _guesses(suspicion: Suspicion) -> Iterator[str]:
         rounded = call.velocity(policy).to(call.latents.dtype)
     if suspicion.left_by(call.mean(policy, rounded)) < _FITS:
         yield "It looks like a changed type: the rollout's velocity is that of bfloat16 (autocast, or weights that were cast)."
-    moved = attrs.evolve(call, latents=call.latents.roll(1, 0) + 0.1 * call.latents)
-    if torch.equal(moved.velocity(policy), velocity):
+    moved = call.latents.roll(1, 0) + 0.1 * call.latents
+    if torch.equal(policy.velocity(moved, call.sigma(), call.condition), velocity):
         yield "It looks like a stale cache: the velocity does not change with the latents."
     yield (
         "It looks like other weights or a stale cache: an adapter that was switched, merged or updated between rollout and replay, a "
