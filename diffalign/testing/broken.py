@@ -19,7 +19,7 @@ class BrokenReplay(PolicyAround):
         "condition"    a stale cache: every row has the condition of the first
         "cache"        a stale cache: the velocity of the first call that was as large, whatever the latents
         "guidance"     5 % more guidance than the policy, which must be a `Guided`
-        "dropout"      one number of a hundred in the latents is dropped before the network sees them
+        "dropout"      one number of ten in the latents is dropped before the network sees them
         "type"         the network computes in bfloat16 (torch.autocast); a policy in half precision stays as it is
         "noise level"  5 % more noise than the step asks for
 
@@ -58,7 +58,7 @@ class BrokenReplay(PolicyAround):
             case "cache" if len(latents) in self._kept:
                 return self._kept[len(latents)]
             case "dropout":
-                latents = nn.functional.dropout(latents, 0.01)
+                latents = nn.functional.dropout(latents, 0.1)
             case "type" if self.policy.precision == torch.float32:
                 with torch.autocast(latents.device.type, torch.bfloat16):
                     return self.policy.velocity(latents, sigma, condition).to(latents.dtype)
