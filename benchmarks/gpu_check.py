@@ -34,7 +34,6 @@ from gpu_subjects import Row, embedded, forest_of
 from random_families import TINY_FLUX, TINY_SD35, condition_of, policy_of
 
 from diffalign import AlignmentLoop, Progress, Streams
-from diffalign.checkpoint import Checkpoints
 from diffalign.core import (
     CPS,
     UNRECORDED,
@@ -51,6 +50,7 @@ from diffalign.core import (
 from diffalign.objectives import SoftmaxTB, SurrogateReward
 from diffalign.policies import TDMPolicy
 from diffalign.prompts import PromptFile
+from diffalign.runs.checkpoints import Checkpoints
 from diffalign.samplers import ChainSampler, DeterministicSampler, FixedPlan, TreeSampler
 from diffalign.shapeworld import CountReward
 from diffalign.testing import second_device

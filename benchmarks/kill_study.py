@@ -19,14 +19,14 @@ from pathlib import Path
 import attrs
 import torch
 
-from diffalign.checkpoint import Checkpoints, complete_checkpoints
 from diffalign.core import AlignmentLoop, Average, StandardizedSum
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
-from diffalign.recording import Recorder
+from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints
+from diffalign.runs.recording import Recorder
+from diffalign.runs.snapshot import checkpoints
 from diffalign.samplers import FixedPlan, TreeSampler
-from diffalign.snapshot import checkpoints
 
 
 @attrs.define

@@ -15,12 +15,12 @@ from pathlib import Path
 import attrs
 import torch
 
-from diffalign.checkpoint import Checkpoints
 from diffalign.core import AlignmentLoop, Average, Hook, Report, StandardizedSum
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
-from diffalign.recording import Recorder
+from diffalign.runs.checkpoints import Checkpoints
+from diffalign.runs.recording import Recorder
 from diffalign.samplers import FixedPlan, TreeSampler
 
 LIMIT = 0.02

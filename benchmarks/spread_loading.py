@@ -27,13 +27,13 @@ import attrs
 import torch
 
 from diffalign.core import AlignmentLoop, Average, Devices, Lockstep, Policy
-from diffalign.devices import TorchDevices, connect, disconnect
 from diffalign.embedded import SHAPEWORLD
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.processes.devices import TorchDevices, connect, disconnect
+from diffalign.processes.sharding import FullySharded
 from diffalign.prompts import Prompts
 from diffalign.samplers import FixedPlan, TreeSampler
-from diffalign.sharding import FullySharded
 from diffalign.testing import channel_reward
 
 RESULTS = Path(__file__).parent / "results" / "spread_loading.json"

@@ -11,11 +11,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from diffalign.checkpoint import Checkpoints
 from diffalign.core import AlignmentLoop, Average
 from diffalign.core.spread import whole
 from diffalign.objectives import SoftmaxTB, SurrogateReward
 from diffalign.policies import NetworkPolicy, TDMPolicy
+from diffalign.runs.checkpoints import Checkpoints
 from diffalign.samplers import DeterministicSampler
 from diffalign.testing import channel_reward
 

@@ -14,12 +14,12 @@ from torch.distributed.tensor import DTensor
 
 from diffalign.core import AlignmentLoop, Average, HostWeights, Prompt
 from diffalign.core.spread import whole
-from diffalign.devices import connect, disconnect
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.processes.devices import connect, disconnect
+from diffalign.processes.sharding import FullySharded
 from diffalign.prompts import Prompts
 from diffalign.samplers import FixedPlan, TreeSampler
-from diffalign.sharding import FullySharded
 from diffalign.testing import channel_reward
 
 RUNS = {"lora": LoRA(rank=2), "full": None}

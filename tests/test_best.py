@@ -9,9 +9,9 @@ import pytest
 import torch
 from ring import ring_loop
 
-from diffalign.checkpoint import Checkpoints, load, read_manifest
 from diffalign.core import Hook, Raw
 from diffalign.evaluation import Evaluation, HeldOutEvaluation, held_out
+from diffalign.runs.checkpoints import Checkpoints, load, read_manifest
 
 HELD_OUT = [9.0, 0.2, 0.4, 0.8, 0.3, 0.7, 0.6]
 """After 0, 1, ... steps; before training is no checkpoint."""

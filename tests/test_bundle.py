@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffalign import bundling
 from diffalign.cli import main
+from diffalign.runs import bundle as bundling
 
 RUN = """
 policy: {class_path: GaussianMixturePolicy, init_args: {means: [[-1.0, 0.0], [1.0, 0.0]], scale: 0.3}}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from ring import ring_loop
 
-from diffalign import snapshot
-from diffalign.checkpoint import Checkpoints, complete_checkpoints, load, read_manifest, save
 from diffalign.core import Average, CheckpointError, Hook, SingleProcess
+from diffalign.runs import snapshot
+from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints, load, read_manifest, save
 
 
 def weights(loop):

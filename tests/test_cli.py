@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 import diffalign
-from diffalign import config, forecast
+from diffalign import config
 from diffalign.cli import main
 from diffalign.config import parts
 from diffalign.core import AlignmentLoop, CheckpointError, Hook, Progress, RewardError
+from diffalign.costs import forecast
 
 RUN = """
 policy: {class_path: GaussianMixturePolicy, init_args: {means: [[-1.0, 0.0], [1.0, 0.0]], scale: 0.3}}

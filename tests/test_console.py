@@ -2,8 +2,8 @@ import pytest
 from rich.console import Console as Terminal
 from ring import ring_loop
 
-from diffalign.console import Console, seconds_left
 from diffalign.evaluation import HeldOutEvaluation
+from diffalign.runs.console import Console, seconds_left
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
@@ -41,7 +41,7 @@ def test_the_time_left_after_a_resume_counts_what_this_process_did():
 
 def test_a_resumed_run_prints_that_time(tmp_path, capsys, monkeypatch):
     now = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("diffalign.console.time.monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("diffalign.runs.console.time.monotonic", lambda: float(next(now)))
     ring_loop(tmp_path, [Console(lines=100)]).run(103, start=100)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 101/")]
     # the clock moves on by 10 s at every look: 2 looks in this step, 1 step done, 2 to go

@@ -10,9 +10,10 @@ import pytest
 import torch
 from ring import ring_loop
 
-from diffalign import durable, snapshot
-from diffalign.checkpoint import Checkpoints, complete_checkpoints, read_manifest
+from diffalign import durable
 from diffalign.core import Hook
+from diffalign.runs import snapshot
+from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints, read_manifest
 
 
 class Crash(BaseException):

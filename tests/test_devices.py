@@ -9,7 +9,7 @@ import two_processes
 from torchrun import launch
 
 from diffalign.core import SingleProcess
-from diffalign.devices import connect, described
+from diffalign.processes.devices import connect, described
 
 HERE = Path(__file__).parent
 EQUAL = ("tmpo", "tdm_r1", "sharded-tmpo", "sharded-recomputed", "sharded-tdm_r1")

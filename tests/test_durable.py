@@ -8,7 +8,7 @@ import pytest
 from diffalign import durable
 from diffalign.cli import main
 from diffalign.durable import append_line, discard, publish, write_whole
-from diffalign.identity import differences
+from diffalign.runs.identity import differences
 
 
 def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):

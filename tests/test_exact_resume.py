@@ -8,11 +8,11 @@ import attrs
 import pytest
 import torch
 
-from diffalign.checkpoint import Checkpoints
 from diffalign.core import AlignmentLoop, Average, Cosine, FlowSDE, Hook, Interrupted, Loss, Objective, Phase
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, SoftmaxTB, SurrogateReward, TrajectoryDistributionMatching
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.prompts import Prompts
+from diffalign.runs.checkpoints import Checkpoints
 from diffalign.samplers import ChainSampler, DeterministicSampler, FixedPlan, TreeSampler
 from diffalign.shapeworld.networks import pipeline
 from diffalign.testing import TinyPolicy, channel_reward

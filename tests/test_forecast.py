@@ -5,9 +5,9 @@ import torch
 
 from diffalign import AlignmentLoop, Loss, Objective, Phase, Progress
 from diffalign.core import Overlapped, Sequential
-from diffalign.forecast import forecast
+from diffalign.costs.capacity import Cluster, plan
+from diffalign.costs.forecast import forecast
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
-from diffalign.planner import Cluster, plan
 from diffalign.prompts import Prompts
 from diffalign.samplers import ChainSampler, DeterministicSampler, FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward

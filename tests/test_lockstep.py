@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from diffalign.core import BrokenCallError, Prompt, SingleProcess, agree
-from diffalign.core.agreement import together
 from diffalign.core.forking import view_of
 from diffalign.core.policy import RowCounter
+from diffalign.core.processes import together
 from diffalign.core.spread import is_spread, local, spread_like, whole
-from diffalign.lockstep import Announced
 from diffalign.policies import NetworkPolicy
-from diffalign.sharding import FullySharded, blocks, separate, sharded_bytes, shared_modules
+from diffalign.processes.lockstep import Announced
+from diffalign.processes.sharding import FullySharded, blocks, separate, sharded_bytes, shared_modules
 from diffalign.testing import TinyPolicy
 
 

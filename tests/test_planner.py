@@ -7,9 +7,9 @@ from tiny_pipelines import saved
 
 from diffalign import Prompt
 from diffalign.core import AlignmentLoop
-from diffalign.costs import activation_bytes
+from diffalign.costs.capacity import Cluster, measured_teraflops, plan, row_flops
+from diffalign.costs.sizes import activation_bytes
 from diffalign.objectives import SoftmaxTB
-from diffalign.planner import Cluster, measured_teraflops, plan, row_flops
 from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.prompts import Prompts
 from diffalign.samplers import FixedPlan, TreeSampler

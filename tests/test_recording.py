@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import torch
 from ring import ring_loop
 
-from diffalign.recording import Recorder, environment
+from diffalign.runs.recording import Recorder, environment
 
 
 def test_metrics_have_one_whole_line_a_step(tmp_path):
@@ -32,7 +32,7 @@ def test_the_environment_says_how_it_computes(tmp_path, monkeypatch):
         assert said["attention_kernels"] == ["flash", "efficient", "math"]
         assert said["tf32"] == {"products": False, "convolutions": True}
         assert said["attention"] is None  # no pipeline
-        monkeypatch.setattr("diffalign.recording.pipeline_policy", lambda policy: SimpleNamespace(attention="native"))
+        monkeypatch.setattr("diffalign.runs.recording.pipeline_policy", lambda policy: SimpleNamespace(attention="native"))
         loop.hooks[0].start(loop, 0, 1)
         assert json.loads((tmp_path / "environment.json").read_text())["attention"] == "native"
     finally:

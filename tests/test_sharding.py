@@ -11,8 +11,8 @@ import two_processes
 from torchrun import launch
 
 from diffalign import config
-from diffalign.checkpoint import complete_checkpoints, load
 from diffalign.core import SingleProcess
+from diffalign.runs.checkpoints import complete_checkpoints, load
 
 HERE = Path(__file__).parent
 EQUAL = ("tmpo", "sharded-tmpo", "sharded-recomputed", "sharded-tdm_r1")

@@ -11,7 +11,7 @@ from torchrun import launch
 from diffalign import config
 from diffalign.core import Condition, ConfigError, HostWeights
 from diffalign.policies import FlowMatchingPolicy, LoRA
-from diffalign.sharding import FullySharded
+from diffalign.processes.sharding import FullySharded
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

@@ -28,8 +28,11 @@ def module_of(file):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(file):
-    """Modules that a file imports, at any depth of its code, by full name."""
+def imports_of(file, packages=True):
+    """Modules that a file imports, at any depth of its code, by full name.
+
+    `from package import module` is an import of the module, and, if `packages`, of the package too.
+    """
     package = module_of(file).split(".") if file.name == "__init__.py" else module_of(file).split(".")[:-1]
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -37,11 +40,11 @@ def imports_of(file):
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*base, *([node.module] if node.module else [])])
-            yield source
-            yield from (
-                f"{source}.{alias.name}" for alias in node.names if (ROOT.parent / source.replace(".", "/") / f"{alias.name}.py").exists()
-            )
-            yield from (f"{source}.{alias.name}" for alias in node.names if (ROOT.parent / source.replace(".", "/") / alias.name).is_dir())
+            folder = ROOT.parent / source.replace(".", "/")
+            modules = [alias.name for alias in node.names if (folder / f"{alias.name}.py").exists() or (folder / alias.name).is_dir()]
+            yield from (f"{source}.{name}" for name in modules)
+            if packages or len(modules) < len(node.names):
+                yield source
 
 
 def unit_of(module):
@@ -67,11 +70,52 @@ def test_imports_point_downwards(file):
         assert not (here in PARTS and there in PARTS), f"{module_of(file)} and {target} are exchanged freely, so they must not meet"
 
 
+def circles(graph):
+    """The strongly connected parts of a graph that hold more than one node: names whose imports lead back to themselves."""
+    below = {}
+    for start in graph:
+        reached, left = set(), [*graph[start]]
+        while left:
+            if (name := left.pop()) not in reached:
+                reached.add(name)
+                left.extend(graph.get(name, ()))
+        below[start] = reached
+    return sorted(
+        {tuple(sorted(name for name in below[start] if start in below.get(name, ()))) for start in graph if start in below[start]}
+    )
+
+
+def test_no_module_imports_itself_by_a_detour():
+    """Imports for type checkers and inside functions are counted as well. `from . import x` is an import of x, not of the package."""
+    names = {module_of(file) for file in FILES}
+    graph = {module_of(file): {target for target in imports_of(file, packages=False) if target in names} for file in FILES}
+    assert not circles(graph)
+
+
+def test_no_room_knows_a_room_that_knows_it():
+    graph = {}
+    for file in FILES:
+        here = unit_of(module_of(file))
+        there = {unit_of(target) for target in imports_of(file) if target.split(".")[0] == "diffalign"}
+        graph.setdefault(here, set()).update(there - {here, ""})
+    assert not circles({room: targets for room, targets in graph.items() if room})
+
+
+def test_circles_are_seen():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == [("a", "b", "c")]
+    assert not circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+def test_few_modules_lie_loose():
+    assert len([file for file in FILES if file.parent == ROOT]) <= 10
+
+
 def test_the_walk_sees_imports_of_every_kind(tmp_path):
     assert "diffalign.core" in set(imports_of(ROOT / "samplers" / "frontier.py"))  # absolute
     assert "diffalign.samplers.plans" in set(imports_of(ROOT / "samplers" / "frontier.py"))  # relative
     assert "diffalign.core" in set(imports_of(ROOT / "__init__.py"))  # inside a function, and of a folder by name
-    assert "diffalign.core.loop" in set(imports_of(ROOT / "core" / "interfaces.py"))  # for type checkers
+    assert "diffalign.processes.devices" in set(imports_of(ROOT / "commands" / "train.py"))  # inside a function
+    assert "diffalign.core" in set(imports_of(ROOT / "__init__.py"))  # for type checkers
 
 
 def test_core_knows_torch_attrs_and_numpy_alone():

@@ -6,7 +6,7 @@ from accelerate.tracking import GeneralTracker
 from ring import ring_loop
 
 from diffalign.evaluation import HeldOutEvaluation
-from diffalign.recording import Recorder
+from diffalign.runs.recording import Recorder
 from diffalign.tracking import Trackers, flattened
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from diffalign.checkpoint import Checkpoints
 from diffalign.core import AlignmentLoop, Average, Hook, SingleProcess
-from diffalign.devices import connect, disconnect
 from diffalign.objectives import DiffusionNFT, SoftmaxTB, SurrogateReward
 from diffalign.policies import TDMPolicy
+from diffalign.processes.devices import connect, disconnect
+from diffalign.processes.sharding import FullySharded
 from diffalign.prompts import Prompts
+from diffalign.runs.checkpoints import Checkpoints
 from diffalign.samplers import DeterministicSampler, FixedPlan, TreeSampler
-from diffalign.sharding import FullySharded
 from diffalign.testing import TinyPolicy, channel_reward
 
 TREE = TreeSampler(5, FixedPlan(splits=(1, 2)), rows=5)

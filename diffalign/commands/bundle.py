@@ -14,7 +14,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from ..bundling import bundle
+    from ..runs.bundle import bundle
     from .options import refuse_overrides
 
     refuse_overrides("bundle", "a run folder", overrides)

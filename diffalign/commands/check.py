@@ -16,8 +16,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from .. import config
-    from ..forecast import forecast
-    from ..planner import Cluster, plan
+    from ..costs.capacity import Cluster, plan
+    from ..costs.forecast import forecast
 
     job = config.parse(options.run, overrides)
     loop = job.build()

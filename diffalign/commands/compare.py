@@ -28,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..core import ConfigError
-    from ..devices import connect, disconnect
     from ..evaluation import Comparison, Recorded, write_comparison
+    from ..processes.devices import connect, disconnect
     from .subject import Subject
 
     refuse_overrides("compare", "runs", overrides)

@@ -18,8 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from ..devices import connect, disconnect
     from ..evaluation import Rounds, contact_sheet, evaluate
+    from ..processes.devices import connect, disconnect
     from .subject import Measuring, Subject
 
     subject = Subject.of(options.run, overrides)

@@ -22,8 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..core import ConfigError
     from ..export import Card, export
-    from ..export.checkpoint import trained_policy
-    from ..snapshot import read_manifest
+    from ..runs.snapshot import read_manifest
+    from ..runs.trained import trained_policy
     from .subject import Subject
 
     subject = Subject.of(options.run, overrides)

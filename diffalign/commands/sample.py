@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     loop = job.build()
     take_fair_threads(loop.objective.policy.device)
     if Path(options.run).is_dir():
-        from ..checkpoint import Checkpoints
+        from ..runs.checkpoints import Checkpoints
 
         Checkpoints(Path(options.run), job.tree["checkpoint_every"], job.yaml()).restore(loop)
     sheet = _drawn(loop, options)

@@ -40,7 +40,7 @@ class Subject:
         """
         from .. import config
         from ..core import CheckpointError
-        from ..snapshot import complete_checkpoints
+        from ..runs.snapshot import complete_checkpoints
 
         path = Path(text)
         if (path / "manifest.json").exists():
@@ -57,7 +57,7 @@ class Subject:
 
     def build(self, devices: "Devices") -> "tuple[AlignmentLoop, int]":
         """The loop with the checkpoint's weights, and the steps that they have been trained."""
-        from ..snapshot import load
+        from ..runs.snapshot import load
         from ..threads import take_fair_threads
 
         loop = self.job.build(devices=devices)

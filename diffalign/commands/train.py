@@ -1,24 +1,15 @@
 """Train, and write a run folder."""
 
 import argparse
-import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import run_argument, say
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoints
     from ..config import Run
     from ..core import AlignmentLoop, Devices
-
-_FILES = (
-    *("metrics.jsonl", "watch.jsonl", "alarms.json", "evaluation.json", "config.yaml", "environment.json", "report.html", "*.tmp"),
-    *("images", "lora", "best", "offending", "trackers", "evaluations", "student", "step-*"),
-)
-"""What a run, its hooks and evaluations of it write into its folder, as patterns."""
+    from ..runs.checkpoints import Checkpoints
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,12 +25,13 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     job = config.parse(options.run, overrides)
     _require_new(job, options)
-    from ..devices import connect, described, disconnect
+    from ..processes.devices import connect, described, disconnect
+    from ..runs.folder import require_writable
 
     devices = connect()
     try:
         if devices.rank == 0:
-            _require_writable(job.folder)
+            require_writable(job.folder)
             if text := described(devices, job.tree["prompts_per_step"]):
                 say(f"in force: {text}", 0)
         return _train(job, options, devices)
@@ -48,12 +40,13 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
-    from ..checkpoint import Checkpoints, complete_checkpoints
-    from ..console import Console
     from ..core import NonFiniteError
-    from ..inspection import keep_offending_batch
-    from ..recording import Recorder
-    from ..sharding import FullySharded
+    from ..processes.sharding import FullySharded
+    from ..runs.checkpoints import Checkpoints, complete_checkpoints
+    from ..runs.console import Console
+    from ..runs.folder import clear
+    from ..runs.offending import keep_offending_batch
+    from ..runs.recording import Recorder
     from ..threads import take_fair_threads
 
     text, total = job.yaml(), int(job.tree["total"])
@@ -65,7 +58,7 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
     if start >= total and (job.folder / "report.html").exists():
         return say(f"{job.folder} has done {start} of {total} steps; nothing is left to do. Give a larger --total and --new-total.", 0)
     if options.overwrite and not options.resume and devices.rank == 0:
-        _clear(job.folder)
+        clear(job.folder)
     devices.barrier()
     try:
         loop.run(total, start)
@@ -84,7 +77,7 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
 
 
 def _resumed(job: "Run", checkpoints: "Checkpoints", loop: "AlignmentLoop", options: argparse.Namespace) -> int:
-    from ..snapshot import checkpoints as named
+    from ..runs.snapshot import checkpoints as named
 
     if job.folder.is_dir() and not [*named(job.folder), *job.folder.glob("step-*.tmp")]:
         checkpoints.require_same_run(job.folder, options.new_total)
@@ -108,24 +101,3 @@ def _require_new(run: "Run", options: argparse.Namespace) -> None:
             f"folder {run.folder} must not hold another run; it has a metrics.jsonl. Give --resume to go on from its last checkpoint, "
             "--overwrite to replace it, or another --folder."
         )
-
-
-def _require_writable(folder: Path) -> None:
-    """Now, and not after a model is loaded and a step is done."""
-    from ..core import ConfigError
-
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=above):
-            pass
-    except OSError as error:
-        raise ConfigError(f"folder {folder} must be one that can be written; {error}. Give another --folder, or make room.") from error
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a run writes, and nothing else that may lie there."""
-    for path in [found for pattern in _FILES for found in folder.glob(pattern)]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

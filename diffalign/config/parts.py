@@ -211,9 +211,25 @@ def _imported(path: str) -> Any:
 
 
 def import_path(target: Any, name: str) -> str:
-    """The path that imports an object again, or `name` where the object does not know its own place."""
+    """The path that imports an object again, or `name` where the object does not know its own place.
+
+    What a package gives out under its own name has that path, and not the one of the module in which it happens to stand: files of this
+    package may move, run folders stay readable.
+    """
     owner = getattr(target, "__self__", None)
     if inspect.isclass(owner):  # an inherited classmethod belongs to the class that it was asked of
-        return f"{owner.__module__}.{owner.__qualname__}.{target.__name__}"
+        return f"{import_path(owner, name)}.{target.__name__}"
     module, inner = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
-    return f"{module}.{inner}" if isinstance(module, str) and isinstance(inner, str) and "<" not in inner else name
+    if not isinstance(module, str) or not isinstance(inner, str) or "<" in inner:
+        return name
+    return f"{_public(module, inner, target)}.{inner}"
+
+
+def _public(module: str, inner: str, target: Any) -> str:
+    """The outermost package of this distribution that gives an object out, below the first; else its module."""
+    names = module.split(".")
+    for length in range(2, len(names)) if names[0] == "diffalign" else ():
+        package = ".".join(names[:length])
+        if inner in getattr(sys.modules.get(package), "__all__", ()) and getattr(sys.modules[package], inner, None) is target:
+            return package
+    return module

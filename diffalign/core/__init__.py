@@ -1,6 +1,5 @@
 """Types, interfaces and the loop. Knows torch and attrs and no other part of the package."""
 
-from .agreement import PeerFailed, agree, gather_texts
 from .average import Average
 from .contract import FirstStep, check_first_step
 from .errors import (
@@ -8,12 +7,13 @@ from .errors import (
     CheckpointError,
     ConfigError,
     ContractError,
+    Evidence,
     NonFiniteError,
     NonFiniteRewardError,
+    PeerFailed,
     ProcessError,
     RewardError,
 )
-from .finite import Evidence
 from .forking import fork_module, view_of
 from .groups import (
     Raw,
@@ -30,26 +30,21 @@ from .guided import Guidance, Guided
 from .host_weights import HostWeights
 from .interfaces import (
     Aggregation,
-    Devices,
-    Free,
-    Hook,
-    Lockstep,
     Objective,
     OptimizerFactory,
     Phase,
     PromptSource,
     Reward,
     RewardFunction,
-    Sharding,
-    SingleProcess,
     Stateful,
     TrajectorySampler,
 )
 from .interrupt import Interrupted
 from .ledger import Ledger
-from .loop import AlignmentLoop
+from .loop import AlignmentLoop, Hook
 from .overlapped import Overlapped
 from .policy import Policy, require_frozen
+from .processes import Devices, Free, Lockstep, Sharding, SingleProcess, agree, gather_texts
 from .replay import Edges, micro_batched, replay, replay_log_prob, replay_parents
 from .report import Report
 from .rollout import Rollout, Sequential, Stages

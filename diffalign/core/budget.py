@@ -1,56 +1,75 @@
 """The row budget: how much is computed at once, and how it shrinks when memory runs out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import torch
 
+from .interfaces import Objective, TrajectorySampler
 from .ledger import Ledger
-
-if TYPE_CHECKING:
-    from .loop import AlignmentLoop
+from .processes import Devices
 
 _STAGES = {"decode": 1, "reward": 1, "rollout": 2, "contract": 2, "update": 3}
 """What is made smaller: the images of a chunk, the sampler's rows, the objective's rows."""
 
 
-def shrink(loop: "AlignmentLoop", ledger: Ledger, error: torch.OutOfMemoryError) -> str:
+@attrs.frozen(eq=False)
+class Budgets:
+    """Everything of a run that has a row budget.
+
+    Args:
+        sampler: its `rows` are those of a call of the rollout
+        objective: its `rows` are those of a call of the update
+        chunk: images that are decoded and scored at once
+    """
+
+    sampler: TrajectorySampler
+    objective: Objective
+    chunk: int
+
+
+def shrink(
+    budgets: Budgets, ledger: Ledger, error: torch.OutOfMemoryError, largest: int, devices: Devices, sharded: bool
+) -> tuple[Budgets, str]:
     """Halve the budget of the stage that ran out of memory, in all processes alike.
 
     Results do not depend on a budget, so the step can simply be repeated.
 
     Args:
-        loop: whose budget it is
+        budgets: of the run; the objective takes its new one in place
         ledger: of the step that failed
         error: what it said
+        largest: rows of the largest network call of that step, in this process
+        devices: the processes of the run
+        sharded: whether weights are spread over them
 
     Returns:
-        A sentence that says what was done.
+        What the run goes on with, and a sentence that says what was done.
 
     Raises:
         torch.OutOfMemoryError: nothing is left to halve.
     """
-    largest = max((policy.counter.largest for policy in loop.policies().values()), default=0)
     here = torch.tensor([_STAGES.get(ledger.failed or "", 0), largest])
-    stage, largest = (int(value) for value in loop.devices.maximum(here))
-    if loop.sharding is not None:
+    stage, largest = (int(value) for value in devices.maximum(here))
+    if sharded:
         raise torch.OutOfMemoryError(
             f"{error}\nThe weights are sharded, so the run ends instead of repeating the step: where memory runs out inside a call, the "
             f"other processes wait in it. Go on by --resume with {_advice(stage, largest)}."
         ) from error
-    if stage == 1 and loop.chunk > 1:
-        loop.chunk = max(1, loop.chunk // 2)
-        return f"out of memory while decoding or scoring: chunk is {loop.chunk} from now on, in all {loop.devices.size} processes"
+    if stage == 1 and budgets.chunk > 1:
+        chunk = max(1, budgets.chunk // 2)
+        said = f"out of memory while decoding or scoring: chunk is {chunk} from now on, in all {devices.size} processes"
+        return attrs.evolve(budgets, chunk=chunk), said
     rows = largest // 2
-    owner = {2: loop.sampler, 3: loop.objective}.get(stage)
+    owner = {2: budgets.sampler, 3: budgets.objective}.get(stage)
     if not _has_rows(owner) or rows < 1 or rows >= (getattr(owner, "rows", None) or largest):
         raise torch.OutOfMemoryError(f"{error}\nNothing is left to halve. Try {_advice(stage, 2)}.") from error
-    if stage == 2:
-        loop.sampler = attrs.evolve(loop.sampler, rows=rows)  # type: ignore[misc]
-    else:
-        _set_rows(loop.objective, rows)
     what = "sampler" if stage == 2 else "objective"
-    return f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} from now on, in all {loop.devices.size} processes"
+    said = f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} from now on, in all {devices.size} processes"
+    if stage == 2:
+        return attrs.evolve(budgets, sampler=attrs.evolve(budgets.sampler, rows=rows)), said  # type: ignore[misc]
+    _set_rows(budgets.objective, rows)
+    return budgets, said
 
 
 def _has_rows(owner: object) -> bool:

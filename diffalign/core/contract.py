@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .diagnosis import Call, Suspicion, cause_of
 from .errors import ContractError
@@ -163,3 +163,9 @@ def _rounding(policy: Policy, trajectories: TrajectoryBatch, edges: Edges, exact
     log_prob = again.select(first.owner).log_prob(trajectories.latents[first.child])
     levels = trajectories.level[trajectories.stochastic].unique()
     return float((log_prob - trajectories.log_prob[first.child]).abs().max()) * len(levels)
+
+
+def refuse_dropout(role: str, policy: Policy) -> None:
+    for name, module in policy.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and module.training:
+            raise ValueError(f"role {role!r}: {name!r} has dropout {module.p:g}; replay could not be exact. Set it to 0.")

@@ -1,9 +1,40 @@
 """The errors that a caller may want to catch; everything else is a ValueError or a RuntimeError with a full sentence."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from .finite import Evidence
+import attrs
+from torch import Tensor
+
+from .types import ScoredBatch, TrajectoryBatch
+
+
+@attrs.frozen(eq=False)
+class Evidence:
+    """What to look at after an error.
+
+    Args:
+        step: of the run
+        roles: whose turn it was
+        prompts: of the batch, in the order of the groups
+        tensors: of the batch, by name, on the CPU
+    """
+
+    step: int
+    roles: tuple[str, ...]
+    prompts: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, step: int, roles: tuple[str, ...], trajectories: TrajectoryBatch, batch: ScoredBatch | None = None) -> "Evidence":
+        """Copy a forest, and its rewards where there are any."""
+        names = ("sigmas", "latents", "level", "parent", "prompt", "noise_level", "log_prob", "mean")
+        tensors = {name: getattr(trajectories, name) for name in names}
+        tensors |= {"prompt_ids": trajectories.condition.ids}
+        tensors |= {f"condition/{name}": tensor for name, tensor in trajectories.condition.tensors.items()}
+        if batch is not None:
+            tensors |= {"rewards": batch.rewards, **{f"reward/{name}": values for name, values in batch.parts.items()}}
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        return cls(step, roles, tuple(map(str, trajectories.condition.prompts)), copies)
 
 
 class ConfigError(ValueError):
@@ -17,7 +48,7 @@ class NonFiniteError(FloatingPointError):
         evidence: the batch in which it was found
     """
 
-    evidence: "Evidence | None" = None
+    evidence: Evidence | None = None
 
 
 class RewardError(RuntimeError):
@@ -42,3 +73,7 @@ class ProcessError(RuntimeError):
 
 class BrokenCallError(ProcessError):
     """This process has left a network call that is a collective, because weights are sharded: the others wait in it, and hear nothing."""
+
+
+class PeerFailed(Exception):  # noqa: N818  it is no error of this process
+    """Another process has failed; what it said comes with the next `agree`."""

@@ -2,42 +2,12 @@
 
 from collections.abc import Mapping
 
-import attrs
 import torch
 from torch import Tensor
 
 from .errors import NonFiniteError
 from .policy import Policy
-from .types import ROOT, ScoredBatch, TrajectoryBatch
-
-
-@attrs.frozen(eq=False)
-class Evidence:
-    """What to look at after an error.
-
-    Args:
-        step: of the run
-        roles: whose turn it was
-        prompts: of the batch, in the order of the groups
-        tensors: of the batch, by name, on the CPU
-    """
-
-    step: int
-    roles: tuple[str, ...]
-    prompts: tuple[str, ...]
-    tensors: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, step: int, roles: tuple[str, ...], trajectories: TrajectoryBatch, batch: ScoredBatch | None = None) -> "Evidence":
-        """Copy a forest, and its rewards where there are any."""
-        names = ("sigmas", "latents", "level", "parent", "prompt", "noise_level", "log_prob", "mean")
-        tensors = {name: getattr(trajectories, name) for name in names}
-        tensors |= {"prompt_ids": trajectories.condition.ids}
-        tensors |= {f"condition/{name}": tensor for name, tensor in trajectories.condition.tensors.items()}
-        if batch is not None:
-            tensors |= {"rewards": batch.rewards, **{f"reward/{name}": values for name, values in batch.parts.items()}}
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        return cls(step, roles, tuple(map(str, trajectories.condition.prompts)), copies)
+from .types import ROOT, TrajectoryBatch
 
 
 def require_finite(role: str, policy: Policy, trajectories: TrajectoryBatch, step: int) -> None:

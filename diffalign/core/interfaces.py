@@ -1,21 +1,17 @@
-"""What can be exchanged: samplers, rewards, objectives; and what the loop asks of its surroundings."""
+"""What can be exchanged: samplers, rewards, objectives, sources of prompts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from .host_weights import HostWeights
 from .policy import Policy
+from .processes import Devices
 from .streams import Streams
 from .types import Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
-
-if TYPE_CHECKING:
-    from .loop import AlignmentLoop
-    from .report import Report
 
 
 class TrajectorySampler(ABC):
@@ -46,7 +42,7 @@ class Aggregation(ABC):
 
     weights: Mapping[str, float] | None = None
 
-    def observe(self, parts: Mapping[str, Tensor], group: Tensor, devices: "Devices") -> None:  # noqa: B027  a hook with a default
+    def observe(self, parts: Mapping[str, Tensor], group: Tensor, devices: Devices) -> None:  # noqa: B027  a hook with a default
         """See the scores of a step, once, before they are aggregated; for running statistics, which must be equal on all processes."""
 
     @abstractmethod
@@ -130,119 +126,6 @@ class PromptSource(Protocol):
 
     def draw(self, step: int, count: int) -> Sequence[Prompt]:
         """The `count` prompts of a step."""
-        ...
-
-
-class Hook:
-    """Something that watches a run: progress, metrics, checkpoints, evaluation. Every method has a default that does nothing."""
-
-    def start(self, loop: "AlignmentLoop", step: int, total: int) -> None:
-        """Before the first step (or the first after a resume)."""
-
-    def step(self, loop: "AlignmentLoop", report: "Report") -> None:
-        """After each step."""
-
-    def stop(self, loop: "AlignmentLoop", step: int, error: BaseException | None) -> None:
-        """After the last step, or when the run ends early by `error`; `step` steps are done."""
-
-
-class Devices(Protocol):
-    """The processes of a run, as five verbs. The single-process default does nothing."""
-
-    @property
-    def rank(self) -> int:
-        """Which process this is."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-        ...
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum over processes."""
-        ...
-
-    def maximum(self, values: Tensor) -> Tensor:
-        """Maximum over processes."""
-        ...
-
-    def gather(self, values: Tensor) -> Tensor:
-        """Rows of all processes, in order of rank."""
-        ...
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over processes: losses are already means over the global number of groups."""
-        ...
-
-    def barrier(self) -> None:
-        """Wait for all."""
-        ...
-
-
-@attrs.frozen
-class SingleProcess:
-    """`Devices` of one process."""
-
-    rank: int = 0
-    size: int = 1
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values
-
-    def maximum(self, values: Tensor) -> Tensor:
-        return values
-
-    def gather(self, values: Tensor) -> Tensor:
-        return values
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        pass
-
-    def barrier(self) -> None:
-        pass
-
-
-class Lockstep(Protocol):
-    """Keeps the network calls of all processes in step, where a call itself is a collective because weights are sharded."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Back-propagate together with the other processes."""
-        ...
-
-    def finish(self, failed: bool) -> None:
-        """The end of a stage: make the calls that other processes still make, with rows of weight zero.
-
-        Args:
-            failed: this process has left the stage by an error; the others are told at their next call
-        """
-        ...
-
-
-@attrs.frozen
-class Free:
-    """`Lockstep` where every process has all weights: nothing has to be kept in step."""
-
-    def backward(self, loss: Tensor) -> None:
-        torch.autograd.backward(loss)
-
-    def finish(self, failed: bool) -> None:
-        pass
-
-
-class Sharding(Protocol):
-    """Spreads weights over the processes of a run.
-
-    A policy that is loaded for it leaves its network on the host, and tells `host`.
-    """
-
-    @property
-    def host(self) -> HostWeights:
-        """The weights that wait for `shard`."""
-        ...
-
-    def shard(self, policies: Mapping[str, Policy], devices: Devices) -> Lockstep:
-        """Shard what the policies share, after the last fork and before optimizers are made."""
         ...
 
 

@@ -3,10 +3,17 @@
 import math
 from collections.abc import Iterable
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from .schedule import Scalar, scalar
 from .types import Progress
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The default optimizer: AdamW, learning rate 1e-4, weight decay 1e-4."""
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4)
 
 
 def scale_learning_rates(optimizers: Iterable[Optimizer], factor: Scalar | float, progress: Progress) -> float:

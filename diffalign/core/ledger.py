@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import attrs
 import torch
 
-from .agreement import PeerFailed
+from .errors import PeerFailed
 from .policy import Policy
 
 

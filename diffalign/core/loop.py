@@ -7,34 +7,20 @@ from pathlib import Path
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .agreement import together
 from .average import Average
-from .budget import shrink
-from .contract import check_first_step
-from .errors import NonFiniteError
-from .finite import Evidence
+from .budget import Budgets, shrink
+from .contract import check_first_step, refuse_dropout
+from .errors import Evidence, NonFiniteError
 from .groups import Raw
-from .interfaces import (
-    Aggregation,
-    Devices,
-    Free,
-    Hook,
-    Lockstep,
-    Objective,
-    OptimizerFactory,
-    PromptSource,
-    RewardFunction,
-    Sharding,
-    SingleProcess,
-    TrajectorySampler,
-)
+from .interfaces import Aggregation, Objective, OptimizerFactory, PromptSource, RewardFunction, TrajectorySampler
 from .interrupt import Interrupted, StopRequest, stop_between_steps
-from .learning_rates import scale_learning_rates
+from .learning_rates import adamw, scale_learning_rates
 from .ledger import Ledger
 from .policy import Policy
-from .report import Metrics, Report
+from .processes import Devices, Free, Lockstep, Sharding, SingleProcess, together
+from .report import Metrics, Report, deviation
 from .rollout import Rollout, Sequential, Stages
 from .schedule import Scalar
 from .scoring import named_rewards
@@ -43,9 +29,17 @@ from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
 from .update import Update
 
 
-def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The default optimizer: AdamW, learning rate 1e-4, weight decay 1e-4."""
-    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4)
+class Hook:
+    """Something that watches a run: progress, metrics, checkpoints, evaluation. Every method has a default that does nothing."""
+
+    def start(self, loop: "AlignmentLoop", step: int, total: int) -> None:
+        """Before the first step (or the first after a resume)."""
+
+    def step(self, loop: "AlignmentLoop", report: "Report") -> None:
+        """After each step."""
+
+    def stop(self, loop: "AlignmentLoop", step: int, error: BaseException | None) -> None:
+        """After the last step, or when the run ends early by `error`; `step` steps are done."""
 
 
 @attrs.define(eq=False)
@@ -125,7 +119,7 @@ class AlignmentLoop:
                 raise ValueError(
                     f"role {role!r} has nothing to train: no parameter requires grad. Give the policy LoRA, or fork it trainable."
                 )
-            _refuse_dropout(role, policy)
+            refuse_dropout(role, policy)
             self.running[role] = self.optimizers.get(role, self.optimizers.get("default", adamw))(parameters)
 
     # attrs.define makes slots, so these need a field of their own
@@ -206,7 +200,10 @@ class AlignmentLoop:
             try:
                 return self._attempt(prompts, progress, ledger)
             except torch.OutOfMemoryError as error:
-                said = shrink(self, ledger, error)
+                largest = max((policy.counter.largest for policy in self.policies().values()), default=0)
+                budgets = Budgets(self.sampler, self.objective, self.chunk)
+                budgets, said = shrink(budgets, ledger, error, largest, self.devices, self.sharding is not None)
+                self.sampler, self.chunk = budgets.sampler, budgets.chunk
             if self.devices.rank == 0:  # after the error is gone, and with it the tensors of its frames
                 print(f"step {progress.step}: {said}", file=sys.stderr, flush=True)
             if torch.cuda.is_available():
@@ -224,7 +221,7 @@ class AlignmentLoop:
             rewards = self.aggregation(parts, trajectories.group)
             batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
             metrics.describe(batch, self.aggregation.weights)
-        batch = attrs.evolve(batch, deviation=_deviation(batch.rewards, self.devices))
+        batch = attrs.evolve(batch, deviation=deviation(batch.rewards, self.devices))
         factor = scale_learning_rates(self.running.values(), self.lr_factor, progress)
         if self.lr_factor != 1.0:
             metrics.add("lr_factor", torch.tensor(factor), 1)
@@ -270,18 +267,3 @@ class AlignmentLoop:
         if first.rounding is not None:
             metrics.add("contract/rounding", torch.tensor(first.rounding), 1)
         return trajectories, parts, stages.kept
-
-
-def _deviation(rewards: Tensor, devices: Devices) -> float:
-    """Population standard deviation over all processes."""
-    if devices.size == 1:
-        return float(rewards.double().std(unbiased=False))
-    mine = rewards.detach().double().cpu()
-    count, total = devices.sum(torch.stack([torch.tensor(float(len(mine)), dtype=torch.float64), mine.sum()]))
-    return float((devices.sum((mine - total / count).square().sum()[None])[0] / count).sqrt())
-
-
-def _refuse_dropout(role: str, policy: Policy) -> None:
-    for name, module in policy.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and module.training:
-            raise ValueError(f"role {role!r}: {name!r} has dropout {module.p:g}; replay could not be exact. Set it to 0.")

@@ -6,10 +6,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from .agreement import gather_texts
 from .groups import Raw, group_std, log_geometric_mean_distance
-from .interfaces import Devices
 from .ledger import Ledger, peak_memory
+from .processes import Devices, gather_texts
 from .types import Prompt, ScoredBatch
 
 
@@ -83,3 +82,12 @@ def _on_host(numbers: Sequence[Tensor]) -> Tensor:
         places = [place for place, number in enumerate(numbers) if number.device == device]
         result[places] = torch.stack([numbers[place].reshape(()) for place in places]).cpu()
     return result
+
+
+def deviation(rewards: Tensor, devices: Devices) -> float:
+    """Population standard deviation over all processes."""
+    if devices.size == 1:
+        return float(rewards.double().std(unbiased=False))
+    mine = rewards.detach().double().cpu()
+    count, total = devices.sum(torch.stack([torch.tensor(float(len(mine)), dtype=torch.float64), mine.sum()]))
+    return float((devices.sum((mine - total / count).square().sum()[None])[0] / count).sqrt())

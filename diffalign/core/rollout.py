@@ -7,8 +7,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from .errors import NonFiniteError
-from .finite import Evidence, require_finite
+from .errors import Evidence, NonFiniteError
+from .finite import require_finite
 from .interfaces import RewardFunction, TrajectorySampler
 from .joining import join
 from .ledger import Ledger

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .groups import group_mean, weighted_sum
-from .interfaces import Aggregation, Devices
+from .interfaces import Aggregation
+from .processes import Devices
 
 
 @attrs.define(eq=False)

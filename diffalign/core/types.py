@@ -9,14 +9,13 @@ Legend: P prompts, N nodes, K leaves (finished samples), E stochastic edges, T s
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import attrs
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .streams import Streams
+from .streams import Streams
 
 ROOT = -1
 """The parent of a node that has none."""
@@ -276,7 +275,7 @@ class ScoredBatch:
     parts: Mapping[str, Tensor]  # each [K]
     groups: int
     progress: Progress
-    streams: "Streams"
+    streams: Streams
     deviation: float | None = None
 
 

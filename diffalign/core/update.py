@@ -6,12 +6,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from .agreement import together
 from .errors import NonFiniteError
 from .finite import blame
-from .interfaces import Devices, Lockstep, Objective, Phase
+from .interfaces import Objective, Phase
 from .ledger import Ledger
 from .policy import Policy
+from .processes import Devices, Lockstep, together
 from .report import Metrics
 from .spread import is_spread, local, whole
 from .types import ScoredBatch

@@ -20,7 +20,7 @@ from diffalign.core import (
     log_geometric_mean_distance,
     score,
 )
-from diffalign.core.agreement import agree
+from diffalign.core.processes import agree
 from diffalign.samplers import DeterministicSampler
 
 from .diversity import cosine_distance, cosine_distance_across, effective_modes, modes, vendi_score

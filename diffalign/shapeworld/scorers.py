@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..core.interfaces import Reward
-from ..core.types import Prompt
+from ..core import Prompt, Reward
 from .grammar import FAMILIES, Binding, Count, Item, Relation, Scene, Text, parse, scenes
 from .recognition import Found, Reading, check_images, find_objects, read_text
 

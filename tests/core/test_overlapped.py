@@ -14,9 +14,9 @@ import torch
 from diffalign import AlignmentLoop, Progress, Prompt
 from diffalign.config import parse_text
 from diffalign.core import Hook, Interrupted, NonFiniteError, NonFiniteRewardError, Overlapped, RewardError, Sequential, TrajectorySampler
-from diffalign.identity import differences
 from diffalign.objectives import DiffusionNFT, SoftmaxTB
 from diffalign.prompts import Prompts
+from diffalign.runs.identity import differences
 from diffalign.samplers import AdaptivePlan, Branching, DeterministicSampler, TreeSampler
 from diffalign.testing import GivenPlan, TinyPolicy, channel_reward
 

@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 
 from diffalign import AlignmentLoop, Loss, Objective, Phase, Progress, TrajectorySampler
 from diffalign.core import NonFiniteError, NonFiniteRewardError, SingleProcess
-from diffalign.inspection import keep_offending_batch
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
+from diffalign.runs.offending import keep_offending_batch
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
 

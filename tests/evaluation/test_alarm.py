@@ -11,7 +11,7 @@ from ring import rewarded, ring_loop
 from diffalign.core import Aggregation, Interrupted, Progress, RewardError, StandardizedSum
 from diffalign.evaluation import HackingAlarm
 from diffalign.evaluation.alarm import Tempered
-from diffalign.recording import Recorder
+from diffalign.runs.recording import Recorder
 
 JUDGES = {"legible": legible, "contrast": contrast}
 

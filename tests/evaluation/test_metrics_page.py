@@ -10,7 +10,7 @@ from diffalign.core import Overlapped, Prompt
 from diffalign.evaluation import evaluate
 from diffalign.evaluation.alarm import HackingAlarm
 from diffalign.evaluation.features import Features
-from diffalign.recording import Recorder
+from diffalign.runs.recording import Recorder
 from diffalign.testing.doubles import TinyPolicy, channel_reward
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()

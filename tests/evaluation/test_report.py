@@ -8,7 +8,7 @@ from PIL import Image
 from ring import ring_loop
 
 from diffalign.evaluation import HeldOutEvaluation, comparison_sheet, contact_sheet, write_report
-from diffalign.recording import Recorder
+from diffalign.runs.recording import Recorder
 
 CONFIG = """
 policy: {class_path: diffalign.policies.flow_matching.FlowMatchingPolicy.from_pretrained, init_args: {path: shapeworld}}

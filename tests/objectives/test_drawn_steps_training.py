@@ -5,11 +5,11 @@ import torch
 from few_step_cases import PROMPTS, flat, gradients, moved
 
 from diffalign import AlignmentLoop, Progress, ScoredBatch, Streams
-from diffalign.checkpoint import Checkpoints
 from diffalign.core import Hook, score
 from diffalign.objectives import SurrogateReward, TrajectoryDistributionMatching
 from diffalign.policies import TDMPolicy
 from diffalign.prompts import Prompts
+from diffalign.runs.checkpoints import Checkpoints
 from diffalign.samplers import DrawnSteps
 from diffalign.testing import TinyPolicy, channel_reward
 

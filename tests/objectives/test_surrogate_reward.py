@@ -6,7 +6,6 @@ import torch
 from few_step_cases import PROMPTS, assert_same_gradients, batch_of, flat, gradients, moved, tiny_student
 
 from diffalign import AlignmentLoop
-from diffalign.checkpoint import load, save
 from diffalign.core import CPS, NonFiniteError, RewardError
 from diffalign.objectives import SurrogateReward
 from diffalign.objectives.few_step import (
@@ -41,6 +40,7 @@ from diffalign.objectives.few_step.noising import bridge_velocity, diffuse
 from diffalign.objectives.few_step.stages import Rows
 from diffalign.policies import TDMPolicy
 from diffalign.prompts import Prompts
+from diffalign.runs.checkpoints import load, save
 from diffalign.samplers import ChainSampler, DeterministicSampler
 from diffalign.testing import ConstantReward, channel_reward
 

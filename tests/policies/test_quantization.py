@@ -13,9 +13,9 @@ from diffalign.export import export
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import LoRA
 from diffalign.policies.diffusers.quantization import quantize
+from diffalign.processes.sharding import FullySharded
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, TreeSampler
-from diffalign.sharding import FullySharded
 from diffalign.testing import GivenPlan, channel_reward
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs pip install 'diffalign[quantized]'")

@@ -14,18 +14,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 from ring import MODES
 from test_features import preprocessing
 
-from diffalign.checkpoint import Checkpoints
 from diffalign.core import AlignmentLoop, Average, Interrupted, NonFiniteError, Prompt
 from diffalign.evaluation import CLIPFeatures, DINOv2Features, HackingAlarm, HeldOutEvaluation, PixelFeatures, ShapeWorldFeatures, evaluate
 from diffalign.evaluation.diversity import cosine_distance, cosine_distance_across, effective_modes, modes, vendi_score
 from diffalign.evaluation.ms_ssim import ms_ssim_distance
-from diffalign.inspection import keep_offending_batch
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
+from diffalign.runs.checkpoints import Checkpoints
+from diffalign.runs.offending import keep_offending_batch
+from diffalign.runs.snapshot import read_manifest
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.shapeworld.render import SIZE
-from diffalign.snapshot import read_manifest
 from diffalign.testing import TinyPolicy, channel_reward
 
 PROMPTS = [Prompt(text) for text in ("a", "bb", "ccc")]

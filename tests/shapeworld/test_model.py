@@ -60,7 +60,7 @@ def test_the_t5_slot_is_silent(pipeline):
 
 
 def test_the_autoencoder_knows_the_pictures(pipeline):
-    from diffalign.shapeworld.pretrain import render, to_pixels
+    from shapeworld_pretrain import render, to_pixels
 
     images, _ = render(16, seed=12345)
     pixels = to_pixels(images)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import DARK, WHITE, blurred, noisy, paint, rounded
 
-from diffalign.core.interfaces import Reward
+from diffalign.core import Reward
 from diffalign.core.types import Prompt
 from diffalign.shapeworld.grammar import ALPHABET, COLORS, FAMILIES, RELATIONS, SHAPES, Text, parse, random_scenes, scenes
 from diffalign.shapeworld.recognition import find_objects, read_text

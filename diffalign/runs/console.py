@@ -7,8 +7,8 @@ import torch
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .core import AlignmentLoop, Hook, Report
-from .evaluation import Evaluation, HeldOutEvaluation, paired_change
+from ..core import AlignmentLoop, Hook, Report
+from ..evaluation import Evaluation, HeldOutEvaluation, paired_change
 
 _FIELDS = (
     "reward {task.fields[reward]:.3f}  diversity {task.fields[diversity]:+.3f}  ratio check {task.fields[check]:.0e}  "

@@ -7,7 +7,7 @@ import torch
 from diffalign.config import Run
 from diffalign.config.blueprint import build
 from diffalign.core import CheckpointError, ConfigError, Policy
-from diffalign.snapshot import load_weights, read_manifest
+from diffalign.runs.snapshot import load_weights, read_manifest
 
 _ROLES = ("average", "policy", "generator")
 """Whose weights are meant where nobody says: the average that evaluation sees, the policy, or the generator of a distillation."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import attrs
 
-from .core import AlignmentLoop, CheckpointError, Raw
-from .durable import publish
-from .evaluation import HeldOutEvaluation
+from ..core import AlignmentLoop, CheckpointError, Raw
+from ..durable import publish
+from ..evaluation import HeldOutEvaluation
 from .snapshot import read_manifest
 
 BEST = "best"

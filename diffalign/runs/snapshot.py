@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .core import AlignmentLoop, CheckpointError, Policy, Stateful
-from .core.spread import is_spread, spread_like, whole
-from .durable import publish
+from ..core import AlignmentLoop, CheckpointError, Policy, Stateful
+from ..core.spread import is_spread, spread_like, whole
+from ..durable import publish
 
 _NAME = re.compile(r"step-(\d{6,})")
 STATE = "state.pt"

@@ -1,4 +1,4 @@
-"""Trains the shipped ShapeWorld pipeline from nothing: `python -m diffalign.shapeworld.pretrain FOLDER`.
+"""Trains the shipped ShapeWorld pipeline from nothing: `python tools/shapeworld_pretrain.py FOLDER`.
 
 First the autoencoder on rendered images (L1), then the transformer and both text encoders together by flow matching
 (arXiv:2210.02747) on its standardised latents. About two hours on two cores. Seeds are fixed; equal software gives equal weights on
@@ -23,9 +23,9 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import networks
-from .grammar import random_scenes
-from .render import draw
+from diffalign.shapeworld import networks
+from diffalign.shapeworld.grammar import random_scenes
+from diffalign.shapeworld.render import draw
 
 DIFFUSERS_DEFAULT_LENGTH = 256
 """`max_sequence_length` of a plain `StableDiffusion3Pipeline` call."""

@@ -9,10 +9,10 @@ import attrs
 import torch
 from torch import nn
 
-from .core import AlignmentLoop, Guided, Policy, Prompt, Size
-from .costs import activation_bytes, size, state_bytes, tensor_bytes, token_layers, tokens
-from .samplers import Branching
-from .sharding import separate, sharded_bytes
+from ..core import AlignmentLoop, Guided, Policy, Prompt, Size
+from ..processes.sharding import separate, sharded_bytes
+from ..samplers import Branching
+from .sizes import activation_bytes, size, state_bytes, tensor_bytes, token_layers, tokens
 
 _GIB = 1024**3
 

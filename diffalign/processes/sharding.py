@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import nn
 
-from .core import Devices, HostWeights, Lockstep, Policy
+from ..core import Devices, HostWeights, Lockstep, Policy
 from .devices import TorchDevices
 from .lockstep import Announced, innermost
 

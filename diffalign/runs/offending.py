@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from .core import Evidence
+from ..core import Evidence
 
 OFFENDING = "offending"
 """The folder below that of a run."""

@@ -1,4 +1,4 @@
-"""Measures a ShapeWorld pipeline and writes its model card: `python -m diffalign.shapeworld.card FOLDER`."""
+"""Measures a ShapeWorld pipeline and writes its model card: `python tools/shapeworld_card.py FOLDER`."""
 
 import argparse
 import json
@@ -12,10 +12,9 @@ import torch
 from diffalign.core import Guided, Policy, Prompt
 from diffalign.evaluation import Evaluation, contact_sheet, evaluate
 from diffalign.policies import FlowMatchingPolicy
-
-from .grammar import FAMILIES, prompt_split
-from .networks import MAX_SEQUENCE_LENGTH
-from .scorers import CompositionalReward, ExactMatch
+from diffalign.shapeworld.grammar import FAMILIES, prompt_split
+from diffalign.shapeworld.networks import MAX_SEQUENCE_LENGTH
+from diffalign.shapeworld.scorers import CompositionalReward, ExactMatch
 
 
 @attrs.frozen
@@ -96,7 +95,7 @@ default of 256, which works too and costs several times as much.
 
 ## Training
 
-`python -m diffalign.shapeworld.pretrain FOLDER`, then `python -m diffalign.shapeworld.card FOLDER`. Images are rendered by
+`python tools/shapeworld_pretrain.py FOLDER`, then `python tools/shapeworld_card.py FOLDER`. Images are rendered by
 `diffalign.shapeworld.render`; four tenths of them text and three tenths counting in the last stage, all captions of the grammar (the
 held-out lists are held out from alignment, not from this training). Flow matching on standardised latents, captions
 dropped in one of ten. `history` is what was done to

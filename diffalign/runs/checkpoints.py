@@ -9,9 +9,9 @@ from typing import Any
 import attrs
 import torch
 
+from ..core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, agree
+from ..durable import discard
 from .best import BEST, Score, evaluated, held_out_score, keep, training_score, value_to_beat
-from .core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, agree
-from .durable import discard
 from .identity import differences
 from .snapshot import CONFIG, Snapshot, checkpoints, complete_checkpoints, is_whole, load, load_weights, read_manifest, save, step_of, write
 

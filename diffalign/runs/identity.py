@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from ..config.parts import find, import_path
+
 SURROUNDINGS = (
     *("folder", "hooks", "evaluation", "trackers", "checkpoint_every", "checkpoint_keep", "keep_images"),
     *("rollout", "chunk", "check_rows"),
@@ -18,7 +20,7 @@ ANYWHERE = ("rows", "device")
 def differences(before: str, after: str) -> list[tuple[str, str, str]]:
     """Where two resolved configurations name different runs.
 
-    `SURROUNDINGS` and what is called as in `ANYWHERE` are no part of a run's identity.
+    `SURROUNDINGS` and what is called as in `ANYWHERE` are no part of a run's identity. Two import paths of one object are equal.
 
     Args:
         before, after: YAML
@@ -39,9 +41,17 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in entries:
         if key not in ANYWHERE:
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+            yield from _leaves(_canonical(inner) if key == "class_path" else inner, f"{path}.{key}" if path else str(key))
     if not entries or not value:
         yield path, value
+
+
+def _canonical(path: Any) -> Any:
+    """The import path under which an object is written today; one that leads nowhere any more stays as it is."""
+    try:
+        return import_path(find(path), path)
+    except LookupError:
+        return path
 
 
 def _shown(leaves: dict[str, Any], path: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .core import AlignmentLoop
-from .costs import activation_bytes, size, tensor_bytes
-from .costs import state_bytes as _state_bytes
-from .samplers import Branching
+from ..core import AlignmentLoop
+from ..samplers import Branching
+from .sizes import activation_bytes, size, tensor_bytes
+from .sizes import state_bytes as _state_bytes
 
 
 def forecast(loop: AlignmentLoop, total: int) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 import attrs
 import torch
 
-from .core import AlignmentLoop, Hook, Interrupted, Report
-from .durable import append_line, write_whole
-from .evaluation import HackingAlarm, write_report
-from .evaluation.alarm import ALARMS, WATCH
-from .export import Card, export, pipeline_policy
-from .policies.arithmetic import enabled_kernels, tf32
-from .threads import usable_cores
+from ..core import AlignmentLoop, Hook, Interrupted, Report
+from ..durable import append_line, write_whole
+from ..evaluation import HackingAlarm, write_report
+from ..evaluation.alarm import ALARMS, WATCH
+from ..export import Card, export, pipeline_policy
+from ..policies.arithmetic import enabled_kernels, tf32
+from ..threads import usable_cores
 
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
 

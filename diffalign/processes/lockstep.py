@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from .core import BrokenCallError, Condition, Devices, PeerFailed, Policy, Prompt
+from ..core import BrokenCallError, Condition, Devices, PeerFailed, Policy, Prompt
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from .core import ConfigError
+from ..core import ConfigError
 from .recording import environment
 
 TEXTS = (".json", ".jsonl", ".yaml", ".yml", ".txt", ".log", ".csv", ".md")

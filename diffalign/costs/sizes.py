@@ -5,7 +5,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from .core import Policy
+from ..core import Policy
 
 
 def tensor_bytes(tensor: Tensor) -> int:

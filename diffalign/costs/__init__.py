@@ -1,0 +1,1 @@
+"""What a run costs, before it runs: bytes, network rows, how many processes it fits."""

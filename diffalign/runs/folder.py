@@ -1,0 +1,32 @@
+"""The folder of a run, before anything is written to it."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..core import ConfigError
+
+_FILES = (
+    *("metrics.jsonl", "watch.jsonl", "alarms.json", "evaluation.json", "config.yaml", "environment.json", "report.html", "*.tmp"),
+    *("images", "lora", "best", "offending", "trackers", "evaluations", "student", "step-*"),
+)
+"""What a run, its hooks and evaluations of it write into its folder, as patterns."""
+
+
+def require_writable(folder: Path) -> None:
+    """Now, and not after a model is loaded and a step is done."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise ConfigError(f"folder {folder} must be one that can be written; {error}. Give another --folder, or make room.") from error
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run writes, and nothing else that may lie there."""
+    for path in [found for pattern in _FILES for found in folder.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
