@@ -100,6 +100,14 @@ class Objective(ABC):
     def after_step(self) -> None:  # noqa: B027
         """Once per loop step."""
 
+    def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
+        """See the metrics of a step, once, as they are over all processes; for what adapts to them.
+
+        Returns:
+            What the user should be told about the run; None where there is nothing to say. The loop prints it.
+        """
+        return None
+
     def state(self) -> Mapping[str, Any]:
         """What a checkpoint must hold beside the weights of `policies()`: counters, running statistics; numbers, texts and tensors."""
         return {}

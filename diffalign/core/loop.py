@@ -238,6 +238,8 @@ class AlignmentLoop:
         self.ledger.add(ledger)
         result = metrics.means(self.devices)
         self.reward = result["reward"]
+        if (said := self.objective.observe(result, progress)) and self.devices.rank == 0:
+            print(f"step {progress.step}: {said}", file=sys.stderr, flush=True)
         first = [trajectories.condition.prompts[i] for i in trajectories.group[: self.keep_images].tolist()]
         return Report(progress.step, progress.total, result, ledger, batch, images, tuple(first))
 

@@ -8,12 +8,15 @@ from .ratio import Ratio, RatioNorm
 from .softmax_tb import SoftmaxTB
 from .surrogate_reward import SurrogateReward
 from .tdm import TrajectoryDistributionMatching
+from .temperature import EffectiveSamples, KLBudget
 
 __all__ = [
     "DGPO",
     "DiffusionNFT",
+    "EffectiveSamples",
     "FlowGRPO",
     "GroupForwardKL",
+    "KLBudget",
     "Ratio",
     "RatioNorm",
     "SoftmaxTB",

@@ -1,14 +1,17 @@
 """The forward-KL sibling of Softmax Trajectory Balance."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import attrs
 import torch
 
-from diffalign.core import Loss, Objective, Phase, Policy, Scalar, ScoredBatch, scalar
+from diffalign.core import Loss, Objective, Phase, Policy, Progress, Scalar, ScoredBatch, scalar
 
-from .paths import Measure, PathLosses, Paths, reference_for
-from .requirements import group_has_spread, require_comparable, require_positive
+from .path_losses import PathLosses
+from .paths import Measure, Paths, reference_for
+from .requirements import group_has_spread, require_comparable
+from .temperature import Budget, Temperature, felt
 from .terms import effective_share, group_forward_kl
 
 
@@ -16,7 +19,8 @@ from .terms import effective_share, group_forward_kl
 class GroupForwardKL(Objective):
     """Moves the policy's softmax over the K trajectories of a prompt to the Boltzmann distribution of their rewards, in forward KL.
 
-        s_i = sum over stochastic edges of log p_theta (- log p_ref with measure "relative"),   p = softmax(s),   q = softmax(beta R)
+        s_i = sum over stochastic edges of log p_theta (- log p_ref, in nats, with measure "relative")
+        p = softmax(s),   q = softmax(beta R)
         loss = KL(q || p) = sum_i q_i (log q_i - log p_i),        dL/ds_i = p_i - q_i
         plus   reference_weight mean_i ((log p_theta(tau_i) - log p_ref(tau_i)) / steps_i)^2
 
@@ -28,7 +32,8 @@ class GroupForwardKL(Objective):
         policy: the weights being aligned
         reference: frozen; by default a fork of the policy as it is when the objective is built. "path" takes none unless
             `reference_weight` is positive
-        beta: inverse temperature, > 0, in units of 1 / (aggregated reward); a number or a schedule
+        beta: inverse temperature, > 0, in nats of log-probability per unit of aggregated reward, whatever the convention of the kernel; a
+            number, a schedule, or a budget that finds it (`KLBudget`, `EffectiveSamples`). Under "path" its unit is the kernel's
         measure: see above
         reference_weight: weight of the constraint to the reference; a number or a schedule
         spread: under "path", groups with max R - min R <= spread are skipped; under "relative" they pull back to the reference and stay
@@ -36,31 +41,49 @@ class GroupForwardKL(Objective):
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: beta <= 0, a reference that could move, a group of one sample, a batch without stochastic edges.
+        ValueError: beta that is not positive and finite, a reference that could move, a group of one sample, a batch without stochastic
+            edges.
 
     Reference: Uni-TMPO, arXiv:2609.34688.
     """
 
     policy: Policy
     reference: Policy | None = None
-    beta: Scalar | float = 4.0
+    beta: Scalar | Budget | float = 20.0
     measure: Measure = "relative"
     reference_weight: Scalar | float = 0.0
     spread: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
     level_weights: bool = False
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     _replay: PathLosses = attrs.field(init=False, repr=False)
+    _temperature: Temperature = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        require_positive(self.beta, "GroupForwardKL.beta", "it is an inverse temperature")
+        self._temperature = Temperature(self.beta, "GroupForwardKL")
+        if isinstance(self.beta, Budget) and self.measure == "path":
+            raise ValueError(
+                f"GroupForwardKL.beta must be a number or a schedule with measure 'path', which knows no reference; got {self.beta}"
+            )
         self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "GroupForwardKL")
         self._replay = PathLosses(self.policy, self.reference, self.rows, level_weights="group" if self.level_weights else None)
+
+    def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
+        return self._temperature.observe(metrics, progress)
+
+    def state(self) -> Mapping[str, Any]:
+        return self._temperature.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._temperature.restore(state)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses),)
 
     def policies(self) -> Mapping[str, Policy]:
         return {"policy": self.policy} if self.reference is None else {"policy": self.policy, "reference": self.reference}
+
+    def after_step(self) -> None:
+        self._replay.forget()
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "GroupForwardKL")
@@ -69,8 +92,7 @@ class GroupForwardKL(Objective):
     def _loss(self, paths: Paths) -> Loss:
         batch, group = paths.batch, paths.group
         matched = paths.matched(self.measure)
-        beta = scalar(self.beta)(batch.progress)
-        require_positive(beta, "GroupForwardKL.beta", "it is an inverse temperature")
+        beta = self._temperature(batch.progress)
         logits = beta * batch.rewards.double()
         divergence = group_forward_kl(matched, logits, group)
         skips = self.measure == "path"
@@ -85,7 +107,8 @@ class GroupForwardKL(Objective):
             "skipped_groups": ((kept == 0).double().sum(), count),
         }
         if paths.reference is not None:
-            metrics["log_ratio/reference"] = (paths.total(paths.log_prob.detach() - paths.reference).sum(), count)
+            drift = paths.drift(paths.log_prob.detach())
+            metrics |= {"log_ratio/reference": (drift.sum(), count), **(felt(drift, logits, group) if self.measure == "relative" else {})}
             weight = scalar(self.reference_weight)(batch.progress)
             if weight > 0:
                 constraint = paths.constraint()

@@ -1,42 +1,25 @@
-"""What losses over whole trajectories share: log-probabilities of paths under the current, the old and the reference weights.
+"""Trajectories as an objective compares them: log-probabilities of paths under the current, the old and the reference weights.
 
 Legend: E stochastic edges, N nodes, K leaves.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import (
-    Edges,
-    Gaussian,
-    Loss,
-    Policy,
-    Scalar,
-    ScoredBatch,
-    TrajectoryBatch,
-    group_sum,
-    micro_batched,
-    replay,
-    replay_log_prob,
-    require_frozen,
-)
+from diffalign.core import Edges, Policy, Scalar, ScoredBatch, group_sum, require_frozen
 
-from .requirements import require_finite
 from .terms import reference_constraint
 
 Measure = Literal["relative", "path"]
 """Which log-probability of a path is matched: log p_theta(tau) - log p_ref(tau), or log p_theta(tau)."""
 
-Center = Literal["group", "root", "none"]
-"""What an advantage is counted from: the mean over the samples of a prompt, over those of one root among them, or nothing."""
-
-EdgeNumbers = Callable[[TrajectoryBatch, Edges, Gaussian], Mapping[str, Tensor]]
-"""What a loss needs of the transitions of some edges beside their log-probabilities, by name, each [E]: numbers, because those of all edges
-are kept, while transitions, which are as large as latents, live no longer than a micro-batch."""
+Center = Literal["group", "root", "siblings", "none"]
+"""What an advantage is counted from: the mean over the samples of a prompt, over those of one root among them, over the samples below the
+other branches of the same node, or nothing."""
 
 
 def reference_for(policy: Policy, reference: Policy | None, measure: Measure, weight: Scalar | float, objective: str) -> Policy | None:
@@ -64,11 +47,15 @@ def reference_for(policy: Policy, reference: Policy | None, measure: Measure, we
 class Paths:
     """A scored batch and the log-probabilities of its edges, in the order of `edges.child`.
 
+    Log-probabilities are in the convention of the kernel (`Gaussian.log_prob`); times `nats` they are those of the true density, whose
+    differences are what temperatures and budgets are measured in.
+
     Args:
         batch: trajectories and rewards
         edges: the stochastic edges, sorted by parent
         log_prob: [E] under the current weights, with their gradient
         old: [E] under the weights that rolled out
+        nats: [E] of one unit of a difference of log-probabilities
         reference: [E] under the reference; None where there is none
         numbers: each [E], what the loss asked for of the transitions under the current weights, with their gradient
     """
@@ -77,6 +64,7 @@ class Paths:
     edges: Edges
     log_prob: Tensor
     old: Tensor
+    nats: Tensor
     reference: Tensor | None
     numbers: Mapping[str, Tensor] = attrs.field(factory=dict)
 
@@ -96,11 +84,17 @@ class Paths:
         return self.total(torch.ones_like(self.old))
 
     def matched(self, measure: Measure) -> Tensor:
-        """[K] the log-probability of each path that is compared: relative to the reference, or as it is."""
-        if measure == "path":
-            return self.total(self.log_prob)
+        """[K] the log-probability of each path that is compared: relative to the reference, in nats; or as it is, in the kernel's unit."""
+        return self.total(self.log_prob) if measure == "path" else self.drift(self.log_prob)
+
+    def drift(self, log_prob: Tensor) -> Tensor:
+        """[K] log p(tau) - log p_ref(tau) in nats, for log-probabilities [E] of the edges."""
         assert self.reference is not None
-        return self.total(self.log_prob - self.reference)
+        return self.total(self.nats * (log_prob - self.reference))
+
+    def divergence(self) -> Tensor:
+        """[K] the sum over the edges of each path of KL(p_theta || p_ref) in closed form, in nats."""
+        return self.total(self.nats * self.numbers["kl"])
 
     def constraint(self) -> Tensor:
         """[K] ((log p_theta(tau) - log p_ref(tau)) / steps)^2."""
@@ -114,6 +108,32 @@ class Paths:
     def average(self, values: Tensor) -> Tensor:
         """Mean over the stochastic edges of each path: [E] -> [K]."""
         return self.total(values) / self.steps.clamp(min=1)
+
+    def share(self) -> Tensor:
+        """The part of the samples of its prompt that is below each edge, which is its weight in a mean over them: [E], float64."""
+        share = 1 / torch.bincount(self.group)[self.group].double()
+        trajectories = self.batch.trajectories
+        inside = trajectories.paths >= 0
+        below = share[:, None].expand_as(trajectories.paths)[inside]
+        nodes = share.new_zeros(len(trajectories.latents))
+        return nodes.index_add(0, trajectories.paths[inside], below)[self.edges.child]
+
+    def over_siblings(self, values: Tensor) -> Tensor:
+        """What the samples below each edge have on average, minus the same of the other edges out of its node: [K] -> [E].
+
+        Given the node, its branches are independent: the others are a baseline that knows all that came before, and nothing of the edge.
+        An edge without siblings is compared with the samples of its prompt that are not below it; with none, it gets 0.
+        """
+        trajectories, edges, group = self.batch.trajectories, self.edges, self.group
+        own = trajectories.node_mean(values)[edges.child]
+        count = torch.bincount(edges.owner, minlength=len(edges.parent))[edges.owner].to(own)
+        total = own.new_zeros(len(edges.parent)).index_add(0, edges.owner, own)[edges.owner]
+        share = self.share().to(own)
+        everyone = group_sum(values, group) / group_sum(torch.ones_like(values), group)
+        of_prompt = own.new_zeros(len(trajectories.condition)).index_copy(0, group, everyone)[trajectories.prompt[edges.child]]
+        elsewhere = (of_prompt - share * own) / (1 - share).clamp(min=1e-12)
+        others = torch.where(count > 1, (total - own) / (count - 1).clamp(min=1), torch.where(share < 1 - 1e-9, elsewhere, own))
+        return own - others
 
     def level_weights(self, center: Center = "group") -> Tensor:
         """1 / (1 - n / K) of each edge, for n leaves below it among the K that it is compared with: [E].
@@ -138,104 +158,3 @@ class Paths:
             root[trajectories.paths[on_path]] = trajectories.roots[:, None].expand_as(trajectories.paths)[on_path]
             size = torch.bincount(trajectories.roots, minlength=count)[root[self.edges.child]]
         return torch.where(below < size, 1 / (1 - below / size), 1.0)
-
-
-@attrs.define(eq=False)
-class PathLosses:
-    """Replays a batch and yields the micro-batches of a loss over its paths.
-
-    Args:
-        policy: whose gradient is taken
-        reference: frozen; None where the loss has none
-        rows: network rows per micro-batch; None takes all at once
-        numbers: what the loss needs of the transitions, beside their log-probabilities
-        level_weights: weigh the gradient of each edge by `Paths.level_weights` for the loss's centre; None does not
-        updates: inner updates on the same trajectories
-    """
-
-    policy: Policy
-    reference: Policy | None
-    rows: int | None
-    numbers: EdgeNumbers | None = None
-    level_weights: Center | None = None
-    updates: int = 1
-    _reference: Tensor | None = attrs.field(default=None, init=False, repr=False)
-    _old: Tensor | None = attrs.field(default=None, init=False, repr=False)
-
-    def __call__(self, batch: ScoredBatch, update: int, loss_of: Callable[[Paths], Loss]) -> Iterator[Loss]:
-        """Micro-batches of `loss_of`, whose gradients add up to that of the whole.
-
-        The old log-probabilities are those of the first update's own pieces, so that every ratio of the first update is 1 exactly, and
-        those of later ones compare calls of equal shape. Rounding between the calls of the rollout and these cannot enter a ratio.
-        """
-        trajectories = batch.trajectories
-        edges = Edges.of(trajectories)
-        if update == 0:
-            self._old = None
-            self._reference = None if self.reference is None else self._under(self.reference, trajectories, edges, "reference")
-        first: list[Tensor] = []  # log-probs of the pieces of this update
-
-        def evaluate(parents: Tensor) -> dict[str, Tensor]:
-            some = edges.below(parents)
-            values = self._numbers_of(trajectories, some, replay(self.policy, trajectories, some))
-            if torch.is_grad_enabled():
-                first.append(values["log_prob"].detach())
-            return values
-
-        def whole(values: Mapping[str, Tensor]) -> Loss:
-            return loss_of(self._paths(batch, update, edges, values))
-
-        if update == 0 and trajectories.mean.requires_grad:  # the rollout kept the graph of its branching steps
-            if self.updates > 1:
-                self._old = self._under(self.policy, trajectories, edges, "trained weights")
-            yield whole(self._numbers_of(trajectories, edges, _from_rollout(self.policy, trajectories, edges)))
-            return
-        count = len(edges.parent)
-        known = {"log_prob": trajectories.log_prob[edges.child]} if update == 0 and self._is_known(trajectories) else None
-        yield from micro_batched(evaluate, count, whole, self.rows, known)
-        if update == 0:
-            self._old = torch.cat(first) if first else None  # none under no_grad, where nobody asks for a further update
-
-    def _is_known(self, trajectories: TrajectoryBatch) -> bool:
-        """Whether the rollout's log-probs serve as those of the first update, so that its pass without gradient is left out.
-
-        They were made in calls of other sizes. In half precision that may change a path by more than a ratio may, and a summed density adds
-        up the rounding of all dimensions; else it is 1e-6 at most.
-        """
-        exact = min(self.policy.precision.itemsize, trajectories.latents.dtype.itemsize) >= 4
-        return self.numbers is None and exact and self.policy.kernel.density != "sum"
-
-    def _numbers_of(self, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian) -> dict[str, Tensor]:
-        """All that is kept of some edges."""
-        log_prob = transition.log_prob(trajectories.latents[edges.child])
-        more = {} if self.numbers is None else self.numbers(trajectories, edges, transition)
-        return {"log_prob": log_prob, **more}
-
-    def _paths(self, batch: ScoredBatch, update: int, edges: Edges, values: Mapping[str, Tensor]) -> Paths:
-        log_prob = values["log_prob"]
-        require_finite(log_prob, batch.trajectories, edges.child, "trained weights")
-        old = log_prob.detach() if update == 0 else self._old
-        assert old is not None  # the first update went before
-        paths = Paths(batch, edges, log_prob, old, self._reference, values)
-        if self.level_weights is None:
-            return paths
-        fixed = log_prob.detach()
-        return attrs.evolve(paths, log_prob=fixed + paths.level_weights(self.level_weights) * (log_prob - fixed))
-
-    def _under(self, policy: Policy, trajectories: TrajectoryBatch, edges: Edges, whose: str) -> Tensor:
-        """[E] log-probs of the edges under some weights, without gradient, in the pieces of the updates."""
-        with torch.no_grad():
-            pieces = torch.arange(len(edges.parent)).split(self.rows or len(edges.parent))
-            log_prob = torch.cat([replay_log_prob(policy, trajectories, edges.below(piece)) for piece in pieces])
-        require_finite(log_prob, trajectories, edges.child, whose)
-        return log_prob
-
-
-def _from_rollout(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
-    """What a replay would give, from the graph of the rollout: no network row."""
-    mean = trajectories.mean[edges.row]
-    level = trajectories.level[edges.child]
-    eta = trajectories.noise_level[edges.child]
-    nothing = mean.new_zeros(len(mean), *(1,) * (mean.ndim - 1))  # the standard deviation does not depend on state or velocity
-    still = policy.kernel.step(nothing, nothing, trajectories.sigmas[level - 1], trajectories.sigmas[level], eta)
-    return attrs.evolve(still, mean=mean)

@@ -1,13 +1,19 @@
 """The obvious way to compute what the package computes cleverly, to compare with."""
 
+import attrs
 import torch
 from torch import Tensor
 
 from diffalign.core import ROOT, Policy, TrajectoryBatch
 
 
-def path_log_prob(policy: Policy, trajectories: TrajectoryBatch) -> Tensor:
+def path_log_prob(policy: Policy, trajectories: TrajectoryBatch, nats: bool = False) -> Tensor:
     """Log-probability of each leaf's stochastic edges under `policy`: one leaf, one edge and one network row at a time.
+
+    Args:
+        policy: whose transitions
+        trajectories: the forest
+        nats: take the true density in place of the kernel's convention
 
     Returns:
         [K], float64, with a graph.
@@ -26,6 +32,7 @@ def path_log_prob(policy: Policy, trajectories: TrajectoryBatch) -> Tensor:
                     trajectories.condition.select(trajectories.prompt[parent][None]),
                     trajectories.noise_level[child][None],
                 )
+                step = attrs.evolve(step, density="sum") if nats else step
                 total = total + step.log_prob(trajectories.latents[child][None])[0]
             child = int(parent)
         sums.append(total)

@@ -10,7 +10,7 @@ from tiny_pipelines import saved
 from diffalign import config
 from diffalign.core import FlowSDE, ShiftedGrid
 from diffalign.objectives.diffusion_nft import nft_loss
-from diffalign.objectives.flow_grpo import gaussian_kl
+from diffalign.objectives.path_losses import gaussian_kl
 from diffalign.policies import FlowMatchingPolicy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()

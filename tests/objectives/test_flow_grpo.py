@@ -8,7 +8,7 @@ from tiny import PROMOTED, TREE, assert_same, batch_of, gradient, pair
 
 from diffalign.core import CPS, ROOT, Edges, FlowSDE, Gaussian, group_mean, replay
 from diffalign.objectives import FlowGRPO, SoftmaxTB
-from diffalign.objectives.flow_grpo import gaussian_kl
+from diffalign.objectives.path_losses import gaussian_kl
 from diffalign.samplers import Branching, ChainSampler
 from diffalign.testing.slow import path_log_prob
 

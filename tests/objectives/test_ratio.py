@@ -62,5 +62,5 @@ def test_the_weights_multiply_the_surrogate():
     one, other = gradient(weighted, batch, 1), gradient(plain, batch, 1)
     assert float((one - other).norm()) > 1e-3 * float(other.norm())
     split = SoftmaxTB(policy, reference, updates=2, ratio_norm=RatioNorm(0.2), rows=2)
-    split._replay._old, split._replay._reference = weighted._replay._old, weighted._replay._reference
+    split._replay._known = weighted._replay._known
     assert_same(gradient(split, batch, 1), one)

@@ -46,6 +46,7 @@ def paths_of(row) -> Paths:
         edges=edges,
         log_prob=log_prob,
         old=torch.tensor(before, dtype=torch.float64).flatten(),
+        nats=torch.ones(len(log_prob), dtype=torch.float64),
         reference=torch.tensor(row["ref_log_probs"], dtype=torch.float64).repeat(steps) / steps,
         numbers=shift_numbers(forest, edges, Gaussian(now.flatten(0, 1), std.repeat_interleave(count), "mean")),
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from diffalign import AlignmentLoop, Condition, Progress, Prompt, ScoredBatch, Streams
 from diffalign.core import CPS, FlowSDE, Linear, group_mean, score
-from diffalign.objectives import Ratio, SoftmaxTB
+from diffalign.objectives import GroupForwardKL, KLBudget, Ratio, SoftmaxTB
 from diffalign.objectives.requirements import require_comparable
 from diffalign.objectives.terms import softmax_tb
 from diffalign.policies import GaussianMixturePolicy
@@ -69,6 +69,13 @@ def assert_same(got, expected, tolerance=EXACT):
     assert float((got - expected).norm()) <= tolerance * float(expected.norm())
 
 
+def drift_of(policy, reference, batch):
+    """[K] the log-ratio of each path in nats."""
+    with torch.no_grad():
+        log_ref = path_log_prob(reference, batch.trajectories, nats=True)
+    return path_log_prob(policy, batch.trajectories, nats=True) - log_ref
+
+
 def mean_over_groups(per_sample, batch):
     """Mean over the samples of a group, then over groups: groups are equally large here."""
     assert len(set(torch.bincount(batch.trajectories.group).tolist())) == 1
@@ -77,22 +84,37 @@ def mean_over_groups(per_sample, batch):
 
 @KERNELS
 def test_on_policy_the_centred_gradient_is_half_that_of_vargrad_and_that_of_a_policy_gradient(kernel):
+    """Temperatures are nats in every convention; the gradient is that of the kernel's log-density."""
     policy, reference = pair(kernel)
     batch = batch_of(policy)
     group, beta = batch.trajectories.group, 3.0
     got = gradient(SoftmaxTB(policy, reference, beta=beta), batch)
 
-    log_prob = path_log_prob(policy, batch.trajectories)
-    with torch.no_grad():
-        log_ref = path_log_prob(reference, batch.trajectories)
-    gap = log_prob - log_ref - beta * batch.rewards.double()
-    variance = mean_over_groups((gap - group_mean(gap, group)).square(), batch)
-    assert_same(got, flat_gradient(policy, variance) / 2)
+    gap = drift_of(policy, reference, batch) - beta * batch.rewards.double()
+    if kernel.density != "squared":  # whose edges weigh differently in the gradient
+        unit = 4 if kernel.density == "mean" else 1  # 2 x 2 latent dimensions
+        variance = mean_over_groups((gap - group_mean(gap, group)).square(), batch)
+        assert_same(got, flat_gradient(policy, variance) / 2 / unit)
 
+    reward = -gap.detach()
     log_prob = path_log_prob(policy, batch.trajectories)
-    reward = (beta * batch.rewards.double() - (log_prob - log_ref)).detach()
     surrogate = -mean_over_groups((reward - group_mean(reward, group)) * log_prob, batch)
     assert_same(got, flat_gradient(policy, surrogate))
+
+
+@pytest.mark.parametrize("objective", [SoftmaxTB, GroupForwardKL])
+def test_beta_means_the_same_in_every_convention(objective):
+    """The same trajectories and weights: equal targets, advantages and distances, whatever the unit of the log-density."""
+    seen = []
+    for density in ("sum", "mean", "squared"):
+        policy, reference = pair(CPS(density))
+        (loss,) = losses(objective(policy, reference, beta=3.0), batch_of(policy))
+        names = ("ess/target", "ess/policy", "log_ratio/reference", "log_ratio/spread", "reference/felt", "advantage/std")
+        seen.append({name: float(loss.metrics[name][0]) for name in names if name in loss.metrics})
+    assert len(seen[0]) >= 5
+    assert abs(seen[0]["log_ratio/reference"]) > 0.1
+    for other in seen[1:]:
+        assert other == pytest.approx(seen[0], rel=1e-9)
 
 
 @KERNELS
@@ -101,8 +123,7 @@ def test_without_centring_only_the_group_mean_is_added(kernel):
     batch = batch_of(policy)
     objective = SoftmaxTB(policy, reference, beta=3.0, center="none")
     log_prob = path_log_prob(policy, batch.trajectories)
-    with torch.no_grad():
-        ratio = log_prob.detach() - path_log_prob(reference, batch.trajectories)
+    ratio = drift_of(policy, reference, batch).detach()
     group = batch.trajectories.group
     logs = torch.cat([ratio[group == g].log_softmax(0) - (3.0 * batch.rewards.double()[group == g]).log_softmax(0) for g in range(3)])
     assert_same(gradient(objective, batch), flat_gradient(policy, mean_over_groups(logs * log_prob, batch)))
@@ -113,9 +134,7 @@ def test_the_squared_loss_has_the_gradient_of_its_formula(kernel):
     policy, reference = pair(kernel)
     batch = batch_of(policy)
     objective = SoftmaxTB(policy, reference, beta=3.0, loss="squared")
-    with torch.no_grad():
-        log_ref = path_log_prob(reference, batch.trajectories)
-    ratio = path_log_prob(policy, batch.trajectories) - log_ref
+    ratio = drift_of(policy, reference, batch)
     group, rewards = batch.trajectories.group, batch.rewards.double()
     total = sum((ratio[group == g].log_softmax(0) - (3.0 * rewards[group == g]).log_softmax(0)).square().sum() for g in range(3))
     (loss,) = losses(objective, batch)
@@ -171,8 +190,7 @@ def test_temperature_and_reward_act_through_their_product_alone():
 def test_rewards_that_the_policy_already_matches_move_nothing():
     policy, reference = pair()
     batch = batch_of(policy)
-    with torch.no_grad():
-        ratio = path_log_prob(policy, batch.trajectories) - path_log_prob(reference, batch.trajectories)
+    ratio = drift_of(policy, reference, batch).detach()
     matched = attrs.evolve(batch, rewards=ratio / 2.0 + batch.trajectories.group)
     for objective in objectives(policy, reference, beta=2.0):
         start = gradient(objective, batch).norm()
@@ -257,7 +275,7 @@ def test_without_clip_no_ratio_is_clipped():
     moved(policy, 0.3)
     log_prob = path_log_prob(policy, batch.trajectories)
     with torch.no_grad():
-        gap = log_prob - path_log_prob(reference, batch.trajectories) - 4.0 * batch.rewards.double()
+        gap = log_prob - path_log_prob(reference, batch.trajectories) - 20.0 * batch.rewards.double()
         advantage = group_mean(gap, batch.trajectories.group) - gap
     ratio = ((log_prob - batch.trajectories.path_sum(batch.trajectories.log_prob)) / 4).exp()  # of 2 x 2 latent dimensions
     assert (ratio - 1).abs().max() > 0.5
@@ -313,8 +331,7 @@ def test_metrics_say_what_happened():
     batch = batch_of(policy)
     (loss,) = losses(SoftmaxTB(policy, reference, beta=Linear(1.0, 3.0, 4)), batch)
     means = {name: float(total) / float(count) for name, (total, count) in loss.metrics.items()}
-    with torch.no_grad():
-        ratio = path_log_prob(policy, batch.trajectories) - path_log_prob(reference, batch.trajectories)
+    ratio = drift_of(policy, reference, batch).detach()
     expected = softmax_tb(ratio, 2.0 * batch.rewards.double(), batch.trajectories.group).mean()
     assert means["beta"] == 2.0  # step 2 of 4
     assert means["softmax_tb"] == pytest.approx(float(expected))
@@ -324,8 +341,13 @@ def test_metrics_say_what_happened():
     assert means["ratio/clipped"] == means["skipped_groups"] == 0
     assert 1 / 6 <= means["ess/target"] <= 1
     assert 1 / 6 <= means["ess/policy"] <= 1
+    group, rewards = batch.trajectories.group, 2.0 * batch.rewards.double()
+    spread = [torch.stack([values[group == g].std(correction=0) for g in range(3)]).mean() for values in (ratio, rewards)]
+    assert means["log_ratio/spread"] == pytest.approx(float(spread[0]))
+    assert means["target/spread"] == pytest.approx(float(spread[1]))
+    assert means["reference/felt"] == pytest.approx(float(spread[0] / spread[1]))
     (loss,) = losses(SoftmaxTB(policy, measure="path"), batch)
-    assert "log_ratio/reference" not in loss.metrics
+    assert not {"log_ratio/reference", "reference/felt"} & loss.metrics.keys()
 
 
 @given(scored_batches())
@@ -342,9 +364,7 @@ def test_irregular_forests_are_no_special_case(batch):
     assert shift > 1e-3  # the stored log-probs are another policy's: every ratio is off-policy
     objective = SoftmaxTB(policy, policy.fork(pristine=True), beta=2.0, loss="squared")
     got = gradient(objective, batch)
-    with torch.no_grad():
-        log_ref = path_log_prob(objective.reference, forest)
-    ratio = path_log_prob(policy, forest) - log_ref
+    ratio = drift_of(policy, objective.reference, batch)
     group, rewards = forest.group, batch.rewards.double()
     total = 0.0
     for index in group.unique():
@@ -370,8 +390,15 @@ def test_the_reference_is_a_frozen_fork_of_the_policy_as_it_is():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta": 0.0}, "SoftmaxTB.beta must be positive: it is an inverse temperature; got 0"),
-        ({"beta": -1}, "SoftmaxTB.beta must be positive: it is an inverse temperature; got -1"),
+        ({"beta": 0.0}, "SoftmaxTB.beta must be positive and finite: it is an inverse temperature; got 0"),
+        ({"beta": -1}, "SoftmaxTB.beta must be positive and finite: it is an inverse temperature; got -1"),
+        ({"beta": math.inf}, "SoftmaxTB.beta must be positive and finite: it is an inverse temperature; got inf"),
+        ({"beta": math.nan}, "SoftmaxTB.beta must be positive and finite"),
+        ({"beta": KLBudget(5.0), "measure": "path"}, "SoftmaxTB.beta must be a number or a schedule with measure 'path'"),
+        ({"pull": "closed", "measure": "path"}, "SoftmaxTB.pull 'closed' needs measure 'relative' and loss 'surrogate'; got 'path'"),
+        ({"pull": "closed", "loss": "squared"}, "SoftmaxTB.pull 'closed' needs measure 'relative' and loss 'surrogate'; got 'relative'"),
+        ({"center": "siblings", "loss": "squared"}, "SoftmaxTB.center 'siblings' has an advantage for each step"),
+        ({"center": "siblings", "level_weights": True}, "SoftmaxTB.level_weights must be False with center 'siblings'"),
         ({"clip": 0.0}, "clip"),
         ({"updates": 0}, "updates"),
         ({"rows": 0}, "rows"),

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -79,10 +80,12 @@ def test_the_means_of_a_reference_are_kept_once_for_siblings():
     parents = (1 + 3 + 9 + 27) - (1 + 3)
     grown = peak(make, 4) - peak(make, 2)
     assert parents * LATENT <= grown < 2 * parents * LATENT + LATENT  # joined from pieces: twice for a moment
-    objective = make(policy := TinyPolicy((2, 2)), policy.fork())
-    objective._reference_steps = ()
+    policy = TinyPolicy((2, 2))
+    objective = make(policy, policy.fork())
+    list(objective.phases()[0].losses(batch_of(policy, 2), 0))
+    held = weakref.ref(objective._replay._known.reference.steps.mean)
     objective.after_step()
-    assert objective._reference_steps is None
+    assert held() is None, "they do not outlive their step"
 
 
 def test_a_loss_that_keeps_the_means_of_all_edges_would_be_seen():

@@ -1,0 +1,231 @@
+"""What losses over whole trajectories share: a batch is replayed under the current, the old and the reference weights, piece by piece.
+
+Legend: U parents, E stochastic edges.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffalign.core import (
+    Edges,
+    Gaussian,
+    Loss,
+    Policy,
+    ScoredBatch,
+    TrajectoryBatch,
+    TransitionKernel,
+    micro_batched,
+    replay,
+    replay_log_prob,
+    replay_parents,
+)
+
+from .paths import Center, Paths
+from .requirements import require_finite
+
+EdgeNumbers = Callable[[TrajectoryBatch, Edges, Gaussian], Mapping[str, Tensor]]
+"""What a loss needs of the transitions of some edges beside their log-probabilities, by name, each [E]: numbers, because those of all edges
+are kept, while transitions, which are as large as latents, live no longer than a micro-batch."""
+
+
+@attrs.frozen(eq=False)
+class Reference:
+    """What the reference says of the edges of a batch.
+
+    Args:
+        log_prob: [E]
+        parent: [U] nodes from which the edges go out
+        steps: its transitions out of them; None where no divergence is asked for. They are the one thing that grows with the forest as the
+            forest itself does (a sixth of it for 3 x 3 x 3): without them each pass would evaluate the reference again
+    """
+
+    log_prob: Tensor
+    parent: Tensor
+    steps: Gaussian | None
+
+    def divergence(self, edges: Edges, transition: Gaussian) -> Tensor:
+        """KL(p_theta || p_ref) of some edges: [E], with its gradient, in the convention of the log-density."""
+        assert self.steps is not None
+        return gaussian_kl(transition, self.steps.select(torch.searchsorted(self.parent, edges.parent)[edges.owner]))
+
+
+@attrs.frozen(eq=False)
+class Known:
+    """What is known of a batch from its first update on.
+
+    Args:
+        reference: None where the loss has none
+        old: [E] log-probabilities under the weights that rolled out; None in the first update, whose own pieces give them
+    """
+
+    reference: Reference | None
+    old: Tensor | None = None
+
+
+@attrs.define(eq=False)
+class PathLosses:
+    """Replays a batch and yields the micro-batches of a loss over its paths.
+
+    Args:
+        policy: whose gradient is taken
+        reference: frozen; None where the loss has none
+        rows: network rows per micro-batch; None takes all at once
+        numbers: what the loss needs of the transitions, beside their log-probabilities
+        level_weights: weigh the gradient of each edge by `Paths.level_weights` for the loss's centre; None does not
+        updates: inner updates on the same trajectories
+        divergence: whether the loss needs the closed divergence from the reference, as the number "kl" of each edge
+    """
+
+    policy: Policy
+    reference: Policy | None
+    rows: int | None
+    numbers: EdgeNumbers | None = None
+    level_weights: Center | None = None
+    updates: int = 1
+    divergence: bool = False
+    _known: Known | None = attrs.field(default=None, init=False, repr=False)  # of the batch, from its first update to its last
+
+    def __call__(self, batch: ScoredBatch, update: int, loss_of: Callable[[Paths], Loss]) -> Iterator[Loss]:
+        """Micro-batches of `loss_of`, whose gradients add up to that of the whole.
+
+        The old log-probabilities are those of the first update's own pieces, so that every ratio of the first update is 1 exactly, and
+        those of later ones compare calls of equal shape. Rounding between the calls of the rollout and these cannot enter a ratio.
+        """
+        trajectories = batch.trajectories
+        edges = Edges.of(trajectories)
+        if update == 0:
+            self._known = Known(self._of_reference(trajectories, edges))
+        known = self._known
+        if known is None:
+            raise RuntimeError(f"update {update} of a batch comes after update 0 of the same batch; its losses were not asked for")
+        nats = nats_of(self.policy.kernel, trajectories, edges)
+        first: list[Tensor] = []  # log-probs of the pieces of this update
+
+        def evaluate(parents: Tensor) -> dict[str, Tensor]:
+            some = edges.below(parents)
+            values = self._numbers_of(known.reference, trajectories, some, replay(self.policy, trajectories, some))
+            if torch.is_grad_enabled():
+                first.append(values["log_prob"].detach())
+            return values
+
+        def whole(values: Mapping[str, Tensor]) -> Loss:
+            return loss_of(self._paths(batch, known, edges, nats, values))
+
+        if update == 0 and trajectories.mean.requires_grad:  # the rollout kept the graph of its branching steps
+            old = self._old(trajectories, edges) if self.updates > 1 else None
+            yield whole(self._numbers_of(known.reference, trajectories, edges, _from_rollout(self.policy, trajectories, edges)))
+            self._known = attrs.evolve(known, old=old)
+            return
+        count = len(edges.parent)
+        rolled = {"log_prob": trajectories.log_prob[edges.child]} if update == 0 and self._is_known(trajectories) else None
+        yield from micro_batched(evaluate, count, whole, self.rows, rolled)
+        if update == 0:
+            self._known = attrs.evolve(known, old=torch.cat(first) if first else None)  # no first under no_grad, where no update follows
+
+    def forget(self) -> None:
+        """Let go of what is known of a batch: the reference's steps are as large as latents."""
+        self._known = None
+
+    def _is_known(self, trajectories: TrajectoryBatch) -> bool:
+        """Whether the rollout's log-probs serve as those of the first update, so that its pass without gradient is left out.
+
+        They were made in calls of other sizes. In half precision that may change a path by more than a ratio may, and a summed density adds
+        up the rounding of all dimensions; else it is 1e-6 at most.
+        """
+        exact = min(self.policy.precision.itemsize, trajectories.latents.dtype.itemsize) >= 4
+        return self.numbers is None and not self.divergence and exact and self.policy.kernel.density != "sum"
+
+    def _numbers_of(
+        self, reference: Reference | None, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian
+    ) -> dict[str, Tensor]:
+        """All that is kept of some edges."""
+        numbers = {"log_prob": transition.log_prob(trajectories.latents[edges.child])}
+        if self.numbers is not None:
+            numbers |= self.numbers(trajectories, edges, transition)
+        if self.divergence and reference is not None:
+            numbers["kl"] = reference.divergence(edges, transition)
+        return numbers
+
+    def _paths(self, batch: ScoredBatch, known: Known, edges: Edges, nats: Tensor, values: Mapping[str, Tensor]) -> Paths:
+        log_prob = values["log_prob"]
+        require_finite(log_prob, batch.trajectories, edges.child, "trained weights")
+        old = log_prob.detach() if known.old is None else known.old
+        paths = Paths(batch, edges, log_prob, old, nats, None if known.reference is None else known.reference.log_prob, values)
+        if self.level_weights is None:
+            return paths
+        fixed = log_prob.detach()
+        return attrs.evolve(paths, log_prob=fixed + paths.level_weights(self.level_weights) * (log_prob - fixed))
+
+    @torch.no_grad()
+    def _of_reference(self, trajectories: TrajectoryBatch, edges: Edges) -> Reference | None:
+        """Once a batch, in the pieces of the updates."""
+        if self.reference is None:
+            return None
+        steps, log_probs = [], []
+        for some in self._pieces(edges):
+            step = replay_parents(self.reference, trajectories, some)
+            log_probs.append(step.select(some.owner).log_prob(trajectories.latents[some.child]))
+            if self.divergence:
+                steps.append(step)
+        log_prob = torch.cat(log_probs)
+        require_finite(log_prob, trajectories, edges.child, "reference")
+        if not steps:
+            return Reference(log_prob, edges.parent, None)
+        whole = attrs.evolve(steps[0], mean=torch.cat([step.mean for step in steps]), std=torch.cat([step.std for step in steps]))
+        return Reference(log_prob, edges.parent, whole)
+
+    @torch.no_grad()
+    def _old(self, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
+        """[E] log-probs under the present weights, in the pieces of the updates."""
+        log_prob = torch.cat([replay_log_prob(self.policy, trajectories, some) for some in self._pieces(edges)])
+        require_finite(log_prob, trajectories, edges.child, "trained weights")
+        return log_prob
+
+    def _pieces(self, edges: Edges) -> Iterator[Edges]:
+        count = len(edges.parent)
+        return map(edges.below, torch.arange(count).split(self.rows or count))
+
+
+def nats_of(kernel: TransitionKernel, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
+    """Nats in one unit of a difference of log-densities of some edges: [E], float64.
+
+    "sum" 1        "mean" D        "squared" D / (2 std^2)
+    """
+    size = trajectories.latents[0].numel()
+    if kernel.density != "squared":
+        unit = 1.0 if kernel.density == "sum" else float(size)
+        return trajectories.log_prob.new_full((), unit, dtype=torch.float64).expand(len(edges.child))
+    return size / (2 * _still(kernel, trajectories, edges, trajectories.latents[:1]).std.double().square())
+
+
+def gaussian_kl(policy: Gaussian, reference: Gaussian) -> Tensor:
+    """KL(p || q) = E_p[log p - log q] of each row, in the convention of the log-density: [B], float64, with a gradient.
+
+    "sum"      ||m_p - m_q||^2 / (2 s_q^2) + D (ln(s_q / s_p) + s_p^2 / (2 s_q^2) - 1/2)
+    "mean"     that divided by D
+    "squared"  ||m_p - m_q||^2 / D
+    """
+    squares = (policy.mean - reference.mean).flatten(1).square().sum(dim=1, dtype=torch.float64)
+    size = policy.mean[0].numel()
+    if policy.density == "squared":
+        return squares / size
+    own, other = policy.std.double(), reference.std.double()
+    spread = (other / own).log() + own.square() / (2 * other.square()) - 0.5
+    total = squares / (2 * other.square()) + size * spread
+    return total if policy.density == "sum" else total / size
+
+
+def _from_rollout(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
+    """What a replay would give, from the graph of the rollout: no network row."""
+    mean = trajectories.mean[edges.row]
+    return attrs.evolve(_still(policy.kernel, trajectories, edges, mean), mean=mean)
+
+
+def _still(kernel: TransitionKernel, trajectories: TrajectoryBatch, edges: Edges, like: Tensor) -> Gaussian:
+    """The transitions of some edges from latents 0 by a velocity of 0: their standard deviation depends on neither."""
+    level = trajectories.level[edges.child]
+    nothing = like.new_zeros(len(level), *(1,) * (like.ndim - 1))
+    return kernel.step(nothing, nothing, trajectories.sigmas[level - 1], trajectories.sigmas[level], trajectories.noise_level[edges.child])
