@@ -384,7 +384,7 @@ def test_parts_lists_everything_by_slot(workplace: Path, monkeypatch: pytest.Mon
 def test_parts_describes_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parts", "TreeSampler"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("diffalign.samplers.tree.TreeSampler\n")
+    assert text.startswith("diffalign.samplers.TreeSampler\n")
     assert re.search(r"^  plan +a Plan; default FixedPlan$", text, re.MULTILINE)
     assert main(["parts", "my_parts:red"]) == 0
     assert "  images   anything; required" in capsys.readouterr().out
