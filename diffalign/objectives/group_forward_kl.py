@@ -101,7 +101,7 @@ class GroupForwardKL(Objective):
         count = torch.tensor(len(group))
         metrics = {
             "forward_kl": (divergence.detach().sum(), count),
-            "beta": (torch.tensor(beta), torch.tensor(1)),
+            "beta": (torch.tensor(beta, dtype=torch.float64), torch.tensor(1)),
             "ess/target": (effective_share(logits, group).sum(), count),
             "ess/policy": (effective_share(matched.detach(), group).sum(), count),
             "skipped_groups": ((kept == 0).double().sum(), count),

@@ -244,7 +244,7 @@ class SoftmaxTB(Objective):
         outside = (ratio.exp() - 1).abs() > (self.clip or float("inf"))
         metrics = {
             "softmax_tb": (softmax_tb(matched, logits, group).sum(), count),
-            "beta": (torch.tensor(beta), torch.tensor(1)),
+            "beta": (torch.tensor(beta, dtype=torch.float64), torch.tensor(1)),
             "ratio/mean": (ratio.exp().sum(), count),
             "ratio/clipped": (outside.double().sum(), count),
             "advantage/std": (advantage.std() * count, count),

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -32,25 +32,33 @@ class Budget(ABC):
     """A wish about the aligned policy, in place of a temperature: beta rises while there is room, and falls where there is none."""
 
     start: float
-    """The beta of the first step."""
+    """Beta of the first step."""
+
+    rate: float
+    """Largest change of log beta in a step that stays."""
+
+    gain: float
+    """Largest change of log beta that passes with what it answers."""
 
     @abstractmethod
-    def factor(self, metrics: Mapping[str, float]) -> float:
-        """What beta is multiplied by after a step, from the metrics of all its processes."""
+    def room(self, metrics: Mapping[str, float]) -> float:
+        """What is left of the budget, as a share of it: 1 where nothing is spent, below 0 where too much is."""
 
 
 @attrs.frozen
 class KLBudget(Budget):
     """Finds the beta at which the policy is so many nats away from its reference.
 
-        beta <- beta exp(rate clip((nats - KL) / nats, -1, 1))
+        e = clip((nats - KL) / nats, -1, 1),        b <- b exp(rate e),        beta = b exp(gain e)
 
-    with KL the mean of log p(tau) - log p_ref(tau) over the trajectories of a step: dual ascent on the constraint KL <= nats, in log beta.
+    with KL the mean of log p(tau) - log p_ref(tau) over the trajectories of a step. The first line is dual ascent on the constraint
+    KL <= nats, in log b. The policy follows beta over many steps, so dual ascent alone swings; the second factor answers at once.
 
     Args:
         nats: KL(policy || reference) of a path, > 0
-        start: beta of the first step
-        rate: largest change of log beta in a step
+        start: b of the first step
+        rate: see above
+        gain: see above
 
     Raises:
         ValueError: one of them is not positive and finite.
@@ -58,22 +66,24 @@ class KLBudget(Budget):
 
     nats: float
     start: float = 20.0
-    rate: float = 0.05
+    rate: float = 0.02
+    gain: float = 2.0
 
     def __attrs_post_init__(self) -> None:
         _finite(self.nats, "KLBudget.nats", "how far the policy may go")
         _finite(self.start, "KLBudget.start", "a temperature")
         _finite(self.rate, "KLBudget.rate", "a step of log beta")
+        _finite(self.gain, "KLBudget.gain", "an answer of log beta")
 
-    def factor(self, metrics: Mapping[str, float]) -> float:
-        return math.exp(self.rate * _clip((self.nats - metrics["log_ratio/reference"]) / self.nats))
+    def room(self, metrics: Mapping[str, float]) -> float:
+        return (self.nats - metrics["log_ratio/reference"]) / self.nats
 
 
 @attrs.frozen
 class EffectiveSamples(Budget):
     """Finds the beta at which the target spreads over a share of the samples of a group.
 
-        beta <- beta exp(rate clip((ESS - share) / share, -1, 1)),        ESS = 1 / (K sum_i q_i^2),  q = softmax(beta R)
+        beta <- beta exp(rate clip((ESS - share) / share, -1, 1)),        ESS = 1 / (K sum_i q_i^2),   q = softmax(beta R)
 
     Rewards then need no scale: 0.5 of nine samples is a target that is spread over four or five of them.
 
@@ -88,7 +98,8 @@ class EffectiveSamples(Budget):
 
     share: float = 0.5
     start: float = 20.0
-    rate: float = 0.05
+    rate: float = 0.1
+    gain: ClassVar[float] = 0.0  # the target answers beta at once
 
     def __attrs_post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -98,12 +109,8 @@ class EffectiveSamples(Budget):
         _finite(self.start, "EffectiveSamples.start", "a temperature")
         _finite(self.rate, "EffectiveSamples.rate", "a step of log beta")
 
-    def factor(self, metrics: Mapping[str, float]) -> float:
-        return math.exp(self.rate * _clip((metrics["ess/target"] - self.share) / self.share))
-
-
-def _clip(value: float) -> float:
-    return max(-1.0, min(1.0, value))
+    def room(self, metrics: Mapping[str, float]) -> float:
+        return (metrics["ess/target"] - self.share) / self.share
 
 
 @attrs.define(eq=False)
@@ -121,6 +128,7 @@ class Temperature:
     source: Scalar | Budget | float
     owner: str
     _found: float = attrs.field(default=0.0, init=False)  # by a budget
+    _answer: float = attrs.field(default=0.0, init=False)  # to what was left of it in the step before, from -1 to 1
     _felt: float = attrs.field(default=0.0, init=False)  # at most, so far
     _wanted: float = attrs.field(default=0.0, init=False)  # spread of beta R at most, so far
 
@@ -137,7 +145,7 @@ class Temperature:
             ValueError: a schedule gives what is not positive.
         """
         if isinstance(self.source, Budget):
-            return self._found
+            return self._found * math.exp(self.source.gain * self._answer)
         beta = scalar(self.source)(progress)
         require_positive(beta, f"{self.owner}.beta", "it is an inverse temperature")
         return beta
@@ -150,7 +158,8 @@ class Temperature:
         """
         if isinstance(self.source, Budget):
             low, high = LIMITS
-            self._found = max(low, min(high, self._found * self.source.factor(metrics)))
+            self._answer = max(-1.0, min(1.0, self.source.room(metrics)))
+            self._found = max(low, min(high, self._found * math.exp(self.source.rate * self._answer)))
         if "reference/felt" not in metrics:
             return None
         self._felt = max(self._felt, metrics["reference/felt"])
@@ -162,7 +171,7 @@ class Temperature:
                 f"{self.owner}: the rewards of every group have been equal so far, so nothing has moved. Look at the pictures and at the "
                 "reward: it may not see what they differ in, or all of them may be as bad."
             )
-        if self._felt >= FELT:
+        if self._felt >= FELT or isinstance(self.source, Budget):  # which finds its temperature
             return None
         return (
             f"{self.owner}: the reference is not felt. Within a group the log-ratio to it differs by {metrics['log_ratio/spread']:.2g} "
@@ -173,11 +182,12 @@ class Temperature:
 
     def state(self) -> dict[str, Any]:
         """The beta that a budget has found; empty for others."""
-        return {"beta": self._found} if isinstance(self.source, Budget) else {}
+        return {"beta": self._found, "answer": self._answer} if isinstance(self.source, Budget) else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state()` gave."""
-        self._found = float(state.get("beta", self._found))
+        if isinstance(self.source, Budget):
+            self._found, self._answer = float(state["beta"]), float(state["answer"])
 
 
 def felt(drift: Tensor, logits: Tensor, group: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
