@@ -144,6 +144,15 @@ def test_a_nan_is_never_replaced():
         assert not names & {"nan_to_num", "nan_to_num_", "nanmean", "nansum", "nanmedian"}, module_of(file)
 
 
+def test_no_hook_looks_for_another():
+    """The loop alone knows its hooks; what one of them has for others goes through the loop, as `evaluations` do."""
+    for file in FILES:
+        readers = [
+            node.lineno for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute) and node.attr == "hooks"
+        ]
+        assert not readers or module_of(file) == "diffalign.core.loop", f"{module_of(file)} reads the hooks of a loop in line {readers}"
+
+
 MODULES = [module_of(file) for file in FILES if file.name != "__main__.py"]
 
 

@@ -46,7 +46,7 @@ from .overlapped import Overlapped
 from .policy import Policy, require_frozen
 from .processes import Devices, Free, Lockstep, Sharding, SingleProcess, agree, gather_texts
 from .replay import Edges, micro_batched, replay, replay_log_prob, replay_parents
-from .report import Report
+from .report import Evaluated, Report
 from .rollout import Rollout, Sequential, Stages
 from .running_scale import RunningScale
 from .schedule import Constant, Cosine, Linear, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
@@ -73,6 +73,7 @@ __all__ = [
     "Devices",
     "Edges",
     "Euler",
+    "Evaluated",
     "Evidence",
     "FirstStep",
     "FlowSDE",
