@@ -8,8 +8,7 @@ import attrs
 import torch
 import yaml
 
-from .core import AlignmentLoop, Hook, Report
-from .evaluation import Evaluation, HeldOutEvaluation
+from .core import AlignmentLoop, Evaluated, Hook, Report
 
 _EXTRAS = ("tensorboard", "wandb")
 
@@ -96,12 +95,11 @@ class Trackers(Hook):
         self._configured = True
 
     def _send_evaluations(self, loop: AlignmentLoop) -> None:
-        results = [result for hook in loop.hooks if isinstance(hook, HeldOutEvaluation) for result in hook.results]
-        for result in results[self._sent :]:
+        for result in loop.evaluations[self._sent :]:
             self._send(result)
-        self._sent = len(results)
+        self._sent = len(loop.evaluations)
 
-    def _send(self, result: Evaluation) -> None:
+    def _send(self, result: Evaluated) -> None:
         values = {f"held_out/{name.replace(' ', '/')}": values.mean().item() for name, values in result.measures().items()}
         across = {f"held_out/across/{name}": value for name, value in result.across.items()}
         self._log({**values, **across}, result.step)

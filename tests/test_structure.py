@@ -144,6 +144,54 @@ def test_a_nan_is_never_replaced():
         assert not names & {"nan_to_num", "nan_to_num_", "nanmean", "nansum", "nanmedian"}, module_of(file)
 
 
+def test_no_hook_looks_for_another():
+    """The loop alone knows its hooks; what one of them has for others goes through the loop, as `evaluations` do."""
+    for file in FILES:
+        readers = [
+            node.lineno for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute) and node.attr == "hooks"
+        ]
+        assert not readers or module_of(file) == "diffalign.core.loop", f"{module_of(file)} reads the hooks of a loop in line {readers}"
+
+
+FOREIGN = {
+    ("core.budget", "field.name"): "an objective keeps copies of its budget in fields, of which some may not be set yet",
+    ("core.forking", "'_compiled_call_impl'"): "of torch, private",
+    ("core.scoring", "'__name__'"): "functions have one, other rewards do not",
+    ("core.spread", "'full_tensor'"): "of torch's spread tensors alone",
+    ("costs.capacity", "'to_q'"): "of an attention in diffusers",
+    ("costs.capacity", "'inner_dim'"): "of an attention in diffusers",
+    ("costs.sizes", "'config'"): "of a network in diffusers",
+    ("costs.sizes", "'patch_size'"): "of a configuration in diffusers",
+}
+"""Where a part is asked for what it may not have without a protocol: module below the package, attribute -> why."""
+
+
+def guesses(source):
+    """Attributes that a source asks for without knowing that they are there, as it writes them: getattr with a default, and hasattr."""
+    for node in ast.walk(ast.parse(source)):
+        called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        if called == "hasattr" or (called == "getattr" and len(node.args) == 3):
+            yield ast.unparse(node.args[1])
+
+
+def test_what_a_part_can_do_is_declared():
+    """Small protocols (`Budgeted`, `Listed`, `Branches`, ...) say it, so that a renamed attribute is an error and not a silent None."""
+    for folder in ("core", "costs", "runs"):
+        for file in (ROOT / folder).rglob("*.py"):
+            name = module_of(file).removeprefix("diffalign.")
+            strange = [guess for guess in guesses(file.read_text()) if (name, guess) not in FOREIGN]
+            assert not strange, f"{name} guesses {strange}; declare a protocol in core/interfaces.py and ask with isinstance"
+
+
+def test_the_list_of_guesses_is_not_older_than_the_code():
+    found = {(module_of(file).removeprefix("diffalign."), guess) for file in FILES for guess in guesses(file.read_text())}
+    assert FOREIGN.keys() <= found
+
+
+def test_guesses_are_seen():
+    assert list(guesses("getattr(part, 'rows', None) or hasattr(part, name) or getattr(part, 'rows')")) == ["'rows'", "name"]
+
+
 MODULES = [module_of(file) for file in FILES if file.name != "__main__.py"]
 
 

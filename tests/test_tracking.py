@@ -70,6 +70,14 @@ def test_what_a_tracker_hears(listener, tmp_path):
     assert all(shape == (3, 1, 1, 3) for _, shown in heard.images for shape in shown.values())
 
 
+def test_two_evaluations_are_each_sent_once(listener, tmp_path):
+    (tmp_path / "held-out.txt").write_text("one\ntwo\n")
+    one, other = (HeldOutEvaluation(str(tmp_path / "held-out.txt"), every=every, samples=2, steps=3) for every in (1, 2))
+    ring_loop(tmp_path / "run", [one, other, Trackers("listener", images_every=0)]).run(3)
+    sent = [step for step, values in listener.made[0].lines if "reward" not in values]
+    assert sent == [0, 0, 1, 2, 2, 3, 3]
+
+
 def test_other_processes_are_silent(listener, tmp_path):
     hook = Trackers(["listener"])
     loop = ring_loop(tmp_path, [hook])

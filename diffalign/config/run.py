@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import torch
 
-from ..core import Aggregation, AlignmentLoop, ConfigError, Devices, Hook, Policy, Prompt, RewardFunction, Sharding, SingleProcess
+from ..core import Aggregation, AlignmentLoop, ConfigError, Devices, Hook, Listed, Policy, Prompt, RewardFunction, Sharding, SingleProcess
 from ..core.scoring import named_rewards, reward_name
 from ..placement import placed
 from ..rewards.requirements import require
@@ -81,15 +81,16 @@ class Run:
         _check_devices(self.tree["policy"])
         made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
         self._check_weights(made["aggregation"], made["rewards"])
+        prompts = made["prompts"].prompts if isinstance(made["prompts"], Listed) else ()
         try:
-            require(named_rewards(made["rewards"]).values(), list(getattr(made["prompts"], "prompts", ())))
+            require(named_rewards(made["rewards"]).values(), list(map(Prompt.of, prompts)))
         except ConfigError:
             raise
         except ValueError as error:
             raise refused("", error) from error
         torch.manual_seed(made["seed"])  # fresh adapters are drawn from torch's own generator
         policy = build(self.tree["policy"], {"sharding": sharding})
-        _check_sizes(policy, "prompts", getattr(made["prompts"], "prompts", ()))
+        _check_sizes(policy, "prompts", prompts)
         _check_sizes(policy, "evaluation.prompts", getattr(made["evaluation"], "held_out", ()))
         made["objective"] = build(self.tree["objective"], {"policy": policy, "sharding": sharding})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]

@@ -30,9 +30,12 @@ from .guided import Guidance, Guided
 from .host_weights import HostWeights
 from .interfaces import (
     Aggregation,
+    Budgeted,
+    Listed,
     Objective,
     OptimizerFactory,
     Phase,
+    Planned,
     PromptSource,
     Reward,
     RewardFunction,
@@ -46,7 +49,7 @@ from .overlapped import Overlapped
 from .policy import Policy, require_frozen
 from .processes import Devices, Free, Lockstep, Sharding, SingleProcess, agree, gather_texts
 from .replay import Edges, micro_batched, replay, replay_log_prob, replay_parents
-from .report import Report
+from .report import Evaluated, Report
 from .rollout import Rollout, Sequential, Stages
 from .running_scale import RunningScale
 from .schedule import Constant, Cosine, Linear, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
@@ -64,6 +67,7 @@ __all__ = [
     "AlignmentLoop",
     "Average",
     "BrokenCallError",
+    "Budgeted",
     "CheckpointError",
     "Condition",
     "ConfigError",
@@ -73,6 +77,7 @@ __all__ = [
     "Devices",
     "Edges",
     "Euler",
+    "Evaluated",
     "Evidence",
     "FirstStep",
     "FlowSDE",
@@ -85,6 +90,7 @@ __all__ = [
     "Interrupted",
     "Ledger",
     "Linear",
+    "Listed",
     "Lockstep",
     "Loss",
     "NonFiniteError",
@@ -94,6 +100,7 @@ __all__ = [
     "Overlapped",
     "PeerFailed",
     "Phase",
+    "Planned",
     "Policy",
     "PolicyAround",
     "ProcessError",

@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 import torch
 
-from .interfaces import Objective, TrajectorySampler
+from .interfaces import Budgeted, Objective, TrajectorySampler
 from .ledger import Ledger
 from .processes import Devices
 
@@ -62,7 +62,7 @@ def shrink(
         return attrs.evolve(budgets, chunk=chunk), said
     rows = largest // 2
     owner = {2: budgets.sampler, 3: budgets.objective}.get(stage)
-    if not _has_rows(owner) or rows < 1 or rows >= (getattr(owner, "rows", None) or largest):
+    if not _has_rows(owner) or rows < 1 or rows >= (rows_of(owner) or largest):
         raise torch.OutOfMemoryError(f"{error}\nNothing is left to halve. Try {_advice(stage, 2)}.") from error
     what = "sampler" if stage == 2 else "objective"
     said = f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} from now on, in all {devices.size} processes"
@@ -70,6 +70,11 @@ def shrink(
         return attrs.evolve(budgets, sampler=attrs.evolve(budgets.sampler, rows=rows)), said  # type: ignore[misc]
     _set_rows(budgets.objective, rows)
     return budgets, said
+
+
+def rows_of(part: object) -> int | None:
+    """Row budget of a part; None where it has none, or takes all rows at once."""
+    return part.rows if isinstance(part, Budgeted) else None
 
 
 def _has_rows(owner: object) -> bool:

@@ -137,4 +137,37 @@ class PromptSource(Protocol):
         ...
 
 
+@runtime_checkable
+class Budgeted(Protocol):
+    """A sampler or objective that evaluates at most `rows` network rows at once; None takes all. Results do not depend on it.
+
+    Where it is a field of an attrs class, the loop halves it when memory runs out.
+    """
+
+    @property
+    def rows(self) -> int | None:
+        """The budget."""
+        ...
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """A prompt source that can say all its prompts, which are then checked and planned for before the run."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt | str]:
+        """All that it may draw."""
+        ...
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """A sampler that follows a plan; the state of one that is `Stateful` goes into checkpoints."""
+
+    @property
+    def plan(self) -> object:
+        """What it follows."""
+        ...
+
+
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]

@@ -20,7 +20,7 @@ from .learning_rates import adamw, scale_learning_rates
 from .ledger import Ledger
 from .policy import Policy
 from .processes import Devices, Free, Lockstep, Sharding, SingleProcess, together
-from .report import Metrics, Report, deviation
+from .report import Evaluated, Metrics, Report, deviation
 from .rollout import Rollout, Sequential, Stages
 from .schedule import Scalar
 from .scoring import named_rewards
@@ -30,7 +30,11 @@ from .update import Update
 
 
 class Hook:
-    """Something that watches a run: progress, metrics, checkpoints, evaluation. Every method has a default that does nothing."""
+    """Something that watches a run: progress, metrics, checkpoints, evaluation. Every method has a default that does nothing.
+
+    Hooks are called in their order, and none looks for another. One that evaluates the weights appends what it found to
+    `loop.evaluations`; the hooks after it read it there in the same round of calls, those before it in the next.
+    """
 
     def start(self, loop: "AlignmentLoop", step: int, total: int) -> None:
         """Before the first step (or the first after a resume)."""
@@ -95,6 +99,7 @@ class AlignmentLoop:
     ledger: Ledger = attrs.field(factory=Ledger, init=False)
     running: dict[str, torch.optim.Optimizer] = attrs.field(factory=dict, init=False)
     reward: float | None = attrs.field(default=None, init=False)
+    evaluations: list[Evaluated] = attrs.field(factory=list, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._rewards = named_rewards(self.rewards)
@@ -156,6 +161,7 @@ class AlignmentLoop:
         if not 0 <= start <= total:
             raise ValueError(f"start must lie between 0 and total = {total}; got {start}")
         step = start
+        self.evaluations.clear()
         with stop_between_steps() as request:
             try:
                 for hook in self.hooks:  # one that fails in one process (a disk that only the first writes to) stops all

@@ -1,6 +1,7 @@
 """What a step did, and the numbers it adds up."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import attrs
 import torch
@@ -33,6 +34,49 @@ class Report:
     batch: ScoredBatch
     images: Tensor
     prompts: tuple[Prompt, ...]
+
+
+class Evaluated(Protocol):
+    """What a hook found when it evaluated the weights; `diffalign.evaluation.Evaluation` is one."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        ...
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """P prompts that are not trained on."""
+        ...
+
+    @property
+    def rewards(self) -> Mapping[str, Tensor]:
+        """By name, each [P, n]; those of the run are among them."""
+        ...
+
+    @property
+    def across(self) -> Mapping[str, float]:
+        """Measures over all samples of all prompts."""
+        ...
+
+    @property
+    def images(self) -> Tensor:
+        """[p, n, 3, H, W] on the CPU, of the first few prompts."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, int]:
+        """What must be equal for two evaluations to be compared prompt by prompt; the number of `samples` is among it."""
+        ...
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the run is evaluated like this while it trains, so that its steps can be compared."""
+        ...
+
+    def measures(self) -> Mapping[str, Tensor]:
+        """Rewards and diversity by prompt, each [P]: `reward NAME`, `diversity NAME`; `diversity l_gmd` is among them."""
+        ...
 
 
 @attrs.define

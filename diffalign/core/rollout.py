@@ -109,7 +109,13 @@ class Stages:
 
 
 class Rollout(ABC):
-    """In which order, and what beside what, the prompts of a step are sampled, decoded and scored; what comes out is the same."""
+    """In which order, and what beside what, the prompts of a step are sampled, decoded and scored; what comes out is the same.
+
+    Args:
+        prompts: groups that are sampled at once; None takes all
+    """
+
+    prompts: int | None = None
 
     @abstractmethod
     def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, dict[str, Tensor]]:

@@ -9,9 +9,10 @@ import attrs
 import torch
 from torch import nn
 
-from ..core import AlignmentLoop, Guided, Policy, Prompt, Size
+from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt, Size
+from ..core.budget import rows_of
 from ..processes.sharding import separate, sharded_bytes
-from ..samplers import Branching
+from ..samplers import Branches, Branching
 from .sizes import activation_bytes, size, state_bytes, tensor_bytes, token_layers, tokens
 
 _GIB = 1024**3
@@ -41,8 +42,7 @@ def plan(loop: AlignmentLoop, cluster: Cluster) -> str:
         loop: as built
         cluster: what for
     """
-    branching = getattr(loop.sampler, "branching", None)
-    tree: Branching | None = branching() if callable(branching) else None
+    tree = loop.sampler.branching() if isinstance(loop.sampler, Branches) else None
     rows = [*_shares(loop, cluster), *_memory(loop, cluster, tree), *_speed(loop, cluster, tree)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
@@ -98,7 +98,7 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> It
     groups = -(-loop.prompts_per_step // cluster.devices)
     update = _update_rows(loop, tree)
     replayed = (update or 0) * groups
-    rows = min(getattr(loop.objective, "rows", None) or replayed, replayed)
+    rows = min(rows_of(loop.objective) or replayed, replayed)
     taken = f"{size(rows * per_row)} for {rows} rows in the update" if update else "the update comes on top, its rows are not known"
     at = f", at {largest[0]} x {largest[1]} (height x width), the largest size of a prompt" if largest is not None else ""
     kept = 2 * 4 * torch.Size(policy.latent_shape).numel() * groups * sum(tree.widths) if tree is not None else 0
@@ -137,7 +137,8 @@ def _sizes(loop: AlignmentLoop) -> dict[Size | None, float]:
 
     A source that does not list its prompts is planned at the policy's own size.
     """
-    sizes = collections.Counter(Prompt.of(prompt).size for prompt in getattr(loop.prompts, "prompts", [""]))
+    prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else [""]
+    sizes = collections.Counter(Prompt.of(prompt).size for prompt in prompts)
     return {asked: count / sizes.total() for asked, count in sizes.items()}
 
 

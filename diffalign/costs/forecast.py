@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..core import AlignmentLoop
-from ..samplers import Branching
+from ..core.budget import rows_of
+from ..samplers import Branches, Branching
 from .sizes import activation_bytes, size, tensor_bytes
 from .sizes import state_bytes as _state_bytes
 
@@ -19,8 +20,7 @@ def forecast(loop: AlignmentLoop, total: int) -> str:
         loop: as built
         total: steps of the run
     """
-    branching = getattr(loop.sampler, "branching", None)
-    plan = branching() if callable(branching) else None
+    plan = loop.sampler.branching() if isinstance(loop.sampler, Branches) else None
     rows = [*_plan(loop, plan, total), *_training(loop), *_memory(loop, plan)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
@@ -31,8 +31,8 @@ def _plan(loop: AlignmentLoop, plan: Branching | None, total: int) -> Iterator[t
     if plan is None:
         yield "rollout", f"{type(loop.sampler).__name__} has no branching(), so its samples and rows are not known before it runs"
         return
-    rows = getattr(loop.sampler, "rows", None)
-    size = getattr(loop.rollout, "prompts", None) or prompts
+    rows = rows_of(loop.sampler)
+    size = loop.rollout.prompts or prompts
     sizes = [min(size, prompts - start) for start in range(0, prompts, size)]
     calls = sum(-(-width * count // rows) if rows else 1 for count in sizes for width in plan.widths[:-1])
     leaves, rollout, replay = plan.leaves, plan.rollout_rows, plan.replay_rows
@@ -74,7 +74,7 @@ def _memory(loop: AlignmentLoop, plan: Branching | None) -> Iterator[tuple[str, 
         update = loop.objective.update_rows(plan.leaves, plan.replay_rows)
         if update is not None:
             replayed = update * loop.prompts_per_step
-            chunk = min(getattr(loop.objective, "rows", None) or replayed, replayed)
+            chunk = min(rows_of(loop.objective) or replayed, replayed)
             activations = chunk * activation_bytes(policy)
             entries.append((f"activations of {chunk} rows in the update (a guess: the inputs of the linear layers)", activations))
         else:

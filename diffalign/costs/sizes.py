@@ -37,7 +37,7 @@ _NOT_PER_TOKEN = ("norm", "embed", "lora")
 
 def tokens(policy: Policy) -> int:
     """Of one row, as far as the network's configuration tells."""
-    networks = [getattr(module, "network", None) for module in policy.modules() if isinstance(module, Policy)]
+    networks = [dict(module.named_children()).get("network") for module in policy.modules() if isinstance(module, Policy)]
     configs = [getattr(network, "config", None) for network in networks]
     config = next((config for config in configs if config is not None), None)
     if config is None or len(policy.latent_shape) != 3:

@@ -1,19 +1,18 @@
 """The hacking alarm: trained reward up, and what it stands for down."""
 
 import json
-import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Aggregation, AlignmentLoop, Hook, Interrupted, Report, RewardFunction, agree, score
+from diffalign.core import AlignmentLoop, Hook, Report, RewardFunction, agree, score
 
+from .reactions import Action, reaction
 from .recorded import read_lines, read_list
 from .rule import Rule
 
@@ -37,33 +36,13 @@ class Alarm:
     action: str
 
 
-class Tempered(Aggregation):
-    """An aggregation times a factor: where an objective multiplies rewards by beta, the same as factor * beta.
-
-    Args:
-        aggregation: what is scaled; a state that it has is passed on, in its own form
-        factor: positive
-    """
-
-    def __init__(self, aggregation: Aggregation, factor: float) -> None:
-        self.aggregation, self.factor = aggregation, factor
-        self.weights = aggregation.weights
-
-    def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        return self.factor * self.aggregation(parts, group)
-
-    def state(self) -> Mapping[str, Any]:
-        """That of the inner aggregation, {} where it has none."""
-        inner = getattr(self.aggregation, "state", None)
-        return {} if inner is None else inner()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state()` gave."""
-        if state:
-            self.aggregation.restore(state)  # type: ignore[attr-defined]
-
-
 _SUMS = ("images", "scores", "their squares", "groups", "squared images of a group", "squared scores of a group", "their product")
+
+
+def forget(folder: Path) -> None:
+    """Remove what an alarm of an earlier run has written; that of a run that begins writes after its first step."""
+    for name in (WATCH, ALARMS):
+        (folder / name).unlink(missing_ok=True)
 
 
 @attrs.define(eq=False)
@@ -78,7 +57,8 @@ class HackingAlarm(Hook):
                    by `rise` standard errors
         collapse:  diversity (L-GMD of latents within the group) fell by `threshold` standard errors and by `diversity_fall` nats
 
-    It says what it saw on stderr, in `alarms.json` and in the report; `watch.jsonl` holds the series. Each kind rings once a run.
+    It says what it saw on stderr, in `alarms.json` and in the report; `watch.jsonl` holds the series. Each kind rings once a run. The alarm
+    only watches; a reaction, which `action` names, changes the run.
 
     Args:
         rewards: by name, not trained on; none leaves diversity alone
@@ -96,7 +76,7 @@ class HackingAlarm(Hook):
     """
 
     rewards: Mapping[str, RewardFunction] = attrs.field(factory=dict)
-    action: Literal["warn", "stop", "temper"] = "warn"
+    action: Action = "warn"
     window: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(2)))
     images: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     threshold: float = attrs.field(default=4.5, validator=attrs.validators.gt(0.0))
@@ -117,13 +97,17 @@ class HackingAlarm(Hook):
             self.alarms = [Alarm(**entry) for entry in read_list(loop.folder / ALARMS) if entry["step"] <= step]
         for alarm in self.alarms:
             self._silence(alarm, total)
-        for _ in {alarm.step for alarm in self.alarms if alarm.action == "temper"}:
-            loop.aggregation = Tempered(loop.aggregation, self.factor)
+        for action, _ in {(alarm.action, alarm.step) for alarm in self.alarms}:
+            reaction(action, self.factor).resume(loop)
         loop.devices.barrier()  # all have read before one writes
-        if loop.folder is not None and loop.devices.rank == 0:
-            loop.folder.mkdir(parents=True, exist_ok=True)
+        if loop.folder is None or loop.devices.rank != 0:
+            return
+        loop.folder.mkdir(parents=True, exist_ok=True)
+        if step > 0:
             (loop.folder / WATCH).write_text("".join(json.dumps(line) + "\n" for line in self._watched))
             self._write_alarms(loop.folder)
+        else:
+            forget(loop.folder)
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         with loop.ledger.stage("alarm"):
@@ -133,6 +117,8 @@ class HackingAlarm(Hook):
         if loop.folder is not None and loop.devices.rank == 0:
             with (loop.folder / WATCH).open("a") as file:
                 file.write(json.dumps(line) + "\n")
+            if len(self._watched) == 1:
+                self._write_alarms(loop.folder)
         found = self.rule().rings(self._watched, report.total)
         place = f"step {report.step + 1} of {report.total}"
         rung = [
@@ -195,15 +181,11 @@ class HackingAlarm(Hook):
                 print(f"HACKING ALARM, {alarm.message}", file=sys.stderr, flush=True)
         if loop.folder is not None and loop.devices.rank == 0:
             self._write_alarms(loop.folder)
-        if self.action == "temper":
-            loop.aggregation = Tempered(loop.aggregation, self.factor)
-        elif self.action == "stop":
-            if threading.current_thread() is not threading.main_thread():
-                raise Interrupted("HackingAlarm")  # where no signal can be waited for
-            signal.raise_signal(signal.SIGINT)  # the loop stops once all hooks have seen this step
+        reaction(self.action, self.factor).act(loop)
 
     def _silence(self, alarm: Alarm, total: int) -> None:
-        self._quiet[alarm.kind] = alarm.step + 2 * self.rule().least_window(total) if alarm.action == "temper" else float("inf")
+        again = reaction(alarm.action, self.factor).again
+        self._quiet[alarm.kind] = alarm.step + 2 * self.rule().least_window(total) if again else float("inf")
 
     def _write_alarms(self, folder: Path) -> None:
         temporary = folder / f"{ALARMS}.tmp"

@@ -19,7 +19,7 @@ class HeldOutEvaluation(Hook):
     """Evaluates before the first step, every `every` steps and after the last, on prompts that are not trained on.
 
     Takes the average of the weights where the run has one. Writes `evaluation.json` and `images/step-NNNNNN.png` into the run folder;
-    equal prompts and noise throughout.
+    equal prompts and noise throughout. Hooks that stand after it find the results in `loop.evaluations`.
 
     Args:
         prompts: a prompt file, as `PromptFile.path`
@@ -80,7 +80,9 @@ class HeldOutEvaluation(Hook):
                 pictures=self.pictures,
                 devices=loop.devices,
             )
+        result = attrs.evolve(result, repeated=self.every is not None)
         self.results.append(result)
+        loop.evaluations.append(result)
         if loop.folder is not None and loop.devices.rank == 0:
             self._write(loop, result)
 

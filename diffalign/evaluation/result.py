@@ -24,6 +24,7 @@ class Evaluation:
         across: over all samples of all prompts: cosine/NAME between samples of different prompts, vendi/NAME of all samples
         images: [p, n, 3, H, W] on the CPU, the first few prompts only
         settings: samples, steps, seed: what must be equal for two evaluations to be compared prompt by prompt
+        repeated: whether a run is evaluated like this while it trains, so that its steps can be compared
     """
 
     step: int
@@ -33,6 +34,7 @@ class Evaluation:
     across: Mapping[str, float]
     images: Tensor
     settings: Mapping[str, int]
+    repeated: bool = False
 
     @property
     def l_gmd(self) -> Tensor:

@@ -12,7 +12,6 @@ import attrs
 
 from ..core import AlignmentLoop, CheckpointError, Raw
 from ..durable import publish
-from ..evaluation import HeldOutEvaluation
 from .snapshot import read_manifest
 
 BEST = "best"
@@ -39,7 +38,7 @@ def training_score(rewards: Sequence[float]) -> Score | None:
 
 def evaluated(loop: AlignmentLoop) -> bool:
     """Whether the run is evaluated on held-out prompts while it trains: once at its end is nothing to compare by."""
-    return any(isinstance(hook, HeldOutEvaluation) and hook.every is not None for hook in loop.hooks)
+    return any(result.repeated for result in loop.evaluations)
 
 
 def held_out_score(loop: AlignmentLoop, step: int) -> Score | None:
@@ -47,8 +46,7 @@ def held_out_score(loop: AlignmentLoop, step: int) -> Score | None:
 
     The rewards are those of the run, with the aggregation's weights, as in the metric `reward`.
     """
-    found = [hook.results[-1] for hook in loop.hooks if isinstance(hook, HeldOutEvaluation) and hook.results]
-    result = next((result for result in found if result.step == step), None)
+    result = next((result for result in loop.evaluations if result.step == step), None)
     if result is None:
         return None
     parts = {name: result.rewards[name].flatten().double() for name in loop.named_rewards()}

@@ -22,9 +22,9 @@ __all__ = ["Checkpoints", "complete_checkpoints", "load", "load_weights", "read_
 class Checkpoints(Hook):
     """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted; the best of them stays as `best/`.
 
-    The best are the weights whose reward was highest on held-out prompts, where the run has a `HeldOutEvaluation` with `every`, which
-    stands before this hook; they are kept whether or not a checkpoint falls on their step. Else it is the checkpoint before which, in the
-    last `every` steps, the raw reward was highest on average.
+    The best are the weights whose reward was highest on held-out prompts, where the run is evaluated while it trains (a `HeldOutEvaluation`
+    with `every`) by a hook that stands before this one; they are kept whether or not a checkpoint falls on their step. Else it is the
+    checkpoint before which, in the last `every` steps, the raw reward was highest on average.
 
     Args:
         folder: of the run

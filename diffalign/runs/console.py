@@ -8,7 +8,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..core import AlignmentLoop, Hook, Report
-from ..evaluation import Evaluation, HeldOutEvaluation, paired_change
+from ..evaluation import paired_change
 
 _FIELDS = (
     "reward {task.fields[reward]:.3f}  diversity {task.fields[diversity]:+.3f}  ratio check {task.fields[check]:.0e}  "
@@ -41,9 +41,9 @@ class Console(Hook):
         self._began, self._first = time.monotonic(), step
         threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
         self._say(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step, {threads}")
-        for result in _evaluations(loop)[:1]:
+        for result in loop.evaluations[:1]:
             means = ", ".join(f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items())
-            self._say(f"held-out prompts before: {means}, diversity {result.l_gmd.mean().item():+.3f}")
+            self._say(f"held-out prompts before: {means}, diversity {result.measures()['diversity l_gmd'].mean().item():+.3f}")
         if self._terminal.is_terminal:
             columns = (
                 TextColumn("step"),
@@ -83,7 +83,7 @@ class Console(Hook):
             return
         if self._progress is not None:
             self._progress.stop()
-        results = _evaluations(loop)
+        results = loop.evaluations
         if loop.folder is not None:
             self._say(f"run folder: {loop.folder}")
         if error is not None or len(results) < 2:
@@ -112,7 +112,3 @@ def seconds_left(spent: float, first: int, done: int, total: int) -> float:
         total: steps of the run
     """
     return spent / max(done - first, 1) * (total - done)
-
-
-def _evaluations(loop: AlignmentLoop) -> list[Evaluation]:
-    return [result for hook in loop.hooks if isinstance(hook, HeldOutEvaluation) for result in hook.results]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from ..core import Evidence
+from ..core import NonFiniteError
 
 OFFENDING = "offending"
 """The folder below that of a run."""
@@ -22,8 +22,8 @@ def keep_offending_batch(error: Exception, folder: Path, rank: int = 0) -> Path 
     Returns:
         The file; None where the error has no evidence.
     """
-    evidence = getattr(error, "evidence", None)
-    if not isinstance(evidence, Evidence):
+    evidence = error.evidence if isinstance(error, NonFiniteError) else None
+    if evidence is None:
         return None
     file = folder / OFFENDING / f"batch-{rank}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ import torch
 
 from ..core import AlignmentLoop, Hook, Interrupted, Report
 from ..durable import append_line, write_whole
-from ..evaluation import HackingAlarm, write_report
-from ..evaluation.alarm import ALARMS, WATCH
+from ..evaluation import write_report
+from ..evaluation.alarm import forget
 from ..export import Card, export, pipeline_policy
 from ..policies.arithmetic import enabled_kernels, tf32
 from ..threads import usable_cores
@@ -74,9 +74,8 @@ class Recorder(Hook):
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         done = [line for line in lines if _step_of(line) < step]  # a resumed run repeats the steps after its checkpoint
         write_whole(metrics, "".join(f"{line}\n" for line in done))
-        if step == 0 and not any(isinstance(hook, HackingAlarm) for hook in loop.hooks):
-            for name in (WATCH, ALARMS):  # of a run that was here before
-                (self.folder / name).unlink(missing_ok=True)
+        if step == 0:
+            forget(self.folder)
         if step < total:
             (self.folder / "report.html").unlink(missing_ok=True)  # it says that a run has come to its end
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..core import AlignmentLoop, CheckpointError, Policy, Stateful
+from ..core import AlignmentLoop, CheckpointError, Planned, Policy, Stateful
 from ..core.spread import is_spread, spread_like, whole
 from ..durable import publish
 
@@ -201,7 +201,8 @@ def is_whole(folder: Path, quiet: bool) -> bool:
 
 def _stateful(loop: AlignmentLoop) -> dict[str, Stateful]:
     """The parts of a run that may carry state."""
-    parts = {"sampler": loop.sampler, "plan": getattr(loop.sampler, "plan", None), "aggregation": loop.aggregation, "prompts": loop.prompts}
+    plan = loop.sampler.plan if isinstance(loop.sampler, Planned) else None
+    parts = {"sampler": loop.sampler, "plan": plan, "aggregation": loop.aggregation, "prompts": loop.prompts}
     return {"objective": loop.objective, **{name: part for name, part in parts.items() if isinstance(part, Stateful)}}
 
 

@@ -6,12 +6,13 @@ from .deterministic import DeterministicSampler
 from .drawn_steps import DrawnSteps
 from .fixed_plan import FixedPlan
 from .frontier import roll_out
-from .plans import Branching, Plan
+from .plans import Branches, Branching, Plan
 from .progress_plan import ProgressPlan
 from .tree import TreeSampler
 
 __all__ = [
     "AdaptivePlan",
+    "Branches",
     "Branching",
     "ChainSampler",
     "DeterministicSampler",

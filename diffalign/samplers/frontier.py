@@ -1,14 +1,14 @@
 """The rollout that all samplers share: one batched transition per step over the frontier of all prompts."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import ROOT, UNRECORDED, Condition, Gaussian, Policy, Streams, TrajectoryBatch
+from diffalign.core import Condition, Gaussian, Policy, Streams, TrajectoryBatch
 
+from .nodes import Drawn, Frontier, Nodes
 from .plans import Branching
 
 _PER_LEVEL = 1 << 32
@@ -42,96 +42,34 @@ def roll_out(
         ValueError: a step that is planned with noise where the kernel has none to give, or a condition on another device than the weights.
     """
     policy = policy.sized(condition.size)
-    steps = len(branching.children)
     sigmas = _grid(policy, branching)
-    device = policy.device
     _require_placed(policy, condition)
-    # the structure of the forest stays on the host, which decides by it; a device that runs on its own is not waited for
-    prompt = torch.arange(len(condition)).repeat_interleave(branching.roots)
-    place = torch.arange(branching.roots).repeat(len(condition))
-    latents = policy.prior(_noise(policy, condition, streams, 0, prompt, place))
-    nodes, calls = _Nodes(), 0
-    node = nodes.add(0, [ROOT] * len(prompt), prompt, latents)  # the stored node that each row of the frontier is, or descends from
+    stored = _stored(branching, keep_all)
+    frontier, nodes, calls = Frontier.of_roots(len(condition), branching.roots), Nodes(), 0
+    latents = policy.prior(_noise(policy, condition, streams, 0, frontier))
+    frontier = nodes.add(0, frontier, latents)
     for step, (children, eta) in enumerate(zip(branching.children, branching.noise_levels, strict=True)):
         with torch.enable_grad() if keep_graph and eta > 0 else nullcontext():
-            transition = _step(policy, latents, sigmas[step], sigmas[step + 1], condition.select(prompt), eta, rows)
-        parents = torch.arange(len(prompt)).repeat_interleave(children)
-        call = calls + parents // (rows or len(prompt))
+            transition = _step(policy, latents, sigmas[step], sigmas[step + 1], condition.select(frontier.prompt), eta, rows)
+        call = calls + torch.arange(len(latents)) // (rows or len(latents))
         calls = int(call[-1]) + 1
-        place = place[parents] * children + torch.arange(children).repeat(len(prompt))
-        prompt, node = prompt[parents], node[parents]
         if eta > 0:
-            with torch.set_grad_enabled(transition.mean.requires_grad):
-                transition = transition.select(parents.to(device, non_blocking=True))
-            drawn = attrs.evolve(transition, mean=transition.mean.detach()) if keep_graph else transition
-            latents = drawn.sample(_noise(policy, condition, streams, step + 1, prompt, place).to(drawn.mean))
-            node = nodes.add(step + 1, node.tolist(), prompt, latents, eta, transition.mean, drawn.log_prob(latents), call)
+            frontier, parents = frontier.branched(children)
+            edges = _of_children(transition, parents)
+            drawn = attrs.evolve(edges, mean=edges.mean.detach()) if keep_graph else edges
+            latents = drawn.sample(_noise(policy, condition, streams, step + 1, frontier).to(drawn.mean))
+            frontier = nodes.add(step + 1, frontier, latents, Drawn(eta, edges.mean, drawn.log_prob(latents), call[parents]))
         else:
             latents = transition.mean  # a step without noise does not branch
-            if keep_all or step + 1 == steps or branching.noise_levels[step + 1] > 0:
-                node = nodes.add(step + 1, node.tolist(), prompt, latents)
-    return nodes.forest(condition, sigmas.to(device))
+            frontier = nodes.add(step + 1, frontier, latents) if step + 1 in stored else frontier
+    return nodes.forest(condition, sigmas.to(policy.device))
 
 
-@attrs.define(eq=False)
-class _Nodes:
-    """The stored nodes of a forest, collected level by level. Structure is kept on the host, states where they are."""
-
-    levels: list[int] = attrs.field(factory=list)
-    parents: list[int] = attrs.field(factory=list)
-    prompts: list[int] = attrs.field(factory=list)
-    noise_levels: list[float] = attrs.field(factory=list)
-    calls: list[int] = attrs.field(factory=list)
-    latents: list[Tensor] = attrs.field(factory=list)
-    log_probs: list[Tensor] = attrs.field(factory=list)
-    means: list[Tensor] = attrs.field(factory=list)
-
-    def add(
-        self,
-        level: int,
-        parents: Sequence[int],
-        prompts: Tensor,
-        latents: Tensor,
-        eta: float = 0.0,
-        mean: Tensor | None = None,
-        log_prob: Tensor | None = None,
-        call: Tensor | None = None,
-    ) -> Tensor:
-        """Store nodes of one level, in the order of the frontier; a stochastic edge has a mean, a log-probability and a call.
-
-        Returns:
-            [B] their numbers.
-        """
-        start, count = len(self.levels), len(parents)
-        self.levels += [level] * count
-        self.parents += parents
-        self.prompts += prompts.tolist()
-        self.noise_levels += [eta] * count
-        self.calls += [UNRECORDED] * count if call is None else call.tolist()
-        self.latents.append(latents)
-        self.log_probs.append(torch.zeros(count, dtype=torch.float64, device=latents.device) if log_prob is None else log_prob)
-        if mean is not None:
-            self.means.append(mean)
-        return torch.arange(start, start + count)
-
-    def forest(self, condition: Condition, sigmas: Tensor) -> TrajectoryBatch:
-        """All of it."""
-        latents, device = torch.cat(self.latents), sigmas.device
-        with torch.set_grad_enabled(any(mean.requires_grad for mean in self.means)):
-            mean = torch.cat(self.means) if self.means else latents[:0]
-        level, parent, prompt, call = torch.tensor([self.levels, self.parents, self.prompts, self.calls]).to(device, non_blocking=True)
-        return TrajectoryBatch(
-            condition=condition,
-            sigmas=sigmas,
-            latents=latents,
-            level=level,
-            parent=parent,
-            prompt=prompt,
-            noise_level=torch.tensor(self.noise_levels).to(device, non_blocking=True),
-            log_prob=torch.cat(self.log_probs),
-            mean=mean,
-            call=call,
-        )
+def _stored(branching: Branching, keep_all: bool) -> set[int]:
+    """Levels whose nodes are stored: the roots, both ends of stochastic edges, and the leaves; or all."""
+    steps = range(len(branching.children))
+    ends = {step + end for step in steps for end in (0, 1) if branching.noise_levels[step] > 0}
+    return {0, len(steps), *(range(len(steps)) if keep_all else ends)}
 
 
 def _grid(policy: Policy, branching: Branching) -> Tensor:
@@ -170,9 +108,15 @@ def _require_placed(policy: Policy, condition: Condition) -> None:
             )
 
 
-def _noise(policy: Policy, condition: Condition, streams: Streams, level: int, prompt: Tensor, place: Tensor) -> Tensor:
-    prompt_ids = condition.ids[prompt.to(condition.ids.device)].tolist()
-    return streams.normals(policy.latent_shape, "rollout", prompt_ids, [level * _PER_LEVEL + i for i in place.tolist()])
+def _noise(policy: Policy, condition: Condition, streams: Streams, level: int, frontier: Frontier) -> Tensor:
+    prompt_ids = condition.ids[frontier.prompt.to(condition.ids.device)].tolist()
+    return streams.normals(policy.latent_shape, "rollout", prompt_ids, [level * _PER_LEVEL + i for i in frontier.place.tolist()])
+
+
+def _of_children(transition: Gaussian, parents: Tensor) -> Gaussian:
+    """The transition of each child: that of its parent, with its graph where it has one."""
+    with torch.set_grad_enabled(transition.mean.requires_grad):
+        return transition.select(parents.to(transition.mean.device, non_blocking=True))
 
 
 def _step(

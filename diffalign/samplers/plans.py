@@ -4,6 +4,7 @@ Legend: T steps; step t leads from sigmas[t] to sigmas[t + 1].
 """
 
 from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
 
 import attrs
 
@@ -68,6 +69,15 @@ class Branching:
     def replay_rows(self) -> int:
         """Network rows of a replay, per prompt: one per parent of stochastic edges."""
         return sum(width for width, eta in zip(self.widths, self.noise_levels, strict=False) if eta > 0)
+
+
+@runtime_checkable
+class Branches(Protocol):
+    """A sampler that knows before it runs how its forest branches, so that samples, rows and memory can be forecast."""
+
+    def branching(self) -> Branching:
+        """The branching of a step of the run; where steps differ, the one to have room for."""
+        ...
 
 
 class Plan(ABC):

@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from diffalign import Objective, Phase, Reward, TrajectorySampler
-from diffalign.core import Aggregation, Devices, Hook, Scalar, SingleProcess
+from diffalign.core import Aggregation, Budgeted, Devices, Hook, Listed, Planned, Scalar, SingleProcess
+from diffalign.core.budget import rows_of
+from diffalign.objectives import SoftmaxTB
+from diffalign.prompts import PromptFile, Prompts
+from diffalign.samplers import Branches, ChainSampler, DrawnSteps, TreeSampler
 from diffalign.testing import TinyPolicy
 
 
@@ -45,6 +49,25 @@ def test_one_process_is_its_own_sum():
     assert (devices.rank, devices.size) == (0, 1)
     assert devices.sum(values) is devices.maximum(values) is devices.gather(values) is values
     assert parameter.grad.tolist() == [1.0, 1.0]
+
+
+def test_parts_declare_what_they_can_do(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a prompt\n")
+
+    class Plain(TrajectorySampler):
+        def sample(self, policy, condition, progress, streams):
+            raise NotImplementedError
+
+    tree, chain, drawn = TreeSampler(5, rows=7), ChainSampler(), DrawnSteps([1, 2])
+    assert [isinstance(sampler, Branches) for sampler in (tree, chain, drawn, Plain())] == [True, True, True, False]
+    assert [isinstance(sampler, Planned) for sampler in (tree, chain, drawn, Plain())] == [True, False, False, False]
+    assert [isinstance(part, Budgeted) for part in (tree, SoftmaxTB(TinyPolicy()), Plain())] == [True, True, False]
+    assert [rows_of(part) for part in (tree, chain, SoftmaxTB(TinyPolicy(), rows=3), Plain())] == [7, None, 3, None]
+    assert [isinstance(source, Listed) for source in (Prompts(["a"]), PromptFile(str(tmp_path / "prompts.txt")), object())] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_hook_watches_nothing_unless_told_to():

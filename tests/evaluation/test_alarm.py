@@ -10,7 +10,7 @@ from ring import rewarded, ring_loop
 
 from diffalign.core import Aggregation, Interrupted, Progress, RewardError, StandardizedSum
 from diffalign.evaluation import HackingAlarm
-from diffalign.evaluation.alarm import Tempered
+from diffalign.evaluation.reactions import Tempered
 from diffalign.runs.recording import Recorder
 
 JUDGES = {"legible": legible, "contrast": contrast}
@@ -138,6 +138,16 @@ def test_a_run_that_begins_anew_forgets_old_alarms(tmp_path):
     (tmp_path / "alarms.json").write_text("[]")
     ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")]).run(1)
     assert not (tmp_path / "alarms.json").exists()
+
+
+@pytest.mark.parametrize("alarm_first", [True, False])
+def test_the_recorder_forgets_the_series_of_an_earlier_run_and_keeps_that_of_this_one(tmp_path, alarm_first):
+    for name in ("watch.jsonl", "alarms.json"):
+        (tmp_path / name).write_text("of another run")
+    hooks = [HackingAlarm(), Recorder(tmp_path, "", "ring")]
+    ring_loop(tmp_path, hooks if alarm_first else hooks[::-1]).run(2)
+    assert [json.loads(line)["step"] for line in (tmp_path / "watch.jsonl").read_text().splitlines()] == [0, 1]
+    assert json.loads((tmp_path / "alarms.json").read_text()) == []
 
 
 def test_a_collapse_is_an_alarm_without_any_judge():

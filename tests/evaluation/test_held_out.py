@@ -3,7 +3,7 @@ import json
 import torch
 from ring import ring_loop
 
-from diffalign.core import Average
+from diffalign.core import Average, Hook
 from diffalign.evaluation import HeldOutEvaluation, evaluate
 
 
@@ -26,6 +26,43 @@ def test_held_out_evaluation_before_during_and_after(tmp_path):
     assert set(entries[-1]["diversity"]) == {"l_gmd", "ms_ssim_distance", "cosine/pixels", "vendi/pixels", "modes/pixels"}
     assert [row["prompt"] for row in entries[-1]["by_prompt"]] == ["one", "two"]
     assert sorted(path.name for path in (tmp_path / "run" / "images").iterdir())[-1] == "step-000005.png"
+
+
+class Reader(Hook):
+    """Notes the steps of the evaluations that it finds."""
+
+    def __init__(self):
+        self.found = []
+
+    def note(self, loop):
+        self.found.append([(result.step, result.repeated) for result in loop.evaluations])
+
+    def start(self, loop, step, total):
+        self.note(loop)
+
+    def step(self, loop, report):
+        self.note(loop)
+
+    def stop(self, loop, step, error):
+        self.note(loop)
+
+
+def test_hooks_after_an_evaluation_find_it_at_once_and_those_before_at_their_next_call(tmp_path):
+    before, after = Reader(), Reader()
+    loop = ring_loop(None, [before, HeldOutEvaluation(prompts(tmp_path), every=2, samples=3, steps=4), after])
+    loop.run(3)
+    zero, two, three = (0, True), (2, True), (3, True)
+    assert after.found == [[zero], [zero], [zero, two], [zero, two], [zero, two, three]]
+    assert before.found == [[], [zero], [zero], [zero, two], [zero, two]]
+    after.found.clear()
+    loop.run(1)  # a run begins with none of the run before
+    assert after.found[0] == [zero]
+
+
+def test_an_evaluation_at_the_ends_alone_is_not_repeated(tmp_path):
+    reader = Reader()
+    ring_loop(None, [HeldOutEvaluation(prompts(tmp_path), samples=3, steps=4), reader]).run(1)
+    assert reader.found[-1] == [(0, False), (1, False)]
 
 
 def test_the_average_is_what_is_evaluated(tmp_path):

@@ -1,0 +1,99 @@
+"""What is done to a run when its alarm rings. The alarm itself only watches."""
+
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+from torch import Tensor
+
+from diffalign.core import Aggregation, AlignmentLoop, Interrupted, Stateful
+
+Action = Literal["warn", "stop", "temper"]
+
+
+class Reaction(ABC):
+    """Changes a run in which the alarm has rung."""
+
+    again: bool = False
+    """Whether it acts again if the move goes on; else each kind of alarm rings once a run."""
+
+    @abstractmethod
+    def act(self, loop: AlignmentLoop) -> None:
+        """Change the run, after a step at which the alarm rang."""
+
+    def resume(self, loop: AlignmentLoop) -> None:  # noqa: B027  a hook with a default
+        """Bring a run that goes on to where `act` had brought it."""
+
+
+@attrs.frozen
+class Warn(Reaction):
+    """Changes nothing: the alarm has said what it saw."""
+
+    def act(self, loop: AlignmentLoop) -> None:
+        pass
+
+
+@attrs.frozen
+class Stop(Reaction):
+    """Ends the run after this step, as Ctrl-C does."""
+
+    def act(self, loop: AlignmentLoop) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise Interrupted("HackingAlarm")  # where no signal can be waited for
+        signal.raise_signal(signal.SIGINT)  # the loop stops once all hooks have seen this step
+
+
+@attrs.frozen
+class Temper(Reaction):
+    """Multiplies the aggregated reward, once more each time.
+
+    Args:
+        factor: below 1
+    """
+
+    factor: float
+    again: bool = attrs.field(default=True, init=False)
+
+    def act(self, loop: AlignmentLoop) -> None:
+        loop.aggregation = Tempered(loop.aggregation, self.factor)
+
+    def resume(self, loop: AlignmentLoop) -> None:
+        self.act(loop)
+
+
+def reaction(action: str, factor: float) -> Reaction:
+    """The reaction that a run file names by a word.
+
+    Args:
+        action: as `HackingAlarm.action`
+        factor: of "temper"
+    """
+    return {"warn": Warn(), "stop": Stop(), "temper": Temper(factor)}[action]
+
+
+class Tempered(Aggregation):
+    """An aggregation times a factor: where an objective multiplies rewards by beta, the same as factor * beta.
+
+    Args:
+        aggregation: what is scaled; a state that it has is passed on, in its own form
+        factor: positive
+    """
+
+    def __init__(self, aggregation: Aggregation, factor: float) -> None:
+        self.aggregation, self.factor = aggregation, factor
+        self.weights = aggregation.weights
+
+    def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
+        return self.factor * self.aggregation(parts, group)
+
+    def state(self) -> Mapping[str, Any]:
+        """That of the inner aggregation, {} where it has none."""
+        return self.aggregation.state() if isinstance(self.aggregation, Stateful) else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state()` gave."""
+        if state and isinstance(self.aggregation, Stateful):
+            self.aggregation.restore(state)
