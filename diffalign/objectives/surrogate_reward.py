@@ -28,6 +28,11 @@ from .requirements import require_groups
 _OLD_DECAY = Ramp(0.001, 0.001, limit=0.3)
 
 
+def _is_least_sigma(objective: object, field: "attrs.Attribute[float]", value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"SurrogateReward.{field.name} must lie in [0, 1): it is the least sigma asked for; got {value:g}")
+
+
 @attrs.define(eq=False)
 class SurrogateReward(Objective):
     """Teaches a surrogate diffusion model which states the reward prefers, and moves the student along its difference to a reference.
@@ -112,8 +117,8 @@ class SurrogateReward(Objective):
     reward_interval: Interval = attrs.field(factory=Overlap)
     times: QueryTime = attrs.field(factory=ShiftedTime)
     shared: Shared = attrs.field(default="group", validator=attrs.validators.in_(("batch", "group", "sample")))
-    reward_floor: float = 0.3
-    surrogate_floor: float = 0.3
+    reward_floor: float = attrs.field(default=0.3, validator=_is_least_sigma)
+    surrogate_floor: float = attrs.field(default=0.3, validator=_is_least_sigma)
     reward_stages: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
     stages: StageSampler = attrs.field(factory=EveryStage)
     surrogate_stages: StageSampler = attrs.field(factory=CleanerStages)
@@ -130,9 +135,6 @@ class SurrogateReward(Objective):
     """Of the step under way, which `after_step` is not told; None between steps."""
 
     def __attrs_post_init__(self) -> None:
-        for name in ("reward_floor", "surrogate_floor"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"SurrogateReward.{name} must lie in [0, 1): it is the least sigma asked for; got {getattr(self, name):g}")
         self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)
         # guidance is no density that a surrogate could be compared with: what it starts from is also what it is held against
         self._start = unguided(self._teacher)
