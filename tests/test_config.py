@@ -473,7 +473,7 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--sampler.steps=six", r"sampler\.steps must be an integer; got 'six'"),
         ("--sampler.plan.splits=[1, x]", r"sampler\.plan\.splits\.1 must be an integer; got 'x'"),
         ("--objective.measure=relativ", r"objective\.measure must be 'relative' or 'path'; got 'relativ'"),
-        ("--objective.beta=fast", r"objective\.beta must be a Scalar or a number; got 'fast'\. Known: Constant, Cosine, Linear; or an import path .*"),
+        ("--objective.beta=fast", r"objective\.beta must be a Scalar or a number; got 'fast'\. Known: Constant, Cosine, Linear, Ramp; or an import path .*"),
         ("--sampler=TreSampler", r"sampler must be a TrajectorySampler; got 'TreSampler'\. Did you mean TreeSampler\? Known: ChainSampler, DeterministicSampler, .*"),
         ("--sampler=treesampler", r".*Did you mean TreeSampler\?.*"),
         ("--sampler=CountReward", r"sampler must be a TrajectorySampler; the class 'CountReward' is none\. Known: .*"),

@@ -14,6 +14,7 @@ from .errors import (
     ProcessError,
     RewardError,
 )
+from .following import Follower
 from .forking import fork_module, view_of
 from .groups import (
     Raw,
@@ -52,7 +53,7 @@ from .replay import Edges, micro_batched, replay, replay_log_prob, replay_parent
 from .report import Evaluated, Report
 from .rollout import Rollout, Sequential, Stages
 from .running_scale import RunningScale
-from .schedule import Constant, Cosine, Linear, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
+from .schedule import Constant, Cosine, Linear, Ramp, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
 from .scoring import score
 from .streams import Streams
 from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
@@ -81,6 +82,7 @@ __all__ = [
     "Evidence",
     "FirstStep",
     "FlowSDE",
+    "Follower",
     "Free",
     "Gaussian",
     "Guidance",
@@ -107,6 +109,7 @@ __all__ = [
     "Progress",
     "Prompt",
     "PromptSource",
+    "Ramp",
     "Raw",
     "Report",
     "Reward",

@@ -1,9 +1,21 @@
 """An average of the weights for evaluation and export."""
 
 import attrs
-import torch
 
+from .following import Follower
 from .policy import Policy
+from .schedule import Scalar
+from .types import Progress
+
+
+@attrs.frozen
+class _WarmUp(Scalar):
+    """min((1 + n) / (10 + n), limit) at step n: the first weights are soon forgotten."""
+
+    limit: float
+
+    def __call__(self, progress: Progress) -> float:
+        return min((1 + progress.step) / (10 + progress.step), self.limit)
 
 
 @attrs.define(eq=False)
@@ -25,8 +37,8 @@ class Average:
         """Fork the weights as they are."""
         self.policy = policy.fork()
 
-    @torch.no_grad()
     def update(self, policy: Policy, step: int) -> None:
         """After step number `step` (from 0)."""
-        if self.policy is not None and (step + 1) % self.every == 0:
-            self.policy.lerp_(policy, 1 - min((1 + step) / (10 + step), self.decay))
+        if self.policy is not None:
+            now = Progress(step, step + 1)  # the warm-up counts steps and does not look at the run's length
+            Follower(_WarmUp(self.decay), self.every).move(self.policy, policy, now)

@@ -76,6 +76,18 @@ class Linear(Scalar):
 
 
 @attrs.frozen
+class Ramp(Scalar):
+    """`start` + `rate` n at step n, and at most `limit`."""
+
+    start: float
+    rate: float
+    limit: float
+
+    def __call__(self, progress: Progress) -> float:
+        return min(self.limit, self.start + self.rate * progress.step)
+
+
+@attrs.frozen
 class Cosine(Scalar):
     """From `start` to `end` along half a cosine over the whole run."""
 

@@ -1,6 +1,6 @@
 """Direct group preference optimisation: a preference of good samples over bad ones, as a group."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import attrs
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import (
+    Follower,
     Linear,
     Loss,
     Objective,
@@ -17,12 +18,11 @@ from diffalign.core import (
     ScoredBatch,
     group_normalize,
     group_sum,
-    micro_batched,
     require_frozen,
 )
 
-from .noised import NoisedSamples, mean_square
-from .requirements import require_groups, share_at
+from .forward import ForwardBatch, ForwardLosses
+from .noised import Noised, mean_square
 
 _DECAY = Linear(0.0, 0.3, 300)
 
@@ -79,12 +79,23 @@ class DGPO(Objective):
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     old: Policy | None = attrs.field(default=None, init=False, repr=False)
-    _kept: float = attrs.field(default=0.0, init=False, repr=False)
+    _forward: ForwardLosses = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.reference = self.policy.fork() if self.reference is None else self.reference
         require_frozen(self.reference, "reference")
         self.old = None if self.clip is None else self.policy.fork()
+        self._forward = ForwardLosses(
+            self.policy,
+            self.old,
+            Follower(self.decay, name="DGPO.decay"),
+            self.levels,
+            self.sigma_min,
+            shared=True,
+            rows=self.rows,
+            name="dgpo",
+            objective="DGPO",
+        )
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses, self.updates),)
@@ -94,42 +105,27 @@ class DGPO(Objective):
         return {name: policy for name, policy in named.items() if policy is not None}
 
     def update_rows(self, samples: int, parents: int) -> int:
-        return samples * self.levels
+        return self._forward.update_rows(samples)
 
     def after_step(self) -> None:
-        if self.old is not None:
-            self.old.lerp_(self.policy, 1 - self._kept)
+        self._forward.after_step()
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        require_groups(batch.trajectories, "DGPO")
-        self._kept = share_at(self.decay, batch.progress, "DGPO.decay")
-        samples = NoisedSamples.draw(batch, self.levels, self.sigma_min, True, f"dgpo/{update}", "DGPO")
+        forward = self._forward.draw(batch, update)
         assert self.reference is not None
-        reference = self._velocities(self.reference, samples)  # [U, *], not larger than a stored level of the rollout
-        old = None if self.old is None else _errors(self._velocities(self.old, samples), samples, self.rows)
+        reference, baseline = forward.under(self.reference, "reference")
+        old = None if self.old is None else forward.under(self.old, "old weights")[1]
 
-        def evaluate(units: Tensor) -> dict[str, Tensor]:
-            noised = samples.at(units)
-            velocity = self.policy.velocity(noised.latents, noised.sigma, noised.condition)
-            return {"error": mean_square(velocity - noised.target), "distance": mean_square(velocity - reference[units])}
+        def evaluate(noised: Noised, units: Tensor) -> dict[str, Tensor]:
+            velocity = noised.velocity(self.policy)
+            return {"error": noised.error(velocity), "distance": mean_square(velocity - reference[units])}
 
-        baseline = _errors(reference, samples, self.rows)
-        samples.require_finite(baseline, torch.arange(len(samples)), "reference")
-        yield from micro_batched(evaluate, len(samples), lambda values: self._loss(samples, values, baseline, old), self.rows)
+        yield from forward.coupled(evaluate, lambda values: self._loss(forward, values, baseline, old))
 
-    @torch.no_grad()
-    def _velocities(self, policy: Policy, samples: NoisedSamples) -> Tensor:
-        """[U, *] of all units."""
-        parts = []
-        for units in _pieces(samples, self.rows):
-            noised = samples.at(units)
-            parts.append(policy.velocity(noised.latents, noised.sigma, noised.condition))
-        return torch.cat(parts)
-
-    def _loss(self, samples: NoisedSamples, values: Mapping[str, Tensor], baseline: Tensor, old: Tensor | None) -> Loss:
-        batch, sample = samples.batch, samples.sample
-        group = batch.trajectories.group
-        advantage = group_normalize(batch.rewards.double(), group)[sample]
+    def _loss(self, forward: ForwardBatch, values: Mapping[str, Tensor], baseline: Tensor, old: Tensor | None) -> Loss:
+        samples, batch = forward.samples, forward.batch
+        sample, group, size = forward.sample, forward.group, forward.size
+        advantage = group_normalize(batch.rewards.double(), batch.trajectories.group)[sample]
         samples.require_finite(values["error"], torch.arange(len(sample)), "policy")
         error, clipped = values["error"], torch.zeros_like(sample, dtype=torch.bool)
         if old is not None and self.clip is not None:
@@ -137,31 +133,18 @@ class DGPO(Objective):
             clipped = torch.where(advantage > 0, ratio > 1 + self.clip, ratio < 1 - self.clip)
             error = torch.where(clipped, error.detach(), error)
         # samples of one prompt at one level share noise and are compared with each other
-        together = group[sample] * samples.levels + torch.arange(len(sample), device=sample.device) % samples.levels
-        size = torch.bincount(group)[group[sample]]
+        together = group * samples.levels + torch.arange(len(sample), device=sample.device) % samples.levels
         margin = self.beta * group_sum(advantage * (error - baseline) / size, together)
         per_unit = torch.nn.functional.softplus(margin) if self.loss == "softplus" else margin.detach().sigmoid() * advantage * error
-        weight = 1 / (size.double() * samples.levels * batch.groups)
-        value = (weight * (per_unit + self.kl * values["distance"])).sum()
+        value = (forward.weight * (per_unit + self.kl * values["distance"])).sum()
         count = torch.tensor(len(sample))
-        prompts = torch.tensor(len(batch.trajectories.condition))
         return Loss(
             value,
             {
-                "loss": (value.detach() * batch.groups, prompts),
+                "loss": forward.reported(value, len(sample)),
                 "dgpo": (torch.nn.functional.softplus(margin.detach()).sum(), count),
                 "weight": (margin.detach().sigmoid().sum(), count),
                 "ratio/clipped": (clipped.double().sum(), count),
                 "distance/reference": (values["distance"].detach().sum(), count),
             },
         )
-
-
-def _pieces(samples: NoisedSamples, rows: int | None) -> Sequence[Tensor]:
-    pieces: Sequence[Tensor] = torch.arange(len(samples)).split(rows or len(samples))
-    return pieces
-
-
-def _errors(velocity: Tensor, samples: NoisedSamples, rows: int | None) -> Tensor:
-    """[U] mean squared error of each unit's velocity."""
-    return torch.cat([mean_square(velocity[units] - samples.at(units).target) for units in _pieces(samples, rows)])

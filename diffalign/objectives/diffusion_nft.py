@@ -6,10 +6,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Linear, Loss, Objective, Phase, Policy, Scalar, ScoredBatch, group_normalize
+from diffalign.core import Follower, Linear, Loss, Objective, Phase, Policy, Scalar, ScoredBatch, group_normalize
 
-from .noised import NoisedSamples, mean_square
-from .requirements import optional_reference, require_groups, share_at
+from .forward import ForwardBatch, ForwardLosses
+from .noised import Noised, mean_square
+from .requirements import optional_reference
 
 _DECAY = Linear(0.0, 0.5, 500)
 
@@ -61,11 +62,22 @@ class DiffusionNFT(Objective):
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     old: Policy = attrs.field(init=False, repr=False)
-    _kept: float = attrs.field(default=0.0, init=False, repr=False)
+    _forward: ForwardLosses = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.reference = optional_reference(self.policy, self.reference, self.kl, "DiffusionNFT.kl")
         self.old = self.policy.fork()
+        self._forward = ForwardLosses(
+            self.policy,
+            self.old,
+            Follower(self.decay, name="DiffusionNFT.decay"),
+            self.levels,
+            self.sigma_min,
+            shared=False,
+            rows=self.rows,
+            name="diffusion_nft",
+            objective="DiffusionNFT",
+        )
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses, self.updates),)
@@ -78,45 +90,39 @@ class DiffusionNFT(Objective):
         return both if self.reference is None else {**both, "reference": self.reference}
 
     def update_rows(self, samples: int, parents: int) -> int:
-        return samples * self.levels
+        return self._forward.update_rows(samples)
 
     def after_step(self) -> None:
-        self.old.lerp_(self.policy, 1 - self._kept)
+        self._forward.after_step()
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        group = batch.trajectories.group
-        require_groups(batch.trajectories, "DiffusionNFT")
-        self._kept = share_at(self.decay, batch.progress, "DiffusionNFT.decay")
-        samples = NoisedSamples.draw(batch, self.levels, self.sigma_min, False, f"diffusion_nft/{update}", "DiffusionNFT")
-        optimality = 0.5 + group_normalize(batch.rewards.double(), group).clamp(-self.limit, self.limit) / (2 * self.limit)
-        weight = 1 / (torch.bincount(group)[group].double() * self.levels * batch.groups)
-        units = torch.arange(len(samples))
-        for piece in units.split(self.rows or len(units)):  # a sum over units: pieces need no first pass
-            yield self._piece(samples, piece, optimality, weight, batch.groups)
+        forward = self._forward.draw(batch, update)
+        score = group_normalize(batch.rewards.double(), batch.trajectories.group).clamp(-self.limit, self.limit)
+        optimality = (0.5 + score / (2 * self.limit))[forward.sample]
+        weight = forward.weight
+        yield from forward.apart(lambda noised, units: self._piece(forward, noised, units, optimality[units], weight[units]))
 
-    def _piece(self, samples: NoisedSamples, units: Tensor, optimality: Tensor, weight: Tensor, groups: int) -> Loss:
-        noised, sample = samples.at(units), samples.sample[units]
+    def _piece(self, forward: ForwardBatch, noised: Noised, units: Tensor, optimality: Tensor, weight: Tensor) -> Loss:
         with torch.no_grad():
-            old = self.old.velocity(noised.latents, noised.sigma, noised.condition)
-        velocity = self.policy.velocity(noised.latents, noised.sigma, noised.condition)
+            old = noised.velocity(self.old)
+        velocity = noised.velocity(self.policy)
         apart = mean_square(velocity.detach() - old)
-        samples.require_finite(apart, units, "policy, or of its old weights,")
-        per_unit = nft_loss(velocity, old, noised.target, noised.sigma, optimality[sample], self.beta, self.adaptive)
+        forward.samples.require_finite(apart, units, "policy, or of its old weights,")
+        per_unit = nft_loss(velocity, old, noised.target, noised.sigma, optimality, self.beta, self.adaptive)
         count = torch.tensor(len(units))
         metrics = {
-            "optimality": (optimality[sample].sum(), count),
+            "optimality": (optimality.sum(), count),
             "distance/old": (apart.sum(), count),
         }
         if self.reference is not None:
             with torch.no_grad():
-                reference = self.reference.velocity(noised.latents, noised.sigma, noised.condition)
+                reference = noised.velocity(self.reference)
             distance = mean_square(velocity - reference)
-            samples.require_finite(distance, units, "reference")
+            forward.samples.require_finite(distance, units, "reference")
             per_unit = per_unit + self.kl * distance
             metrics["distance/reference"] = (distance.detach().sum(), count)
-        value = (weight[sample] * per_unit).sum()
-        share = torch.tensor(len(samples.batch.trajectories.condition) * len(units) / len(samples))
-        return Loss(value, {"loss": (value.detach() * groups, share), **metrics})
+        value = (weight * per_unit).sum()
+        return Loss(value, {"loss": forward.reported(value, len(units)), **metrics})
 
 
 def nft_loss(velocity: Tensor, old: Tensor, target: Tensor, sigma: Tensor, optimality: Tensor, beta: float, adaptive: bool) -> Tensor:

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Condition, NonFiniteError, ScoredBatch
+from diffalign.core import Condition, NonFiniteError, Policy, ScoredBatch
 
 _PER_SAMPLE = 1 << 32
 """Node ids of noise are sample * 2^32 + place of the level: they do not depend on the other prompts."""
@@ -30,6 +30,14 @@ class Noised:
     sigma: Tensor
     condition: Condition
     target: Tensor
+
+    def velocity(self, policy: Policy) -> Tensor:
+        """The velocity [B, *] under some weights: one network row a unit."""
+        return policy.velocity(self.latents, self.sigma, self.condition)
+
+    def error(self, velocity: Tensor) -> Tensor:
+        """The mean squared error of a velocity [B, *]: [B], float64."""
+        return mean_square(velocity - self.target)
 
 
 @attrs.frozen(eq=False)

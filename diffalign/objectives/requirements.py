@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffalign.core import NonFiniteError, Policy, Progress, Scalar, TrajectoryBatch, require_frozen, scalar
+from diffalign.core import NonFiniteError, Policy, Scalar, TrajectoryBatch, require_frozen
 
 
 def require_comparable(trajectories: TrajectoryBatch, objective: str) -> None:
@@ -98,15 +98,3 @@ def optional_reference(policy: Policy, reference: Policy | None, weight: float, 
     reference = policy.fork() if reference is None else reference
     require_frozen(reference, "reference")
     return reference
-
-
-def share_at(value: Scalar | float, progress: Progress, name: str) -> float:
-    """A number or schedule at this step of the run, which must lie in [0, 1].
-
-    Raises:
-        ValueError: it does not.
-    """
-    share = scalar(value)(progress)
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name} must lie in [0, 1]; got {share:g} at step {progress.step}")
-    return share

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Condition, Loss, Objective, Phase, Policy, ScoredBatch
+from diffalign.core import Condition, Follower, Loss, Objective, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
 
 from .few_step.attribution import Attribution, Broadcast, GroupAdvantage
 from .few_step.directions import Distance, GeneratorMix, Normalizer, PerTerm, ShareMix, Squared
@@ -24,6 +24,13 @@ from .few_step.surrogate import Preference, prefer, regress
 from .few_step.trust_regions import RatioClip, TrustRegion
 from .few_step.update_plans import Role, Together, UpdatePlan
 from .requirements import require_groups
+
+_OLD_DECAY = Ramp(0.001, 0.001, limit=0.3)
+
+
+def _is_least_sigma(objective: object, field: "attrs.Attribute[float]", value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"SurrogateReward.{field.name} must lie in [0, 1): it is the least sigma asked for; got {value:g}")
 
 
 @attrs.define(eq=False)
@@ -58,6 +65,8 @@ class SurrogateReward(Objective):
             where the reference follows it. The fixed point of `Unnormalized` has the ratio p_phi / p_base. An equal rule for both is
             one policy
         trust_region: against the moving average of the surrogate
+        old_decay: share of itself that this average keeps at a step, in [0, 1]; a number or a schedule. By default 0.001 (n + 1) at step
+            n, and at most 0.3
         runaway: mean ||v_phi - v_psi||^2 of a group beyond which its samples that beat the reference stop pulling; None never
         surrogate_regularization: weight of that distance, v_psi not guided
         weight_by_stage: the factor (j + 1) / K
@@ -77,7 +86,7 @@ class SurrogateReward(Objective):
 
     Raises:
         ValueError: a teacher that could move, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a floor
-            outside [0, 1), a scale below that of no guidance.
+            outside [0, 1), a decay outside [0, 1], a scale below that of no guidance.
 
     Reference: TDM-R1, arXiv:2603.07700; DGPO, arXiv:2510.08425.
     """
@@ -95,6 +104,7 @@ class SurrogateReward(Objective):
     reference: Reference = attrs.field(factory=FrozenTeacher)
     baseline: Reference = attrs.field(factory=FrozenTeacher)
     trust_region: TrustRegion = attrs.field(factory=RatioClip)
+    old_decay: Scalar | float = _OLD_DECAY
     runaway: float | None = attrs.field(default=0.05, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     surrogate_regularization: float = attrs.field(default=1e-3, validator=attrs.validators.ge(0.0))
     weight_by_stage: bool = True
@@ -107,8 +117,8 @@ class SurrogateReward(Objective):
     reward_interval: Interval = attrs.field(factory=Overlap)
     times: QueryTime = attrs.field(factory=ShiftedTime)
     shared: Shared = attrs.field(default="group", validator=attrs.validators.in_(("batch", "group", "sample")))
-    reward_floor: float = 0.3
-    surrogate_floor: float = 0.3
+    reward_floor: float = attrs.field(default=0.3, validator=_is_least_sigma)
+    surrogate_floor: float = attrs.field(default=0.3, validator=_is_least_sigma)
     reward_stages: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
     stages: StageSampler = attrs.field(factory=EveryStage)
     surrogate_stages: StageSampler = attrs.field(factory=CleanerStages)
@@ -121,12 +131,10 @@ class SurrogateReward(Objective):
     _old: Policy = attrs.field(init=False, repr=False)
     _reference: Policy = attrs.field(init=False, repr=False)
     _baseline: Policy = attrs.field(init=False, repr=False)
-    _step: int = attrs.field(init=False, default=0, repr=False)
+    _progress: Progress | None = attrs.field(init=False, default=None, repr=False)
+    """Of the step under way, which `after_step` is not told; None between steps."""
 
     def __attrs_post_init__(self) -> None:
-        for name in ("reward_floor", "surrogate_floor"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"SurrogateReward.{name} must lie in [0, 1): it is the least sigma asked for; got {getattr(self, name):g}")
         self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)
         # guidance is no density that a surrogate could be compared with: what it starts from is also what it is held against
         self._start = unguided(self._teacher)
@@ -166,10 +174,17 @@ class SurrogateReward(Objective):
 
     def after_step(self) -> None:
         # once all phases have succeeded, so that a failing one leaves nothing half moved
-        self._old.lerp_(self._surrogate, 1 - min(0.3, 0.001 + 0.001 * self._step))
-        self.reference.follow(self._reference, self._surrogate, self._step)
+        progress, self._progress = self._progress, None
+        if progress is None:
+            return
+        self._follower.move(self._old, self._surrogate, progress)
+        self.reference.follow(self._reference, self._surrogate, progress)
         if self._baseline is not self._reference:
-            self.baseline.follow(self._baseline, self._surrogate, self._step)
+            self.baseline.follow(self._baseline, self._surrogate, progress)
+
+    @property
+    def _follower(self) -> Follower:
+        return Follower(self.old_decay, name="SurrogateReward.old_decay")
 
     def _rows(self, batch: ScoredBatch, sampler: StageSampler, name: str) -> Rows:
         stages = len(batch.trajectories.sigmas) - 1
@@ -199,7 +214,8 @@ class SurrogateReward(Objective):
 
     def _surrogate_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_groups(batch.trajectories, "SurrogateReward")
-        self._step = batch.progress.step
+        self._follower.kept(batch.progress)  # a decay that cannot be is refused before a weight moves
+        self._progress = batch.progress
         rows, drawn, weight = self._compared(batch, update)
         values = self.attribution(batch.trajectories, self.advantage(batch.rewards, batch.trajectories.group, batch.deviation))
         yield from prefer(

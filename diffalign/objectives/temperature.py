@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import attrs
 import torch
@@ -99,7 +99,7 @@ class EffectiveSamples(Budget):
     share: float = 0.5
     start: float = 20.0
     rate: float = 0.1
-    gain: ClassVar[float] = 0.0  # the target answers beta at once
+    gain: float = attrs.field(default=0.0, init=False)  # the target answers beta at once
 
     def __attrs_post_init__(self) -> None:
         if not 0 < self.share < 1:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffalign import Progress
-from diffalign.core import Constant, Cosine, Linear, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
+from diffalign.core import Constant, Cosine, Linear, Ramp, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
 
 
 @given(st.integers(1, 100), st.floats(0.1, 10))
@@ -76,6 +76,10 @@ def test_linear_is_the_warm_up_of_the_release(golden):
     for row in golden["beta_warmup"]:
         warmup = Linear(row["beta"], row["beta_target"], row["warmup"])
         assert warmup(Progress(row["step"], 1000)) == pytest.approx(row["value"], rel=1e-6)
+
+
+def test_a_ramp_rises_to_its_limit():
+    assert [Ramp(0.5, 0.25, 1.0)(Progress(step, 100)) for step in (0, 1, 2, 3, 50)] == [0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 def test_cosine_covers_the_whole_run():

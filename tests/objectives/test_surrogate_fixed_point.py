@@ -43,7 +43,7 @@ class Given(Reference):
     def start(self, teacher, surrogate):
         return self.policy
 
-    def follow(self, reference, surrogate, updates):
+    def follow(self, reference, surrogate, progress):
         pass
 
 

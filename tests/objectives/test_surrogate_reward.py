@@ -6,7 +6,7 @@ import torch
 from few_step_cases import PROMPTS, assert_same_gradients, batch_of, flat, gradients, moved, tiny_student
 
 from diffalign import AlignmentLoop
-from diffalign.core import CPS, NonFiniteError, RewardError
+from diffalign.core import CPS, Linear, NonFiniteError, RewardError
 from diffalign.objectives import SurrogateReward
 from diffalign.objectives.few_step import (
     AdvantageWeighted,
@@ -307,6 +307,7 @@ def test_a_reference_that_follows_does_not_take_the_direction_away():
     for baseline, pulls in ((FrozenTeacher(), True), (copy, False)):
         objective = reinforced(student, apart=False, reference=copy, baseline=baseline)
         moved(objective.surrogate, -0.05)
+        gradients(objective, batch)
         objective.after_step()
         assert torch.equal(flat(dict(objective._reference.named_parameters())), flat(dict(objective.surrogate.named_parameters())))
         assert bool(flat(gradients(objective, batch)["generator"]).any()) is pulls
@@ -321,16 +322,50 @@ def test_the_old_surrogate_is_asked_only_by_a_trust_region_that_reads_it(region,
     assert bool(calls) is asked
 
 
-def test_the_old_surrogate_is_an_average():
-    objective = reinforced(moved(tiny_student(torch.float32)), apart=False)
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, lambda step: 0.001 + 0.001 * step),
+        ({"old_decay": 0.5}, lambda step: 0.5),
+        ({"old_decay": Linear(1.0, 0.0, 2)}, lambda step: 1 - step / 2),
+    ],
+    ids=["as released", "number", "schedule"],
+)
+def test_the_old_surrogate_is_an_average(options, kept):
+    objective = reinforced(moved(tiny_student(torch.float32)), apart=False, **options)
     loop = loop_of(objective)
     old = flat(dict(objective._old.named_parameters()))
     for step in range(2):
         loop.step(PROMPTS[:2], attrs.evolve(batch_of(objective.policy).progress, step=step))
         phi = flat(dict(objective.surrogate.named_parameters()))
-        keep = 0.001 + 0.001 * step
-        old = keep * old + (1 - keep) * phi
+        old = kept(step) * old + (1 - kept(step)) * phi
         torch.testing.assert_close(flat(dict(objective._old.named_parameters())), old, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_follows_without_a_batch():
+    objective = reinforced(moved(tiny_student()), apart=False, reference=MovingReference(decay=0.0))
+    moved(objective.surrogate, -0.05)
+    before = flat(dict(objective._old.named_parameters())), flat(dict(objective._reference.named_parameters()))
+    objective.after_step()
+    after = flat(dict(objective._old.named_parameters())), flat(dict(objective._reference.named_parameters()))
+    assert all(map(torch.equal, before, after))
+
+
+def test_a_decay_that_cannot_be_is_refused_before_a_weight_moves():
+    objective = reinforced(moved(tiny_student()), apart=False, old_decay=1.5)
+    with pytest.raises(ValueError, match=r"SurrogateReward.old_decay must lie in \[0, 1\]; got 1.5 at step"):
+        gradients(objective, batch_of(objective.policy))
+
+
+def test_a_moving_reference_keeps_more_of_itself_at_each_step():
+    student = moved(tiny_student(torch.float32))
+    objective = reinforced(student, apart=False, reference=MovingReference(decay=0.6, first=0.2, rate=0.3))
+    loop = loop_of(objective)
+    followed = flat(dict(objective._reference.named_parameters()))
+    for step, kept in enumerate([0.2, 0.5, 0.6]):
+        loop.step(PROMPTS[:2], attrs.evolve(batch_of(student).progress, step=step))
+        followed = kept * followed + (1 - kept) * flat(dict(objective.surrogate.named_parameters()))
+        torch.testing.assert_close(flat(dict(objective._reference.named_parameters())), followed, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

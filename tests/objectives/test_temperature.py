@@ -117,7 +117,7 @@ def test_a_budget_that_is_none_is_refused(make, message):
 
 
 def test_a_schedule_is_judged_when_it_gives_its_number():
-    with pytest.raises(ValueError, match="Mine.beta must be positive: it is an inverse temperature; got -1"):
+    with pytest.raises(ValueError, match=r"Mine\.beta must be positive: it is an inverse temperature; got -1"):
         Temperature(Constant(-1.0), "Mine")(Progress(0, 1))
 
 

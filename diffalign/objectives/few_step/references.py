@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import attrs
 
-from diffalign.core import Policy
+from diffalign.core import Follower, Policy, Progress, Ramp
 
 
 class Reference(ABC):
@@ -19,8 +19,8 @@ class Reference(ABC):
         """The reference before the first step: the teacher itself (what is inside a guided one), or a fork of its own."""
 
     @abstractmethod
-    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
-        """After update number `updates` (from 0) of the surrogate."""
+    def follow(self, reference: Policy, surrogate: Policy, progress: Progress) -> None:
+        """Move the reference, once all roles have done this step of the run."""
 
 
 @attrs.frozen
@@ -30,7 +30,7 @@ class FrozenTeacher(Reference):
     def start(self, teacher: Policy, surrogate: Policy) -> Policy:
         return teacher
 
-    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
+    def follow(self, reference: Policy, surrogate: Policy, progress: Progress) -> None:
         pass
 
 
@@ -38,14 +38,14 @@ class FrozenTeacher(Reference):
 class MovingReference(Reference):
     """A moving average of the surrogate, as in the TDM-R1 paper: reference <- q reference + (1 - q) surrogate.
 
-        q = min(decay, first + rate n)
+        q = min(decay, first + rate n)   at step n of the run
 
     The difference to it is tiny, so the group objective needs a beta some 1000 times larger than with the frozen teacher.
 
     Args:
         decay: largest q; 0 copies the surrogate, 1 with first = 1 never moves
         first: q at n = 0
-        rate: its growth per update
+        rate: its growth per step
     """
 
     decay: float = attrs.field(default=0.3, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
@@ -55,8 +55,8 @@ class MovingReference(Reference):
     def start(self, teacher: Policy, surrogate: Policy) -> Policy:
         return surrogate.fork()
 
-    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
-        reference.lerp_(surrogate, 1 - min(self.decay, self.first + self.rate * updates))
+    def follow(self, reference: Policy, surrogate: Policy, progress: Progress) -> None:
+        Follower(Ramp(self.first, self.rate, limit=self.decay)).move(reference, surrogate, progress)
 
 
 @attrs.frozen
@@ -64,7 +64,7 @@ class Snapshot(Reference):
     """A copy of the surrogate, renewed now and then.
 
     Args:
-        every: updates of the surrogate between copies
+        every: steps between copies
     """
 
     every: int = attrs.field(default=50, validator=attrs.validators.ge(1))
@@ -72,9 +72,8 @@ class Snapshot(Reference):
     def start(self, teacher: Policy, surrogate: Policy) -> Policy:
         return surrogate.fork()
 
-    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
-        if (updates + 1) % self.every == 0:
-            reference.lerp_(surrogate, 1.0)
+    def follow(self, reference: Policy, surrogate: Policy, progress: Progress) -> None:
+        Follower(decay=0.0, every=self.every).move(reference, surrogate, progress)
 
 
 @attrs.frozen
@@ -94,5 +93,5 @@ class StudentScore(Reference):
     def start(self, teacher: Policy, surrogate: Policy) -> Policy:
         return surrogate.fork(trainable=True)
 
-    def follow(self, reference: Policy, surrogate: Policy, updates: int) -> None:
+    def follow(self, reference: Policy, surrogate: Policy, progress: Progress) -> None:
         pass
