@@ -18,7 +18,8 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: install
-	$(BIN)/diffalign train examples/shapeworld_tmpo.yaml
+	$(BIN)/python examples/digits.py --out runs/digits.png
+	@echo "next, pictures of a Stable Diffusion 3 in four to five minutes: $(BIN)/diffalign train shapeworld_tmpo"
 
 # apart from the rest: peft imports bitsandbytes where it finds it, which on a CPU prints a line about a missing kernel into every run
 $(VENV)/.quantized: $(VENV)/.installed

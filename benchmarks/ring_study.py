@@ -31,9 +31,9 @@ OBJECTIVES: dict[str, Callable[[Policy], Objective]] = {
     OURS: ring.OBJECTIVES["Softmax-TB"],
     "Flow-GRPO": ring.OBJECTIVES["Flow-GRPO"],
     "Flow-GRPO, KL in the loss": lambda policy: FlowGRPO(policy, kl=0.1),
-    "Flow-GRPO, log-ratio in the reward": lambda policy: FlowGRPO(policy, kl=0.1, kl_in="reward"),
+    "Flow-GRPO, log-ratio in the reward": lambda policy: FlowGRPO(policy, kl=0.05, kl_in="reward"),
     "Softmax-TB of the release": lambda policy: SoftmaxTB.release_compatible(policy, beta=2.0),
-    "GroupForwardKL": lambda policy: GroupForwardKL(policy, beta=10.0),
+    "GroupForwardKL": lambda policy: GroupForwardKL(policy, beta=20.0),
 }
 
 

@@ -2,8 +2,8 @@
 
 python benchmarks/temperature_study.py [--seeds 3] [--total 700] [--json FILE]
 
-With "mean" over D dimensions a log-density is 1 / D of the one with "sum", and with "squared" it lacks the noise's variance, so the same
-beta pulls with another strength in each. Reward and kept modes are measured as in ring_study.py; intervals are 95 % (t) over seeds.
+Beta is nats per unit of reward in all of them: what differs is the gradient, whose edges a "squared" log-density weighs by their noise.
+Reward and kept modes are measured as in ring_study.py; intervals are 95 % (t) over seeds.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from diffalign.objectives import SoftmaxTB
 from diffalign.policies import NetworkPolicy
 
 DENSITIES = ("mean", "sum", "squared")
-BETAS = (0.1, 1.0, 10.0, 100.0)
+BETAS = (0.2, 2.0, 20.0, 200.0)
 MODES = (0, 2, 4, 6)
 
 

@@ -25,7 +25,7 @@ A run file is YAML. A value whose type is a part is a class with its arguments, 
 objective:
   class_path: SoftmaxTB        # a name from this page, or the import path of a class of yours
   init_args:
-    beta: {class_path: Linear, init_args: {start: 1.0, end: 4.0, steps: 100}}
+    beta: {class_path: Linear, init_args: {start: 5.0, end: 20.0, steps: 100}}
 rewards: JPEGCompressibility
 ```
 

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from .core import ConfigError, Prompt, Size
-from .embedded import SHAPEWORLD
+from .embedded import WORLDS
 
 
 def _fixed(prompts: Sequence[Prompt | str]) -> tuple[Prompt | str, ...]:
@@ -86,7 +86,8 @@ class PromptFile:
     and "width" (pixels) are the size that it is drawn in, see `Prompts`. Empty lines may stand at the end alone.
 
     Args:
-        path: the file; "shapeworld/NAME" is a list that ships with the package (count, binding, relation, text, all; -held-out)
+        path: the file. "shapeworld/NAME" (count, binding, relation, text, all) and "digits/NAME" (any, set, name, all) are lists that ship
+            with the package, each also with -held-out
         seed, shuffle: as in `Prompts`
 
     Raises:
@@ -111,9 +112,6 @@ class PromptFile:
         return self._prompts.draw(step, count)
 
 
-SHIPPED = SHAPEWORLD / "prompts"
-
-
 def require_readable(text: str, where: str) -> str:
     """The text, if a tokenizer can read it.
 
@@ -131,7 +129,8 @@ def require_readable(text: str, where: str) -> str:
 
 def read_prompts(path: str) -> list[Prompt]:
     """The prompts of a file, in order; see `PromptFile`."""
-    file = SHIPPED / f"{path.removeprefix('shapeworld/')}.txt" if path.startswith("shapeworld/") else Path(path)
+    world, _, name = path.partition("/")
+    file = WORLDS[world] / "prompts" / f"{name}.txt" if world in WORLDS and not Path(path).suffix else Path(path)
     ending = file.suffix.lower()
     if ending not in _READERS:
         known = ", ".join(_READERS)
@@ -153,7 +152,8 @@ def _text(file: Path, path: str) -> str:
             raise ConfigError(f"prompts.path must be a readable UTF-8 file; {path!r} is UTF-16. Save it as UTF-8.")
         return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        shipped = ", ".join(sorted(f"shapeworld/{name.stem}" for name in SHIPPED.glob("*.txt")))
+        lists = ((world, each.stem) for world, folder in WORLDS.items() for each in sorted((folder / "prompts").glob("*.txt")))
+        shipped = ", ".join(f"{world}/{name}" for world, name in lists)
         raise ConfigError(f"prompts.path must be a readable UTF-8 file; got {path!r}: {error}. Shipped lists: {shipped}") from error
 
 

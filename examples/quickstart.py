@@ -43,7 +43,7 @@ def main() -> None:
     policy = FlowMatchingPolicy.from_pretrained("shapeworld", lora=LoRA(rank=16), grid=ShiftedGrid(2.0), max_sequence_length=16)
     table = Table()
     loop = AlignmentLoop(
-        objective=SoftmaxTB(policy, beta=4.0),
+        objective=SoftmaxTB(policy, beta=20.0),
         sampler=TreeSampler(steps=8, plan=FixedPlan(splits=(1, 2, 3), branches=3, eta=0.7)),
         rewards=reward,
         prompts=PromptFile("shapeworld/count"),

@@ -64,7 +64,7 @@ def likes(modes: Sequence[int]) -> Callable[[Tensor, Sequence[Prompt]], Tensor]:
 
 OBJECTIVES: dict[str, Callable[[Policy], Objective]] = {
     "Flow-GRPO": lambda policy: FlowGRPO(policy, kl=0.0),
-    "Softmax-TB": lambda policy: SoftmaxTB(policy, beta=10.0),
+    "Softmax-TB": lambda policy: SoftmaxTB(policy, beta=20.0),
 }
 
 

@@ -40,6 +40,6 @@ def test_links_between_documents_lead_somewhere():
             assert (file.parent / target).exists(), f"{file.name} links to {target}"
 
 
-@pytest.mark.parametrize("run", sorted((ROOT / "diffalign/shapeworld/runs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("run", sorted((ROOT / "diffalign").glob("*/runs/*.yaml")), ids=lambda path: path.stem)
 def test_built_in_runs_are_the_examples(run):
     assert (ROOT / "examples" / run.name).read_text() == run.read_text()

@@ -17,7 +17,7 @@ LAYERS = [
     {"embedded", "placement", "threads"},
     {"core"},
     {"prompts", "policies", "samplers", "objectives", "rewards"},
-    {"shapeworld", "evaluation", "testing"},
+    {"shapeworld", "digits", "evaluation", "testing"},
 ]
 PARTS = LAYERS[2]  # exchanged freely, so they never know each other
 TOP = len(LAYERS)  # checkpoint, config, cli, ...: everything else, and the package itself

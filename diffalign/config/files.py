@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..core import ConfigError
-from ..embedded import SHAPEWORLD
+from ..embedded import WORLDS
 from .errors import listed, nearest
 
 _FLOAT = r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
@@ -118,7 +118,7 @@ def write_yaml(value: Any) -> str:
 
 def built_in() -> dict[str, Path]:
     """The runs that ship with the package, by name."""
-    return {file.stem: file for file in sorted((SHAPEWORLD / "runs").glob("*.yaml"))}
+    return {file.stem: file for world in WORLDS.values() for file in sorted((world / "runs").glob("*.yaml"))}
 
 
 def locate(run: str) -> Path:

@@ -25,7 +25,19 @@ from .signature import accepts, is_callable, is_slot
 GROUP = "diffalign.parts"
 """The entry point group."""
 
-FOLDERS = ("core", "prompts", "policies", "samplers", "objectives", "rewards", "shapeworld.scorers", "evaluation", "tracking")
+FOLDERS = (
+    "core",
+    "prompts",
+    "policies",
+    "samplers",
+    "objectives",
+    "rewards",
+    "shapeworld.scorers",
+    "digits.policy",
+    "digits.rewards",
+    "evaluation",
+    "tracking",
+)
 """Where the package's own parts live."""
 
 SLOTS: Mapping[str, Any] = {

@@ -95,7 +95,7 @@ def painted_loop(reward, hooks=(), seed: int = 0, rate: float = 2e-2, **settings
     modes = torch.cat([LEGIBLE.flatten(1), torch.stack([RED, LOUD]).flatten(1)])
     policy = Painted(GaussianMixturePolicy(modes, 0.15, weights=[0.14] * 6 + [0.08] * 2))
     return AlignmentLoop(
-        objective=SoftmaxTB(policy, beta=2.0),
+        objective=SoftmaxTB(policy, beta=96.0),  # nats: 2 for each of 48 numbers, so high that a planted hack is worth it
         sampler=TreeSampler(steps=4, plan=FixedPlan(splits=(0, 1), branches=3)),
         rewards={"trained": reward},
         prompts=Prompts(["one", "two", "three", "four", "five"]),

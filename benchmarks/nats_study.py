@@ -1,0 +1,92 @@
+"""One temperature in 2 to 65,536 dimensions: beta is in nats, so equal numbers lead to equal policies.
+
+python benchmarks/nats_study.py [--sizes 2 64 2048 65536] [--betas 1 5 20 100] [--total 120] [--json FILE]
+
+A mixture of eight Gaussians on a ring in the first two of D latent numbers, of which the weights alone are trained (so that the number of
+trained numbers is the same in every D), by Softmax-TB with a kernel of density "mean" and a reward that says yes to every second mode.
+Printed: reward, KL to the reference in nats, and `reference/felt` at the end. Below, the same with beta per dimension as it was before
+temperatures were nats: beta times D nats.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffalign import AlignmentLoop, Progress, Prompt
+from diffalign.core import CPS
+from diffalign.objectives import SoftmaxTB
+from diffalign.policies import GaussianMixturePolicy
+from diffalign.prompts import Prompts
+from diffalign.samplers import FixedPlan, TreeSampler
+
+ANGLES = torch.arange(8) * math.pi / 4
+
+
+class Ring(GaussianMixturePolicy):
+    """A mixture whose pictures show the first two coordinates."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return super().decode(latents[:, :2])
+
+
+def ring(size: int) -> Ring:
+    """Eight modes, all but the first two coordinates 0; the weights alone are trained."""
+    means = torch.zeros(8, size)
+    means[:, 0], means[:, 1] = 4 * ANGLES.cos(), 4 * ANGLES.sin()
+    policy = Ring(means, 0.3, kernel=CPS("mean"))
+    policy.means.requires_grad_(False)
+    return policy
+
+
+def even(images: Tensor, prompts: list[Prompt]) -> Tensor:
+    places = (images[:, :2, 0, 0] - 0.5) * 16
+    modes = torch.stack([4 * ANGLES.cos(), 4 * ANGLES.sin()], dim=1)
+    near = torch.cdist(places, modes).min(dim=1)
+    return ((near.indices % 2 == 0) & (near.values < 1.5)).float()
+
+
+def run(size: int, beta: float, total: int, seed: int) -> dict[str, float]:
+    """Means over the last quarter of a run."""
+    loop = AlignmentLoop(
+        SoftmaxTB(ring(size), beta=beta),
+        TreeSampler(8, FixedPlan((0, 1, 2), branches=3, eta=0.9)),
+        even,
+        Prompts([Prompt("a point")]),
+        prompts_per_step=4,
+        optimizers={"default": lambda parameters: torch.optim.Adam(parameters, lr=0.1)},
+        seed=seed,
+        check_rows=0,
+        chunk=4096,
+    )
+    metrics = [loop.step(loop.prompts.draw(step, 4), Progress(step, total, loop.reward)).metrics for step in range(total)]
+    last = metrics[-(total // 4) :]
+    names = {"reward": "reward", "kl": "log_ratio/reference", "felt": "reference/felt"}
+    return {short: sum(step[name] for step in last) / len(last) for short, name in names.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="*", type=int, default=[2, 64, 2048, 65536])
+    parser.add_argument("--betas", nargs="*", type=float, default=[1.0, 5.0, 20.0, 100.0])
+    parser.add_argument("--total", type=int, default=120, help="steps of a run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    print(f"{'D':>6} {'beta':>12} {'reward':>8} {'KL, nats':>9} {'felt':>10}")
+    for size in arguments.sizes:
+        for beta in [*arguments.betas, 4.0 * size]:
+            row = {"size": size, "beta": beta, **run(size, beta, arguments.total, arguments.seed)}
+            rows.append(row)
+            print(f"{size:>6} {beta:>12g} {row['reward']:>8.3f} {row['kl']:>9.3f} {row['felt']:>10.5f}", flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps({"total": arguments.total, "seed": arguments.seed, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

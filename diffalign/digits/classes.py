@@ -1,0 +1,18 @@
+"""Sets of digits, as rewards and prompts name them."""
+
+from collections.abc import Iterable
+
+CLASSES = tuple(range(10))
+"""The digits."""
+
+
+def classes_of(digits: Iterable[int]) -> tuple[int, ...]:
+    """Different digits in rising order.
+
+    Raises:
+        ValueError: one is no whole number from 0 to 9, or stands there twice.
+    """
+    found = tuple(digits)
+    if any(type(digit) is not int or digit not in CLASSES for digit in found) or len(set(found)) < len(found):
+        raise ValueError(f"classes must be different whole numbers from 0 to 9; got {list(found)}")
+    return tuple(sorted(found))

@@ -1,0 +1,114 @@
+"""What studies report of pictures: which digits, how many kinds, how far from real ones, and how far from the exact optimum."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .classes import CLASSES, classes_of
+from .handwriting import split
+from .judge import look
+from .reading import latents_of
+
+
+def class_shares(images: Tensor) -> Tensor:
+    """Share of each digit among all pictures, where the judge is sure of one: the rest to 1 is no digit.
+
+    Args:
+        images: [K, 3, H, W] in [0, 1], K >= 1
+
+    Returns:
+        float64 [10], on the CPU, with a sum of at most 1.
+
+    Raises:
+        ValueError: no images, or others, as in `ink_of`.
+    """
+    _require_some(images)
+    sight = look(images)
+    return torch.bincount(sight.classes[sight.sure], minlength=len(CLASSES)).double() / len(images)
+
+
+def effective_classes(shares: Tensor, classes: Iterable[int] = CLASSES) -> float:
+    """The exponential of the entropy of the shares within `classes`, brought to the sum 1: from 1 to their number.
+
+    0 where all shares are 0.
+
+    Args:
+        shares: [10], not negative
+        classes: the digits that count, those that are rewarded for instance
+
+    Raises:
+        ValueError: shares of another shape or below 0, other digits.
+    """
+    within = _judged(shares, "shares")[list(classes_of(classes))]
+    if float(within.sum()) == 0:
+        return 0.0
+    within = within / within.sum()
+    return math.exp(-float(torch.special.xlogy(within, within).sum()))
+
+
+def distance_to_real(images: Tensor) -> float:
+    """Mean over pictures of the Euclidean distance to the nearest of the 1,437 real pictures of the training half, in [-1, 1]^64.
+
+    The 360 real pictures that are held out are the measure: the model card says how far they are.
+
+    Raises:
+        ValueError: no images, or others, as in `ink_of`.
+    """
+    _require_some(images)
+    return float(torch.cdist(latents_of(images), split()[0].latents.flatten(1)).amin(dim=1).mean())
+
+
+def tilt(p0: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """The optimum of a reward of the digit alone: p_k = p0_k exp(beta R_k) / Z.
+
+    Args:
+        p0: the base's shares [10], not negative, of any sum above 0
+        reward: R of each digit [10]
+        beta: nats per unit of reward
+
+    Returns:
+        float64 [10] with the sum 1; 0 where p0 is 0.
+
+    Raises:
+        ValueError: other shapes, shares below 0 or all 0.
+    """
+    base = _judged(p0, "p0")
+    if reward.shape != base.shape or float(base.sum()) == 0:
+        raise ValueError(f"tilt needs some share above 0 and a reward of each digit, [10]; got p0 {p0.tolist()}, reward {reward.tolist()}")
+    return torch.softmax(base.log() + beta * reward.double().cpu(), dim=0)
+
+
+def kl(target: Tensor, shares: Tensor, floor: float = 1e-3) -> float:
+    """KL(target || shares) = sum_k t_k ln(t_k / s_k), in nats, both brought to the sum 1.
+
+    A digit that was never drawn has the share `floor` (then all are brought to the sum 1 again), so that what is missing costs much, but
+    not infinitely much: with 1,000 pictures 1e-3 is the share of a single one.
+
+    Args:
+        target, shares: [10], not negative, of any sum above 0
+        floor: least share
+
+    Raises:
+        ValueError: other shapes, shares below 0 or all 0; a floor outside (0, 0.1).
+    """
+    wanted, found = _judged(target, "target"), _judged(shares, "shares")
+    if not 0 < floor < 0.1 or min(float(wanted.sum()), float(found.sum())) == 0:
+        raise ValueError(
+            f"kl needs a floor in (0, 0.1), and some share above 0 in both; got floor {floor}, target {target.tolist()}, shares "
+            f"{shares.tolist()}"
+        )
+    wanted, found = wanted / wanted.sum(), (found / found.sum()).clamp(min=floor)
+    return float((torch.special.xlogy(wanted, wanted) - wanted * (found / found.sum()).log()).sum())
+
+
+def _judged(shares: Tensor, name: str) -> Tensor:
+    if shares.shape != (len(CLASSES),) or not bool((shares >= 0).all()):
+        raise ValueError(f"{name} must be 10 numbers of at least 0, one for each digit; got {shares.tolist()}")
+    return shares.double().cpu()
+
+
+def _require_some(images: Tensor) -> None:
+    if len(images) == 0:
+        raise ValueError("a measure needs at least one image; got none")

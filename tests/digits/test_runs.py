@@ -1,0 +1,50 @@
+"""The built-in runs: found by name, alike but for the objective, and a few of their steps raise the reward."""
+
+import json
+
+import pytest
+import yaml
+
+from diffalign import config
+from diffalign.cli import main
+from diffalign.config import parts
+from diffalign.core import Prompt
+from diffalign.digits import ClassReward, DigitsPolicy, parse
+from diffalign.prompts import read_prompts
+
+
+@pytest.mark.parametrize("name", ["digits_tmpo", "digits_grpo"])
+def test_a_few_steps_of_a_built_in_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = ["--total", "12", "--prompts_per_step", "4", "--optimizers.default.lr", "1e-3", "--average", "null"]
+    assert main(["train", name, "--folder", "run", "--policy.device", "cpu", "--evaluation.samples", "24", *short]) == 0
+    before, after = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (before["step"], after["step"]) == (0, 12)
+    assert after["rewards"]["ClassReward"] > before["rewards"]["ClassReward"] + 0.05
+
+
+def test_the_two_runs_differ_in_the_objective_and_its_density():
+    tmpo, grpo = (yaml.safe_load(config.locate(name).read_text()) for name in ("digits_tmpo", "digits_grpo"))
+    assert (tmpo["objective"]["class_path"], grpo["objective"]["class_path"]) == ("SoftmaxTB", "FlowGRPO")
+    assert grpo["policy"]["init_args"]["kernel"] != tmpo["policy"]["init_args"]["kernel"]
+    for run in (tmpo, grpo):
+        del run["objective"], run["policy"]["init_args"]["kernel"]
+    assert tmpo == grpo
+
+
+def test_a_bonus_is_written_by_digit():
+    reward = ["--rewards.bonus", "{0: 0.2, 3: -0.1}"]
+    loop = config.parse("digits_tmpo", ["--policy.device", "cpu", "--evaluation", "null", *reward]).build()
+    assert loop.rewards == ClassReward(bonus={0: 0.2, 3: -0.1})
+
+
+def test_lists_are_found_by_name():
+    assert read_prompts("digits/any") == [Prompt("a thick digit"), Prompt("a digit")]
+    assert len(read_prompts("digits/all")) + len(read_prompts("digits/all-held-out")) == 45
+    assert all(parse(prompt).family == "name" for prompt in read_prompts("digits/name-held-out"))
+
+
+def test_short_names_lead_to_the_parts():
+    assert parts.find("ClassReward") is ClassReward
+    assert parts.find("DigitsPolicy.from_pretrained") == DigitsPolicy.from_pretrained
+    assert {"DigitReward", "ThicknessReward", "LikesReward", "DigitsPolicy"} <= parts.own().keys()
