@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 
 from .. import core
+from ..objectives import Budget
 from ..samplers import Plan
 from .errors import nearest
 from .signature import accepts, is_callable, is_slot
@@ -52,6 +53,7 @@ SLOTS: Mapping[str, Any] = {
     "PromptSource": core.PromptSource,
     "Hook": core.Hook,
     "Scalar": core.Scalar,
+    "Budget": Budget,
 }
 """The types for which parts are plugged in."""
 

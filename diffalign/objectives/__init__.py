@@ -8,10 +8,11 @@ from .ratio import Ratio, RatioNorm
 from .softmax_tb import SoftmaxTB
 from .surrogate_reward import SurrogateReward
 from .tdm import TrajectoryDistributionMatching
-from .temperature import EffectiveSamples, KLBudget
+from .temperature import Budget, EffectiveSamples, KLBudget
 
 __all__ = [
     "DGPO",
+    "Budget",
     "DiffusionNFT",
     "EffectiveSamples",
     "FlowGRPO",

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from pictures import real
+from handwritten import real
 
 from diffalign.digits import ClassReward, class_shares, distance_to_real, effective_classes, kl, split, tilt
 

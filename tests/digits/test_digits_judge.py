@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pictures import real
+from handwritten import real
 from torch.nn import functional as F
 
 from diffalign.digits import probabilities, split

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pictures import prompts, real
+from handwritten import prompts, real
 
 from diffalign.core import Reward
 from diffalign.digits import ClassReward, DigitReward, LikesReward, ThicknessReward, everything, split
