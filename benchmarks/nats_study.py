@@ -53,16 +53,16 @@ def run(size: int, beta: float, total: int, seed: int) -> dict[str, float]:
     """Means over the last quarter of a run."""
     loop = AlignmentLoop(
         SoftmaxTB(ring(size), beta=beta),
-        TreeSampler(8, FixedPlan((0, 1, 2), branches=3, eta=0.9)),
+        TreeSampler(8, FixedPlan((0, 1), branches=3, eta=0.9)),
         even,
         Prompts([Prompt("a point")]),
-        prompts_per_step=4,
+        prompts_per_step=2,
         optimizers={"default": lambda parameters: torch.optim.Adam(parameters, lr=0.1)},
         seed=seed,
         check_rows=0,
         chunk=4096,
     )
-    metrics = [loop.step(loop.prompts.draw(step, 4), Progress(step, total, loop.reward)).metrics for step in range(total)]
+    metrics = [loop.step(loop.prompts.draw(step, 2), Progress(step, total, loop.reward)).metrics for step in range(total)]
     last = metrics[-(total // 4) :]
     names = {"reward": "reward", "kl": "log_ratio/reference", "felt": "reference/felt"}
     return {short: sum(step[name] for step in last) / len(last) for short, name in names.items()}
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", type=int, default=[2, 64, 2048, 65536])
     parser.add_argument("--betas", nargs="*", type=float, default=[1.0, 5.0, 20.0, 100.0])
-    parser.add_argument("--total", type=int, default=120, help="steps of a run")
+    parser.add_argument("--total", type=int, default=100, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -98,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the network is small
     base = DigitsPolicy.from_pretrained("digits", device="cpu")
-    target = tilt(class_shares(drawn(base, TREE, 256)), REWARD.values(), BETA)
+    target = tilt(class_shares(drawn(base, TREE, 128)), REWARD.values(), BETA)
     policies: dict[str, Policy] = {"base": base}
     for name, objective in OBJECTIVES.items():
         print(f"{name}: {arguments.steps} steps", flush=True)

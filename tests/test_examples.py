@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -17,10 +18,20 @@ def start(*arguments, folder):
 
 
 def test_quickstart(tmp_path):
-    done = start(ROOT / "examples/quickstart.py", "--total", 2, "--json", "table.json", folder=tmp_path)
+    done = start(ROOT / "examples/quickstart.py", "--total", 1, "--json", "table.json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in json.loads((tmp_path / "table.json").read_text())] == [0, 1]
+    assert [row["step"] for row in json.loads((tmp_path / "table.json").read_text())] == [0]
     assert (tmp_path / "runs/quickstart-lora/pytorch_lora_weights.safetensors").exists()
+
+
+def test_the_demo_sets_two_objectives_side_by_side(tmp_path):
+    done = start(ROOT / "examples/digits.py", "--steps", 3, "--out", "some/digits.png", "--json", "table.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert list(table) == ["base", "Flow-GRPO", "Softmax-TB"]
+    assert 0.3 < table["base"]["reward"] < table["Flow-GRPO"]["reward"] < 0.9
+    assert table["base"]["reward"] < table["Softmax-TB"]["reward"]
+    assert Image.open(tmp_path / "some/digits.png").size == (1022, 356)
 
 
 def test_built_in_run_outside_the_checkout(tmp_path):

@@ -41,7 +41,7 @@ def test_the_wheel_contains_nothing_of_the_checkout(wheel):
 
 def test_the_sdist_contains_tests_examples_and_the_book():
     names = listed(SdistBuilder)
-    for part in ("diffalign", "tests", "examples", "docs", "book"):
+    for part in ("diffalign", "tests", "examples", "docs", "book", "tools"):
         folder = ROOT / part
         missing = {p.relative_to(ROOT).as_posix() for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts} - names
         assert not missing, sorted(missing)[:3]
