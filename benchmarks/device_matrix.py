@@ -26,7 +26,16 @@ from diffalign.core import (
     StandardizedSum,
     TrajectorySampler,
 )
-from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB, SurrogateReward, TrajectoryDistributionMatching
+from diffalign.objectives import (
+    DGPO,
+    DiffusionNFT,
+    FlowGRPO,
+    GroupForwardKL,
+    KLBudget,
+    SoftmaxTB,
+    SurrogateReward,
+    TrajectoryDistributionMatching,
+)
 from diffalign.objectives import few_step as fs
 from diffalign.policies import GaussianMixturePolicy, NetworkPolicy, TDMPolicy
 from diffalign.prompts import Prompts
@@ -117,6 +126,7 @@ _OBJECTIVES = {
     "SoftmaxTB, three updates": _paths(SoftmaxTB, updates=3, reference_weight=0.1),
     "SoftmaxTB, squared": _paths(SoftmaxTB, loss="squared", level_weights=True),
     "SoftmaxTB, roots": _paths(SoftmaxTB, ROOTED, center="root", level_weights=True),
+    "SoftmaxTB, siblings": _paths(SoftmaxTB, center="siblings", pull="closed", beta=KLBudget(0.5)),
     "SoftmaxTB, path": _paths(SoftmaxTB, CHAIN, measure="path", center="none"),
     "SoftmaxTB, release": _paths(SoftmaxTB.release_compatible, density="squared", updates=2, reference_weight=0.1),
     "GroupForwardKL": _paths(GroupForwardKL, reference_weight=0.1),

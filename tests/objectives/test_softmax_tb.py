@@ -213,6 +213,17 @@ def test_the_gradient_does_not_depend_on_the_row_budget(rows, update):
         assert_same(got, expected)
 
 
+@pytest.mark.parametrize("options", [{"pull": "closed"}, {"center": "siblings"}, {"center": "siblings", "pull": "closed"}], ids=repr)
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_options_with_less_noise_do_not_depend_on_it_either(rows, options):
+    policy, reference = pair()
+    batch = batch_of(policy)
+    one, other = SoftmaxTB(policy, reference, updates=2, **options), SoftmaxTB(policy, reference, updates=2, rows=rows, **options)
+    assert_same(gradient(other, batch), gradient(one, batch))
+    moved(policy, 0.05)
+    assert_same(gradient(other, batch, 1), gradient(one, batch, 1))
+
+
 @pytest.mark.parametrize("rows", [1, 4, 7])
 def test_in_float32_the_first_pass_of_the_first_update_is_free(rows):
     policy, reference = pair(dtype=torch.float32)
