@@ -9,6 +9,7 @@ import torch
 
 from diffalign import AlignmentLoop
 from diffalign.cli import main
+from diffalign.core import CPS
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.samplers import FixedPlan, TreeSampler
@@ -47,7 +48,7 @@ def test_vargrad_has_twice_the_gradient_of_softmax_tb():
     from tiny import assert_same, batch_of, gradient
     from vargrad import VarGrad
 
-    policy = TinyPolicy((2, 2), dtype=torch.float64)
+    policy = TinyPolicy((2, 2), kernel=CPS("sum"), dtype=torch.float64)  # VarGrad counts in the kernel's unit, which then is nats
     objective, ours = VarGrad(policy, beta=3.0), SoftmaxTB(policy, beta=3.0)
     with torch.no_grad():
         for parameter in policy.trainable_parameters().values():
