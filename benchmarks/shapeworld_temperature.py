@@ -1,4 +1,4 @@
-"""Softmax-TB on ShapeWorld over decades of the inverse temperature, for two conventions of the log-density.
+"""Softmax-TB on ShapeWorld over inverse temperatures in nats, for a convention of the log-density.
 
 python benchmarks/shapeworld_temperature.py FOLDER [--only DENSITY:BETA ...] [--seed 0] [--json FILE]
 
@@ -17,7 +17,7 @@ from typing import Any
 from diffalign.evaluation import paired_change
 from diffalign.evaluation.recorded import by_prompt
 
-RUNS = ("mean:0.4", "mean:4", "mean:40", "sum:4", "sum:40")
+RUNS = ("mean:5", "mean:20", "mean:60")
 SHOWN = (("reward", "rewards", "CountReward"), ("exact", "rewards", "exact"), ("L-GMD", "diversity", "l_gmd"))
 """Column, and where `evaluation.json` has it by prompt."""
 
