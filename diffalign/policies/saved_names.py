@@ -36,6 +36,7 @@ class Name:
         layer: what is left of it without its end: the layer, as its writer calls it
         kind: the matrices of an update, its alpha, DoRA's magnitude, what is added to a layer besides, or None where no writer is known
             that ends a name so
+        end: the end, which names a matrix as the other half of the update names its own, or "" where no writer is known
         adapter: of peft, where the name says it
         text: whether the layer is one of a text encoder
     """
@@ -44,6 +45,7 @@ class Name:
     plain: str
     layer: str
     kind: Kind | None
+    end: str
     adapter: str | None
     text: bool
 
@@ -54,8 +56,12 @@ class Name:
         read = _TEXT_FACTORS.sub(".lora", plain) if text else plain
         for kind, end in _KINDS:
             if found := end.search(read):
-                return cls(whole, plain, read[: found.start()], kind, found.groupdict().get("adapter"), text)
-        return cls(whole, plain, read, None, None, text)
+                return cls(whole, plain, read[: found.start()], kind, found.group(), found.groupdict().get("adapter"), text)
+        return cls(whole, plain, read, None, "", None, text)
+
+    def pairs_with(self, up: "Name") -> bool:
+        """Whether the writer of this name of a first matrix names the second one so."""
+        return self.end.replace("lora_A", "lora_B").replace("down", "up") == up.end
 
 
 @attrs.frozen

@@ -93,7 +93,9 @@ def _require_pairs(file: Path, tensors: Mapping[str, Tensor], parts: Mapping[str
         if alone := next((name.whole for layer, (name, _) in mine.items() if layer not in others), None):
             raise ValueError(f"LoRA.start: {alone!r} in {file} stands alone: a layer has two matrices, down and up")
     for layer, (name, tensor) in down.items():
-        other = up[layer][1]
+        partner, other = up[layer]
+        if not name.pairs_with(partner):
+            raise ValueError(f"LoRA.start: {name.whole!r} and {partner.whole!r} in {file} are no pair: two writers name matrices so")
         if tensor.ndim < 2 or tensor.ndim != other.ndim or len(tensor) < 1 or other.shape[1] != len(tensor):
             raise ValueError(
                 f"LoRA.start: {name.whole!r} in {file} must be [rank, in] and its pair [out, rank]; they are {list(tensor.shape)} and "
