@@ -137,7 +137,7 @@ def policy_of(
     if dtype == torch.float32:
         keep_float32(torch.device(device))
     family = shape.family(whole, Setting(resolution=(shape.pixels, shape.pixels)))
-    shape.lora.attach(network, family)
+    shape.lora.attach(network, family.lora_targets)
     if checkpointing:
         network.enable_gradient_checkpointing()
     if compilation is not None:

@@ -48,17 +48,22 @@ class LoRA:
     start: str | None = None
     start_scale: float = 1.0
 
-    def attach(self, network: Any, family: "Family") -> None:
+    def attach(self, network: Any, default_targets: Sequence[str], family: "Family | None" = None) -> None:
         """Freeze `network` and add the adapters, in float32 whatever the base is.
+
+        Args:
+            network: the denoiser
+            default_targets: what is adapted without `targets` and `start`
+            family: of the denoiser; without it `start` is read under the names of a transformer in diffusers and peft alone
 
         Raises:
             ValueError: a target that names no layer, or a start that is not read as a whole.
         """
         from peft import LoraConfig
 
-        saved = None if self.start is None else SavedAdapters.read(self.start, Layers.of(network, family.component), family.renamed_lora)
+        saved = None if self.start is None else _saved(self.start, network, family)
         network.requires_grad_(False)
-        usual = family.lora_targets if saved is None else sorted(saved.down)
+        usual = default_targets if saved is None else sorted(saved.down)
         targets = list(usual if self.targets is None else self.targets)
         wanted = _layers(network, targets, required=self.targets is not None)
         config = LoraConfig(
@@ -76,6 +81,12 @@ class LoRA:
                 parameter.data = parameter.data.float()
         if saved is not None:
             saved.fill(network, ADAPTER, self.start_scale)
+
+
+def _saved(start: str, network: nn.Module, family: "Family | None") -> SavedAdapters:
+    if family is None:
+        return SavedAdapters.read(start, Layers.of(network, "transformer"))
+    return SavedAdapters.read(start, Layers.of(network, family.component), family.renamed_lora)
 
 
 def _ends(network: nn.Module, targets: Sequence[str]) -> set[str]:

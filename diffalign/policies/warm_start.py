@@ -122,9 +122,10 @@ class SavedAdapters:
             rank, up = len(down), self.up[layer]
             fits = down.shape[1:] == mine_down.shape[1:] and (len(up), *up.shape[2:]) == (len(mine_up), *mine_up.shape[2:])
             if rank > len(mine_down) or not fits or up.shape[1] != rank:
+                largest = max(map(len, self.down.values()))
                 raise ValueError(
-                    f"LoRA.rank must be at least that of LoRA.start, and its layers those of the model; {layer!r} has rank {rank} and is "
-                    f"{_size(up, down)}, the adapter has rank {len(mine_down)} and is {_size(mine_up, mine_down)}"
+                    f"LoRA.rank must be at least that of LoRA.start ({largest}), and its layers those of the model; {layer!r} has rank "
+                    f"{rank} and is {_size(up, down)}, the adapter has rank {len(mine_down)} and is {_size(mine_up, mine_down)}"
                 )
             mine_down[:rank] = down.to(mine_down)
             mine_up.zero_()

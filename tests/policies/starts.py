@@ -37,7 +37,7 @@ class World:
 
     def network(self, **lora):
         network = copy.deepcopy(self.base)
-        LoRA(**lora).attach(network, self.family)
+        LoRA(**lora).attach(network, self.family.lora_targets, self.family)
         return network
 
     def start(self, file, **lora):
@@ -156,13 +156,6 @@ WRITERS = {
         lambda w: {
             **w.pairs({"double_blocks.0.processor.qkv_lora1": "transformer_blocks.0.attn.to_q"}, between=(".down", ".up"), rows=3),
             **w.pairs({"double_blocks.0.processor.proj_lora2": "transformer_blocks.0.attn.to_q"}, between=(".down", ".up")),
-        },
-    ),
-    "fal, FLUX": (
-        "flux-dev",
-        lambda w: {
-            **w.pairs({"base_model.model.double_blocks.0.img_attn.qkv": "transformer_blocks.0.attn.to_q"}, rows=3),
-            **w.pairs({"base_model.model.double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.net.0.proj"}),
         },
     ),
     "OneTrainer, FLUX": (

@@ -1,5 +1,6 @@
 """What a run cannot start at is refused by name, and nothing is passed over in silence."""
 
+import copy
 import functools
 import json
 
@@ -8,6 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from starts import WRITERS, World, kohya, written
+
+from diffalign.policies import LoRA
+from diffalign.policies.diffusers.foreign_names import converted
+from diffalign.policies.saved_names import Layers
 
 world = functools.cache(World)
 PATH = "transformer_blocks.0.attn.to_q"
@@ -164,6 +169,30 @@ def test_broken_files_are_refused(tmp_path):
     (tmp_path / "b.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"a folder with pytorch_lora_weights.safetensors or adapter_model.safetensors"):
         world("sd3").start(tmp_path)  # two, and none of a known name
+
+
+def test_without_a_family_diffusers_own_names_are_read_alone(tmp_path):
+    here = world("flux-dev")
+    network = copy.deepcopy(here.base)
+    with pytest.raises(
+        ValueError, match=r"'lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight' is for no layer of FluxTransformer2DModel$"
+    ):
+        LoRA(start=str(written(tmp_path, WRITERS["kohya, FLUX by its authors' names"][1](here)))).attach(network, ())
+    file = written(tmp_path, WRITERS["alphas, FLUX"][1](here))
+    LoRA(start=str(file)).attach(network, ())
+    torch.testing.assert_close(here.velocity(network), here.elsewhere(file), rtol=0, atol=1e-5)
+
+
+def test_pipelines_without_lora_convert_nothing():
+    with pytest.raises(ValueError, match="object reads no LoRA"):
+        converted(object(), None, {"a": torch.ones(2, 2)})
+
+
+def test_a_flat_name_of_two_layers_names_none():
+    network = torch.nn.ModuleDict({"a_b": torch.nn.Linear(2, 2), "a": torch.nn.ModuleDict({"b": torch.nn.Linear(2, 2)})})
+    layers = Layers.of(network, "transformer")
+    assert layers.find("lora_unet_a_b") is None
+    assert (layers.find("transformer.a_b"), layers.find("base_model.model.a.b")) == ("a_b", "a.b")
 
 
 WORDS = ("lora_A", "lora_B", "lora_down", "lora_up", "transformer.", "diffusion_model.", "module.", "base_model.model.", "unet.", "_", ".0")
