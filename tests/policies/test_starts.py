@@ -84,6 +84,18 @@ def test_prefixes_of_ddp_and_compilation_say_nothing(prefix, tmp_path):
     same(here.start(file), here.velocity(network))
 
 
+def test_flat_names_mean_the_same_under_each_prefix(tmp_path):
+    here = world("sd3")
+    tensors = kohya(here, "transformer_blocks.0.attn.to_q", "proj_out", alpha=2)
+    velocities = [
+        here.start(written(tmp_path / prefix, {name.replace("lora_unet_", prefix, 1): tensor for name, tensor in tensors.items()}))
+        for prefix in ("lora_unet_", "lora_transformer_", "lycoris_")
+    ]
+    dotted = here.pairs({f"diffusion_model.{path}": path for path in ("transformer_blocks.0.attn.to_q", "proj_out")}, alpha=2)
+    for velocity in velocities:
+        same(velocity, here.start(written(tmp_path / "dotted", dotted)))
+
+
 def test_each_layer_has_its_own_alpha(tmp_path):
     here = world("sd15")
     path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_"
