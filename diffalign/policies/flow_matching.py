@@ -147,7 +147,7 @@ class FlowMatchingPolicy(Policy):
             keep_float32(place)
         if lora is not None:
             with nullcontext() if host is None else host.posing():  # peft rounds fresh adapters to the type of the base
-                lora.attach(network, family.lora_targets)
+                lora.attach(network, family.lora_targets, family)
         else:
             network.requires_grad_(True)
         if checkpointing:

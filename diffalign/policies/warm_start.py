@@ -1,21 +1,21 @@
 """Adapters that exist already, as the start of a run: a few-step student, or somebody's LoRA."""
 
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-FILE = "pytorch_lora_weights.safetensors"
-"""As diffusers names it in a folder."""
+from .saved_names import Layers, Name
+from .saved_scales import BESIDE, HEADER, Settings, agreed, sources
+from .saved_tensors import Found, content_of, file_of
 
-_PREFIX = re.compile(r"^(?:base_model\.model\.)?(?:transformer\.|unet\.)?(?:base_model\.model\.)?")
-_DOWN = re.compile(r"\.(?:lora_A(?:\.\w+)?|lora\.down|lora_down)\.weight$")
-_UP = re.compile(r"\.(?:lora_B(?:\.\w+)?|lora\.up|lora_up)\.weight$")
+_OTHER = "Is it for another model? Otherwise load it in plain diffusers and save it from there."
+
+Convert = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""From names of a model's first authors to those of diffusers."""
 
 
 @attrs.frozen(eq=False)
@@ -23,9 +23,9 @@ class SavedAdapters:
     """The low-rank layers of a file, by path of the layer in the denoiser.
 
     Args:
-        down: each [rank, in]
-        up: each [out, rank]
-        scaling: alpha / rank of each
+        down: each [rank, in, ...]
+        up: each [out, rank, ...]
+        scaling: what each product is multiplied by
     """
 
     down: Mapping[str, Tensor]
@@ -33,36 +33,78 @@ class SavedAdapters:
     scaling: Mapping[str, float]
 
     @classmethod
-    def read(cls, path: str) -> "SavedAdapters":
-        """Read what diffusers or peft wrote.
+    def read(cls, path: str, layers: Layers, convert: Convert | None = None) -> "SavedAdapters":
+        """Read all of a file, or refuse it.
 
         Args:
-            path: a safetensors file, or a folder with `pytorch_lora_weights.safetensors`
+            path: a safetensors file, or a folder with one of diffusers, of peft, or with a single one
+            layers: of the denoiser
+            convert: names that are not diffusers' own; None knows none
 
         Raises:
-            ValueError: no such file, or one whose tensors do not say for which layers they are.
+            ValueError: no such file, or one with anything that is not understood, by the name of the first such tensor or setting.
         """
-        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        if not file.exists():
-            raise ValueError(f"LoRA.start must be a safetensors file, or a folder with {FILE}; got {path!r}, where there is none")
-        names = "the tensors of a file must be named by layer, as pipeline.save_lora_weights and peft name them"
-        if file.suffix != ".safetensors":
-            raise ValueError(
-                f"LoRA.start: {names}; {file.name} is no safetensors file. A positional list, such as the EMA of a training state, does "
-                "not say which layer a tensor is for: load it with the code that wrote it, and save it by name."
-            )
-        with safe_open(file, "pt") as content:
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  no mapping
-            metadata = content.metadata() or {}
-        down = {_path(name, _DOWN): tensor for name, tensor in tensors.items() if _DOWN.search(name)}
-        up = {_path(name, _UP): tensor for name, tensor in tensors.items() if _UP.search(name)}
+        file = file_of(path)
+        tensors, header = content_of(file)
+        found = Found.of(file, tensors)
+        settings = {
+            HEADER: Settings.of_header(header.get(HEADER), layers.component, f"{HEADER!r} in the header of {file.name}"),
+            BESIDE: Settings.of_file(file.parent / BESIDE),
+        }
+        paths = {layer: layers.find(layer) for layer in found.down}
+        strange = next((layer for layer, place in paths.items() if place is None), None)
+        scaling = {}
+        for layer, down in found.down.items():
+            place = paths[layer] or layers.stripped(layer)
+            scales = sources(layer, place, len(down), found.alpha.get(layer), settings, layers)
+            if not scales and strange is None:
+                raise ValueError(
+                    f"LoRA.start: {file} does not say by what its updates are multiplied, and names such as "
+                    f"{found.down_names[layer].whole!r} leave that open. Put peft's {BESIDE} beside it; or, if alpha is the rank, begin "
+                    f"the names with '{layers.component}.', as diffusers does."
+                )
+            scaling[layer] = agreed(layer, scales) if scales else 1.0
+        if strange is not None:
+            return cls._converted(found, scaling, found.down_names[strange].whole, layers, convert)
+        return cls._placed(file, found, {layer: place for layer, place in paths.items() if place is not None}, scaling)
+
+    @classmethod
+    def _placed(cls, file: Path, found: "Found", paths: Mapping[str, str], scaling: Mapping[str, float]) -> "SavedAdapters":
+        owners: dict[str, str] = {}
+        for layer, path in paths.items():
+            if path in owners:
+                both = " and ".join(repr(found.down_names[one].whole) for one in (owners[path], layer))
+                raise ValueError(f"LoRA.start: {file} has two updates of {path!r}: {both}")
+            owners[path] = layer
+        down, up = ({path: part[layer] for path, layer in owners.items()} for part in (found.down, found.up))
+        return cls(down, up, {path: scaling[layer] for path, layer in owners.items()})
+
+    @classmethod
+    def _converted(
+        cls, found: "Found", scaling: Mapping[str, float], strange: str, layers: Layers, convert: Convert | None
+    ) -> "SavedAdapters":
+        """With alphas multiplied in, diffusers' conversion has pairs of matrices to rename and split, and nothing else."""
+        refused = f"LoRA.start: {strange!r} is for no layer of {layers.network}"
+        if convert is None:
+            raise ValueError(refused)
+        pairs = {name.plain: found.down[layer] for layer, name in found.down_names.items()}
+        pairs |= {name.plain: found.up[layer].float() * scaling[layer] for layer, name in found.up_names.items()}
+        try:
+            renamed = convert(pairs)
+        except ValueError as error:
+            raise ValueError(f"{refused}, and diffusers cannot convert the file ({error}). {_OTHER}") from error
+        down: dict[str, Tensor] = {}
+        up: dict[str, Tensor] = {}
+        for name, tensor in renamed.items():
+            parsed = Name.of(name)
+            path = layers.find(parsed.layer)
+            part = {"down": down, "up": up}.get(parsed.kind or "")
+            if path is None or part is None or path in part:
+                raise ValueError(f"{refused}; diffusers makes {name!r} of the file, which is for none either. {_OTHER}")
+            part[path] = tensor
         if not down or down.keys() != up.keys():
-            first = next(iter(tensors), "nothing")
-            raise ValueError(f"LoRA.start: {names}, down and up for each; {file} holds {len(tensors)} tensors (first: {first!r})")
-        alphas = {_PREFIX.sub("", name).removesuffix(".alpha"): float(t) for name, t in tensors.items() if name.endswith(".alpha")}
-        usual = _alpha(metadata, file)
-        scaling = {layer: alphas.get(layer, usual or len(tensor)) / len(tensor) for layer, tensor in down.items()}
-        return cls(down, up, scaling)
+            raise ValueError(f"{refused}, and diffusers' conversion leaves matrices without their pair. {_OTHER}")
+        return cls(down, up, dict.fromkeys(down, 1.0))
 
     @torch.no_grad()
     def fill(self, network: nn.Module, adapter: str, scale: float) -> None:
@@ -73,30 +115,22 @@ class SavedAdapters:
         """
         modules = dict(network.named_modules())
         for layer, down in self.down.items():
-            module = modules.get(layer)
+            module: Any = modules.get(layer)
             if module is None or not hasattr(module, "lora_A"):
                 raise ValueError(f"LoRA.targets must cover the layers of LoRA.start; {layer!r} of {type(network).__name__} has no adapter")
             mine_down, mine_up = module.lora_A[adapter].weight, module.lora_B[adapter].weight
             rank, up = len(down), self.up[layer]
-            if rank > len(mine_down) or down.shape[1] != mine_down.shape[1] or len(up) != len(mine_up):
+            fits = down.shape[1:] == mine_down.shape[1:] and (len(up), *up.shape[2:]) == (len(mine_up), *mine_up.shape[2:])
+            if rank > len(mine_down) or not fits or up.shape[1] != rank:
+                largest = max(map(len, self.down.values()))
                 raise ValueError(
-                    f"LoRA.rank must be at least that of LoRA.start, and its layers those of the model; {layer!r} has rank {rank} and is "
-                    f"{len(up)} x {down.shape[1]}, the adapter has rank {len(mine_down)} and is {len(mine_up)} x {mine_down.shape[1]}"
+                    f"LoRA.rank must be at least that of LoRA.start ({largest}), and its layers those of the model; {layer!r} has rank "
+                    f"{rank} and is {_size(up, down)}, the adapter has rank {len(mine_down)} and is {_size(mine_up, mine_down)}"
                 )
             mine_down[:rank] = down.to(mine_down)
             mine_up.zero_()
             mine_up[:, :rank] = up.to(mine_up) * (scale * self.scaling[layer] / module.scaling[adapter])
 
 
-def _path(name: str, end: re.Pattern[str]) -> str:
-    return _PREFIX.sub("", end.sub("", name))
-
-
-def _alpha(metadata: Mapping[str, str], file: Path) -> float | None:
-    """The alpha of all layers, where the file or peft's own configuration beside it names one."""
-    about = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    named = [value for key, value in about.items() if key.rpartition(".")[2] == "lora_alpha"]
-    beside = file.parent / "adapter_config.json"
-    if not named and beside.exists():
-        named = [json.loads(beside.read_text())["lora_alpha"]]
-    return float(named[0]) if named else None
+def _size(up: Tensor, down: Tensor) -> str:
+    return " x ".join(str(side) for side in (len(up), *down.shape[1:]))

@@ -9,7 +9,7 @@ from tiny_pipelines import saved
 
 from diffalign.core import Prompt
 from diffalign.policies import FlowMatchingPolicy, LoRA
-from diffalign.policies.warm_start import FILE
+from diffalign.policies.saved_tensors import FILE
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_what_does_not_fit_is_refused(base, folder, tmp_path):
         load(base, rank=1, start=str(folder))
     with pytest.raises(ValueError, match=r"LoRA.targets must cover the layers of LoRA.start; 'transformer_blocks.0.attn.to_q' of SD3"):
         load(base, start=str(folder), targets=["attn.to_k"])
-    with pytest.raises(ValueError, match=r"LoRA.start must be a safetensors file, or a folder with pytorch_lora_weights.safetensors; got"):
+    with pytest.raises(
+        ValueError, match=r"LoRA.start must be a safetensors file, or a folder with pytorch_lora_weights.safetensors or .*; got"
+    ):
         load(base, start=str(tmp_path / "nowhere"))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffalign.core.schedule import resolution_shift
 from diffalign.core.types import Size
 
+from .foreign_names import converted
 from .grids import flow_sigmas
 
 
@@ -113,6 +114,10 @@ class Family(ABC):
     @abstractmethod
     def velocity(self, network: nn.Module, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """V at [B, *], [B] and the encoded texts of B rows: [B, *]."""
+
+    def renamed_lora(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Pairs of LoRA matrices under names of others -> under diffusers' names, as the family's pipeline does it."""
+        return converted(self.pipeline, self.config, tensors)
 
     def encode_negative(self, prompt: str) -> Mapping[str, Tensor]:
         """The text that guidance leads away from: tensors, each [1, ...]. Some pipelines encode it in another way."""
