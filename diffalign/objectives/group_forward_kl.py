@@ -1,13 +1,13 @@
 """The forward-KL sibling of Softmax Trajectory Balance."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import attrs
 import torch
 
-from diffalign.core import Loss, Objective, Phase, Policy, Progress, Scalar, ScoredBatch, scalar
+from diffalign.core import Loss, Phase, Policy, Scalar, ScoredBatch, scalar
 
+from .matching import PathMatching
 from .path_losses import PathLosses
 from .paths import Measure, Paths, reference_for
 from .requirements import group_has_spread, require_comparable
@@ -16,7 +16,7 @@ from .terms import effective_share, group_forward_kl
 
 
 @attrs.define(eq=False)
-class GroupForwardKL(Objective):
+class GroupForwardKL(PathMatching):
     """Moves the policy's softmax over the K trajectories of a prompt to the Boltzmann distribution of their rewards, in forward KL.
 
         s_i = sum over stochastic edges of log p_theta (- log p_ref, in nats, with measure "relative")
@@ -67,23 +67,8 @@ class GroupForwardKL(Objective):
         self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "GroupForwardKL")
         self._replay = PathLosses(self.policy, self.reference, self.rows, level_weights="group" if self.level_weights else None)
 
-    def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
-        return self._temperature.observe(metrics, progress)
-
-    def state(self) -> Mapping[str, Any]:
-        return self._temperature.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._temperature.restore(state)
-
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses),)
-
-    def policies(self) -> Mapping[str, Policy]:
-        return {"policy": self.policy} if self.reference is None else {"policy": self.policy, "reference": self.reference}
-
-    def after_step(self) -> None:
-        self._replay.forget()
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "GroupForwardKL")

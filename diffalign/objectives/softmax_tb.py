@@ -1,14 +1,15 @@
 """Trajectory Matching Policy Optimization."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Linear, Loss, Objective, Phase, Policy, Progress, Scalar, ScoredBatch, scalar
+from diffalign.core import Linear, Loss, Phase, Policy, Scalar, ScoredBatch, scalar
 
+from .matching import PathMatching
 from .path_losses import PathLosses
 from .paths import Center, Measure, Paths, reference_for
 from .ratio import Ratio, RatioNorm, Shift, shift_numbers
@@ -20,7 +21,7 @@ _WARM_UP = Linear(0.8, 2.0, 150)
 
 
 @attrs.define(eq=False)
-class SoftmaxTB(Objective):
+class SoftmaxTB(PathMatching):
     """Matches the policy's probabilities over the K trajectories of a prompt to a reward-induced Boltzmann distribution.
 
         s_i = sum over stochastic edges of log p_theta - log p_ref, in nats        (measure "relative")
@@ -158,23 +159,8 @@ class SoftmaxTB(Objective):
         """Whose mean the gradient is counted from: squared residuals are the group's own, and know no other centre."""
         return "group" if self.loss == "squared" else self.center
 
-    def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
-        return self._temperature.observe(metrics, progress)
-
-    def state(self) -> Mapping[str, Any]:
-        return self._temperature.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._temperature.restore(state)
-
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses, self.updates),)
-
-    def policies(self) -> Mapping[str, Policy]:
-        return {"policy": self.policy} if self.reference is None else {"policy": self.policy, "reference": self.reference}
-
-    def after_step(self) -> None:
-        self._replay.forget()
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "SoftmaxTB")
