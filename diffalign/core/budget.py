@@ -82,7 +82,7 @@ def _has_rows(owner: object) -> bool:
 
 
 def _set_rows(owner: Any, rows: int) -> None:
-    """Of an objective, and of the values in its fields to which it has passed its budget on."""
+    """Set `rows` on an objective and on every field of it that keeps a copy."""
     for field in attrs.fields(type(owner)):
         inner = getattr(owner, field.name, None)
         if _has_rows(inner):

@@ -38,7 +38,7 @@ _REPEATED = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 @attrs.frozen
 class FirstStep:
-    """What came of comparing a replay with its rollout.
+    """Result of comparing a replay with its rollout.
 
     Args:
         deviation: largest ||mean - rollout mean|| / (length of the velocity's part of the step) over the edges looked at: 0.01 is a

@@ -10,7 +10,7 @@ from .types import ScoredBatch, TrajectoryBatch
 
 @attrs.frozen(eq=False)
 class Evidence:
-    """What to look at after an error.
+    """The tensors and prompts to look at after an error.
 
     Args:
         step: of the run

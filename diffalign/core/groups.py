@@ -18,7 +18,7 @@ def _count(group: Tensor) -> int:
 
 
 def _reduce(values: Tensor, group: Tensor, how: str, count: int) -> Tensor:
-    """Of each group, at each sample: [K] -> [K]."""
+    """Reduce each group, and repeat the result at each of its samples: [K] -> [K]."""
     return values.new_zeros(count).scatter_reduce(0, group, values, how, include_self=False)[group]
 
 

@@ -15,7 +15,7 @@ from .wrapper import PolicyAround
 
 @attrs.frozen(eq=False)
 class Guidance:
-    """What guides a policy's velocity: the scale, and the negative text as its family encodes it.
+    """Guidance of a policy's velocity: the scale, and the negative text as its family encodes it.
 
     Args:
         scale: as the policy's own rule takes it (`Policy.guide`)

@@ -37,7 +37,7 @@ class HostWeights:
             self._held[id(parameter)] = _Held(parameter, dtype or parameter.dtype)
 
     def holds(self, network: nn.Module) -> bool:
-        """Whether some weights of the network wait, so that it cannot be evaluated yet."""
+        """True while some weights of the network wait, so that it cannot be evaluated yet."""
         return bool(self._held) and any(id(parameter) in self._held for parameter in network.parameters())
 
     @contextmanager

@@ -66,13 +66,13 @@ class Phase:
 
 
 class Objective(ABC):
-    """What moves the weights. Its constructor's parameter for the weights being aligned is called `policy`."""
+    """Moves the weights: yields the losses of a step. Its constructor's parameter for the weights being aligned is called `policy`."""
 
     policy: Policy
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """What is trained, in order."""
+        """The phases of a step, in order."""
 
     def behavior(self) -> Policy:
         """Who rolls out; the first-step contract replays this one."""
@@ -109,7 +109,7 @@ class Objective(ABC):
         return None
 
     def state(self) -> Mapping[str, Any]:
-        """What a checkpoint must hold beside the weights of `policies()`: counters, running statistics; numbers, texts and tensors."""
+        """State for checkpoints beside the weights of `policies()`: counters, running statistics; numbers, texts and tensors."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027

@@ -18,13 +18,13 @@ class Interrupted(KeyboardInterrupt):
 
 @attrs.define
 class StopRequest:
-    """Whether somebody has asked the run to stop."""
+    """A request to stop, as signals deliver it."""
 
     received: signal.Signals | None = None
 
     @property
     def number(self) -> int:
-        """Of the signal; 0 where none came."""
+        """Number of the signal; 0 while none came."""
         return 0 if self.received is None else int(self.received)
 
 

@@ -53,7 +53,7 @@ def join(condition: Condition, forests: Sequence[TrajectoryBatch]) -> Trajectory
 
 
 def _condition(whole: Condition, pieces: Sequence[Condition]) -> Condition:
-    """What the forests were sampled under: the whole, unless some sampler encoded its prompts anew."""
+    """The condition of the joined forests: the whole one, unless a sampler encoded its prompts anew."""
     if all(map(_alike, pieces, _cut(whole, [len(piece) for piece in pieces]))):
         return whole
     names = pieces[0].tensors

@@ -186,7 +186,7 @@ class Policy(nn.Module, ABC):
 
     @property
     def reproducible(self) -> bool:
-        """Whether the same call gives the same bits again. A compiled network may meet another program of itself."""
+        """True if the same call gives the same bits again. A compiled network may meet another program of itself."""
         return True
 
     @property

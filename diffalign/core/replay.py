@@ -86,7 +86,7 @@ def replay_parents(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) 
 
 
 def replay(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
-    """As `replay_parents`, for each edge: mean [E, *], std [E] in the order of `edges.child`."""
+    """Replay the transition of each edge: mean [E, *], std [E] in the order of `edges.child`. Siblings share a network row."""
     return replay_parents(policy, trajectories, edges).select(edges.owner)
 
 

@@ -15,7 +15,7 @@ from .types import Prompt, ScoredBatch
 
 @attrs.frozen(eq=False)
 class Report:
-    """What a step did.
+    """The result of a step.
 
     Args:
         step: the number of this step, from 0
@@ -37,7 +37,7 @@ class Report:
 
 
 class Evaluated(Protocol):
-    """What a hook found when it evaluated the weights; `diffalign.evaluation.Evaluation` is one."""
+    """The result of a hook that evaluated the weights; `diffalign.evaluation.Evaluation` is one."""
 
     @property
     def step(self) -> int:
@@ -66,12 +66,12 @@ class Evaluated(Protocol):
 
     @property
     def settings(self) -> Mapping[str, int]:
-        """What must be equal for two evaluations to be compared prompt by prompt; the number of `samples` is among it."""
+        """The settings that two evaluations must share to be compared prompt by prompt; the number of `samples` is among them."""
         ...
 
     @property
     def repeated(self) -> bool:
-        """Whether the run is evaluated like this while it trains, so that its steps can be compared."""
+        """True if the run is evaluated like this while it trains, so that its steps can be compared."""
         ...
 
     def measures(self) -> Mapping[str, Tensor]:

@@ -38,7 +38,7 @@ class Pictures:
 
 @attrs.define(eq=False)
 class Stages:
-    """What a `Rollout` is made of: sampling, decoding and scoring in one step of the run.
+    """The stages that a `Rollout` orders: sampling, decoding and scoring in one step of the run.
 
     Args:
         policy: decodes
@@ -109,7 +109,7 @@ class Stages:
 
 
 class Rollout(ABC):
-    """In which order, and what beside what, the prompts of a step are sampled, decoded and scored; what comes out is the same.
+    """Schedules sampling, decoding and scoring of the prompts of a step; the schedule never changes the result.
 
     Args:
         prompts: groups that are sampled at once; None takes all

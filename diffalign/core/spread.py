@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def is_spread(tensor: Tensor) -> bool:
-    """Whether each process holds a part of it alone. Asked of its methods: importing DTensor takes a second that most runs do not need."""
+    """True if each process holds a part of the tensor alone.
+
+    It looks at the tensor's methods: importing DTensor takes a second that most runs do not need.
+    """
     return hasattr(tensor, "full_tensor")
 
 

@@ -65,7 +65,7 @@ class Prompt(str):
 
 @attrs.frozen(eq=False)
 class Condition:
-    """What a policy made of some prompts: opaque to everyone but that policy.
+    """Encoded prompts: opaque to everyone but the policy that encoded them.
 
     Args:
         prompts: the texts, length P
@@ -88,7 +88,7 @@ class Condition:
 
     @property
     def size(self) -> Size | None:
-        """That all prompts ask for; None is the policy's own.
+        """Image size that all prompts request; None is the policy's own.
 
         Raises:
             ValueError: they ask for several, which cannot be one batch.

@@ -122,7 +122,7 @@ class Update:
         _require_finite_losses(values, phase, batch)
 
     def _norm(self, role: str, policy: Policy, step: int) -> Tensor:
-        """Of the gradients, summed over the processes; equal in all of them. Those of sharded weights were summed by each backward."""
+        """Norm of the gradients over all processes, equal in each. The backward pass has summed those of sharded weights."""
         parameters = policy.trainable_parameters()
         if apart := [parameter for parameter in parameters.values() if not is_spread(parameter)]:
             self.devices.sum_gradients(apart)

@@ -20,7 +20,7 @@ _GIB = 1024**3
 
 @attrs.frozen
 class Cluster:
-    """What a run is planned for.
+    """The devices that a run is planned for.
 
     Args:
         devices: processes, one device each
@@ -143,7 +143,7 @@ def _sizes(loop: AlignmentLoop) -> dict[Size | None, float]:
 
 
 def _update_rows(loop: AlignmentLoop, tree: Branching | None) -> int | None:
-    """Of one prompt, one policy and one update; None where they are not known."""
+    """Network rows of an update for one prompt and one policy; None where they are not known."""
     return None if tree is None else loop.objective.update_rows(tree.leaves, tree.replay_rows)
 
 
@@ -174,7 +174,7 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Ite
 
 
 def row_flops(policy: Policy) -> float:
-    """Of one network row, forward: 2 x weights x tokens of the linear layers, and 4 x tokens^2 x width for each attention.
+    """Operations of one network row, forward: 2 x weights x tokens of the linear layers, and 4 x tokens^2 x width for each attention.
 
     An estimate for transformers; 0 for other networks.
     """

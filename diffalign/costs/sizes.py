@@ -9,12 +9,12 @@ from ..core import Policy
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Of its numbers."""
+    """Bytes of the tensor's numbers."""
     return tensor.numel() * tensor.element_size()
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """What an optimizer will keep per parameter, found out on a parameter of 64 numbers."""
+    """Bytes that an optimizer will keep, measured on a parameter of 64 numbers."""
     probe = nn.Parameter(torch.zeros(8, 8))
     probe.grad = torch.zeros_like(probe)
     twin = type(optimizer)([probe], **{name: value for name, value in optimizer.defaults.items() if name in _arguments(optimizer)})
@@ -36,7 +36,7 @@ _NOT_PER_TOKEN = ("norm", "embed", "lora")
 
 
 def tokens(policy: Policy) -> int:
-    """Of one row, as far as the network's configuration tells."""
+    """Tokens of one row, as far as the network's configuration tells."""
     networks = [dict(module.named_children()).get("network") for module in policy.modules() if isinstance(module, Policy)]
     configs = [getattr(network, "config", None) for network in networks]
     config = next((config for config in configs if config is not None), None)
@@ -60,7 +60,7 @@ def activation_bytes(policy: Policy) -> int:
 
 
 def size(count: float) -> str:
-    """In the unit that reads best."""
+    """Byte count as B, KiB, MiB or GiB."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

@@ -33,7 +33,7 @@ are kept, while transitions, which are as large as latents, live no longer than 
 
 @attrs.frozen(eq=False)
 class Reference:
-    """What the reference says of the edges of a batch.
+    """The reference's transitions along the edges of a batch.
 
     Args:
         log_prob: [E]
@@ -54,7 +54,7 @@ class Reference:
 
 @attrs.frozen(eq=False)
 class Known:
-    """What is known of a batch from its first update on.
+    """Numbers of a batch that its first update finds and later ones need.
 
     Args:
         reference: None where the loss has none
@@ -130,7 +130,7 @@ class PathLosses:
         self._known = None
 
     def _is_known(self, trajectories: TrajectoryBatch) -> bool:
-        """Whether the rollout's log-probs serve as those of the first update, so that its pass without gradient is left out.
+        """True if the rollout's log-probs serve as those of the first update, so that its pass without gradient is left out.
 
         They were made in calls of other sizes. In half precision that may change a path by more than a ratio may, and a summed density adds
         up the rounding of all dimensions; else it is 1e-6 at most.
@@ -219,7 +219,7 @@ def gaussian_kl(policy: Gaussian, reference: Gaussian) -> Tensor:
 
 
 def _from_rollout(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
-    """What a replay would give, from the graph of the rollout: no network row."""
+    """The replay of all edges, taken from the graph of the rollout: no network row."""
     mean = trajectories.mean[edges.row]
     return attrs.evolve(_still(policy.kernel, trajectories, edges, mean), mean=mean)
 

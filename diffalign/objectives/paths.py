@@ -119,7 +119,7 @@ class Paths:
         return nodes.index_add(0, trajectories.paths[inside], below)[self.edges.child]
 
     def over_siblings(self, values: Tensor) -> Tensor:
-        """What the samples below each edge have on average, minus the same of the other edges out of its node: [K] -> [E].
+        """Mean over the samples below each edge, minus that of the other edges out of its node: [K] -> [E].
 
         Given the node, its branches are independent: the others are a baseline that knows all that came before, and nothing of the edge.
         An edge without siblings is compared with the samples of its prompt that are not below it; with none, it gets 0.

@@ -68,7 +68,7 @@ def require_finite(log_prob: Tensor, trajectories: TrajectoryBatch, child: Tenso
 
 
 def group_has_spread(rewards: Tensor, group: Tensor, spread: float = 0.0) -> Tensor:
-    """Whether the rewards of each sample's group differ by more than `spread`: [K], bool."""
+    """True where the rewards of a sample's group differ by more than `spread`: [K]."""
     values = rewards.double()
     start = values.new_zeros(int(group.max()) + 1)
     high, low = (start.scatter_reduce(0, group, values, how, include_self=False)[group] for how in ("amax", "amin"))

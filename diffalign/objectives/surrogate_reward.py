@@ -201,7 +201,7 @@ class SurrogateReward(Objective):
         return fake_condition(self.policy, batch.trajectories.condition, plain), plain
 
     def _compared(self, batch: ScoredBatch, update: int) -> tuple[Rows, tuple[Tensor, Tensor], Tensor]:
-        """What surrogate and reference are asked about: rows, their taus and noises, and weights [B]."""
+        """Rows at which surrogate and reference are compared, their taus and noises, and weights [B]."""
         rows = self._rows(batch, self.surrogate_stages, f"surrogate/{update}/stages")
         stages = len(batch.trajectories.sigmas) - 1
         weight = (rows.stage + 1) / stages if self.weight_by_stage else torch.ones_like(rows.share)

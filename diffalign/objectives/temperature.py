@@ -42,7 +42,7 @@ class Budget(ABC):
 
     @abstractmethod
     def room(self, metrics: Mapping[str, float]) -> float:
-        """What is left of the budget, as a share of it: 1 where nothing is spent, below 0 where too much is."""
+        """The share of the budget that is left: 1 where nothing is spent, below 0 where too much is."""
 
 
 @attrs.frozen

@@ -88,7 +88,7 @@ class FullySharded:
 
     @torch.no_grad()
     def _place_the_rest(self, policies: Mapping[str, Policy], device: torch.device) -> None:
-        """What stays whole in each process: small modules, adapters, buffers. In place, because forks share them."""
+        """Move what stays whole in each process (small modules, adapters, buffers) to its device, in place, because forks share it."""
         for policy in policies.values():
             self.host.place(policy, device, copy=True)
             for module in policy.modules():

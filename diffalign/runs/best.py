@@ -37,7 +37,7 @@ def training_score(rewards: Sequence[float]) -> Score | None:
 
 
 def evaluated(loop: AlignmentLoop) -> bool:
-    """Whether the run is evaluated on held-out prompts while it trains: once at its end is nothing to compare by."""
+    """True if the run is evaluated on held-out prompts while it trains: once at its end is nothing to compare by."""
     return any(result.repeated for result in loop.evaluations)
 
 

@@ -49,7 +49,7 @@ class Checkpoints(Hook):
         return load(loop, self._last())
 
     def resume(self, loop: AlignmentLoop, new_total: bool = False) -> int:
-        """As `restore`, for a run that goes on: only from a checkpoint of the same configuration.
+        """Restore a run that goes on: only from a checkpoint of the same configuration.
 
         Args:
             loop: as built from `config`
@@ -164,7 +164,7 @@ class Checkpoints(Hook):
 
 
 def _rewards_of(written: Path) -> list[float]:
-    """Of the steps before a checkpoint, as it has noted them."""
+    """Rewards of the steps before a checkpoint, as it has noted them."""
     try:
         facts: Mapping[str, Any] = json.loads((written / "manifest.json").read_text())
         return [float(reward) for reward in facts.get("rewards", [])]

@@ -160,7 +160,7 @@ def load_weights(policy: Policy, file: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """What has the name of a checkpoint in a run folder, whole or not, in the order of steps."""
+    """Folders with the name of a checkpoint in a run folder, whole or not, in the order of steps."""
     found = [path for path in folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of)
 
@@ -189,7 +189,7 @@ def complete_checkpoints(folder: Path, quiet: bool = False) -> list[Path]:
 
 
 def is_whole(folder: Path, quiet: bool) -> bool:
-    """Whether a checkpoint is complete and unchanged; if not, why is printed."""
+    """True if a checkpoint is complete and unchanged; if not, the reason is printed."""
     try:
         read_manifest(folder)
     except CheckpointError as error:
@@ -236,7 +236,7 @@ def _weights(policy: Policy, keep: bool) -> dict[str, Tensor]:
 
 
 def _state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
-    """As `state_dict`, with what is spread gathered: a checkpoint does not depend on the number of processes."""
+    """The `state_dict` with spread tensors gathered: a checkpoint does not depend on the number of processes."""
     state = optimizer.state_dict()
     entries: dict[int, dict[str, Any]] = {}
     for index, values in state["state"].items():

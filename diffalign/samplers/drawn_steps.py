@@ -39,7 +39,7 @@ class DrawnSteps(TrajectorySampler):
             raise ValueError(f"DrawnSteps.steps must hold numbers of steps of at least 1; got {list(steps)}")
 
     def branching(self) -> Branching:
-        """That of the largest number of steps: what a run has to have room for."""
+        """Branching of the largest number of steps: a run must have room for it."""
         return DeterministicSampler(max(self.steps), self.samples).branching()
 
     def drawn(self, streams: Streams) -> int:

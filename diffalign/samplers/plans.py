@@ -13,7 +13,7 @@ from diffalign.core import Progress, Streams
 
 @attrs.frozen
 class Branching:
-    """What a rollout does at each step.
+    """Children and noise level of each step of a rollout.
 
     Args:
         children: [T] children of every node of the frontier at step t; 1 goes on without branching

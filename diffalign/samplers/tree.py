@@ -36,7 +36,7 @@ class TreeSampler(TrajectorySampler):
         self.branching()
 
     def branching(self, progress: Progress | None = None, streams: Streams | None = None) -> Branching:
-        """What the plan draws; without arguments, at the first step of seed 0."""
+        """Branching that the plan draws; without arguments, at the first step of seed 0."""
         return self.plan.draw(self.steps, progress or Progress(0, 1), streams or Streams(0))
 
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:

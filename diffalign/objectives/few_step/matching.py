@@ -45,7 +45,7 @@ class Predictor:
 
     @property
     def guides(self) -> bool:
-        """Whether the two predictions differ."""
+        """True if the two predictions differ."""
         return self._guidance.null is not None
 
     def __call__(self, noised: Tensor, tau: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from .stages import Rows
 
 @attrs.frozen(eq=False)
 class Reinforcement:
-    """What moves the student.
+    """The loss that moves the student.
 
     Args:
         student: trained

@@ -12,7 +12,7 @@ Losses = Callable[[ScoredBatch, int], Iterator[Loss]]
 
 @attrs.frozen(eq=False)
 class Role:
-    """What is trained, and by what.
+    """A policy that is trained, and its losses.
 
     Args:
         policy: the weights
