@@ -160,7 +160,7 @@ def test_wrappers_are_looked_through_and_other_policies_refused(exported, tmp_pa
     assert pipeline_policy(Guided(policy, 2.0)) is policy
     mixture = GaussianMixturePolicy([[0.0]], 1.0)
     assert pipeline_policy(mixture) is None
-    with pytest.raises(ValueError, match="only a policy over a diffusers pipeline can be exported; got GaussianMixturePolicy"):
+    with pytest.raises(ValueError, match="can be exported; got GaussianMixturePolicy"):
         export(mixture, tmp_path, "diffusers")
     with pytest.raises(ValueError, match="format must be one of diffusers, comfyui, merged; got 'onnx'"):
         export(policy, tmp_path, "onnx")

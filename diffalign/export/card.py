@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import yaml
 
+from diffalign.config.parts import import_path
 from diffalign.policies import FlowMatchingPolicy
 
 _USE = {
@@ -61,8 +62,6 @@ class Card:
             policy: what was exported
             form: one of the formats
         """
-        from diffalign import __version__
-
         base = policy.family.source or "unknown"
         licence = base_licence(policy)
         front: dict[str, Any] = {"base_model": base, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
@@ -72,13 +71,32 @@ class Card:
         about = {
             "base": f"{base} ({type(policy.family.pipeline).__name__})",
             "licence of the base": licence or "not stated in the base's folder: look at its model card before you pass this on",
+        }
+        head = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {kind} for {base}", ""]
+        return "\n".join([*head, *self._body(about), _USE[form].replace("{base}", base), ""])
+
+    def plain(self, policy: type[object]) -> str:
+        """The card of a policy that saves itself.
+
+        Args:
+            policy: its class
+        """
+        module, _, name = import_path(policy, policy.__name__).rpartition(".")
+        use = f'```python\nfrom {module} import {name}\n\npolicy = {name}.from_pretrained(".")  # this folder\n```'
+        return "\n".join([f"# Weights of a {name}", "", *self._body({}), use, ""])
+
+    def _body(self, about: Mapping[str, str]) -> list[str]:
+        """What was trained how, what was measured, and the heading of how to use it."""
+        from diffalign import __version__
+
+        about = {
+            **about,
             "objective": self.objective or "unknown",
             "rewards": ", ".join(self.rewards) or "unknown",
             "sampler": self.sampler or "unknown",
             "training steps": "unknown" if self.steps is None else str(self.steps),
         }
-        lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {kind} for {base}", ""]
-        lines += [
+        lines = [
             f"Trained with diffalign {__version__}.",
             "",
             "| | |",
@@ -90,7 +108,7 @@ class Card:
             lines += [f"| {what} | {before} | {after} |" for what, before, after in self.measured]
         else:
             lines += ["", "Nothing was measured on these weights."]
-        return "\n".join([*lines, "", "## Use", "", _USE[form].replace("{base}", base), ""])
+        return [*lines, "", "## Use", ""]
 
 
 def base_licence(policy: FlowMatchingPolicy) -> str:

@@ -14,7 +14,7 @@ from diffalign.policies.diffusers import is_quantized
 
 from .card import Card
 from .layers import layers
-from .unwrapping import pipeline_policy
+from .unwrapping import pipeline_policy, saving_policy
 
 Format = Literal["diffusers", "comfyui", "merged"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -26,10 +26,11 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
 
     - "diffusers": adapters with their alpha, for `pipeline.load_lora_weights(folder)`
     - "comfyui": adapters in one file under the names that ComfyUI's loader gives the layers of the family
-    - "merged": the whole pipeline, for `DiffusionPipeline.from_pretrained(folder)`; the only one for weights that were all trained
+    - "merged": the whole pipeline, for `DiffusionPipeline.from_pretrained(folder)`; the only one for weights that were all trained. A
+      policy that is none over a pipeline and has a method `save` (`DigitsPolicy`) writes itself
 
     Args:
-        policy: over a diffusers pipeline, possibly wrapped
+        policy: over a diffusers pipeline, or one that saves itself; possibly wrapped
         folder: is made
         form: see above
         card: what is known about the run
@@ -38,14 +39,14 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
         The folder.
 
     Raises:
-        ValueError: not a policy over a pipeline, no adapters where the format holds nothing else, a family that ComfyUI does not run, a
+        ValueError: neither such a policy, no adapters where the format holds nothing else, a family that ComfyUI does not run, a
             quantised base to merge into.
     """
     if form not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {form!r}")
     inner = pipeline_policy(policy)
     if inner is None:
-        raise ValueError(f"only a policy over a diffusers pipeline can be exported; got {type(policy).__name__}")
+        return _of_its_own(policy, folder, form, card or Card())
     if form == "merged":
         if is_quantized(inner.network):
             raise ValueError(
@@ -59,6 +60,20 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
         next(layers(inner))  # says what to do where there is none
         inner.save_lora(str(folder))
     (folder / "README.md").write_text((card or Card()).text(inner, form))
+    return folder
+
+
+def _of_its_own(policy: Policy, folder: Path, form: Format, card: Card) -> Path:
+    """The weights of a policy that is no pipeline, by its own method."""
+    inner = saving_policy(policy)
+    if inner is None:
+        raise ValueError(
+            f"only a policy over a diffusers pipeline, or one with a method save(folder), can be exported; got {type(policy).__name__}"
+        )
+    if form != "merged":
+        raise ValueError(f"{type(inner).__name__} is no diffusers pipeline and has no LoRA; export it with --format merged")
+    inner.save(str(folder))
+    (folder / "README.md").write_text(card.plain(type(inner)))
     return folder
 
 

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from diffalign import config
 from diffalign.cli import main
@@ -21,6 +23,24 @@ def test_a_few_steps_of_a_built_in_run(name, tmp_path, monkeypatch):
     before, after = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (before["step"], after["step"]) == (0, 12)
     assert after["rewards"]["ClassReward"] > before["rewards"]["ClassReward"] + 0.05
+
+
+def test_its_weights_are_exported_and_read_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ["--total", "1", "--prompts_per_step", "2", "--average", "null", "--evaluation", "null", "--policy.device", "cpu"]
+    assert main(["train", "digits_tmpo", "--folder", "run", *short]) == 0
+    assert main(["export", "run"]) == 2
+    assert "DigitsPolicy is no diffusers pipeline and has no LoRA; export it with --format merged" in capsys.readouterr().err
+    assert main(["export", "run", "--format", "merged"]) == 0
+    again = DigitsPolicy.from_pretrained("run/export/merged", device="cpu")
+    base = DigitsPolicy.from_pretrained("digits", device="cpu")
+    steps = load_file(tmp_path / "run/step-000001/policy.safetensors")
+    assert all(torch.equal(value, steps[name]) for name, value in again.own_parameters().items())
+    assert not all(torch.equal(value, base.own_parameters()[name]) for name, value in again.own_parameters().items())
+    card = (tmp_path / "run/export/merged/README.md").read_text()
+    assert "SoftmaxTB" in card
+    assert "from diffalign.digits import DigitsPolicy" in card
+    assert 'policy = DigitsPolicy.from_pretrained(".")' in card
 
 
 def test_the_two_runs_differ_in_the_objective_alone():
