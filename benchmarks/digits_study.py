@@ -8,7 +8,8 @@ step from the noise of its seed, and is measured under the sampler that it was t
 classes among the five even ones, distance to the nearest real picture, and the divergence of the class shares from the exact tilt of the
 base by exp(beta R), root by root, because the initial noise does not move.
 
-Runs that the JSON file holds are not run again. Without --seeds it prints the table of the file.
+Runs that the JSON file holds are not run again. Without --seeds it prints the tables of the file: seeds from 100 on are the search, those
+below are reported.
 """
 
 import argparse
@@ -39,6 +40,8 @@ ENDS = DeterministicSampler(8, samples=27)
 MEASURED = (150, 300, 600, 1200, 2400, 6000)
 """Steps after which a run is measured."""
 PROMPT = Prompt("a digit")
+SEARCH = 100
+"""The first seed of a search for settings."""
 
 Make = Callable[[Policy, float], Objective]
 ARMS: Mapping[str, tuple[str, Any, Make]] = {
@@ -157,10 +160,10 @@ def interval(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} +- {quantile * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
 
 
-def table(known: Mapping[str, Any]) -> str:
-    """One line a task, arm, rate and step."""
+def table(known: Mapping[str, Any], search: bool) -> str:
+    """One line a task, arm, rate and step, of the seeds that are reported or of those of the search."""
     groups: dict[tuple[str, str, float, int], list[dict[str, float]]] = {}
-    for entry in known["runs"]:
+    for entry in (entry for entry in known["runs"] if (entry["seed"] >= SEARCH) == search):
         for row in entry["rows"]:
             groups.setdefault((entry["task"], entry["arm"], entry["rate"], row["step"]), []).append(row)
     lines = []
@@ -174,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=0, help="runs of each arm and rate")
-    parser.add_argument("--first", type=int, default=0, help="the first seed; those of a search and of a report must differ")
+    parser.add_argument("--first", type=int, default=0, help=f"the first seed; {SEARCH} begins a search")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--rates", nargs="*", type=float, default=[1e-4])
     parser.add_argument("--task", choices=list(BETA), default="even")
@@ -196,7 +199,7 @@ def main() -> None:
                 known["runs"].append({"task": task, "arm": arm, "rate": rate, "seed": seed, "steps": arguments.steps, "rows": rows})
                 arguments.json.write_text(json.dumps(known, indent=1) + "\n")
                 print(arm, rate, seed, json.dumps({name: round(value, 3) for name, value in rows[-1].items()}), flush=True)
-    print(table(known))
+    print(f"search\n{table(known, True)}\n\nreported\n{table(known, False)}")
 
 
 if __name__ == "__main__":

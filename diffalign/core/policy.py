@@ -97,6 +97,11 @@ class Policy(nn.Module, ABC):
         return self
 
     @property
+    def examples(self) -> tuple[Prompt, Prompt] | None:
+        """Two prompts that the policy can read, for checks of it; None where it reads any text."""
+        return None
+
+    @property
     def step_counts(self) -> tuple[int, ...]:
         """The numbers of steps that the weights are trained for, the one at hand first; empty where any number will do."""
         return ()

@@ -56,6 +56,10 @@ class PolicyAround(Policy):
         return self if inner is self.policy else view_of(self, policy=inner, latent_shape=inner.latent_shape)
 
     @property
+    def examples(self) -> tuple[Prompt, Prompt] | None:
+        return self.policy.examples
+
+    @property
     def step_counts(self) -> tuple[int, ...]:
         return self.policy.step_counts
 

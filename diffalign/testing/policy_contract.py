@@ -13,12 +13,14 @@ from .elsewhere import agrees, copied, on_a_second_device
 from .pretended_device import DEVICE
 from .properties import Finding, NotApplicableError, Property, examine, holds, require
 
-PROMPTS = (Prompt("three red circles"), Prompt("a blue square and a green cross"), Prompt("three red circles"))
+PROMPTS = (Prompt("three red circles"), Prompt("a blue square and a green cross"))
+"""Of a policy that reads any text."""
 
 
 def _condition(policy: Policy) -> Condition:
     with torch.no_grad():
-        return policy.encode(list(PROMPTS))
+        first, second = policy.examples or PROMPTS
+        return policy.encode([first, second, first])
 
 
 def _noise(policy: Policy, count: int = 3) -> torch.Tensor:
@@ -102,7 +104,7 @@ def _encodes(policy: Policy) -> None:
     for name, tensor in condition.tensors.items():
         holds(torch.equal(tensor[0], tensor[2]), f"equal prompts must be encoded equally; tensors[{name!r}] differ")
         with torch.no_grad():
-            alone = policy.encode([PROMPTS[1]]).tensors[name][0]
+            alone = policy.encode([condition.prompts[1]]).tensors[name][0]
         holds(alone.shape == tensor[1].shape, f"tensors[{name!r}] must not depend in shape on the other prompts")
 
 
