@@ -1,19 +1,23 @@
 """The policy whose weights are meant, behind guidance, few-step students and other wrappers."""
 
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from diffalign.core import Policy
 from diffalign.policies import FlowMatchingPolicy
 
 
-def pipeline_policy(policy: Policy) -> FlowMatchingPolicy | None:
-    """The wrapped `FlowMatchingPolicy`, found along `.policy`; None where there is none, so that nothing can be exported."""
+def _inwards(policy: Policy) -> Iterator[Policy]:
+    """A policy, the one that it wraps, and so on along `.policy`."""
     inner: object = policy
     while isinstance(inner, Policy):
-        if isinstance(inner, FlowMatchingPolicy):
-            return inner
+        yield inner
         inner = getattr(inner, "policy", None)
-    return None
+
+
+def pipeline_policy(policy: Policy) -> FlowMatchingPolicy | None:
+    """The wrapped `FlowMatchingPolicy`, found along `.policy`; None where there is none."""
+    return next((inner for inner in _inwards(policy) if isinstance(inner, FlowMatchingPolicy)), None)
 
 
 @runtime_checkable
@@ -27,7 +31,5 @@ class Saves(Protocol):
 
 def saving_policy(policy: Policy) -> Saves | None:
     """The innermost policy that is wrapped along `.policy`, if it writes its weights itself."""
-    inner: object = policy
-    while isinstance(deeper := getattr(inner, "policy", None), Policy):
-        inner = deeper
-    return inner if isinstance(inner, Saves) else None
+    *_, innermost = _inwards(policy)
+    return innermost if isinstance(innermost, Saves) else None

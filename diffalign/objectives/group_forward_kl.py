@@ -11,7 +11,7 @@ from .matching import PathMatching
 from .path_losses import PathLosses
 from .paths import Measure, Paths, reference_for
 from .requirements import group_has_spread, require_comparable
-from .temperature import Budget, Temperature, felt
+from .temperature import Budget, Temperature
 from .terms import effective_share, group_forward_kl
 
 
@@ -59,11 +59,7 @@ class GroupForwardKL(PathMatching):
     _temperature: Temperature = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._temperature = Temperature(self.beta, "GroupForwardKL")
-        if isinstance(self.beta, Budget) and self.measure == "path":
-            raise ValueError(
-                f"GroupForwardKL.beta must be a number or a schedule with measure 'path', which knows no reference; got {self.beta}"
-            )
+        self._temperature = self._found_temperature()
         self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "GroupForwardKL")
         self._replay = PathLosses(self.policy, self.reference, self.rows, level_weights="group" if self.level_weights else None)
 
@@ -90,10 +86,9 @@ class GroupForwardKL(PathMatching):
             "ess/target": (effective_share(logits, group).sum(), count),
             "ess/policy": (effective_share(matched.detach(), group).sum(), count),
             "skipped_groups": ((kept == 0).double().sum(), count),
+            **self._distance(paths, matched, logits),
         }
         if paths.reference is not None:
-            drift = paths.drift(paths.log_prob.detach())
-            metrics |= {"log_ratio/reference": (drift.sum(), count), **(felt(drift, logits, group) if self.measure == "relative" else {})}
             weight = scalar(self.reference_weight)(batch.progress)
             if weight > 0:
                 constraint = paths.constraint()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffalign.core import NonFiniteError, Policy, Scalar, TrajectoryBatch, require_frozen
+from diffalign.core import NonFiniteError, Policy, TrajectoryBatch, require_frozen
 
 
 def require_comparable(trajectories: TrajectoryBatch, objective: str) -> None:
@@ -36,13 +36,13 @@ def require_groups(trajectories: TrajectoryBatch, objective: str) -> None:
         )
 
 
-def require_positive(value: Scalar | float, name: str, reason: str) -> None:
-    """Refuse a number that is not above zero. A schedule passes: look at what it gives, when it gives it.
+def require_positive(value: float, name: str, reason: str) -> None:
+    """Refuse a number that is not above zero.
 
     Raises:
         ValueError: the number is not positive.
     """
-    if not isinstance(value, Scalar) and not value > 0:
+    if not value > 0:
         raise ValueError(f"{name} must be positive: {reason}; got {value:g}")
 
 

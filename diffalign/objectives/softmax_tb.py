@@ -14,7 +14,7 @@ from .path_losses import PathLosses
 from .paths import Center, Measure, Paths, reference_for
 from .ratio import Ratio, RatioNorm, Shift, shift_numbers
 from .requirements import group_has_spread, require_comparable
-from .temperature import Budget, Temperature, felt
+from .temperature import Budget, Temperature
 from .terms import centered, clipped_surrogate, effective_share, softmax_tb, tb_residual
 
 _WARM_UP = Linear(0.8, 2.0, 150)
@@ -87,7 +87,7 @@ class SoftmaxTB(PathMatching):
     _temperature: Temperature = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._temperature = Temperature(self.beta, "SoftmaxTB")
+        self._temperature = self._found_temperature()
         self._require_compatible()
         self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "SoftmaxTB")
         summed = self.policy.kernel.density == "sum" and not self.ratio.per_dimension
@@ -109,10 +109,6 @@ class SoftmaxTB(PathMatching):
 
     def _require_compatible(self) -> None:
         """Refuse choices that exclude each other."""
-        if isinstance(self.beta, Budget) and self.measure == "path":
-            raise ValueError(
-                f"SoftmaxTB.beta must be a number or a schedule with measure 'path', which knows no reference; got {self.beta}"
-            )
         if self.pull == "closed" and (self.measure, self.loss) != ("relative", "surrogate"):
             raise ValueError(
                 f"SoftmaxTB.pull 'closed' needs measure 'relative' and loss 'surrogate'; got {self.measure!r} and {self.loss!r}. Take "
@@ -228,7 +224,7 @@ class SoftmaxTB(PathMatching):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         group, count = paths.group, torch.tensor(len(paths.group))
         outside = (ratio.exp() - 1).abs() > (self.clip or float("inf"))
-        metrics = {
+        return {
             "softmax_tb": (softmax_tb(matched, logits, group).sum(), count),
             "beta": (torch.tensor(beta, dtype=torch.float64), torch.tensor(1)),
             "ratio/mean": (ratio.exp().sum(), count),
@@ -237,8 +233,5 @@ class SoftmaxTB(PathMatching):
             "ess/target": (effective_share(logits, group).sum(), count),
             "ess/policy": (effective_share(matched, group).sum(), count),
             "skipped_groups": ((kept == 0).double().sum(), count),
+            **self._distance(paths, matched, logits),
         }
-        if paths.reference is not None:
-            drift = paths.drift(paths.log_prob)
-            metrics |= {"log_ratio/reference": (drift.sum(), count), **(felt(drift, logits, group) if self.measure == "relative" else {})}
-        return metrics
