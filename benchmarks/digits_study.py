@@ -14,14 +14,13 @@ below are reported.
 
 import argparse
 import json
-import math
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from ring_study import interval
 from torch import Tensor
 
 from diffalign import AlignmentLoop, Progress, Prompt, Streams
@@ -152,12 +151,10 @@ def measured(policy: Policy, sampler: Any, seed: int, task: str, target: Tensor)
     }
 
 
-def interval(values: list[float]) -> str:
+def shown(values: list[float]) -> str:
     """Mean and half of its 95 % interval (t)."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}.get(len(values), 2.1)
-    return f"{statistics.mean(values):.3f} +- {quantile * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+    mean, half = interval(values)
+    return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} +- {half:.3f}"
 
 
 def table(known: Mapping[str, Any], search: bool) -> str:
@@ -168,7 +165,7 @@ def table(known: Mapping[str, Any], search: bool) -> str:
             groups.setdefault((entry["task"], entry["arm"], entry["rate"], row["step"]), []).append(row)
     lines = []
     for (task, arm, rate, step), rows in sorted(groups.items()):
-        numbers = "  ".join(f"{name} {interval([row[name] for row in rows])}" for name in ("even", "modes", "distance", "from tilt"))
+        numbers = "  ".join(f"{name} {shown([row[name] for row in rows])}" for name in ("even", "modes", "distance", "from tilt"))
         lines.append(f"{task:5s} {arm:42s} {rate:.0e} {step:5d} n={len(rows)}  {numbers}")
     return "\n".join(lines)
 
