@@ -16,10 +16,12 @@ class Argument:
     Args:
         text: as typed
         value: read as YAML
+        instead: the mapping without class_path in whose place it stands: arguments, if a part belongs there
     """
 
     text: str
     value: Any
+    instead: Mapping[str, Any] | None = None
 
 
 @attrs.frozen
@@ -89,6 +91,8 @@ def _assign(node: Any, names: Sequence[str], value: Argument, path: str) -> None
             raise ConfigError(f"--{path}: {name!r} must be a place in a list of {len(node)}, from 0")
         name = int(name)
     there = node[name] if isinstance(node, list) else node.get(name)
+    if isinstance(there, Argument) and there.instead is not None:  # the command line comes here a second time
+        there = there.instead if len(names) == 1 else {"class_path": there.text, "init_args": inherited(there.instead)}
     there = there.value if isinstance(there, Inherited | Argument) else there
     if len(names) > 1:
         if isinstance(there, str):  # a class by its name alone
@@ -100,7 +104,7 @@ def _assign(node: Any, names: Sequence[str], value: Argument, path: str) -> None
             node[name] = _other_class(there, value)
         else:
             _assign(there, names[1:], value, path)
-    elif isinstance(there, dict) and "class_path" in there and isinstance(value.value, str):
+    elif isinstance(there, dict) and isinstance(value.value, str):
         node[name] = _other_class(there, value)
     else:
         node[name] = value
@@ -115,7 +119,14 @@ def _inside(node: Any, name: str) -> Any:
     return node["init_args"]
 
 
-def _other_class(there: Any, value: Argument) -> dict[str, Any]:
+def _other_class(there: Any, value: Argument) -> Any:
+    """Another class with the arguments of the one that it replaces; what is a part and what a mapping is known where types are."""
+    if isinstance(there, dict) and not {"class_path", "init_args"} & there.keys():
+        return attrs.evolve(value, instead=there)
     arguments = there.get("init_args") if isinstance(there, dict) else None
-    kept = {name: entry if isinstance(entry, Inherited) else Inherited(entry) for name, entry in (arguments or {}).items()}
-    return {"class_path": value.text, "init_args": kept}
+    return {"class_path": value.text, "init_args": inherited(arguments or {})}
+
+
+def inherited(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a run file for a class that the command line names."""
+    return {name: entry if isinstance(entry, Inherited) else Inherited(entry) for name, entry in arguments.items()}

@@ -14,7 +14,7 @@ from ..core import ConfigError, Objective, Sharding
 from . import parts
 from .blueprint import Part, described
 from .errors import ConfigWarning, listed, nearest, shown
-from .overrides import Argument, Inherited
+from .overrides import Argument, Inherited, inherited
 from .signature import (
     MISSING,
     Parameter,
@@ -45,17 +45,20 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
     """
     if isinstance(value, Part):  # from a default that is taken over
         return value
-    text = value.text if isinstance(value, Argument) else None
+    text, instead = (value.text, value.instead or {}) if isinstance(value, Argument) else (None, {})
     value = value.value if isinstance(value, Argument) else value
     members = alternatives(parameter.hint)
     slots = [member for member in members if is_slot(member)]
     if isinstance(value, Mapping):
         implied = _implied(value, parameter.default, slots, where)
+        if slots and parameter.usual and implied is None and not set(value) & set(_KEYS):
+            value = {"class_path": parameter.usual, "init_args": value}
         if slots and ("class_path" in value or implied is not None):
             return _part(value, slots, where, implied, words(parameter.hint))
         for member in members:
             if (inner := value_of(member)) is not MISSING:
-                return {_key(key, where): resolve(entry, Parameter(str(key), inner), f"{where}.{key}") for key, entry in value.items()}
+                entries = {_key(key, where): Parameter(str(key), inner, usual=parameter.usual) for key in value}
+                return {key: resolve(value[key], entry, f"{where}.{key}") for key, entry in entries.items()}
         if slots:
             raise ConfigError(
                 f"{where} must name its class: class_path, one of {listed(parts.candidates(slots))}, and its arguments as init_args; "
@@ -67,7 +70,8 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
                 items = [resolve(entry, Parameter("", inner), f"{where}.{place}") for place, entry in enumerate(value)]
                 return items if member is list or getattr(member, "__origin__", None) is list else tuple(items)
     elif isinstance(value, str) and slots and str not in members:
-        return _part({"class_path": value}, slots, where, None, words(parameter.hint))
+        given = inherited(instead) if _takes(instead, parameter, slots, where) else {}
+        return _part({"class_path": value, "init_args": given}, slots, where, None, words(parameter.hint))
     return _plain(value, text, members, parameter.hint, where)
 
 
@@ -104,6 +108,11 @@ def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any], where
     if len(slots) == 1 and list(parts.candidates(slots).values()) == slots:
         return Part(where, parts.import_path(slots[0], ""), slots[0])
     return None
+
+
+def _takes(instead: Mapping[str, Any], parameter: Parameter, slots: Sequence[Any], where: str) -> bool:
+    """Whether a mapping without class_path is the arguments of a part there, and not parts by name."""
+    return bool(parameter.usual) or _implied(instead, parameter.default, slots, where) is not None
 
 
 def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: Part | None, expected: str) -> Part:

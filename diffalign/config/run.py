@@ -20,6 +20,9 @@ from .signature import MISSING, Parameter, parameters, words
 
 _NOT_IN_FILES = ("devices", "sharding")
 
+USUAL: Mapping[str, str] = {"optimizers": "AdamW", "prompts": "PromptFile", "evaluation": "HeldOutEvaluation"}
+"""Keys of a run whose parts may leave out their class -> the class that is meant."""
+
 
 @attrs.frozen
 class Beside:
@@ -43,7 +46,8 @@ class Beside:
 def keys() -> dict[str, Parameter]:
     """The keys of a run file, in the order in which they are written."""
     loop, beside = parameters(AlignmentLoop) or {}, parameters(Beside) or {}
-    return {"policy": beside["policy"], **{name: loop[name] for name in loop if name not in _NOT_IN_FILES}, **beside}
+    known = {"policy": beside["policy"], **{name: loop[name] for name in loop if name not in _NOT_IN_FILES}, **beside}
+    return {name: attrs.evolve(parameter, usual=USUAL.get(name, "")) for name, parameter in known.items()}
 
 
 @attrs.frozen

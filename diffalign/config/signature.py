@@ -36,11 +36,14 @@ class Parameter:
         name: as in the configuration
         hint: its type; Any where there is none
         default: its value if left out, `MISSING` where it is required
+        usual: class that a mapping of arguments means where it names none, or each of them in a mapping of parts; "" where one must
+            be named
     """
 
     name: str
     hint: Any
     default: Any = MISSING
+    usual: str = ""
 
 
 def parameters(target: Callable[..., Any], skip: int = 0) -> dict[str, Parameter] | None:
