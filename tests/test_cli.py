@@ -33,7 +33,7 @@ total: 2
 """
 PARTS = '''
 import os, signal
-from diffalign import Reward
+from diffalign.core import Reward
 
 def red(images, prompts):
     """How red it is."""
@@ -286,7 +286,7 @@ def test_the_forecast_knows_what_it_does_not_know(workplace: Path, capsys: pytes
     with (workplace / "my_parts.py").open("a") as file:
         file.write(
             textwrap.dedent("""
-            from diffalign import TrajectorySampler
+            from diffalign.core import TrajectorySampler
             from diffalign.samplers import DeterministicSampler
 
             class Other(TrajectorySampler):

@@ -450,7 +450,9 @@ def test_a_change_of_class_keeps_as_much_where_the_file_names_none(overrides: li
 
 
 def test_parts_by_name_are_no_arguments_of_the_part_that_replaces_them() -> None:
-    text = RUN.replace("rewards: test_config.first_channel", "rewards: {exponent: test_config.first_channel, other: test_config.first_channel}")
+    text = RUN.replace(
+        "rewards: test_config.first_channel", "rewards: {exponent: test_config.first_channel, other: test_config.first_channel}"
+    )
     assert parse(text=text).tree["rewards"].keys() == {"exponent", "other"}
     assert "rewards.exponent is missing: Power needs it" in refusal("--rewards=test_config.Power", text=text)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffalign import AlignmentLoop, Loss, Objective, Phase, Progress
-from diffalign.core import Overlapped, Sequential
+from diffalign import AlignmentLoop
+from diffalign.core import Loss, Objective, Overlapped, Phase, Progress, Sequential
 from diffalign.costs.capacity import Cluster, plan
 from diffalign.costs.forecast import forecast
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffalign.core import BrokenCallError, Prompt, SingleProcess, agree
+from diffalign.core import Prompt, SingleProcess, agree
+from diffalign.core.errors import BrokenCallError
 from diffalign.core.forking import view_of
 from diffalign.core.policy import RowCounter
 from diffalign.core.processes import together

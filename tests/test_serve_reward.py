@@ -24,7 +24,7 @@ from diffalign.serving import Settings, application
 PARTS = """
 import time
 import attrs
-from diffalign import Reward
+from diffalign.core import Reward
 
 @attrs.frozen
 class Slow(Reward):

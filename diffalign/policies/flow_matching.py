@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module, view_of
+from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module
+from diffalign.core.forking import view_of
 from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention

@@ -8,7 +8,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from ..core import BrokenCallError, Condition, Devices, PeerFailed, Policy, Prompt
+from ..core import Condition, Devices, Policy, Prompt
+from ..core.errors import BrokenCallError, PeerFailed
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, ROOT, UNRECORDED, ContractError, FlowSDE, Guided, PolicyAround, check_first_step
+from diffalign import Prompt
+from diffalign.core import CPS, ROOT, UNRECORDED, ContractError, FlowSDE, Guided, PolicyAround, Progress, Streams, check_first_step
 from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, TreeSampler
 from diffalign.testing import BrokenReplay, GivenPlan, TinyPolicy
 from diffalign.testing.strategies import branchings

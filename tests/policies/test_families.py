@@ -6,8 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 from tiny_pipelines import BUILD, built, flux2_dev, saved
 
-from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import Guided
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import Guided, Progress, Streams
 from diffalign.objectives import SoftmaxTB, SurrogateReward
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.policies.diffusers import Setting

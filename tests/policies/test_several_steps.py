@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-from diffalign import Progress, Prompt, Streams
+from diffalign import Prompt
 from diffalign.config import parse_text
-from diffalign.core import CheckpointError, Guided, ShiftedGrid
+from diffalign.core import CheckpointError, Guided, Progress, ShiftedGrid, Streams
 from diffalign.policies import TDMPolicy
 from diffalign.samplers import DeterministicSampler
 from diffalign.testing import TinyPolicy

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Progress, Streams
+from diffalign.core import Progress, Streams
 from diffalign.samplers import AdaptivePlan, ProgressPlan, TreeSampler
 
 DRAWS = 12

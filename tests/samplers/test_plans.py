@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Progress, Streams
+from diffalign.core import Progress, Streams
 from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, FixedPlan, Plan, TreeSampler
 from diffalign.testing import GivenPlan
 from diffalign.testing.strategies import branchings

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, ROOT, Euler, FlowSDE, Guided
+from diffalign import Prompt
+from diffalign.core import CPS, ROOT, Euler, FlowSDE, Guided, Progress, Streams
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, FixedPlan, TreeSampler, roll_out
 from diffalign.testing import GivenPlan, TinyPolicy
