@@ -14,7 +14,7 @@ import diffalign
 ROOT = Path(diffalign.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
-    {"embedded", "placement", "threads"},
+    {"embedded", "placement", "threads", "vocabulary"},
     {"core"},
     {"prompts", "policies", "samplers", "objectives", "rewards"},
     {"shapeworld", "digits", "evaluation", "testing"},
