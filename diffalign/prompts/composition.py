@@ -2,7 +2,8 @@
 
 import functools
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import ClassVar
 
 from diffalign.core import Prompt
 from diffalign.vocabulary import COLORS, NAMES, POSITIONS
@@ -22,7 +23,7 @@ class CompositionGrammar(Grammar):
     Reference: the mix of Liu et al., Flow-GRPO, arXiv:2505.05470.
     """
 
-    mix = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
+    mix: ClassVar[Mapping[str, int]] = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
 
     def draw(self, kind: str, chance: random.Random) -> Prompt:
         if kind == "counting":

@@ -6,8 +6,8 @@ import attrs
 
 from diffalign.core import ConfigError, Prompt
 
-from .composition import CompositionGrammar
 from .benchmark import geneval
+from .composition import CompositionGrammar
 from .grammar import Grammar
 from .scenes import SceneGrammar
 from .writing import WritingGrammar

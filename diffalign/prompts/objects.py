@@ -46,8 +46,10 @@ def attributed(first: str, color: str, second: str, other: str) -> Prompt:
 
 
 def content(prompt: Prompt) -> str:
-    """What is asked for, whatever the order of the words: equal for "a cat and a dog" and "a dog and a cat", and for "a cat left of a dog"
-    and "a dog right of a cat"."""
+    """What is asked for, whatever the order of the words.
+
+    Equal for "a cat and a dog" and "a dog and a cat", and for "a cat left of a dog" and "a dog right of a cat".
+    """
     include: Sequence[Mapping[str, Any]] = prompt.metadata["include"]  # type: ignore[assignment]
     place = next((entry["position"][0] for entry in include if "position" in entry), "")
     things = [f"{entry['count']} {entry.get('color', '')} {entry['class']}" for entry in include]

@@ -1,6 +1,8 @@
 """Prompts of all sorts, for rewards of people's preference."""
 
 import random
+from collections.abc import Mapping
+from typing import ClassVar
 
 from diffalign.core import Prompt
 
@@ -73,7 +75,7 @@ class SceneGrammar(Grammar):
     Pairs of subject and circumstance are the content: those that are held out come in no style to train on.
     """
 
-    mix = dict.fromkeys((*SUBJECTS, UNUSUAL), 1)
+    mix: ClassVar[Mapping[str, int]] = dict.fromkeys((*SUBJECTS, UNUSUAL), 1)
 
     def draw(self, kind: str, chance: random.Random) -> Prompt:
         who, how = chance.sample(list(SUBJECTS), 2) if kind == UNUSUAL else (kind, kind)

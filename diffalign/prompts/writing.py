@@ -1,6 +1,8 @@
 """Prompts that ask for a written text."""
 
 import random
+from collections.abc import Mapping
+from typing import ClassVar
 
 from diffalign.core import Prompt
 
@@ -73,7 +75,7 @@ class WritingGrammar(Grammar):
     Texts are a word, two words, a sentence, or a word with a number: the tag says which.
     """
 
-    mix = {"word": 1, "words": 1, "sentence": 1, "number": 1}
+    mix: ClassVar[Mapping[str, int]] = {"word": 1, "words": 1, "sentence": 1, "number": 1}
 
     def draw(self, kind: str, chance: random.Random) -> Prompt:
         text = _text(kind, chance)

@@ -36,7 +36,8 @@ class GenEval(Reward):
         correct   1 if all holds, else 0, which is the benchmark's own score and what papers report
 
     The benchmark's own detector is the same network (Mask2Former, Swin-S, COCO instances) in another library.
-    Scale: up to 1; graded is below 0 where there are far too many objects, correct is 0 or 1. Licence: MIT (benchmark, Mask2Former's code, CLIP).
+    Scale: up to 1; graded is below 0 where there are far too many objects, correct is 0 or 1.
+    Licence: MIT (benchmark, Mask2Former's code, CLIP).
 
     Args:
         detector: a Mask2FormerForUniversalSegmentation for instances: a hub id, or a local folder that save_pretrained wrote

@@ -5,7 +5,6 @@ import torch
 
 from diffalign import Prompt
 from diffalign.core import ConfigError
-
 from diffalign.rewards.geneval_rules import Found, correct, graded, relations, wanted
 from diffalign.vocabulary import NAMES
 
