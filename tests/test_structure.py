@@ -144,6 +144,13 @@ def test_a_nan_is_never_replaced():
         assert not names & {"nan_to_num", "nan_to_num_", "nanmean", "nansum", "nanmedian"}, module_of(file)
 
 
+def test_texts_are_utf_8_wherever_the_machine_stands():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text"):
+                assert any(keyword.arg == "encoding" for keyword in node.keywords), f"{module_of(file)}, line {node.lineno}"
+
+
 def test_no_hook_looks_for_another():
     """The loop alone knows its hooks; what one of them has for others goes through the loop, as `evaluations` do."""
     for file in FILES:

@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from ..core.unessential import unessential
     from ..evaluation import ByTag, Rounds, contact_sheet, evaluate
     from ..processes.devices import connect, disconnect
     from .subject import Measuring, Subject
@@ -43,8 +44,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             tags = None if suite is None else ByTag.of(result)
             found = {"run": subject.name, **result.summary()} | ({} if tags is None else {"suite": {"name": options.suite, **tags.plain()}})
-            (folder / "evaluation.json").write_text(json.dumps(found, indent=1))
-            contact_sheet(result.images, [str(prompt) for prompt in result.prompts]).save(folder / "images.png")
+            (folder / "evaluation.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+            with unessential(str(folder / "images.png")):
+                contact_sheet(result.images, [str(prompt) for prompt in result.prompts]).save(folder / "images.png")
             print(f"{subject.name}, step {step}: {result.table()}")
             if tags is not None:
                 print(f"suite {options.suite}, mean [95 % interval over prompts]\n{tags.table()}")

@@ -119,7 +119,11 @@ def stored_files(folder: Path, variant: str | None) -> list[Path]:
         whole = folder / (
             SAFETENSORS_WEIGHTS_NAME if mark is None else SAFETENSORS_WEIGHTS_NAME.replace(".safetensors", f".{mark}.safetensors")
         )
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))] if index.exists() else [whole]
+        files = (
+            [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+            if index.exists()
+            else [whole]
+        )
         if all(file.exists() for file in files):
             return files
     return []
