@@ -15,6 +15,10 @@ from diffalign.cli import main
 from diffalign.core import Cosine, Linear, Prompt
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.prompts import read_prompts
+from diffalign.rewards.geneval_rules import wanted
+from diffalign.rewards.ocr import wanted_text
+from diffalign.vocabulary import NAMES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TREES = {"flux1_tmpo_pickscore": "flux-dev", "flux1_tmpo_geneval": "flux-dev", "flux1_tmpo_ocr": "flux-dev", "sd35_tmpo": "sd3"}
@@ -107,6 +111,20 @@ def test_a_run_trains_and_its_weights_are_exported(run, tmp_path_factory, tmp_pa
         assert "| training steps | 2 |" in (folder / "export" / form / "README.md").read_text()
     again = load_file(folder / "export" / "diffusers" / "pytorch_lora_weights.safetensors")
     assert all((again[name] == tensor).all() for name, tensor in trained.items())  # lora/ is the same thing, at the end of every run
+
+
+@pytest.mark.parametrize("run", [*RUNS, "flux1_tmpo_24gb"])
+def test_a_run_needs_no_file_of_prompts_and_its_rewards_understand_those_that_it_has(run):
+    tree = written(run)
+    paths = tree["prompts"]["init_args"]["path"], tree["evaluation"]["init_args"]["prompts"]
+    assert paths[1] == f"{paths[0]}-held-out"
+    for path in paths:
+        prompts = read_prompts(path)
+        assert len(prompts) > 100
+        if "geneval" in tree["rewards"]:
+            assert all(wanted(prompt, NAMES) for prompt in prompts)
+        if "ocr" in tree["rewards"]:
+            assert all(wanted_text(prompt) for prompt in prompts)
 
 
 @pytest.mark.parametrize("run", RUNS)

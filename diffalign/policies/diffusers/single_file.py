@@ -57,7 +57,7 @@ def with_file(
     Raises:
         ValueError: it cannot be read, is for another model, or holds parts that diffusers cannot take from a file.
     """
-    from diffusers.loaders import FromSingleFileMixin
+    from diffusers.loaders.single_file import FromSingleFileMixin
 
     parts: dict[str, Any] = {part: loaded(index[part], folder, part, file, dtype), **absent}
     if any(name.startswith(AUTOENCODER) for name in _names(file)):
