@@ -45,13 +45,13 @@ def written(run):
 
 
 def overrides(run, folder):
-    """What takes a run's weights, prompts and rewards to something tiny; its settings stay."""
+    """What takes a run's weights and rewards to something tiny; its settings and its prompts stay."""
     rewards = [f"--rewards.{name}={part}" for name, part in zip(written(run)["rewards"], ("rewards.red", "rewards.blue"), strict=False)]
     tiny = {"path": folder, "resolution": 32, "max_sequence_length": 24, "dtype": "float32", "device": "cpu"}
     if "start" in base_of(run)["lora"]:
         tiny["lora.start"] = student(folder)
     policy = [f"--policy.{'policy.' * (run in FEW_STEPS)}{name}={value}" for name, value in tiny.items()]
-    return [*policy, *rewards, "--prompts.path", "prompts.txt", "--evaluation", "null", "--prompts_per_step", "1"]
+    return [*policy, *rewards, "--evaluation", "null", "--prompts_per_step", "1"]
 
 
 def base_of(run):

@@ -1,12 +1,10 @@
 """Prompts and rewards that are measured together, as benchmarks and papers do."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
-import attrs
 
-
-@attrs.frozen
-class Suite:
+class Suite(NamedTuple):
     """What is measured.
 
     Args:
