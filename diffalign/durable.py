@@ -19,7 +19,7 @@ def write_whole(file: Path, text: str) -> None:
     """Replace the content of a file: a reader, or the next start after a crash, sees the old or the new one."""
     temporary = file.with_name(f"{file.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         sync(temporary)
         temporary.replace(file)
     except OSError:

@@ -3,5 +3,5 @@
 Nothing heavy is imported before `run`.
 """
 
-NAMES = ("train", "check", "sample", "evaluate", "compare", "export", "parts", "check-part", "serve-reward", "bundle")
+NAMES = ("train", "check", "sample", "evaluate", "compare", "export", "parts", "check-part", "prompts", "serve-reward", "bundle")
 """In the order of `diffalign --help`; "a-b" lives in a_b.py."""

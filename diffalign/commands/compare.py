@@ -79,7 +79,7 @@ def _all_rewards(subjects: "Sequence[Subject]") -> "dict[str, RewardFunction]":
     rewards: dict[str, RewardFunction] = {}
     owner: dict[str, str] = {}
     for subject in subjects:
-        for name, reward in subject.measured()[0].items():
+        for name, reward in subject.rewards(subject.evaluation()).items():
             if name in rewards and _described(rewards[name]) != _described(reward):
                 raise ConfigError(
                     f"the reward {name!r} must be the same in all runs; it is {_described(rewards[name])} in {owner[name]} and "

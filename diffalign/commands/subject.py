@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from .suites import Suite
+
 if TYPE_CHECKING:
     from ..config import Run
     from ..core import AlignmentLoop, Devices, Prompt, RewardFunction
@@ -64,15 +66,20 @@ class Subject:
         take_fair_threads(loop.objective.policy.device)
         return loop, 0 if self.checkpoint is None else load(loop, self.checkpoint)
 
-    def measured(self) -> "tuple[dict[str, RewardFunction], HeldOutEvaluation | None]":
-        """The rewards that the run trains on or only evaluates, and its own evaluation; built without the policy."""
+    def evaluation(self) -> "HeldOutEvaluation | None":
+        """The run's own, built without the policy."""
         from ..config.blueprint import build
-        from ..core.scoring import named_rewards
         from ..evaluation import HeldOutEvaluation
 
         hook = build(self.job.tree["evaluation"], {})
-        hook = hook if isinstance(hook, HeldOutEvaluation) else None
-        return {**named_rewards(build(self.job.tree["rewards"], {})), **(hook.rewards if hook else {})}, hook
+        return hook if isinstance(hook, HeldOutEvaluation) else None
+
+    def rewards(self, evaluation: "HeldOutEvaluation | None") -> "dict[str, RewardFunction]":
+        """Those that the run trains on or only evaluates, built without the policy."""
+        from ..config.blueprint import build
+        from ..core.scoring import named_rewards
+
+        return {**named_rewards(build(self.job.tree["rewards"], {})), **(evaluation.rewards if evaluation else {})}
 
     @property
     def identity(self) -> str:
@@ -90,18 +97,29 @@ class Measuring:
     settings: Mapping[str, Any]
 
     @classmethod
-    def of(cls, subject: Subject, options: argparse.Namespace) -> "Measuring":
-        """As the command line says, else as the run's own evaluation, else with defaults.
+    def of(cls, subject: Subject, options: argparse.Namespace, suite: Suite | None = None) -> "Measuring":
+        """As the command line says, else as the suite or the run's own evaluation, else with defaults.
+
+        Args:
+            subject: what is measured
+            options: of the command line
+            suite: prompts and rewards in place of the run's own
 
         Raises:
-            ConfigError: there are no prompts, or a part that cannot be built.
+            ConfigError: there are no prompts, some that a reward cannot score, or a part that cannot be built.
         """
         from ..core import ConfigError
         from ..evaluation.evaluate import DEFAULT_FEATURES
         from ..prompts import read_prompts
+        from ..rewards.requirements import require
 
-        rewards, hook = subject.measured()
-        file = options.prompts or (hook.prompts if hook else None)
+        hook = subject.evaluation()
+        asked = built_rewards(options.reward)
+        if suite is None:
+            rewards = {**subject.rewards(hook), **asked}
+        else:
+            rewards = {**built_rewards([f"{name}={part}" for name, part in suite.rewards.items() if name not in asked]), **asked}
+        file = options.prompts or (suite.prompts if suite else hook.prompts if hook else None)
         if file is None:
             raise ConfigError("--prompts must name a prompt file: the run has no evaluation whose prompts could be taken")
         chosen: Mapping[str, Features] = built_features(options.features) or (hook.features if hook else DEFAULT_FEATURES)
@@ -109,9 +127,11 @@ class Measuring:
         settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
         if settings["samples"] < 2:
             raise ConfigError("--samples must be at least 2: one picture of a prompt has no diversity")
+        prompts = read_prompts(file)
+        require(rewards.values(), prompts)
         return cls(
-            read_prompts(file),
-            {**rewards, **built_rewards(options.reward)},
+            prompts,
+            rewards,
             {**settings, "features": chosen, "rows": options.rows, "pictures": options.pictures},
         )
 

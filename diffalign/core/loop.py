@@ -1,7 +1,6 @@
 """The one training loop: roll out, score, aggregate within the group, then give each phase of the objective its turn."""
 
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from .schedule import Scalar
 from .scoring import named_rewards
 from .streams import Streams
 from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
+from .unessential import say
 from .update import Update
 
 
@@ -211,7 +211,7 @@ class AlignmentLoop:
                 budgets, said = shrink(budgets, ledger, error, largest, self.devices, self.sharding is not None)
                 self.sampler, self.chunk = budgets.sampler, budgets.chunk
             if self.devices.rank == 0:  # after the error is gone, and with it the tensors of its frames
-                print(f"step {progress.step}: {said}", file=sys.stderr, flush=True)
+                say(f"step {progress.step}: {said}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -245,7 +245,7 @@ class AlignmentLoop:
         result = metrics.means(self.devices)
         self.reward = result["reward"]
         if (said := self.objective.observe(result, progress)) and self.devices.rank == 0:
-            print(f"step {progress.step}: {said}", file=sys.stderr, flush=True)
+            say(f"step {progress.step}: {said}")
         first = [trajectories.condition.prompts[i] for i in trajectories.group[: self.keep_images].tolist()]
         return Report(progress.step, progress.total, result, ledger, batch, images, tuple(first))
 

@@ -85,7 +85,7 @@ class DigitsPolicy(Policy):
         tensors = {name: tensor.detach().to("cpu", wanted).contiguous() for name, tensor in self.network.state_dict().items()}
         save_file(tensors, place / "velocity.safetensors")
         about = {"world": WORLD, "width": self.network.width, "depth": self.network.depth}
-        (place / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+        (place / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         wishes = [parse(prompt) for prompt in prompts]
@@ -132,7 +132,7 @@ class DigitsPolicy(Policy):
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
-        about = json.loads((folder / "config.json").read_text())
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} must hold a flow of digits (config.json, velocity.safetensors), as DigitsPolicy.save writes it: {error}. Give such "

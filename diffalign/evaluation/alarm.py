@@ -104,7 +104,7 @@ class HackingAlarm(Hook):
             return
         loop.folder.mkdir(parents=True, exist_ok=True)
         if step > 0:
-            (loop.folder / WATCH).write_text("".join(json.dumps(line) + "\n" for line in self._watched))
+            (loop.folder / WATCH).write_text("".join(json.dumps(line) + "\n" for line in self._watched), encoding="utf-8")
             self._write_alarms(loop.folder)
         else:
             forget(loop.folder)
@@ -115,7 +115,7 @@ class HackingAlarm(Hook):
         line = {"step": report.step, "trained": report.metrics["reward"], "diversity": report.metrics["diversity/l_gmd"], **judged}
         self._watched.append(line)
         if loop.folder is not None and loop.devices.rank == 0:
-            with (loop.folder / WATCH).open("a") as file:
+            with (loop.folder / WATCH).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             if len(self._watched) == 1:
                 self._write_alarms(loop.folder)
@@ -189,5 +189,5 @@ class HackingAlarm(Hook):
 
     def _write_alarms(self, folder: Path) -> None:
         temporary = folder / f"{ALARMS}.tmp"
-        temporary.write_text(json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1))
+        temporary.write_text(json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1), encoding="utf-8")
         temporary.replace(folder / ALARMS)

@@ -33,7 +33,7 @@ def write_comparison(folder: Path, comparison: Comparison, recorded: Sequence[Re
     labels = [str(prompt) for prompt in first.prompts[: len(first.images)]]
     sheet = comparison_sheet({name: result.images for name, result in comparison.runs.items()}, labels)
     sheet.save(folder / "compare.png")
-    (folder / "compare.json").write_text(json.dumps({**comparison.plain(), **_plain(standings, notes)}, indent=1))
+    (folder / "compare.json").write_text(json.dumps({**comparison.plain(), **_plain(standings, notes)}, indent=1), encoding="utf-8")
     names = " against ".join(comparison.runs)
     settings = ", ".join(f"{name} {value}" for name, value in first.settings.items())
     parts = [

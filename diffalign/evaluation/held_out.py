@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from diffalign.core import AlignmentLoop, Hook, Prompt, Report, RewardFunction
+from diffalign.core.unessential import unessential
 from diffalign.prompts import read_prompts
 
 from .evaluate import DEFAULT_FEATURES, evaluate
@@ -89,12 +90,13 @@ class HeldOutEvaluation(Hook):
     def _write(self, loop: AlignmentLoop, result: Evaluation) -> None:
         assert loop.folder is not None
         file = loop.folder / "evaluation.json"
-        entries = json.loads(file.read_text()) if file.exists() else []
+        entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         entries = [entry for entry in entries if entry["step"] < result.step] + [result.summary()]
         (loop.folder / "images").mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(entries, indent=1))
+        temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
         temporary.replace(file)
         if len(result.images):
-            sheet = contact_sheet(result.images, [str(prompt) for prompt in result.prompts[: len(result.images)]])
-            sheet.save(loop.folder / "images" / f"step-{result.step:06d}.png")
+            with unessential(f"pictures of {loop.folder / 'images'}"):
+                sheet = contact_sheet(result.images, [str(prompt) for prompt in result.prompts[: len(result.images)]])
+                sheet.save(loop.folder / "images" / f"step-{result.step:06d}.png")

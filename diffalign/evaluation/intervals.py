@@ -4,6 +4,7 @@ The prompt is the unit that is drawn again: samples of one prompt are alike, so 
 """
 
 import math
+from collections.abc import Sequence
 
 import attrs
 import numpy as np
@@ -63,13 +64,50 @@ def bootstrap(values: Tensor, seed: int = 0) -> Interval:
     count, mean = len(units), float(units.mean())
     if count == 1:
         return Interval(mean)
-    draws = np.random.Generator(np.random.Philox(seed))
+    low, high = np.quantile(_deviations(units, _draws(seed)), [0.025, 0.975]) * _widening(count)
+    return Interval(mean, mean + float(low), mean + float(high))
+
+
+def mean_of_means(groups: Sequence[Tensor], seed: int = 0) -> Interval:
+    """The mean over groups of their means, and its 95 % percentile bootstrap interval; prompts are drawn again within each group.
+
+        m* = sum_g (mean_g + sqrt(P_g / (P_g - 1)) (mean of P_g units drawn with replacement - mean_g)) / G
+
+    Args:
+        groups: G, each [P_g], or [P_g, n], which is averaged over n first; finite
+        seed: of the draws
+
+    Raises:
+        ValueError: there is no group, or one is empty or not finite.
+    """
+    if not groups:
+        raise ValueError("a mean of means needs at least one group; got none")
+    units = [_units(values) for values in groups]
+    mean = float(np.mean([each.mean() for each in units]))
+    if min(map(len, units)) == 1:
+        return Interval(mean)
+    draws = _draws(seed)
+    deviations = np.mean([_deviations(each, draws) * _widening(len(each)) for each in units], axis=0)
+    low, high = np.quantile(deviations, [0.025, 0.975])
+    return Interval(mean, mean + float(low), mean + float(high))
+
+
+def _draws(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def _deviations(units: NDArray[np.float64], draws: np.random.Generator) -> NDArray[np.float64]:
+    """[P] -> [RESAMPLES] means of P units drawn with replacement, minus the mean."""
+    count = len(units)
     share = max(1, _BLOCK // count)
-    means = np.concatenate(
+    means: NDArray[np.float64] = np.concatenate(
         [units[draws.integers(count, size=(min(share, RESAMPLES - done), count))].mean(axis=1) for done in range(0, RESAMPLES, share)]
     )
-    low, high = np.quantile(means - mean, [0.025, 0.975]) * math.sqrt(count / (count - 1))
-    return Interval(mean, mean + float(low), mean + float(high))
+    return means - float(units.mean())
+
+
+def _widening(count: int) -> float:
+    return math.sqrt(count / (count - 1))
 
 
 def paired_change(before: Tensor, after: Tensor, seed: int = 0) -> Interval:

@@ -1,8 +1,6 @@
 """The model card of exported weights."""
 
-import functools
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import attrs
 import yaml
 
 from diffalign.config.parts import import_path
+from diffalign.core.unessential import say_once
 from diffalign.policies import FlowMatchingPolicy
 
 _USE = {
@@ -49,7 +48,7 @@ class Card:
             folder: with config.yaml, and with evaluation.json or metrics.jsonl
             steps: done by the exported weights
         """
-        config = yaml.safe_load((folder / "config.yaml").read_text()) if (folder / "config.yaml").exists() else {}
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) if (folder / "config.yaml").exists() else {}
         measured, source = _evaluated(folder, steps)
         if not measured:
             measured, source = _trained(folder, steps)
@@ -120,21 +119,16 @@ def base_licence(policy: FlowMatchingPolicy) -> str:
 
 
 def _licence(file: Path) -> str:
-    if not file.is_file():
-        return ""
     try:
+        if not file.is_file():
+            return ""
         front = yaml.safe_load(_front_matter(file.read_bytes().decode("utf-8-sig", errors="replace")))
-    except (OSError, yaml.YAMLError) as error:
-        _say_once(f"{file}: the licence of the base is not read: {str(error).splitlines()[0]}")
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: what looks like a date and is none
+        say_once(f"{file}: the licence of the base is not read: {str(error).splitlines()[0]}")
         return ""
     named = (front.get("license_name") or front.get("license") or "") if isinstance(front, Mapping) else ""
     words = named if isinstance(named, list) else [named]
     return ", ".join(" ".join(str(word).replace("|", "/").split()) for word in words)
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def _front_matter(text: str) -> str:
@@ -161,7 +155,7 @@ def _rewards(part: Any) -> tuple[str, ...]:
 def _evaluated(folder: Path, steps: int | None) -> tuple[tuple[tuple[str, str, str], ...], str]:
     """Rows of the evaluation of these weights, held against the first one."""
     file = folder / "evaluation.json"
-    entries = json.loads(file.read_text()) if file.exists() else []
+    entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     last = next((entry for entry in reversed(entries) if steps is None or entry["step"] == steps), None)
     if last is None:
         return (), ""
@@ -178,7 +172,8 @@ def _evaluated(folder: Path, steps: int | None) -> tuple[tuple[tuple[str, str, s
 def _trained(folder: Path, steps: int | None, window: int = 10) -> tuple[tuple[tuple[str, str, str], ...], str]:
     """Rows of the training metrics: means over the first and the last few steps."""
     file = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # a crash may have cut off the last one
     lines = [line for line in lines if steps is None or line["step"] < steps]
     if not lines:
         return (), ""
@@ -186,6 +181,6 @@ def _trained(folder: Path, steps: int | None, window: int = 10) -> tuple[tuple[t
     rows = []
     for name in lines[-1]:
         if name == "reward" or name.startswith(("reward/", "diversity/")):
-            before, after = (sum(line[name] for line in part) / count for part in (lines[:count], lines[-count:]))
-            rows.append((name, f"{before:.4f}", f"{after:.4f}"))
+            before, after = ([line[name] for line in part if name in line] for part in (lines[:count], lines[-count:]))
+            rows.append((name, f"{sum(before) / len(before):.4f}" if before else "", f"{sum(after) / len(after):.4f}"))
     return tuple(rows), f"while training, means over the first and the last {count} steps; not held out"

@@ -59,7 +59,7 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
     else:
         next(layers(inner))  # says what to do where there is none
         inner.save_lora(str(folder))
-    (folder / "README.md").write_text((card or Card()).text(inner, form))
+    (folder / "README.md").write_text((card or Card()).text(inner, form), encoding="utf-8")
     return folder
 
 
@@ -73,7 +73,7 @@ def _of_its_own(policy: Policy, folder: Path, form: Format, card: Card) -> Path:
     if form != "merged":
         raise ValueError(f"{type(inner).__name__} is no diffusers pipeline and has no LoRA; export it with --format merged")
     inner.save(str(folder))
-    (folder / "README.md").write_text(card.plain(type(inner)))
+    (folder / "README.md").write_text(card.plain(type(inner)), encoding="utf-8")
     return folder
 
 

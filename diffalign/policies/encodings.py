@@ -18,9 +18,14 @@ AT_ONCE = 16
 """Texts that pass through the encoders together."""
 
 
-def encoder_revision(folder: Path) -> str:
-    """A digest of what turns a text into tensors: the contents of all files of text encoders and tokenizers."""
-    digest = hashlib.sha256()
+def encoder_revision(folder: Path, file: Path | None = None) -> str:
+    """A digest of what turns a text into tensors: the contents of all files of text encoders and tokenizers.
+
+    Args:
+        folder: of the pipeline
+        file: that the encoders' weights were taken from
+    """
+    digest = hashlib.sha256() if file is None else hashlib.sha256(_digest(file).encode())
     for file in sorted(
         path for part in folder.iterdir() if part.name.startswith(("text_encoder", "tokenizer")) for path in part.rglob("*")
     ):

@@ -14,7 +14,7 @@ from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention
 from .compilation import Compilation
-from .diffusers import Family, Quantization, Setting, load_family
+from .diffusers import Family, Quantization, Setting, Source, load_family
 from .encodings import Encodings, encoder_revision
 from .lora import ADAPTER, LoRA
 from .products import multiplied_in
@@ -86,6 +86,10 @@ class FlowMatchingPolicy(Policy):
         quantization: Quantization | None = None,
         compute: Literal["bfloat16"] | None = None,
         sharding: Sharding | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        single_file: str | None = None,
     ) -> "FlowMatchingPolicy":
         """Load a pipeline folder or hub id; the family is read from its own model_index.json.
 
@@ -118,11 +122,16 @@ class FlowMatchingPolicy(Policy):
                 another CPU may go on in other numbers
             sharding: that the loop is given too: until it spreads the denoiser over the processes, this lies in the host's memory and
                 cannot be evaluated; so it is never whole on a device
+            variant: of the weights' files, such as "fp16", where a folder has files of it
+            revision: branch, tag or commit of a hub id
+            subfolder: of the folder or the hub's repository, in which the pipeline lies
+            single_file: a safetensors file whose weights take the place of the pipeline's, as authors, ComfyUI and others publish them:
+                the denoiser alone, or with autoencoder and text encoders. `path` then says what the file does not
 
         Raises:
             ImportError: `quantization` without its extra.
-            ValueError: an unknown pipeline class, missing files, a device that is not there, a choice that the family does not have, or
-                half-precision or quantised weights that would be trained.
+            ValueError: an unknown pipeline class, missing files or other ones than the model needs, a device that is not there, a choice
+                that the family does not have, or half-precision or quantised weights that would be trained.
         """
         if lora is None and quantization is not None:
             raise ValueError(
@@ -137,7 +146,8 @@ class FlowMatchingPolicy(Policy):
         place = placed(device)
         setting = Setting(_sides(resolution), max_sequence_length, guidance, offload)
         host = None if sharding is None or quantization is not None else sharding.host
-        loaded = load_family(path, getattr(torch, dtype), place, setting, quantization, host)
+        source = Source(path, variant, revision, subfolder, single_file)
+        loaded = load_family(source, getattr(torch, dtype), place, setting, quantization, host)
         family, network = loaded.family, loaded.network
         for wanted, verb in ((slicing, "slicing"), (tiling, "tiling")):
             if wanted:
@@ -155,7 +165,7 @@ class FlowMatchingPolicy(Policy):
             network.enable_gradient_checkpointing()
         if compilation is not None:
             compilation.apply(network)
-        encodings = None if cache is None else Encodings(family, Path(cache), encoder_revision(loaded.folder))
+        encodings = None if cache is None else Encodings(family, Path(cache), encoder_revision(loaded.folder, loaded.encoders))
         multiplied = None if compute is None else getattr(torch, compute)
         return cls(network, family, kernel, grid, None, encodings, compilation, host, multiplied, attention)
 

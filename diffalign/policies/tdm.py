@@ -75,7 +75,7 @@ class TDMPolicy(PolicyAround):
         """
         folder = SHAPEWORLD / "student" if path == "shapeworld" else Path(path)
         try:
-            about: dict[str, Any] = json.loads((folder / "student.json").read_text())
+            about: dict[str, Any] = json.loads((folder / "student.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{folder} must hold a student (student.json, student.safetensors): {error}") from error
         grids = [about["sigmas"], *about.get("also", [])]
@@ -115,7 +115,7 @@ class TDMPolicy(PolicyAround):
         save_file(tensors, place / "student.safetensors")
         also = [self._grids[count].tolist() for count in self.step_counts[1:]]
         about = {"steps": self.steps, "sigmas": self._levels.tolist(), "also": also, "tag": self.tag, "base": base}
-        (place / "student.json").write_text(json.dumps(about, indent=1) + "\n")
+        (place / "student.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if isinstance(self.policy, FlowMatchingPolicy) and self.policy.adapters:
             self.policy.save_lora(folder)
 

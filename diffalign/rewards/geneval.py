@@ -1,6 +1,7 @@
 """GenEval: are the objects there, as many, as coloured and where the prompt says?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import attrs
 import torch
@@ -8,16 +9,18 @@ from torch import Tensor
 
 from diffalign.core import Prompt, Reward
 from diffalign.placement import is_there
+from diffalign.vocabulary import COLORS
 
 from .clip import CLIP
 from .detection import Detector
-from .geneval_rules import COLORS, Found, Wanted, judged, wanted
+from .geneval_rules import Found, Wanted, correct, graded, wanted
 from .pixels import check_batch, cropped_square
 
 GRAY = 0.6
 """What stands around an object whose colour is asked for: #999."""
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+CREDIT: Mapping[str, Callable[..., float]] = {"graded": graded, "correct": correct}
 _SHARE = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
 
 
@@ -28,10 +31,13 @@ class GenEval(Reward):
     An instance segmentation network finds objects; CLIP names the colour of each, cut out on gray; the rules are the benchmark's
     (`geneval_rules`). `prompt.metadata` has the form of its files: tag, include, exclude.
 
-        reward = 1 if every clause holds, else 0;    with partial: the share of the clauses that hold
+        graded    how nearly, which papers train with: the mean over objects of 1 - |n - m| / n (n wanted, m found), and over their colours
+                  and positions (`geneval_rules.graded`)
+        correct   1 if all holds, else 0, which is the benchmark's own score and what papers report
 
     The benchmark's own detector is the same network (Mask2Former, Swin-S, COCO instances) in another library.
-    Scale: 0 to 1. Licence: MIT (benchmark, Mask2Former's code, CLIP).
+    Scale: up to 1; graded is below 0 where there are far too many objects, correct is 0 or 1.
+    Licence: MIT (benchmark, Mask2Former's code, CLIP).
 
     Args:
         detector: a Mask2FormerForUniversalSegmentation for instances: a hub id, or a local folder that save_pretrained wrote
@@ -40,7 +46,7 @@ class GenEval(Reward):
         counting_threshold: the same for prompts of the tag "counting"
         max_objects: of a class, the surest
         slack: how far boxes must lie apart for a position, as a share of their sizes
-        partial: whether clauses count one by one
+        credit: which of the two
         side: shorter side of an image for the detector, in pixels
         batch: images that pass at once
         device: where the models run; None: where the images are
@@ -48,7 +54,7 @@ class GenEval(Reward):
     Raises:
         ConfigError: weights cannot be found; (of a call, or of `require`) a prompt without its metadata.
 
-    Reference: Ghosh et al., arXiv:2310.11513.
+    Reference: Ghosh et al., arXiv:2310.11513; graded as in Liu et al., Flow-GRPO, arXiv:2505.05470.
     """
 
     detector: str = "facebook/mask2former-swin-small-coco-instance"
@@ -57,7 +63,7 @@ class GenEval(Reward):
     counting_threshold: float = attrs.field(default=0.9, validator=_SHARE)
     max_objects: int = attrs.field(default=16, validator=attrs.validators.ge(1))
     slack: float = attrs.field(default=0.1, validator=attrs.validators.ge(0.0))
-    partial: bool = False
+    credit: Literal["graded", "correct"] = attrs.field(default="graded", validator=attrs.validators.in_(("graded", "correct")))
     side: int = 800
     batch: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     device: str | None = attrs.field(default=None, validator=is_there)
@@ -92,8 +98,7 @@ class GenEval(Reward):
     def _score(self, image: Tensor, found: dict[str, list[Found]], want: Wanted) -> float:
         least = self.counting_threshold if want.counting else self.threshold
         sure = {name: [thing for thing in objects if thing.score > least][: self.max_objects] for name, objects in found.items()}
-        holds = judged(want, sure, lambda name, objects: self._colors(image, name, objects), self.slack)
-        return sum(holds) / len(holds) if self.partial else float(all(holds))
+        return float(CREDIT[self.credit](want, sure, lambda name, objects: self._colors(image, name, objects), self.slack))
 
     def _colors(self, image: Tensor, name: str, objects: Sequence[Found]) -> list[str]:
         """The colour of each object, which CLIP chooses among ten."""

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import ConfigError
-
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-POSITIONS = ("left of", "right of", "above", "below")
+from diffalign.vocabulary import COLORS, POSITIONS
 
 Box = tuple[float, float, float, float]
 
@@ -28,6 +26,10 @@ class Found:
     score: float
     box: Box
     mask: Tensor
+
+
+ColorOf = Callable[[str, Sequence[Found]], Sequence[str]]
+"""From a class and objects of it to their colours."""
 
 
 @attrs.frozen
@@ -125,12 +127,11 @@ def relations(box: Box, other: Box, slack: float) -> set[str]:
     return {name for name, true in holds.items() if true}
 
 
-def judged(
-    want: Wanted, found: Mapping[str, Sequence[Found]], color_of: Callable[[str, Sequence[Found]], Sequence[str]], slack: float
-) -> list[bool]:
-    """Which clauses hold, those of `include` first.
+def correct(want: Wanted, found: Mapping[str, Sequence[Found]], color_of: ColorOf, slack: float) -> bool:
+    """Whether an image shows what is asked for, as the benchmark counts it.
 
-    Colour and place are looked at for the surest `count` objects of a class only.
+    Every clause of `include` must hold for the surest `count` objects of its class, and none of `exclude`. More objects than `count` do no
+    harm where no clause of `exclude` says so.
 
     Args:
         want: what is asked for
@@ -138,17 +139,59 @@ def judged(
         color_of: (class, objects) -> their colours
         slack: of `relations`
     """
-    holds: list[bool] = []
-    matched: list[Sequence[Found] | None] = []
+    matched: list[Sequence[Found]] = []
     for clause in want.include:
         objects = list(found.get(clause.name, ()))[: clause.count]
+        if len(objects) < clause.count or (clause.color is not None and _painted(clause, objects, color_of) < clause.count):
+            return False
+        if clause.position is not None and not _placed(clause.position, objects, matched, slack):
+            return False
+        matched.append(objects)
+    return all(len(found.get(clause.name, ())) < clause.count for clause in want.exclude)
+
+
+def graded(want: Wanted, found: Mapping[str, Sequence[Found]], color_of: ColorOf, slack: float) -> float:
+    """How nearly an image shows what is asked for: the mean of some terms, each 1 where it is exact.
+
+        1 - |n - m| / n     for each clause of `include`: n objects of its class are wanted, m are there
+        1 - |n - k| / n     and for its colour: k of them have it; 0 where m is not n
+        1 or 0              and for its position; 0 where m is not n, where the colour fails, or where the others do not hold
+
+    A count can be far too large, so it can be negative. `exclude` says nothing that the counts do not say.
+
+    Args:
+        want: what is asked for
+        found: by class, surest first
+        color_of: (class, objects) -> their colours
+        slack: of `relations`
+
+    Reference: the reward that Flow-GRPO (arXiv:2505.05470) is trained with. There a position that fails adds the terms 0 and 1, here 0.
+    """
+    terms: list[float] = []
+    matched: list[Sequence[Found] | None] = []
+    for clause in want.include:
+        objects = list(found.get(clause.name, ()))
+        terms.append(_nearly(clause.count, len(objects)))
         good = len(objects) == clause.count
-        if good and clause.color is not None:
-            good = list(color_of(clause.name, objects)).count(clause.color) == clause.count
-        if good and clause.position is not None:
-            relation, place = clause.position
-            others = matched[place]
-            good = others is not None and all(relation in relations(a.box, b.box, slack) for a in objects for b in others)
-        holds.append(good)
+        if clause.color is not None:
+            painted = _painted(clause, objects, color_of) if good else 0
+            terms.append(_nearly(clause.count, painted))
+            good = painted == clause.count
+        if clause.position is not None:
+            good = good and matched[clause.position[1]] is not None and _placed(clause.position, objects, matched, slack)
+            terms.append(float(good))
         matched.append(objects if good else None)
-    return holds + [len(found.get(clause.name, ())) < clause.count for clause in want.exclude]
+    return sum(terms) / len(terms)
+
+
+def _nearly(wanted: int, there: int) -> float:
+    return 1 - abs(wanted - there) / wanted
+
+
+def _painted(clause: Clause, objects: Sequence[Found], color_of: ColorOf) -> int:
+    return list(color_of(clause.name, objects)).count(str(clause.color))
+
+
+def _placed(position: tuple[str, int], objects: Sequence[Found], matched: Sequence[Sequence[Found] | None], slack: float) -> bool:
+    relation, place = position
+    return all(relation in relations(mine.box, other.box, slack) for mine in objects for other in matched[place] or ())

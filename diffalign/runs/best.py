@@ -72,8 +72,8 @@ def keep(new: Path, score: Score) -> None:
     temporary.mkdir()
     for file in new.iterdir():
         if file.name == "manifest.json":
-            manifest = {**json.loads(file.read_text()), "score": score.value, "measure": score.measure}
-            (temporary / file.name).write_text(json.dumps(manifest, indent=1))
+            manifest = {**json.loads(file.read_text(encoding="utf-8")), "score": score.value, "measure": score.measure}
+            (temporary / file.name).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             continue
         try:
             os.link(file, temporary / file.name)

@@ -73,7 +73,7 @@ class Checkpoints(Hook):
             CheckpointError: the message shows the difference.
         """
         file = written / CONFIG
-        changed = differences(file.read_text(), self.config) if file.exists() else []
+        changed = differences(file.read_text(encoding="utf-8"), self.config) if file.exists() else []
         if changed := [change for change in changed if not (new_total and change[0] == "total")]:
             shown = "; ".join(f"{path} was {before}, is now {after}" for path, before, after in changed[:8])
             more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
@@ -166,7 +166,7 @@ class Checkpoints(Hook):
 def _rewards_of(written: Path) -> list[float]:
     """Rewards of the steps before a checkpoint, as it has noted them."""
     try:
-        facts: Mapping[str, Any] = json.loads((written / "manifest.json").read_text())
+        facts: Mapping[str, Any] = json.loads((written / "manifest.json").read_text(encoding="utf-8"))
         return [float(reward) for reward in facts.get("rewards", [])]
     except FileNotFoundError:  # a run that goes on from elsewhere
         return []

@@ -36,5 +36,5 @@ def keep_offending_batch(error: Exception, folder: Path, rank: int = 0) -> Path 
         "not_finite": [name for name, value in evidence.tensors.items() if not bool(value.isfinite().all())],
         "shapes": {name: list(value.shape) for name, value in evidence.tensors.items()},
     }
-    file.with_suffix(".json").write_text(json.dumps(facts, indent=1))
+    file.with_suffix(".json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return file

@@ -89,10 +89,10 @@ def write(snapshot: Snapshot, folder: Path, facts: Mapping[str, Any], config: st
         for role, state in snapshot.optimizers.items():
             torch.save(dict(state), temporary / f"{role}.optimizer.pt")
         torch.save(dict(snapshot.state), temporary / STATE)
-        (temporary / CONFIG).write_text(config)
+        (temporary / CONFIG).write_text(config, encoding="utf-8")
         files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
         manifest = {**facts, "files": files, "config": hashlib.sha256(config.encode()).hexdigest()}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         publish(temporary, folder)
     except Exception as error:  # safetensors and torch have exceptions of their own for a full disk
         shutil.rmtree(temporary, ignore_errors=True)
@@ -108,7 +108,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: it is damaged; the message names the file.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         for name, digest in manifest["files"].items():
             if _digest(folder / name) != digest:
                 raise CheckpointError(f"{folder / name} must have the content that its manifest names; it was changed or cut off")

@@ -1,7 +1,6 @@
 """A denoiser on the host, mapped from its files: no process has a copy of its own."""
 
 import importlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,30 +11,28 @@ from torch import nn
 
 from diffalign.core import HostWeights
 
+from .source import stored_files
+
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def stored_dtype(folder: Path) -> torch.dtype | None:
+def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype | None:
     """The one type of all weights in a component's safetensors files; None where there are several, or no such files.
 
     Args:
         folder: of the component, as diffusers writes it
+        variant: of its files
     """
-    from diffusers.utils.constants import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
     from safetensors import safe_open
 
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {SAFETENSORS_WEIGHTS_NAME}
     found: set[torch.dtype | None] = set()
-    for name in names:
-        if not (folder / name).exists():
-            return None
-        with safe_open(folder / name, "pt") as file:
+    for stored in stored_files(folder, variant):
+        with safe_open(stored, "pt") as file:
             found.update(_TYPES.get(file.get_slice(key).get_dtype()) for key in file.keys())  # noqa: SIM118  not a mapping
     return found.pop() if len(found) == 1 else None
 
 
-def loading_dtype(folder: Path, source: Sequence[str], dtype: torch.dtype) -> torch.dtype:
+def loading_dtype(folder: Path, source: Sequence[str], dtype: torch.dtype, variant: str | None = None) -> torch.dtype:
     """The type in which a denoiser that waits is to be loaded: that of its files, so that it can stay mapped, where a later cast is equal.
 
     It is not equal where diffusers keeps some modules in float32, and in float16, through which the digest of a base would be rounded.
@@ -44,11 +41,12 @@ def loading_dtype(folder: Path, source: Sequence[str], dtype: torch.dtype) -> to
         folder: of the component
         source: module and class of the denoiser, as model_index.json names them
         dtype: that is wanted
+        variant: of its files
     """
     library, name = source
     kind = getattr(importlib.import_module(library), name) if library == "diffusers" else None
     equal = kind is not None and dtype != torch.float16 and not kind._keep_in_fp32_modules
-    return (stored_dtype(folder) if equal else None) or dtype
+    return (stored_dtype(folder, variant) if equal else None) or dtype
 
 
 def hold(network: Any, loaded: torch.dtype, dtype: torch.dtype, host: HostWeights) -> Any:

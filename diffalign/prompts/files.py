@@ -1,4 +1,4 @@
-"""Prompt sources."""
+"""Lists and files of prompts."""
 
 import codecs
 import csv
@@ -12,8 +12,10 @@ from typing import Any
 
 import attrs
 
-from .core import ConfigError, Prompt, Size
-from .embedded import WORLDS
+from diffalign.core import ConfigError, Prompt, Size
+from diffalign.embedded import WORLDS
+
+from .lists import NAMES, PREFIX, generated
 
 
 def _fixed(prompts: Sequence[Prompt | str]) -> tuple[Prompt | str, ...]:
@@ -87,7 +89,8 @@ class PromptFile:
 
     Args:
         path: the file. "shapeworld/NAME" (count, binding, relation, text, all) and "digits/NAME" (any, set, name, all) are lists that ship
-            with the package, each also with -held-out
+            with the package, each also with -held-out; "generated/NAME" (composition, text, preference, each also with -held-out, and
+            geneval) are drawn by rule and need no file
         seed, shuffle: as in `Prompts`
 
     Raises:
@@ -130,6 +133,8 @@ def require_readable(text: str, where: str) -> str:
 def read_prompts(path: str) -> list[Prompt]:
     """The prompts of a file, in order; see `PromptFile`."""
     world, _, name = path.partition("/")
+    if world == PREFIX and not Path(path).suffix:
+        return generated(name)
     file = WORLDS[world] / "prompts" / f"{name}.txt" if world in WORLDS and not Path(path).suffix else Path(path)
     ending = file.suffix.lower()
     if ending not in _READERS:
@@ -153,7 +158,7 @@ def _text(file: Path, path: str) -> str:
         return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         lists = ((world, each.stem) for world, folder in WORLDS.items() for each in sorted((folder / "prompts").glob("*.txt")))
-        shipped = ", ".join(f"{world}/{name}" for world, name in lists)
+        shipped = ", ".join(f"{world}/{name}" for world, name in [*lists, *((PREFIX, name) for name in NAMES)])
         raise ConfigError(f"prompts.path must be a readable UTF-8 file; got {path!r}: {error}. Shipped lists: {shipped}") from error
 
 
