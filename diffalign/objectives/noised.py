@@ -1,4 +1,4 @@
-"""Finished samples with noise added again: what losses on the forward process look at.
+"""Finished samples with noise added again, for losses on the forward process.
 
 Legend: K samples, M noise levels of each, U = K M units; unit u is noise level u % M of sample u // M.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from diffalign.core import Condition, NonFiniteError, Policy, ScoredBatch
 
 _PER_SAMPLE = 1 << 32
-"""Node ids of noise are sample * 2^32 + place of the level: they do not depend on the other prompts."""
+"""Factor in the node ids of noise: sample * 2^32 + place of the level. So ids do not depend on the other prompts."""
 
 
 @attrs.frozen(eq=False)
 class Noised:
-    """Some units.
+    """Noised units.
 
     Args:
         latents: [B, *] x_sigma = (1 - sigma) x_0 + sigma e
@@ -32,19 +32,19 @@ class Noised:
     target: Tensor
 
     def velocity(self, policy: Policy) -> Tensor:
-        """The velocity [B, *] under some weights: one network row a unit."""
+        """Velocity under some weights, with one network row per unit: [B, *]."""
         return policy.velocity(self.latents, self.sigma, self.condition)
 
     def error(self, velocity: Tensor) -> Tensor:
-        """The mean squared error of a velocity [B, *]: [B], float64."""
+        """Mean squared error of a velocity [B, *]: [B], float64."""
         return mean_square(velocity - self.target)
 
 
 @attrs.frozen(eq=False)
 class NoisedSamples:
-    """M noise levels of each finished sample, drawn without replacement from the grid of the rollout; noise is drawn when it is used.
+    """Finished samples with M noise levels each, drawn without replacement from the rollout's grid. The noise is drawn when it is used.
 
-    Draws depend on the step, the prompt's id and the sample's place among its prompt's, and on nothing else.
+    Draws depend only on the step, the prompt's id and the place of the sample among those of its prompt.
 
     Args:
         batch: whose samples
