@@ -172,7 +172,7 @@ def test_an_interrupt_names_the_checkpoint(workplace: Path, capsys: pytest.Captu
     assert len(metrics(workplace / "runs" / "toy")) == 1
     assert signal.getsignal(signal.SIGINT) is before
     assert main(["train", "toy.yaml", "--resume"]) == 1
-    assert "is of another configuration: rewards was my_parts.interrupt, is now my_parts.red" in capsys.readouterr().err
+    assert "has another configuration: rewards was my_parts.interrupt, is now my_parts.red" in capsys.readouterr().err
     assert main(["train", "toy.yaml", "--resume", "--rewards", "my_parts.interrupt"]) == 130
 
 
@@ -374,7 +374,7 @@ def test_parts_lists_everything_by_slot(workplace: Path, monkeypatch: pytest.Mon
     assert {"Sequential", "Overlapped"} == slots["Rollout"].keys()
     assert "HeldOutEvaluation" in slots["Hook"]
     assert {"Constant", "Linear", "Cosine"} <= slots["Scalar"].keys()
-    assert slots["TrajectorySampler"]["TreeSampler"].startswith("Branches where a plan says;")
+    assert slots["TrajectorySampler"]["TreeSampler"].startswith("Branches at the steps that a plan gives.")
     assert slots["Reward"]["red"] == "How red it is. (theirs 0.3)"
     assert slots["cannot be loaded"]["blue"].startswith("AttributeError: ")
     assert slots["cannot be loaded"]["blue"].endswith("(theirs 0.3)")
@@ -419,7 +419,7 @@ def test_a_run_folder_without_a_checkpoint_begins_at_the_first_step(workplace: P
     assert metrics(workplace / "whole") == metrics(workplace / "parts")
     shutil.rmtree(workplace / "parts" / "step-000002")
     assert main(["train", "toy.yaml", "--folder", "parts", "--resume", "--seed", "1"]) == 1
-    assert "parts is of another configuration: seed was 0, is now 1." in capsys.readouterr().err
+    assert "parts has another configuration: seed was 0, is now 1." in capsys.readouterr().err
 
 
 def test_a_finished_run_whose_end_was_cut_off_is_ended_again(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ class Silent(Objective):
 
 def test_what_an_objective_does_not_say_is_not_known():
     text = forecast(build(Silent(TinyPolicy()), DETERMINISTIC), 10)
-    assert "not known: nothing of the rollout is stochastic, and Silent does not say what it evaluates" in line(text, "update")
+    assert "not known: no step of the rollout is stochastic, and Silent does not say what it evaluates" in line(text, "update")
     assert line(text, "memory").endswith(", and activations of the update, which are not known:")
     planned = plan(build(Silent(TinyPolicy()), DETERMINISTIC), Cluster(teraflops=1.0))
     assert line(planned, "memory of a device").endswith("the update comes on top, its rows are not known")

@@ -109,7 +109,7 @@ def test_an_error_inside_a_collective_is_told_to_nobody():
     ("error", "said"),
     [
         (torch.OutOfMemoryError("no memory"), r"process 0 of 1 ran out of memory in a call of 1 rows: no memory\n.*smaller --sampler.rows"),
-        (ValueError("odd"), r"process 0 of 1 left a call of 1 rows, .*: odd\nEither it failed here, or another process has ended"),
+        (ValueError("odd"), r"process 0 of 1 failed in a call of 1 rows, .*: odd\nEither this process has failed, or another one "),
     ],
 )
 def test_what_fails_inside_a_call_says_what_to_do(error, said):

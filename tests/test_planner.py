@@ -21,7 +21,7 @@ from diffalign.testing import channel_reward
     [
         (8, 4, "4 x 2 prompt groups = 8 prompts a step; none waits"),
         (10, 4, "2 of 4 take 3 prompt groups, 2 take 2 and wait: 83% of the time is used. With 8 or 12 prompts_per_step none waits."),
-        (3, 4, "4 devices cannot share 3 prompt groups: a group is compared within itself and never split. Give at least 4"),
+        (3, 4, "3 prompt groups: the samples of a group are compared with each other, so it is never split. Give at least 4"),
     ],
 )
 def test_groups_and_devices(prompts, devices, text):

@@ -132,5 +132,5 @@ def test_memory_that_is_lent_must_not_be_written():
 def test_weights_that_nobody_places_are_an_error():
     host = HostWeights()
     host.hold(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"2 tensors \(first: \(2, 3\)\) wait to be spread and belong to no policy of the run"):
+    with pytest.raises(ValueError, match=r"2 tensors \(first: \(2, 3\)\) wait to be sharded but belong to no policy of the run"):
         host.require_none()
