@@ -233,7 +233,7 @@ def test_errors_of_configuration_write_nothing(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (RUN + "total: 3\n", "error: toy.yaml, line 9: key 'total' stands here a second time (first in line 8); keep one\n"),
+        (RUN + "total: 3\n", "error: toy.yaml, line 9: key 'total' appears a second time (first in line 8); keep one\n"),
         (RUN + "seed: [1\n", "error: toy.yaml, line 10: expected ',' or ']', but got '<stream end>'\n"),
         (RUN.replace("rewards: my_parts.red\n", ""), "error: rewards is missing: a run needs it (a Reward, a function or a mapping (each a Reward or a function)).\n"),
     ],
@@ -335,7 +335,7 @@ def test_sample_takes_the_last_checkpoint_of_a_folder(workplace: Path) -> None:
 @pytest.mark.parametrize(("arguments", "code"), [(["--out", "x.docx"], 2), (["--out", "x"], 2)])
 def test_sample_refuses_what_is_no_picture(arguments: list[str], code: int, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "toy.yaml", "--prompt", "one", *arguments]) == code
-    assert "--out must end in the name of a picture format" in capsys.readouterr().err
+    assert "--out must end in an image format" in capsys.readouterr().err
     assert written(workplace) == set()
 
 
@@ -434,4 +434,4 @@ def test_check_plans_for_other_devices(workplace: Path, capsys: pytest.CaptureFi
     assert main(["check", "toy.yaml", "--devices", "3"]) == 0
     assert "3 devices cannot share 2 prompt groups" in capsys.readouterr().out
     assert main(["train", "toy.yaml", "--new-total"]) == 2
-    assert "--new-total goes with --resume" in capsys.readouterr().err
+    assert "--new-total needs --resume" in capsys.readouterr().err
