@@ -7,13 +7,13 @@ from pathlib import Path
 
 from .measuring import SUBJECT, measuring_arguments
 
-_EPILOG = "An evaluation that is interrupted goes on where it stopped. Under accelerate launch or torchrun, processes share the prompts."
+_EPILOG = "An interrupted evaluation continues where it stopped. Under accelerate launch or torchrun, processes share the prompts."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help=SUBJECT)
     measuring_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for evaluation.json and pictures (RUN/evaluations/step-NNNNNN)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of evaluation.json and images (RUN/evaluations/step-NNNNNN)")
     parser.epilog = _EPILOG
 
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             (folder / "evaluation.json").write_text(json.dumps({"run": subject.name, **result.summary()}, indent=1))
             contact_sheet(result.images, [str(prompt) for prompt in result.prompts]).save(folder / "images.png")
             print(f"{subject.name}, step {step}: {result.table()}\n{folder / 'evaluation.json'}")
-        devices.barrier()  # nobody may still read what is removed
+        devices.barrier()  # the rounds are removed only when no process reads them any more
         rounds.clear()
     finally:
         disconnect(devices)
