@@ -15,10 +15,10 @@ from .pixels import normalized, resized
 from .weights import pretrained
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, by channel."""
+"""Mean and standard deviation of ImageNet, by channel."""
 
 STRIDE = 32
-"""Image sides are padded to a multiple of it."""
+"""Image sides are padded to a multiple of this number."""
 
 _COCO = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench, bird,
@@ -29,19 +29,19 @@ toilet, tv, laptop, computer mouse, tv remote, computer keyboard, cell phone, mi
 vase, scissors, teddy bear, hair drier, toothbrush
 """
 NAMES = tuple(name.strip() for name in _COCO.split(","))
-"""The 80 classes of COCO in their order, as GenEval calls them."""
+"""The 80 classes of COCO in their order, with the names of GenEval."""
 
 
 @attrs.frozen(eq=False)
 class Detector:
-    """Mask2Former for instances.
+    """Instance segmentation by Mask2Former.
 
         score of (query, class) = softmax(class logits) * mean of sigmoid(mask logits) inside the mask,    mask = (mask logits > 0)
 
     Args:
         model: a Mask2FormerForUniversalSegmentation, in eval mode
-        side: the shorter side of an image is resized to it, unless the longer would exceed 5/3 of it
-        device: where the model runs; None: where the images are
+        side: length to which the shorter side of an image is resized, unless the longer side would exceed 5/3 of it
+        device: device of the model; None follows the images
 
     Reference: Cheng et al., Mask2Former, arXiv:2112.01527.
     """
@@ -52,9 +52,9 @@ class Detector:
 
     @classmethod
     def load(cls, source: str, where: str, side: int, device: str | None) -> "Detector":
-        """From a local folder or a hub id; `where` is the Class.field that messages name."""
+        """Load the model from a local folder or a hub id; messages name `where`, a Class.field."""
         try:
-            importlib.import_module("scipy")  # Mask2Former asks for it when it is built, for training
+            importlib.import_module("scipy")  # building Mask2Former needs it, although only training uses it
         except ImportError as error:
             raise ImportError(f"{where.partition('.')[0]} needs the package scipy: pip install 'diffalign[geneval]'") from error
         from transformers import Mask2FormerForUniversalSegmentation
@@ -64,16 +64,16 @@ class Detector:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes: 80 are those of COCO in their order, whatever the checkpoint calls them; others go by its own labels."""
+        """Names of the classes. 80 classes are taken as those of COCO in their order; otherwise the checkpoint's labels are used."""
         labels = self.model.config.id2label
         return NAMES if len(labels) == len(NAMES) else tuple(labels[place] for place in range(len(labels)))
 
     def detect(self, images: Tensor, least: float) -> list[dict[str, list[Found]]]:
-        """Objects with a score above `least`, by class, surest first.
+        """Detect objects with a score above `least`, by class, surest first.
 
         Args:
             images: [K, 3, H, W] in [0, 1]
-            least: 0 to 1
+            least: score from 0 to 1
         """
         device = images.device if self.device is None else placed(self.device)
         height, width = images.shape[-2:]
@@ -88,9 +88,9 @@ class Detector:
     def _objects(
         self, classes: Tensor, masks: Tensor, padded: torch.Size, inner: tuple[int, int], size: tuple[int, int], least: float
     ) -> dict[str, list[Found]]:
-        """One image: [Q, C + 1] and [Q, h, w] -> objects by class."""
+        """Find the objects of one image from its queries' classes [Q, C + 1] and masks [Q, h, w], by class."""
         scores, places = classes.softmax(dim=-1)[:, :-1].flatten().topk(len(classes))
-        kept = scores > least  # a mask makes no score larger
+        kept = scores > least  # multiplying by the mask's mean makes no score larger
         scores, places = scores[kept], places[kept]
         query, label = places // (classes.shape[-1] - 1), places % (classes.shape[-1] - 1)
         found: dict[str, list[Found]] = {}

@@ -67,7 +67,7 @@ def test_the_token_opens(guarded, monkeypatch):
     monkeypatch.setenv("DIFFALIGN_REWARD_TOKEN", "open sesame")
     assert len(RemoteReward("http://{}:{}".format(*guarded))(torch.zeros(1, 3, 2, 2), ["a"])) == 1
     monkeypatch.setenv("DIFFALIGN_REWARD_TOKEN", "wrong")
-    with pytest.raises(RewardError, match="answered 401: this server wants its bearer token"):
+    with pytest.raises(RewardError, match="answered 401: this server requires its bearer token"):
         RemoteReward("http://{}:{}".format(*guarded))(torch.zeros(1, 3, 2, 2), ["a"])
 
 
