@@ -75,7 +75,7 @@ def test_all_but_the_denoiser_goes_to_the_device_at_once(halves):
 
 def test_a_network_that_waits_cannot_be_evaluated(halves):
     policy = FlowMatchingPolicy.from_pretrained(halves, device="cpu", sharding=FullySharded())
-    with pytest.raises(RuntimeError, match=r"wait in the host's memory to be spread over processes\. Give the AlignmentLoop"):
+    with pytest.raises(RuntimeError, match=r"wait in the host's memory to be sharded over processes\. Give the AlignmentLoop"):
         policy.velocity(torch.zeros(1, *policy.latent_shape), torch.ones(1), Condition((), torch.zeros(0), {}))
 
 
