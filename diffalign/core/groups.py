@@ -91,7 +91,7 @@ class StandardizedParts(Aggregation):
     The effective inverse temperature of an objective then is beta / std of the group.
 
     Args:
-        weights: as in `Raw`
+        weights: see `Raw`
         floor: least standard deviation
     """
 
@@ -107,7 +107,7 @@ class StandardizedSum(Aggregation):
     """Standardised sum z(sum_m w_m R_m): the weighted sum of the rewards is standardised within its group.
 
     Args:
-        weights: as in `Raw`
+        weights: see `Raw`
         floor: least standard deviation
     """
 

@@ -35,7 +35,7 @@ def spread_like(value: Tensor, tensor: Tensor) -> Tensor:
 
     Args:
         value: equal in all processes
-        tensor: of the same shape; if it is not spread, the value stays as it is
+        tensor: tensor of the same shape; if it is not spread, the value stays as it is
     """
     if not is_spread(tensor):
         return value

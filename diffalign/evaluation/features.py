@@ -101,7 +101,7 @@ class CLIPFeatures(Features):
     """Projected image embedding of a CLIP model.
 
     Args:
-        path, revision, device, rows: as in `DINOv2Features`
+        path, revision, device, rows: see `DINOv2Features`
 
     Reference: Radford et al., arXiv:2103.00020.
     """

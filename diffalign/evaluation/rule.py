@@ -41,7 +41,7 @@ class Rule:
     """Rule of `HackingAlarm`, which explains it.
 
     Args:
-        window, threshold, rise, fall, diversity_fall: as in `HackingAlarm`
+        window, threshold, rise, fall, diversity_fall: see `HackingAlarm`
     """
 
     window: int | None

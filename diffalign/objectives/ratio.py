@@ -83,7 +83,7 @@ class RatioNorm:
         Args:
             log_ratio: [E] l - l_old
             old_mean: [E, *] mu_old
-            transition: of each edge under the current weights
+            transition: transition of each edge under the current weights
         """
         return Shift.between(old_mean, transition).normalized(log_ratio)
 

@@ -91,9 +91,7 @@ def optional_reference(policy: Policy, reference: Policy | None, weight: float, 
         raise ValueError(f"{weight_name} must be at least 0 and finite: it is the weight of a penalty; got {weight:g}")
     if weight == 0:
         if reference is not None:
-            raise ValueError(
-                f"{weight_name.partition('.')[0]}.reference has no use if {weight_name} is 0; leave it out, or give a weight"
-            )
+            raise ValueError(f"{weight_name.partition('.')[0]}.reference has no use if {weight_name} is 0; leave it out, or give a weight")
         return None
     reference = policy.fork() if reference is None else reference
     require_frozen(reference, "reference")

@@ -67,7 +67,7 @@ class Checkpoints(Hook):
 
         Args:
             written: folder with a `config.yaml`; a folder without one is accepted
-            new_total: as in `resume`
+            new_total: see `resume`
 
         Raises:
             CheckpointError: the configuration differs; the message shows where.

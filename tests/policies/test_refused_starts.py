@@ -28,7 +28,7 @@ ONES = torch.ones(16)
 TENSORS = {
     "DoRA of peft": (pairs() | {f"{NAME}.lora_magnitude_vector": ONES}, r"to_q.lora_magnitude_vector' in .* belongs to DoRA.*fuse_lora"),
     "DoRA of kohya": (pairs() | {f"{NAME}.dora_scale": ONES[:, None]}, r"to_q.dora_scale' in .* belongs to DoRA"),
-    "a bias of the update": (pairs() | {f"{NAME}.lora_B.bias": ONES}, r"to_q.lora_B.bias' in .* is added to a layer beside its low-rank update"),
+    "a bias of the update": (pairs() | {f"{NAME}.lora_B.bias": ONES}, r"to_q.lora_B.bias' in .* is added to a layer beside its low-rank"),
     "a bias": (pairs() | {f"{NAME}.bias": ONES}, r"to_q.bias' in .* is added to a layer"),
     "diff": (pairs() | {f"{NAME}.diff": torch.ones(16, 16)}, r"to_q.diff' in .* is added to a layer"),
     "diff_b": (pairs() | {f"{NAME}.diff_b": ONES}, r"to_q.diff_b' in .* is added to a layer"),
