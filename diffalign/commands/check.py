@@ -16,12 +16,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from .. import config
-    from ..costs.capacity import Cluster, plan
+    from ..costs.capacity import Cluster, capacity
     from ..costs.forecast import forecast
 
     job = config.parse(options.run, overrides)
     loop = job.build()
     print(job.yaml())
     print(forecast(loop, job.tree["total"]))
-    print(plan(loop, Cluster(options.devices, options.memory, options.teraflops, options.shard)))
+    print(capacity(loop, Cluster(options.devices, options.memory, options.teraflops, options.shard)))
     return 0

@@ -35,7 +35,7 @@ class Cluster:
     shard: bool = False
 
 
-def plan(loop: AlignmentLoop, cluster: Cluster) -> str:
+def capacity(loop: AlignmentLoop, cluster: Cluster) -> str:
     """Make a table for one cluster. Nothing is run, except a few matrix products if the speed is not given.
 
     Args:

@@ -13,7 +13,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 @attrs.frozen
-class Evidence:
+class AlarmEvidence:
     """Fall of a held-out reward or of diversity, at the cut where it is clearest.
 
     Args:
@@ -54,7 +54,7 @@ class Rule:
         """Steps that must lie on both sides of a cut."""
         return self.window or max(3, total // 30)
 
-    def evidence(self, lines: Lines, total: int) -> dict[str, Evidence]:
+    def evidence(self, lines: Lines, total: int) -> dict[str, AlarmEvidence]:
         """Evidence in the lines, by kind, whether it is convincing or not.
 
         Args:
@@ -68,15 +68,15 @@ class Rule:
             move = series.fallen(self.least_window(total))
             if move is not None:
                 trained = Series([line["trained"] for line in known]).moved(move.cut)
-                found[kind] = Evidence(kind, move, trained, self._least(known[: self.least_window(total)], kind))
+                found[kind] = AlarmEvidence(kind, move, trained, self._least(known[: self.least_window(total)], kind))
         return found
 
-    def convinces(self, evidence: Evidence) -> bool:
+    def convinces(self, evidence: AlarmEvidence) -> bool:
         """True if the evidence is strong enough; the alarm rings when this holds for two steps in a row."""
         fallen = evidence.move.errors <= -self.threshold and evidence.move.before - evidence.move.now >= evidence.least
         return fallen and (evidence.kind == DIVERSITY or evidence.trained.errors >= self.rise)
 
-    def rings(self, lines: Lines, total: int) -> dict[str, Evidence]:
+    def rings(self, lines: Lines, total: int) -> dict[str, AlarmEvidence]:
         """Evidence that is convincing at the last step and at the step before, by kind."""
         found = {kind: evidence for kind, evidence in self.evidence(lines, total).items() if self.convinces(evidence)}
         earlier = self.evidence(lines[:-1], total) if found else {}

@@ -32,7 +32,7 @@ transitions are as large as latents, so they are freed after each micro-batch.""
 
 
 @attrs.frozen(eq=False)
-class Reference:
+class ReferenceSteps:
     """Transitions of the reference along the edges of a batch.
 
     Args:
@@ -61,7 +61,7 @@ class Known:
         old: [E] log-probabilities under the weights that rolled out; None in the first update, which computes them
     """
 
-    reference: Reference | None
+    reference: ReferenceSteps | None
     old: Tensor | None = None
 
 
@@ -139,7 +139,7 @@ class PathLosses:
         return self.numbers is None and not self.divergence and exact and self.policy.kernel.density != "sum"
 
     def _numbers_of(
-        self, reference: Reference | None, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian
+        self, reference: ReferenceSteps | None, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian
     ) -> dict[str, Tensor]:
         """Compute the numbers that are kept of some edges."""
         numbers = {"log_prob": transition.log_prob(trajectories.latents[edges.child])}
@@ -160,7 +160,7 @@ class PathLosses:
         return attrs.evolve(paths, log_prob=fixed + paths.level_weights(self.level_weights) * (log_prob - fixed))
 
     @torch.no_grad()
-    def _of_reference(self, trajectories: TrajectoryBatch, edges: Edges) -> Reference | None:
+    def _of_reference(self, trajectories: TrajectoryBatch, edges: Edges) -> ReferenceSteps | None:
         """Evaluate the reference once per batch, in the same pieces as the updates."""
         if self.reference is None:
             return None
@@ -173,9 +173,9 @@ class PathLosses:
         log_prob = torch.cat(log_probs)
         require_finite(log_prob, trajectories, edges.child, "reference")
         if not steps:
-            return Reference(log_prob, edges.parent, None)
+            return ReferenceSteps(log_prob, edges.parent, None)
         whole = attrs.evolve(steps[0], mean=torch.cat([step.mean for step in steps]), std=torch.cat([step.std for step in steps]))
-        return Reference(log_prob, edges.parent, whole)
+        return ReferenceSteps(log_prob, edges.parent, whole)
 
     @torch.no_grad()
     def _old(self, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:

@@ -180,7 +180,7 @@ class SoftmaxTB(PathMatching):
         else:
             per_sample, advantage = softmax_tb(matched, logits, group), -residual
         kept = torch.ones_like(per_sample)
-        if self.measure == "path":  # such a group has equal rewards, so its advantage comes only from its own log-probabilities
+        if self.measure == "path":  # nothing is lost: in such a group the advantage comes only from its own log-probabilities
             kept = group_has_spread(batch.rewards, group).to(kept)
         value = paths.mean_over_groups(per_sample * kept)
         if self.pull == "closed":

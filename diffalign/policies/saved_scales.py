@@ -26,7 +26,7 @@ _SAFE = {"peft_type": ("LORA", None), "bias": ("none",), "init_lora_weights": (T
 
 
 @attrs.frozen
-class Settings:
+class PeftSettings:
     """Settings of peft for one denoiser.
 
     Args:
@@ -38,7 +38,7 @@ class Settings:
     source: str
 
     @classmethod
-    def of_header(cls, text: str | None, component: str, source: str) -> "Settings | None":
+    def of_header(cls, text: str | None, component: str, source: str) -> "PeftSettings | None":
         """Read the denoiser's settings from a header, where each setting names its component; None if the header has none."""
         if text is None:
             return None
@@ -50,7 +50,7 @@ class Settings:
         return cls.checked(own, source)
 
     @classmethod
-    def of_file(cls, file: Path) -> "Settings | None":
+    def of_file(cls, file: Path) -> "PeftSettings | None":
         """Read the settings from peft's configuration file; None if there is none."""
         if not file.exists():
             return None
@@ -61,7 +61,7 @@ class Settings:
         return cls.checked(_mapping(text, str(file)), str(file))
 
     @classmethod
-    def checked(cls, values: Mapping[str, Any], source: str) -> "Settings":
+    def checked(cls, values: Mapping[str, Any], source: str) -> "PeftSettings":
         """Refuse a setting that changes the meaning of the tensors in a way that is not supported."""
         from peft import LoraConfig
 
@@ -132,7 +132,7 @@ def agreed(layer: str, scales: Mapping[str, float]) -> float:
 
 
 def sources(
-    layer: str, path: str, rank: int, alpha: float | None, settings: Mapping[str, Settings | None], layers: Layers
+    layer: str, path: str, rank: int, alpha: float | None, settings: Mapping[str, PeftSettings | None], layers: Layers
 ) -> dict[str, float]:
     """Scale of a layer according to each source that gives one.
 

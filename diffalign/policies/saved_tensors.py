@@ -18,7 +18,7 @@ _NAMED = "the tensors of a file must be named by layer, as pipeline.save_lora_we
 
 
 @attrs.frozen(eq=False)
-class Found:
+class FoundTensors:
     """Tensors of the denoiser in a file, by the writer's name of the layer."""
 
     down: Mapping[str, Tensor]
@@ -28,7 +28,7 @@ class Found:
     up_names: Mapping[str, Name]
 
     @classmethod
-    def of(cls, file: Path, tensors: Mapping[str, Tensor]) -> "Found":
+    def of(cls, file: Path, tensors: Mapping[str, Tensor]) -> "FoundTensors":
         """Split a file into the parts of its updates. Nothing is ignored, except zeros that would be added.
 
         Raises:

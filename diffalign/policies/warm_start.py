@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .saved_names import Layers, Name
-from .saved_scales import BESIDE, HEADER, Settings, agreed, sources
-from .saved_tensors import Found, content_of, file_of
+from .saved_scales import BESIDE, HEADER, PeftSettings, agreed, sources
+from .saved_tensors import FoundTensors, content_of, file_of
 
 _OTHER = "Is it for another model? Otherwise load it in plain diffusers and save it from there."
 
@@ -47,10 +47,10 @@ class SavedAdapters:
         """
         file = file_of(path)
         tensors, header = content_of(file)
-        found = Found.of(file, tensors)
+        found = FoundTensors.of(file, tensors)
         settings = {
-            HEADER: Settings.of_header(header.get(HEADER), layers.component, f"{HEADER!r} in the header of {file.name}"),
-            BESIDE: Settings.of_file(file.parent / BESIDE),
+            HEADER: PeftSettings.of_header(header.get(HEADER), layers.component, f"{HEADER!r} in the header of {file.name}"),
+            BESIDE: PeftSettings.of_file(file.parent / BESIDE),
         }
         paths = {layer: layers.find(layer) for layer in found.down}
         strange = next((layer for layer, place in paths.items() if place is None), None)
@@ -70,7 +70,7 @@ class SavedAdapters:
         return cls._placed(file, found, {layer: place for layer, place in paths.items() if place is not None}, scaling)
 
     @classmethod
-    def _placed(cls, file: Path, found: "Found", paths: Mapping[str, str], scaling: Mapping[str, float]) -> "SavedAdapters":
+    def _placed(cls, file: Path, found: "FoundTensors", paths: Mapping[str, str], scaling: Mapping[str, float]) -> "SavedAdapters":
         owners: dict[str, str] = {}
         for layer, path in paths.items():
             if path in owners:
@@ -82,7 +82,7 @@ class SavedAdapters:
 
     @classmethod
     def _converted(
-        cls, found: "Found", scaling: Mapping[str, float], strange: str, layers: Layers, convert: Convert | None
+        cls, found: "FoundTensors", scaling: Mapping[str, float], strange: str, layers: Layers, convert: Convert | None
     ) -> "SavedAdapters":
         """Convert names by diffusers. Alphas are multiplied in before, so that only pairs of matrices have to be renamed and split."""
         refused = f"LoRA.start: {strange!r} is for no layer of {layers.network}"

@@ -17,7 +17,7 @@ _FAILED, _FINISHED, _BACKWARD, _NOTHING = -1, 0, 1 << 20, -(1 << 20)
 
 
 @attrs.define(eq=False)
-class Announced:
+class AnnouncedCalls:
     """`Lockstep` for sharded weights: a network call gathers weights from all processes, so all of them must make it.
 
     Before a call, each process announces which policy it is about to evaluate, with or without a graph. All processes then make the
@@ -40,7 +40,7 @@ class Announced:
     _padding: bool = attrs.field(default=False, init=False)
 
     @classmethod
-    def over(cls, policies: Mapping[str, Policy], devices: Devices, modules: "Sequence[FSDPModule]") -> "Announced":
+    def over(cls, policies: Mapping[str, Policy], devices: Devices, modules: "Sequence[FSDPModule]") -> "AnnouncedCalls":
         """Follow the network calls of all policies. For a wrapper, these are the calls of the policy inside.
 
         Args:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..core import Devices, HostWeights, Lockstep, Policy
 from .devices import TorchDevices
-from .lockstep import Announced, innermost
+from .lockstep import AnnouncedCalls, innermost
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -75,7 +75,7 @@ class FullySharded:
             modules.append(self._spread(network, mesh, devices.device))
         self._place_the_rest(policies, devices.device)
         inner = {id(below) for module in [*shared, *networks] for below in list(module.modules())[1:]}
-        return Announced.over(policies, devices, [module for module in modules if id(module) not in inner])
+        return AnnouncedCalls.over(policies, devices, [module for module in modules if id(module) not in inner])
 
     def _spread(self, module: nn.Module, mesh: "DeviceMesh", device: torch.device) -> "FSDPModule":
         from torch.distributed.fsdp import fully_shard

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffalign.placement import placed
 
-from .geneval_rules import Found
+from .geneval_rules import Detected
 from .pixels import normalized, resized
 from .weights import pretrained
 
@@ -68,7 +68,7 @@ class Detector:
         labels = self.model.config.id2label
         return NAMES if len(labels) == len(NAMES) else tuple(labels[place] for place in range(len(labels)))
 
-    def detect(self, images: Tensor, least: float) -> list[dict[str, list[Found]]]:
+    def detect(self, images: Tensor, least: float) -> list[dict[str, list[Detected]]]:
         """Detect objects with a score above `least`, by class, surest first.
 
         Args:
@@ -87,20 +87,20 @@ class Detector:
 
     def _objects(
         self, classes: Tensor, masks: Tensor, padded: torch.Size, inner: tuple[int, int], size: tuple[int, int], least: float
-    ) -> dict[str, list[Found]]:
+    ) -> dict[str, list[Detected]]:
         """Find the objects of one image from its queries' classes [Q, C + 1] and masks [Q, h, w], by class."""
         scores, places = classes.softmax(dim=-1)[:, :-1].flatten().topk(len(classes))
         kept = scores > least  # multiplying by the mask's mean makes no score larger
         scores, places = scores[kept], places[kept]
         query, label = places // (classes.shape[-1] - 1), places % (classes.shape[-1] - 1)
-        found: dict[str, list[Found]] = {}
+        found: dict[str, list[Detected]] = {}
         for score, logits, name in zip(scores.tolist(), masks[query], (self.names[i] for i in label.tolist()), strict=True):
             whole = F.interpolate(logits[None, None], size=tuple(padded), mode="bilinear", align_corners=False)[..., : inner[0], : inner[1]]
             logit = F.interpolate(whole, size=size, mode="bilinear", align_corners=False)[0, 0]
             mask = logit > 0
             sure = score * float((logit.sigmoid() * mask).sum() / (mask.sum() + 1e-6))
             if sure > least and bool(mask.any()):
-                found.setdefault(name, []).append(Found(sure, _box(mask), mask))
+                found.setdefault(name, []).append(Detected(sure, _box(mask), mask))
         return {name: sorted(objects, key=lambda thing: -thing.score) for name, objects in found.items()}
 
 

@@ -11,7 +11,7 @@ from diffalign.placement import is_there
 
 from .clip import CLIP
 from .detection import Detector
-from .geneval_rules import COLORS, Found, Wanted, judged, wanted
+from .geneval_rules import COLORS, Detected, Wanted, judged, wanted
 from .pixels import check_batch, cropped_square
 
 GRAY = 0.6
@@ -89,13 +89,13 @@ class GenEval(Reward):
                 scores.append(self._score(image, found, want))
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
-    def _score(self, image: Tensor, found: dict[str, list[Found]], want: Wanted) -> float:
+    def _score(self, image: Tensor, found: dict[str, list[Detected]], want: Wanted) -> float:
         least = self.counting_threshold if want.counting else self.threshold
         sure = {name: [thing for thing in objects if thing.score > least][: self.max_objects] for name, objects in found.items()}
         holds = judged(want, sure, lambda name, objects: self._colors(image, name, objects), self.slack)
         return sum(holds) / len(holds) if self.partial else float(all(holds))
 
-    def _colors(self, image: Tensor, name: str, objects: Sequence[Found]) -> list[str]:
+    def _colors(self, image: Tensor, name: str, objects: Sequence[Detected]) -> list[str]:
         """Colour of each object, which CLIP chooses among ten."""
         size = self._clip.model.config.vision_config.image_size
         cut = torch.cat([cropped_square(_cut_out(image, thing), size) for thing in objects])
@@ -105,7 +105,7 @@ class GenEval(Reward):
         return [COLORS[place] for place in (self._clip.images(cut) @ classes.T).argmax(dim=1).tolist()]
 
 
-def _cut_out(image: Tensor, thing: Found) -> Tensor:
+def _cut_out(image: Tensor, thing: Detected) -> Tensor:
     """Cut out the object's box, gray around the object: [3, H, W] -> [1, 3, h, w]."""
     left, top, right, bottom = map(round, thing.box)
     mask = thing.mask.to(image.device)

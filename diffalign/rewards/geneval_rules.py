@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 
 
 @attrs.frozen(eq=False)
-class Found:
+class Detected:
     """Detected object.
 
     Args:
@@ -126,7 +126,7 @@ def relations(box: Box, other: Box, slack: float) -> set[str]:
 
 
 def judged(
-    want: Wanted, found: Mapping[str, Sequence[Found]], color_of: Callable[[str, Sequence[Found]], Sequence[str]], slack: float
+    want: Wanted, found: Mapping[str, Sequence[Detected]], color_of: Callable[[str, Sequence[Detected]], Sequence[str]], slack: float
 ) -> list[bool]:
     """Check which clauses hold, first those of `include`, then those of `exclude`.
 
@@ -139,7 +139,7 @@ def judged(
         slack: slack of `relations`
     """
     holds: list[bool] = []
-    matched: list[Sequence[Found] | None] = []
+    matched: list[Sequence[Detected] | None] = []
     for clause in want.include:
         objects = list(found.get(clause.name, ()))[: clause.count]
         good = len(objects) == clause.count

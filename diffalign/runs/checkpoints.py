@@ -13,7 +13,19 @@ from ..core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, ag
 from ..durable import discard
 from .best import BEST, Score, evaluated, held_out_score, keep, training_score, value_to_beat
 from .identity import differences
-from .snapshot import CONFIG, Snapshot, checkpoints, complete_checkpoints, is_whole, load, load_weights, read_manifest, save, step_of, write
+from .snapshot import (
+    CONFIG,
+    RunSnapshot,
+    checkpoints,
+    complete_checkpoints,
+    is_whole,
+    load,
+    load_weights,
+    read_manifest,
+    save,
+    step_of,
+    write,
+)
 
 __all__ = ["Checkpoints", "complete_checkpoints", "load", "load_weights", "read_manifest", "save"]
 
@@ -122,7 +134,7 @@ class Checkpoints(Hook):
         return found[-1]
 
     def _save(self, loop: AlignmentLoop, step: int) -> None:
-        snapshot, failed = Snapshot.of(loop), None
+        snapshot, failed = RunSnapshot.of(loop), None
         if loop.devices.rank == 0:
             try:
                 write(snapshot, self.folder / f"step-{step:06d}", self._facts(loop, step, training_score(self._rewards)), self.config)
@@ -144,7 +156,7 @@ class Checkpoints(Hook):
         better = loop.devices.rank == 0 and score.value > value_to_beat(self.folder, score.measure)
         if not int(loop.devices.maximum(torch.tensor(int(better)))):
             return
-        snapshot, failed = None if self._saved == step else Snapshot.of(loop), None
+        snapshot, failed = None if self._saved == step else RunSnapshot.of(loop), None
         if loop.devices.rank == 0:
             try:
                 if snapshot is None:

@@ -26,7 +26,7 @@ CONFIG = "config.yaml"
 
 
 @attrs.frozen(eq=False)
-class Snapshot:
+class RunSnapshot:
     """State of a run, on the CPU.
 
     Args:
@@ -40,7 +40,7 @@ class Snapshot:
     state: Mapping[str, Any]
 
     @classmethod
-    def of(cls, loop: AlignmentLoop) -> "Snapshot":
+    def of(cls, loop: AlignmentLoop) -> "RunSnapshot":
         """Collect the state. Every process of the run must call this; only the first keeps the gathered weights."""
         keep = loop.devices.rank == 0
         parts = {name: _on_host(dict(part.state())) for name, part in _stateful(loop).items()}
@@ -68,10 +68,10 @@ def save(loop: AlignmentLoop, folder: Path, step: int, config: str, score: float
     Raises:
         CheckpointError: it cannot be written (a full disk, a folder that is read-only).
     """
-    write(Snapshot.of(loop), folder, {"step": step, "reward": loop.reward, "score": score}, config)
+    write(RunSnapshot.of(loop), folder, {"step": step, "reward": loop.reward, "score": score}, config)
 
 
-def write(snapshot: Snapshot, folder: Path, facts: Mapping[str, Any], config: str) -> None:
+def write(snapshot: RunSnapshot, folder: Path, facts: Mapping[str, Any], config: str) -> None:
     """Write a snapshot to disk: the half of `save` that one process does.
 
     Args:

@@ -7,7 +7,7 @@ import attrs
 from diffalign.core import Progress, Streams
 
 from .plans import Branching, Plan
-from .splits import branching_at, per_split, spread
+from .splits import branching_at, move_apart, per_split
 
 
 @attrs.frozen
@@ -83,7 +83,7 @@ class AdaptivePlan(Plan):
             generator = streams.generator("plan")
             early, late = 1 + self.concentration * place, 1 + self.concentration * (1 - place)
             positions = [first + (last - first) * generator.beta(early, late) for _ in range(self.splits)]
-        splits = spread("AdaptivePlan", positions, first, last, self.min_gap)
+        splits = move_apart("AdaptivePlan", positions, first, last, self.min_gap)
         factor = self.eta_factors[0] + (self.eta_factors[1] - self.eta_factors[0]) * place
         etas = [min(eta * factor, self.eta_max) for eta in per_split(self.eta, self.splits, "AdaptivePlan")]
         return branching_at(

@@ -8,7 +8,7 @@ import attrs
 from diffalign.core import Progress, Streams
 
 from .plans import Branching, Plan
-from .splits import branching_at, per_split, spread
+from .splits import branching_at, move_apart, per_split
 
 
 @attrs.frozen
@@ -78,7 +78,7 @@ class ProgressPlan(Plan):
             shares = [min(max((position - self.first) / (last - self.first), 1e-3), 1 - 1e-3) for position in positions]
             kappa = self.concentration
             positions = [self.first + (last - self.first) * generator.beta(kappa * share, kappa * (1 - share)) for share in shares]
-        splits = spread("ProgressPlan", positions, self.first, last, self.min_gap)
+        splits = move_apart("ProgressPlan", positions, self.first, last, self.min_gap)
         etas = per_split(self.eta, len(splits), "ProgressPlan")
         return branching_at(
             "ProgressPlan", steps, splits, etas, self.branches, self.roots, self.levels, self.max_leaves, self.promote_roots

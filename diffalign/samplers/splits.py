@@ -54,7 +54,7 @@ def branching_at(
     return Branching(tuple(children), tuple(noise_levels), roots)
 
 
-def spread(where: str, positions: Sequence[float], first: int, last: int, gap: int) -> list[int]:
+def move_apart(where: str, positions: Sequence[float], first: int, last: int, gap: int) -> list[int]:
     """Round and sort positions; then move them to the right until they are `gap` apart, and back to the left if they pass `last`.
 
     Returns:

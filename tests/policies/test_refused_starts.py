@@ -49,25 +49,25 @@ TENSORS = {
         {"text_encoder.a.lora_A.weight": torch.ones(2, 2), "text_encoder.a.lora_B.weight": torch.zeros(2, 2)},
         r"must hold an update of the denoiser; none of its 2 tensors",
     ),
-    "no up": (dict(list(pairs().items())[:1]), r"to_q.lora_A.weight' in .* stands alone"),
-    "no down": (dict(list(pairs().items())[1:]), r"to_q.lora_B.weight' in .* stands alone"),
+    "no up": (dict(list(pairs().items())[:1]), r"to_q.lora_A.weight' in .* has no partner"),
+    "no down": (dict(list(pairs().items())[1:]), r"to_q.lora_B.weight' in .* has no partner"),
     "halves of two writers": (
         {name.replace("lora_A", "lora_down"): tensor for name, tensor in pairs().items()},
         r"to_q.lora_down.weight' and 'transformer.transformer_blocks.0.attn.to_q.lora_B.weight' in .* are no pair",
     ),
-    "an alpha alone": (pairs() | {"transformer.proj_out.alpha": torch.tensor(1.0)}, r"proj_out.alpha' in .* stands alone"),
+    "an alpha alone": (pairs() | {"transformer.proj_out.alpha": torch.tensor(1.0)}, r"proj_out.alpha' in .* has no partner"),
     "an alpha for some": (
         pairs(PATH, "proj_out") | {f"{NAME}.alpha": torch.tensor(1.0)},
         r"an alpha for some layers, but none for that of 'transformer.proj_out.lora_A.weight'",
     ),
     "an alpha of two numbers": (pairs() | {f"{NAME}.alpha": torch.ones(2)}, r"to_q.alpha' in .* must be one number"),
     "no number": (pairs() | {f"{NAME}.lora_B.weight": torch.full((16, 4), float("nan"))}, r"numbers that are not finite"),
-    "whole numbers": (pairs() | {f"{NAME}.lora_B.weight": torch.ones(16, 4, dtype=torch.int8)}, r"of type torch.int8"),
+    "whole numbers": (pairs() | {f"{NAME}.lora_B.weight": torch.ones(16, 4, dtype=torch.int8)}, r"has type torch.int8"),
     "ranks that differ": (pairs() | {f"{NAME}.lora_B.weight": torch.ones(16, 3)}, r"must be \[rank, in\] and its pair \[out, rank\]"),
     "another size": (pairs() | {f"{NAME}.lora_A.weight": torch.ones(4, 17)}, r"has rank 4 and is 16 x 17, the adapter has rank 12"),
     "another model": (
         pairs() | {f"transformer.layers.0.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"},
-        r"'transformer.layers.0.to_q.lora_A.weight' is for no layer of SD3Transformer2DModel; diffusers makes 'transformer.layers.0.to_q",
+        r"'transformer.layers.0.to_q.lora_A.weight' is for no layer of SD3Transformer2DModel; diffusers converts a name to 'transformer.layers.0.to_q",
     ),
     "two names of a layer": (
         pairs() | {name.replace("transformer.", "diffusion_model.", 1): tensor for name, tensor in pairs().items()},
@@ -99,7 +99,7 @@ HEADERS = {
     "replicas": ({"layer_replication": [[0, 1]]}, r"setting 'layer_replication'"),
     "of later versions": ({"use_moonlight": "full"}, r"setting 'use_moonlight' = 'full' .* is not understood.*fuse_lora"),
     "LoHa": ({"peft_type": "LOHA"}, r"setting 'peft_type' = 'LOHA'"),
-    "another rank": ({"r": 5}, r"has rank 4, and rank 5 in 'lora_adapter_metadata'"),
+    "another rank": ({"r": 5}, r"has rank 4, but rank 5 in 'lora_adapter_metadata'"),
     "an alpha in words": ({"lora_alpha": "much"}, r"setting 'lora_alpha' in .* got 'much'"),
     "a pattern in words": ({"alpha_pattern": {PATH: None}}, r"setting 'alpha_pattern.transformer_blocks.0.attn.to_q' in"),
     "no mapping": ({"rank_pattern": [4]}, r"setting 'rank_pattern' in .* got '\[4\]'"),
@@ -129,12 +129,12 @@ def test_headers_that_say_nothing_of_the_denoiser_are_refused(tmp_path):
 def test_sources_that_differ_about_the_scale_are_refused(tmp_path):
     here = world("sd3")
     header = {f"transformer.{name}": value for name, value in SETTINGS.items()}
-    with pytest.raises(ValueError, match=r"multiplied by 0.5 after its alpha, and by 1.75 after 'lora_adapter_metadata'"):
+    with pytest.raises(ValueError, match=r"multiplied by 0.5 according to its alpha, but by 1.75 according to 'lora_adapter_metadata'"):
         here.start(written(tmp_path, pairs(alpha=2), header))
     here.start(written(tmp_path, pairs(alpha=7), header))
     file = written(tmp_path, pairs())
     (tmp_path / "adapter_config.json").write_text(json.dumps(SETTINGS))
-    with pytest.raises(ValueError, match=r"by 1 after the usual alpha = rank of such names, and by 1.75 after .*adapter_config.json"):
+    with pytest.raises(ValueError, match=r"by 1 according to the usual alpha = rank of such names, but by 1.75 according to .*adapter_config.json"):
         here.start(file)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"adapter_config.json is no JSON"):

@@ -6,13 +6,13 @@ import torch
 from diffalign import Prompt
 from diffalign.core import ConfigError
 from diffalign.rewards.detection import NAMES
-from diffalign.rewards.geneval_rules import Found, judged, relations, wanted
+from diffalign.rewards.geneval_rules import Detected, judged, relations, wanted
 
 CAT, DOG = {"class": "cat", "count": 1}, {"class": "dog", "count": 1}
 
 
 def thing(score=0.9, box=(0, 0, 10, 10), color="red"):
-    found = Found(score, tuple(map(float, box)), torch.ones(1, 1, dtype=torch.bool))
+    found = Detected(score, tuple(map(float, box)), torch.ones(1, 1, dtype=torch.bool))
     PAINT[id(found)] = (found, color)  # kept alive, so that no other object gets its number
     return found
 
