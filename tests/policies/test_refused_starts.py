@@ -67,7 +67,7 @@ TENSORS = {
     "another size": (pairs() | {f"{NAME}.lora_A.weight": torch.ones(4, 17)}, r"has rank 4 and is 16 x 17, the adapter has rank 12"),
     "another model": (
         pairs() | {f"transformer.layers.0.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"},
-        r"'transformer.layers.0.to_q.lora_A.weight' is for no layer of SD3Transformer2DModel; diffusers converts a name to 'transformer.layers.0.to_q",
+        r"'transformer.layers.0.to_q.lora_A.weight' is for no layer of SD3Transformer2DModel; diffusers converts a name to 'transformer.layers",
     ),
     "two names of a layer": (
         pairs() | {name.replace("transformer.", "diffusion_model.", 1): tensor for name, tensor in pairs().items()},
@@ -134,7 +134,9 @@ def test_sources_that_differ_about_the_scale_are_refused(tmp_path):
     here.start(written(tmp_path, pairs(alpha=7), header))
     file = written(tmp_path, pairs())
     (tmp_path / "adapter_config.json").write_text(json.dumps(SETTINGS))
-    with pytest.raises(ValueError, match=r"by 1 according to the usual alpha = rank of such names, but by 1.75 according to .*adapter_config.json"):
+    with pytest.raises(
+        ValueError, match=r"by 1 according to the usual alpha = rank of such names, but by 1.75 according to .*adapter_config.json"
+    ):
         here.start(file)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"adapter_config.json is no JSON"):
