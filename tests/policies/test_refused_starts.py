@@ -67,7 +67,7 @@ TENSORS = {
     "another size": (pairs() | {f"{NAME}.lora_A.weight": torch.ones(4, 17)}, r"has rank 4 and is 16 x 17, the adapter has rank 12"),
     "another model": (
         pairs() | {f"transformer.layers.0.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"},
-        r"'transformer.layers.0.to_q.lora_A.weight' is for no layer of SD3Transformer2DModel; diffusers converts a name to 'transformer.layers",
+        r"'transformer.layers.0.to_q.lora_A.weight' is for no layer of SD3Transformer2DModel; diffusers converts a name to 'transformer",
     ),
     "two names of a layer": (
         pairs() | {name.replace("transformer.", "diffusion_model.", 1): tensor for name, tensor in pairs().items()},
