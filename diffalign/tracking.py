@@ -1,4 +1,4 @@
-"""Experiment trackers through accelerate: TensorBoard, W&B, trackio and others, by name."""
+"""Experiment trackers by accelerate: TensorBoard, W&B, trackio and others, by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,19 +20,19 @@ def _names(names: str | Sequence[str]) -> tuple[str, ...]:
 
 @attrs.define(eq=False)
 class Trackers(Hook):
-    """Sends metrics, held-out evaluations, pictures and the configuration to trackers; `metrics.jsonl` is written in any case.
+    """Sends metrics, held-out evaluations, images and the configuration to trackers. `metrics.jsonl` is written in any case.
 
-    The first process alone speaks. A tracker that cannot be started stops the run before its first step; one that fails later is left out
-    from then on, which is said once. What a tracker needs (an account, an offline mode) it takes from its own environment variables.
+    Only the first process sends. A tracker that cannot be started stops the run before its first step; one that fails later is left out
+    from then on, with one message. A tracker reads its own environment variables for an account or an offline mode.
 
     Args:
-        names: as accelerate knows them: tensorboard, wandb, trackio, mlflow, swanlab, aim, comet_ml, clearml, dvclive
-        project: what the runs of a tracker stand under; the name of the run folder by default
-        images_every: steps between pictures of the step's samples, for trackers that take pictures; 0 sends none
-        pictures: how many
+        names: accelerate's names of trackers: tensorboard, wandb, trackio, mlflow, swanlab, aim, comet_ml, clearml, dvclive
+        project: project of the run at a tracker; by default the name of the run folder
+        images_every: steps between images of the step's samples, for trackers that take images; 0 sends none
+        pictures: number of images that are sent at a time
 
     Raises:
-        ValueError: a name that accelerate does not know.
+        ValueError: accelerate does not know a name.
         ImportError: the tracker's package is not installed; the message names it.
     """
 
@@ -88,7 +88,7 @@ class Trackers(Hook):
         self._running = {}
 
     def _configure(self, loop: AlignmentLoop) -> None:
-        """At the first step: the configuration is in the run folder by then."""
+        """Send the configuration. It is called at the first step, when the configuration is in the run folder."""
         file = None if loop.folder is None else loop.folder / "config.yaml"
         if not self._configured and file is not None and file.exists():
             values = flattened(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
@@ -130,7 +130,7 @@ class Trackers(Hook):
 
 
 def flattened(tree: Any, place: str = "") -> dict[str, str | int | float | bool]:
-    """A configuration as one level: {"sampler.init_args.steps": 8}; None is left out."""
+    """Flatten a configuration to one level: {"sampler.init_args.steps": 8}. None values are left out."""
     if isinstance(tree, Mapping | list):
         entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
         flat: dict[str, str | int | float | bool] = {}

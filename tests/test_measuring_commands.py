@@ -170,7 +170,7 @@ def test_a_folder_without_a_checkpoint_is_refused(trained, capsys):
     (trained / "runs/empty").mkdir(parents=True)
     (trained / "runs/empty/config.yaml").write_text((trained / "runs/slow/config.yaml").read_text())
     assert main(["evaluate", "runs/empty"]) == 1
-    assert "must hold a whole checkpoint step-*/ to be evaluated" in capsys.readouterr().err
+    assert "must hold a complete checkpoint step-*/ to be evaluated" in capsys.readouterr().err
 
 
 def test_different_rewards_under_one_name_are_refused(trained, capsys):

@@ -12,14 +12,14 @@ _SUITE = (
     "prompts and rewards of a benchmark in place of the run's own, and a table by tag; --prompts takes other prompts of the same form, "
     "--reward NAME=PART a reward in place of the suite's of that name"
 )
-_EPILOG = "An evaluation that is interrupted goes on where it stopped. Under accelerate launch or torchrun, processes share the prompts."
+_EPILOG = "An interrupted evaluation continues where it stopped. Under accelerate launch or torchrun, processes share the prompts."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help=SUBJECT)
     measuring_arguments(parser)
     parser.add_argument("--suite", choices=SUITES, help=_SUITE)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for evaluation.json and pictures (RUN/evaluations/step-NNNNNN)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of evaluation.json and images (RUN/evaluations/step-NNNNNN)")
     parser.epilog = _EPILOG
 
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             if tags is not None:
                 print(f"suite {options.suite}, mean [95 % interval over prompts]\n{tags.table()}")
             print(folder / "evaluation.json")
-        devices.barrier()  # nobody may still read what is removed
+        devices.barrier()  # the rounds are removed only when no process reads them any more
         rounds.clear()
     finally:
         disconnect(devices)

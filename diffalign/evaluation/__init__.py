@@ -1,4 +1,4 @@
-"""Evaluation, diversity, comparison, pictures and the report."""
+"""Evaluation of policies: measures of diversity, comparison of runs, images, the report, and the hacking alarm."""
 
 from .alarm import Alarm, HackingAlarm
 from .budgets import Recorded, Standing, at_equal_budgets

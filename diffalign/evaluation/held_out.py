@@ -17,20 +17,20 @@ from .result import Evaluation
 
 @attrs.define(eq=False)
 class HeldOutEvaluation(Hook):
-    """Evaluates before the first step, every `every` steps and after the last, on prompts that are not trained on.
+    """Evaluates on prompts that are not trained on: before the first step, every `every` steps, and after the last step.
 
-    Takes the average of the weights where the run has one. Writes `evaluation.json` and `images/step-NNNNNN.png` into the run folder;
-    equal prompts and noise throughout. Hooks that stand after it find the results in `loop.evaluations`.
+    It evaluates the average of the weights if the run has one, always with equal prompts and noise. It writes `evaluation.json` and
+    `images/step-NNNNNN.png` into the run folder. Hooks after it find the results in `loop.evaluations`.
 
     Args:
-        prompts: a prompt file, as `PromptFile.path`
-        every: steps between evaluations; None evaluates before and after only
-        samples: per prompt
+        prompts: prompt file, see `PromptFile.path`
+        every: steps between evaluations; None evaluates only before and after training
+        samples: samples per prompt
         steps: denoising steps
-        seed: of the noise
+        seed: seed of the noise
         rewards: further rewards by name that are not trained on, beside those of the loop
-        pictures: prompts that are drawn
-        features: what diversity is measured on, by name
+        pictures: number of prompts whose images are kept
+        features: features by name on which diversity is measured
         rows: network rows per call
     """
 
@@ -51,7 +51,7 @@ class HeldOutEvaluation(Hook):
 
     @property
     def held_out(self) -> Sequence[Prompt]:
-        """The prompts of the file."""
+        """Prompts of the file."""
         return self._prompts
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live line where there is one, plain lines elsewhere."""
+"""Progress on the console: a live line on a terminal, plain lines elsewhere."""
 
 import time
 
@@ -22,7 +22,7 @@ class Console(Hook):
     """Shows step, reward, diversity (L-GMD), the first-step contract's deviation, network rows per second and the time left.
 
     Args:
-        lines: how many plain lines a run prints where there is no terminal
+        lines: number of plain lines that a run prints without a terminal
     """
 
     lines: int = 20
@@ -108,7 +108,7 @@ class Console(Hook):
 
 
 def seconds_left(spent: float, first: int, done: int, total: int) -> float:
-    """The time that the rest of a run takes at the speed of this process, which may have begun at a later step.
+    """Time that the rest of a run takes at the speed so far of this process, which may have begun after a resume.
 
     Args:
         spent: seconds since step `first`

@@ -1,4 +1,4 @@
-"""The run folder: configuration, environment, metrics, LoRA, report."""
+"""Record of a run in its folder: configuration, environment, metrics, LoRA, report."""
 
 import importlib.metadata
 import json
@@ -26,7 +26,7 @@ _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "p
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, device and how it computes, for the record."""
+    """Versions, commit, device and arithmetic settings of this process."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -66,7 +66,7 @@ class Recorder(Hook):
     What is written at the end is tried before the first step.
 
     Args:
-        folder: of the run
+        folder: folder of the run
         config: resolved configuration
         name: title of the report
     """
@@ -93,7 +93,7 @@ class Recorder(Hook):
             forget(self.folder)
         if step < total:
             self._rehearse(loop, step)
-            (self.folder / "report.html").unlink(missing_ok=True)  # it says that a run has come to its end
+            (self.folder / "report.html").unlink(missing_ok=True)  # a report means that the run is finished
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         if loop.devices.rank != 0:

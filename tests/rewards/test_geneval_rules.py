@@ -5,14 +5,14 @@ import torch
 
 from diffalign import Prompt
 from diffalign.core import ConfigError
-from diffalign.rewards.geneval_rules import Found, correct, graded, relations, wanted
+from diffalign.rewards.geneval_rules import Detected, correct, graded, relations, wanted
 from diffalign.vocabulary import NAMES
 
 CAT, DOG = {"class": "cat", "count": 1}, {"class": "dog", "count": 1}
 
 
 def thing(score=0.9, box=(0, 0, 10, 10), color="red"):
-    found = Found(score, tuple(map(float, box)), torch.ones(1, 1, dtype=torch.bool))
+    found = Detected(score, tuple(map(float, box)), torch.ones(1, 1, dtype=torch.bool))
     PAINT[id(found)] = (found, color)  # kept alive, so that no other object gets its number
     return found
 
@@ -142,15 +142,15 @@ def test_relations_by_hand():
         ({}, "prompt 'p' has no metadata 'include'"),
         ({"include": []}, "has no metadata 'include'"),
         ({"include": "cat"}, "metadata 'include' of prompt 'p' must be a list"),
-        ({"include": [{"class": "cat"}]}, "an entry has class, count and perhaps color and position; got {'class': 'cat'}"),
-        ({"include": [{**CAT, "colour": "red"}]}, "an entry has class, count"),
+        ({"include": [{"class": "cat"}]}, "an entry must have class and count, and may have color and position; got {'class': 'cat'}"),
+        ({"include": [{**CAT, "colour": "red"}]}, "an entry must have class and count"),
         ({"include": [{"class": "unicorn", "count": 1}]}, "the detector knows no 'unicorn'"),
-        ({"include": [{"class": "cat", "count": 0}]}, "count must be a whole number from 1 on; got 0"),
+        ({"include": [{"class": "cat", "count": 0}]}, "count must be a whole number of at least 1; got 0"),
         ({"include": [{"class": "cat", "count": 1.5}]}, "count must be a whole number"),
         ({"include": [{**CAT, "color": "teal"}]}, "color must be one of red, orange"),
         ({"include": [{**CAT, "position": ["left of", 0]}]}, "an earlier entry's number"),
         ({"include": [DOG, {**CAT, "position": ["beside", 0]}]}, "position must be one of left of"),
-        ({"include": [CAT], "exclude": [{"class": "cat"}]}, "metadata 'exclude' of prompt 'p': an entry has"),
+        ({"include": [CAT], "exclude": [{"class": "cat"}]}, "metadata 'exclude' of prompt 'p': an entry must have"),
     ],
 )
 def test_wrong_metadata_is_named(metadata, message):

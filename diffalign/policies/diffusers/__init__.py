@@ -1,4 +1,4 @@
-"""Adapters between diffusers pipelines and the house conventions: one small file per model family."""
+"""Adapters from diffusers pipelines to the conventions of this package: one small file per model family."""
 
 from .family import Family, Setting
 from .loading import Loaded, families, load_family

@@ -1,4 +1,4 @@
-"""From a pipeline folder or hub id to its family, found by the class that its model_index.json names."""
+"""Loading of a pipeline folder or hub id. The family is found by the class that its model_index.json names."""
 
 import functools
 import importlib
@@ -21,7 +21,7 @@ from .single_file import has_text_encoders, with_file
 from .source import Source, require_weights
 
 GROUP = "diffalign.families"
-"""The entry point group by which another distribution announces a family: name = "module:Class"."""
+"""Entry point group by which another distribution announces a family: name = "module:Class"."""
 
 
 @functools.cache
@@ -40,20 +40,20 @@ def _concrete(kind: Any) -> Iterator[type[Family]]:
 
 
 def families() -> tuple[type[Family], ...]:
-    """All that are known: those of this folder, of entry points, and of modules that were imported. A stranger's comes first."""
+    """All known families: those of this folder, of entry points, and of imported modules. Families of others come first."""
     _imported()
     return tuple(sorted(_concrete(Family), key=lambda family: family.__module__.startswith("diffalign.")))
 
 
 @attrs.frozen(eq=False)
 class Loaded:
-    """A pipeline, taken apart.
+    """Pipeline that was split into its family and its denoiser.
 
     Args:
-        family: with text encoders and autoencoder
+        family: family, with text encoders and autoencoder
         network: the denoiser
-        folder: where the pipeline lies
-        encoders: the file that text encoders were taken from in place of the folder's; None where there is none
+        folder: folder of the pipeline
+        encoders: file that the text encoders' weights were taken from, if not the folder's; None if there is none
     """
 
     family: Family
@@ -73,15 +73,15 @@ def load_family(
     """Load a pipeline and find its family.
 
     Args:
-        source: which files
-        dtype: of all weights; an autoencoder that overflows in half precision is loaded in float32
-        device: of the denoiser, and of the rest unless it is offloaded
-        setting: choices of the run
-        quantization: of the denoiser's blocks; None keeps them in `dtype`
-        host: holds the denoiser's weights until they are spread over processes; None moves it to the device
+        source: files to load
+        dtype: type of all weights; an autoencoder that overflows in half precision is loaded in float32
+        device: device of the denoiser, and of the rest unless it is offloaded
+        setting: settings of the run
+        quantization: quantization of the denoiser's blocks; None keeps them in `dtype`
+        host: holds the denoiser's weights until they are sharded; None moves the denoiser to the device
 
     Raises:
-        ValueError: no pipeline there, one of a class that no family serves, or weights that do not fit it.
+        ValueError: there is no pipeline, no family serves its class, or the weights do not fit it.
     """
     import diffusers
     from diffusers.utils import logging
@@ -112,7 +112,7 @@ def load_family(
     if dtype == torch.float16 and pipeline.vae.config.get("force_upcast"):
         pipeline.vae.float()
     network = getattr(pipeline, part)
-    if quantization is not None:  # before it moves: whole weights may not fit the device
+    if quantization is not None:  # before the denoiser is moved, because unquantised weights may not fit the device
         quantize(network, quantization)
     if host is None:
         network.to(device)
@@ -122,7 +122,7 @@ def load_family(
     if host is not None:
         made.placed(device, dtype)
     if not setting.offload:
-        made.pipeline.to(device)  # it has all but the denoiser
+        made.pipeline.to(device)  # the pipeline has no denoiser any more
     made.source, made.folder = source.path, folder
     file = source.single_file
     return Loaded(made, network, folder, Path(file) if file is not None and has_text_encoders(file) else None)
