@@ -116,7 +116,7 @@ def test_a_run_trains_and_its_weights_are_exported(run, tmp_path_factory, tmp_pa
 @pytest.mark.parametrize("run", [*RUNS, "flux1_tmpo_24gb"])
 def test_a_run_needs_no_file_of_prompts_and_its_rewards_understand_those_that_it_has(run):
     tree = written(run)
-    paths = tree["prompts"]["init_args"]["path"], tree["evaluation"]["init_args"]["prompts"]
+    paths = tree["prompts"]["path"], tree["evaluation"]["prompts"]  # the usual classes are left out
     assert paths[1] == f"{paths[0]}-held-out"
     for path in paths:
         prompts = read_prompts(path)
