@@ -53,7 +53,7 @@ from .replay import Edges, micro_batched, replay, replay_log_prob, replay_parent
 from .report import Evaluated, Report
 from .rollout import Rollout, Sequential, Stages
 from .running_scale import RunningScale
-from .schedule import Constant, Cosine, Linear, Ramp, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
+from .schedule import Constant, Cosine, Delayed, Linear, Ramp, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
 from .scoring import score
 from .streams import Streams
 from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
@@ -75,6 +75,7 @@ __all__ = [
     "Constant",
     "ContractError",
     "Cosine",
+    "Delayed",
     "Devices",
     "Edges",
     "Euler",

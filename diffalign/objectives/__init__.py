@@ -1,6 +1,7 @@
 """Objectives."""
 
 from .dgpo import DGPO
+from .direct_reinforcement import DirectReinforcement
 from .diffusion_nft import DiffusionNFT
 from .flow_grpo import FlowGRPO
 from .group_forward_kl import GroupForwardKL
@@ -14,6 +15,7 @@ __all__ = [
     "DGPO",
     "Budget",
     "DiffusionNFT",
+    "DirectReinforcement",
     "EffectiveSamples",
     "FlowGRPO",
     "GroupForwardKL",

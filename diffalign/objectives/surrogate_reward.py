@@ -1,6 +1,7 @@
 """TDM-R1: few-step students reinforced by rewards that have no gradient, through a surrogate that has one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import attrs
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from diffalign.core import Condition, Follower, Loss, Objective, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
 
-from .few_step.attribution import Attribution, Broadcast, GroupAdvantage
+from .few_step.advantages import Advantage, GroupAdvantage
+from .few_step.attribution import Attribution, Broadcast
 from .few_step.directions import Distance, GeneratorMix, Normalizer, PerTerm, ShareMix, Squared
 from .few_step.fake_targets import CleanTarget, FakeTarget
 from .few_step.group_objectives import GroupObjective, SigmoidWeighted
@@ -25,12 +27,27 @@ from .few_step.trust_regions import RatioClip, TrustRegion
 from .few_step.update_plans import Role, Together, UpdatePlan
 from .requirements import require_groups
 
+By = Literal["step", "prompt"]
+
 _OLD_DECAY = Ramp(0.001, 0.001, limit=0.3)
 
 
 def _is_least_sigma(objective: object, field: "attrs.Attribute[float]", value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"SurrogateReward.{field.name} must lie in [0, 1): it is the least sigma asked for; got {value:g}")
+
+
+def _is_largest_sigma(objective: object, field: "attrs.Attribute[float]", value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"SurrogateReward.{field.name} must lie in (0, 1]: it is the largest sigma asked for; got {value:g}")
+
+
+def _weights(given: Sequence[float] | None) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    if not given or not all(0 <= weight < float("inf") for weight in given):
+        raise ValueError(f"SurrogateReward.reward_weights must be a number of at least 0 for each stage; got {list(given)}")
+    return tuple(given)
 
 
 @attrs.define(eq=False)
@@ -83,10 +100,20 @@ class SurrogateReward(Objective):
         surrogate_stages: of the surrogate
         plan: when the roles step, one phase (as released) or three (`InOrder`, the paper's); a reference that is trained comes first
         rows: rows per micro-batch; None takes all at once. The gradient does not depend on it
+        stages_by: whether the stages of a step are drawn once for all prompts ("step"), or anew for each ("prompt"), as the release draws
+            them for each micro-batch of prompts. It costs no network row: a step of G groups then has G draws instead of one
+        reward_noise: whether the generator's reward term has one noise for a group, as released, or one for each sample. Only the
+            surrogate compares samples of a group, and needs the former; here it leaves a step as many independent noises as it has
+            groups, instead of samples. With `shared="sample"` the generator's taus are each sample's own, too
+        reward_weights: factor of the generator's reward term at each stage; 0 leaves it out there, which `mix` counts as reached. None
+            takes 1 everywhere
+        reward_ceiling: largest tau of the generator's reward term, in (0, 1]; it does not reach stages whose ends are not below
+        surrogate_ceiling: largest tau of the surrogate's training, in (0, 1]; above it the outcome is all open, and there is little to learn
 
     Raises:
         ValueError: a teacher that could move, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a floor
-            outside [0, 1), a decay outside [0, 1], a scale below that of no guidance.
+            outside [0, 1), a ceiling outside (0, 1] or without room above a floor or a stage's end, a weight below 0, another number of
+            weights than of stages, a decay outside [0, 1], a scale below that of no guidance.
 
     Reference: TDM-R1, arXiv:2603.07700; DGPO, arXiv:2510.08425.
     """
@@ -98,7 +125,7 @@ class SurrogateReward(Objective):
     guidance: float | None = None
     reward_guidance: float | None = None
     negative: str = ""
-    advantage: GroupAdvantage = attrs.field(factory=GroupAdvantage)
+    advantage: Advantage = attrs.field(factory=GroupAdvantage)
     attribution: Attribution = attrs.field(factory=Broadcast)
     group_objective: GroupObjective = attrs.field(factory=SigmoidWeighted)
     reference: Reference = attrs.field(factory=FrozenTeacher)
@@ -124,6 +151,11 @@ class SurrogateReward(Objective):
     surrogate_stages: StageSampler = attrs.field(factory=CleanerStages)
     plan: UpdatePlan = attrs.field(factory=Together)
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    stages_by: By = attrs.field(default="step", validator=attrs.validators.in_(("step", "prompt")))
+    reward_noise: Literal["group", "sample"] = attrs.field(default="group", validator=attrs.validators.in_(("group", "sample")))
+    reward_weights: Sequence[float] | None = attrs.field(default=None, converter=_weights)
+    reward_ceiling: float = attrs.field(default=1.0, validator=_is_largest_sigma)
+    surrogate_ceiling: float = attrs.field(default=1.0, validator=_is_largest_sigma)
     _teacher: Policy = attrs.field(init=False, repr=False)
     _start: Policy = attrs.field(init=False, repr=False)
     _fake: Policy = attrs.field(init=False, repr=False)
@@ -187,8 +219,11 @@ class SurrogateReward(Objective):
         return Follower(self.old_decay, name="SurrogateReward.old_decay")
 
     def _rows(self, batch: ScoredBatch, sampler: StageSampler, name: str) -> Rows:
-        stages = len(batch.trajectories.sigmas) - 1
-        return Rows.of(batch.trajectories, sampler.draw(stages, batch.streams.generator(name)))
+        stages, streams = len(batch.trajectories.sigmas) - 1, batch.streams
+        if self.stages_by == "step":
+            return Rows.of(batch.trajectories, sampler.draw(stages, streams.generator(name)))
+        ids = batch.trajectories.condition.ids.tolist()
+        return Rows.by_prompt(batch.trajectories, [sampler.draw(stages, streams.generator(name, prompt)) for prompt in ids])
 
     def _condition(self, batch: ScoredBatch) -> Condition:
         """The prompts as the teacher and the surrogate read them: a student may have a tag of its own."""
@@ -206,7 +241,9 @@ class SurrogateReward(Objective):
         stages = len(batch.trajectories.sigmas) - 1
         weight = (rows.stage + 1) / stages if self.weight_by_stage else torch.ones_like(rows.share)
         shared: Shared = "batch" if self.shared == "batch" else "group"
-        queries = Queries(self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True)
+        queries = Queries(
+            self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True, ceiling=self.surrogate_ceiling
+        )
         return rows, queries(rows, batch.streams, f"surrogate/{update}"), weight * rows.share / batch.groups
 
     def _reference_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
@@ -251,25 +288,53 @@ class SurrogateReward(Objective):
 
     def _generator_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         rows = self._rows(batch, self.stages, f"few_step/{update}/stages")
-        reached = len(batch.trajectories.sigmas) if self.reward_stages is None else self.reward_stages
-        yield from reinforce(
-            Reinforcement(
-                student=self.policy,
-                teacher=Predictor(self._teacher, self.guidance, self.negative),
-                fake=Predictor(self._fake),
-                surrogate=Predictor(self._surrogate, self.reward_guidance, self.negative),
-                baseline=Predictor(self._baseline),
-                mix=self.mix,
-                distance=self.distance,
-                normalizer=self.normalizer,
-            ),
-            rows,
-            (batch.trajectories.condition, *self._conditions(batch)),
-            Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"generator/{update}"),
-            Queries(self.reward_interval, self.times, self.reward_floor, self.shared, noise_by_group=True)(
-                rows, batch.streams, f"generator/{update}/reward"
-            ),
-            rows.stage < reached,
-            batch.groups,
-            self.rows,
+        roles = Reinforcement(
+            student=self.policy,
+            teacher=Predictor(self._teacher, self.guidance, self.negative),
+            fake=Predictor(self._fake),
+            surrogate=Predictor(self._surrogate, self.reward_guidance, self.negative),
+            baseline=Predictor(self._baseline),
+            mix=self.mix,
+            distance=self.distance,
+            normalizer=self.normalizer,
         )
+        conditions = (batch.trajectories.condition, *self._conditions(batch))
+        near = Queries(self.interval, self.times, shared=self.shared)
+        far = Queries(
+            self.reward_interval,
+            self.times,
+            self.reward_floor,
+            self.shared,
+            noise_by_group=self.reward_noise == "group",
+            ceiling=self.reward_ceiling,
+        )
+        factor = self._factors(len(batch.trajectories.sigmas) - 1).to(rows.sigma)[rows.stage]
+        reached = rows.sigma_end < self.reward_ceiling
+        if self.reward_stages is not None:
+            reached = reached & (rows.stage < self.reward_stages)
+        for rewarded in (True, False):
+            index = (reached == rewarded).nonzero().squeeze(1)
+            if not len(index):
+                continue
+            some = rows.select(index)  # draws are by prompt, draw and place, so that they do not depend on what is left out
+            yield from reinforce(
+                roles,
+                some,
+                conditions,
+                near(some, batch.streams, f"generator/{update}"),
+                far(some, batch.streams, f"generator/{update}/reward") if rewarded else None,
+                factor[index],
+                batch.groups,
+                self.rows,
+            )
+
+    def _factors(self, stages: int) -> Tensor:
+        """Of the reward term, by stage: [T]."""
+        if self.reward_weights is None:
+            return torch.ones(stages)
+        if len(self.reward_weights) != stages:
+            raise ValueError(
+                f"SurrogateReward.reward_weights must have a number for each of the {stages} stages; got {len(self.reward_weights)}. Write "
+                f"{stages} of them, or leave it out."
+            )
+        return torch.tensor(self.reward_weights)

@@ -49,6 +49,19 @@ class Rows:
         Raises:
             ValueError: some levels of the trajectories are not stored.
         """
+        return cls.by_prompt(trajectories, [stages] * len(trajectories.condition))
+
+    @classmethod
+    def by_prompt(cls, trajectories: TrajectoryBatch, stages: Sequence[Sequence[int]]) -> Self:
+        """The rows of stages that every prompt has of its own, equally many for each.
+
+        Args:
+            trajectories: with every level stored
+            stages: of each prompt of the condition
+
+        Raises:
+            ValueError: some levels of the trajectories are not stored.
+        """
         paths = trajectories.paths
         if paths.shape[1] != len(trajectories.sigmas) or bool((paths == ROOT).any()):
             raise ValueError(
@@ -58,8 +71,11 @@ class Rows:
         count, device = len(paths), paths.device
         group = trajectories.group
         sizes = torch.bincount(group)
-        stage = torch.tensor(list(stages), device=device).repeat_interleave(count)
-        sample = torch.arange(count, device=device).repeat(len(stages))
+        table = torch.tensor([list(some) for some in stages], device=device)  # [P, S]
+        draws = table.shape[1]
+        sample = torch.arange(count, device=device).repeat(draws)
+        draw = torch.arange(draws, device=device).repeat_interleave(count)
+        stage = table[group[sample], draw]
         order = group.argsort(stable=True)
         place = torch.empty_like(order)
         place[order] = torch.arange(count, device=device) - (sizes.cumsum(0) - sizes)[group[order]]
@@ -70,12 +86,12 @@ class Rows:
             sigma=trajectories.sigmas[stage],
             sigma_end=trajectories.sigmas[stage + 1],
             stage=stage,
-            draw=torch.arange(len(stages), device=device).repeat_interleave(count),
+            draw=draw,
             sample=sample,
             prompt=group[sample],
             prompt_id=ids[group[sample]],
             place=place[sample],
-            share=1 / (len(stages) * sizes[group[sample]]).to(trajectories.sigmas.dtype),
+            share=1 / (draws * sizes[group[sample]]).to(trajectories.sigmas.dtype),
         )
 
     def __len__(self) -> int:
