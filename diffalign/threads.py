@@ -48,11 +48,16 @@ def take_fair_threads(device: torch.device) -> None:
         torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
-def of_child(environment: Mapping[str, str]) -> dict[str, str]:
+def of_child(environment: Mapping[str, str], beside: int = 0) -> dict[str, str]:
     """`environment` with a fair OMP_NUM_THREADS for a process beside this one, where it names none.
 
     Args:
         environment: of the process to be started
+        beside: other such processes that compute at the same time
     """
     threads = fair_threads(torch.accelerator.is_available(), usable_cores(), environment)
-    return {**environment} if threads is None else {**environment, "OMP_NUM_THREADS": str(min(threads, torch.get_num_threads()))}
+    return (
+        {**environment}
+        if threads is None
+        else {**environment, "OMP_NUM_THREADS": str(max(1, min(threads, torch.get_num_threads()) // (beside + 1)))}
+    )

@@ -1,8 +1,8 @@
 """Objectives."""
 
 from .dgpo import DGPO
-from .direct_reinforcement import DirectReinforcement
 from .diffusion_nft import DiffusionNFT
+from .direct_reinforcement import DirectReinforcement
 from .flow_grpo import FlowGRPO
 from .group_forward_kl import GroupForwardKL
 from .ratio import Ratio, RatioNorm

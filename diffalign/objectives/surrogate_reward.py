@@ -108,7 +108,7 @@ class SurrogateReward(Objective):
         reward_weights: factor of the generator's reward term at each stage; 0 leaves it out there, which `mix` counts as reached. None
             takes 1 everywhere
         reward_ceiling: largest tau of the generator's reward term, in (0, 1]; it does not reach stages whose ends are not below
-        surrogate_ceiling: largest tau of the surrogate's training, in (0, 1]; above it the outcome is all open, and there is little to learn
+        surrogate_ceiling: largest tau of the surrogate's training, in (0, 1]; above it all is open and little is learned
 
     Raises:
         ValueError: a teacher that could move, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a floor
