@@ -2,16 +2,18 @@
 
 python benchmarks/probe_study.py RUN [--set OPTION=VALUE ...] [--reward shuffled] [--judge] [--steps 40] [--seeds 1] [--json FILE]
 
-RUN is a TDM-R1 run file: `digits_tdm_r1` (whose student `diffalign train digits_tdm` makes) or `shapeworld_tdm_r1`. The student does not move.
-Its surrogate is trained on `--steps` batches as the run draws them. Then fresh samples are moved at one stage, as the generator would be asked
-to move them,
+RUN is a run file of TDM-R1: `digits_tdm_r1` (whose student `diffalign train digits_tdm` makes) or `shapeworld_tdm_r1`. The student rests.
+Its surrogate is trained on `--steps` batches as the run draws them. Then fresh samples are moved at one stage, as the generator would be
+asked to move them,
 
     x+- = x_{j+1} +- (1 - s_{j+1} / s_j) size D / rms(D),        D = f_phi(x_tau) - f_base(x_tau) of each sample
 
-finished by the student, and scored: the ascent is half the difference of the exact reward. Its standard error is that over groups, which may
-share noise. Controls: `--judge` (digits) takes the true gradient of the judge's log-probability of the rewarded digits instead of the surrogate's
-direction, which ascends by construction; `--reward shuffled` trains the surrogate on rewards that are shuffled within their groups, which must
-not ascend. Seconds to minutes; no generator is trained.
+finished by the student, and scored: the ascent is half the difference of the exact reward, and its standard error that over groups, which
+may share noise. That is of one surrogate. With several seeds, each with a surrogate of its own, the last line has the error over them.
+
+Controls: `--judge` (digits) takes the gradient of the judge's log-probability of the rewarded digits instead of what the surrogate says,
+which ascends by construction; `--reward shuffled` trains the surrogate on rewards that are shuffled within their groups: any one such
+surrogate points somewhere, and over seeds they must not ascend. Seconds to minutes; no generator is trained.
 """
 
 import argparse
@@ -271,6 +273,14 @@ def line(name: str, seed: int, found: Sequence[Ascent]) -> str:
     return f"{name:60s} seed {seed:3d}  reward {found[0].reward:.3f}  stages: {cells}"
 
 
+def summary(name: str, runs: Sequence[Sequence[Ascent]]) -> str:
+    """Means over seeds, each with a surrogate of its own, and their standard errors: what one surrogate gives by chance is in them."""
+    table = torch.tensor([[entry.ascent for entry in found] for found in runs], dtype=torch.float64)
+    means, errors = table.mean(dim=0).tolist(), (table.std(dim=0) / len(runs) ** 0.5).tolist()
+    cells = "  ".join(f"{mean:+.4f} +- {error:.4f}" for mean, error in zip(means, errors, strict=True))
+    return f"{name:60s} {len(runs):3d} seeds                 stages: {cells}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run file of TDM-R1")
@@ -288,6 +298,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
+    runs: list[list[Ascent]] = []
+    name = "judge" if arguments.judge else " ".join([arguments.reward, f"{arguments.steps} steps", *sorted(arguments.set)])
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         about = {"run": arguments.run, "set": sorted(arguments.set), "reward": arguments.reward, "judge": arguments.judge, "seed": seed}
         about |= {name: getattr(arguments, name) for name in ("prompts", "steps", "groups", "samples", "push")}
@@ -310,8 +322,10 @@ def main() -> None:
                 arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
         else:
             found = [Ascent(**entry) for entry in known["stages"]]
-        name = "judge" if arguments.judge else " ".join([arguments.reward, f"{arguments.steps} steps", *sorted(arguments.set)])
+        runs.append(found)
         print(line(name, seed, found), flush=True)
+    if len(runs) > 1:
+        print(summary(name, runs), flush=True)
 
 
 if __name__ == "__main__":
