@@ -143,10 +143,10 @@ def pictures(policy: Policy, steps: int, prompts: Sequence[Prompt], samples: int
 
 
 def spread(images: Tensor) -> float:
-    """Mean cosine distance of pictures of the same digit, over the digits that are seen at least 20 times: diversity within a digit."""
+    """Mean cosine distance of pictures of the same digit, of the digits that are seen more than once: diversity within a digit."""
     seen = probabilities(images)
     label, pixels = seen.argmax(dim=1), images.mean(dim=1)[:, ::8, ::8].flatten(1)
-    kept = [pixels[label == digit] for digit in range(10) if int((label == digit).sum()) >= 20]
+    kept = [pixels[label == digit] for digit in range(10) if int((label == digit).sum()) > 1]
     return float(torch.stack([cosine_distance(some) for some in kept]).mean())
 
 
