@@ -62,6 +62,8 @@ TASKS: Mapping[str, tuple[str, Reward]] = {
     "thick": ("{class_path: ThicknessReward, init_args: {target: thick}}", ThicknessReward("thick")),
     "likes": ("{class_path: LikesReward, init_args: {classes: [0, 2, 4, 6, 8], error: 0.1}}", LikesReward(EVEN, 0.1)),
 }
+EXACT = {"even": "even", "thick": "thick", "likes": "even"}
+"""Task -> the measure that says how well it is done."""
 TEACHER = "teacher: {class_path: DigitsPolicy.from_pretrained, init_args: {path: digits, trainable: false}}"
 ADAM = "{class_path: AdamW, init_args: {lr: %s, betas: [0.0, 0.999], weight_decay: 0.0}}"
 ARMS: Mapping[str, Sequence[str]] = {
@@ -181,20 +183,30 @@ def key_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def table(known: Mapping[str, Any], search: bool) -> str:
-    """One line a task, budget and arm, of the seeds that are reported or of those of the search; differences are paired by seed."""
+    """One line a task, budget and arm, of the seeds that are reported or of those of the search, and differences paired by seed.
+
+    Differences are those of the exact measure of the task. The base, and the control, whose generator sees no reward, are the same policies
+    whatever the task, so they are taken from where they were measured.
+    """
+    entries = [entry for entry in known["runs"] if (entry["seed"] >= SEARCH) == search]
     groups: dict[tuple[Any, ...], dict[int, Row]] = {}
-    for entry in (entry for entry in known["runs"] if (entry["seed"] >= SEARCH) == search):
+    for entry in entries:
         groups.setdefault(key_of(entry), {})[entry["seed"]] = entry["row"]
     lines = []
     for (task, count, samples, steps, arm, changes), rows in sorted(groups.items()):
         budget = f"{count} x {samples} x {steps}" if steps else ""
         numbers = "  ".join(f"{name} {shown([row[name] for row in rows.values()])}" for name in next(iter(rows.values())))
         lines.append(f"{task:5s} {arm:30s} {budget:14s} n={len(rows)}  {numbers}  {' '.join(changes)}")
-        for other in ("base, 100 evaluations", "no reward term"):
-            against = groups.get((task, count, samples, steps, other, changes)) or groups.get((task, 0, 0, 0, other, ()))
-            if arm == other or not steps or against is None or not (both := sorted(rows.keys() & against.keys())):
-                continue
-            lines.append(f"{'':36s} reward above {other}: {shown([rows[seed]['reward'] - against[seed]['reward'] for seed in both])}")
+        for other in ("base, 100 evaluations", STUDENT, "no reward term"):
+            against = {
+                entry["seed"]: entry["row"]
+                for entry in entries
+                if entry["arm"] == other and (entry["groups"], entry["samples"], entry["steps"]) in ((0, 0, 0), (count, samples, steps))
+            }
+            both = sorted(rows.keys() & against.keys())
+            if steps and both and arm != other:
+                change = [rows[seed][EXACT[task]] - against[seed][EXACT[task]] for seed in both]
+                lines.append(f"{'':36s} {EXACT[task]} above {other}: {shown(change)}")
     return "\n".join(lines)
 
 

@@ -129,7 +129,7 @@ def test_the_study_shortened(study, student, tmp_path, monkeypatch, capsys):
     assert list(rows) == [*study.BASES, study.STUDENT, *arms]
     distances = [rows[arm]["distance"] for arm in list(rows)[3:]]
     assert len(set(distances)) == len(distances)  # no arm is another one, nor the student
-    assert "reward above no reward term" in first.split("reported")[1]
+    assert "even above no reward term" in first.split("reported")[1]
     monkeypatch.setattr(study, "trained", None)  # nothing is done twice
     study.main()
     assert capsys.readouterr().out in first
