@@ -9,6 +9,7 @@ from diffalign.core import FlowSDE, Guided, Loss, Objective, Phase, Policy, Traj
 from diffalign.objectives import (
     DGPO,
     DiffusionNFT,
+    DirectReinforcement,
     FlowGRPO,
     GroupForwardKL,
     SoftmaxTB,
@@ -44,6 +45,8 @@ OBJECTIVES = {
     "FlowGRPO, log-ratio in the reward": lambda policy: FlowGRPO(policy, kl=0.1, kl_in="reward"),
     "DiffusionNFT": DiffusionNFT,
     "DGPO": DGPO,
+    "DGPO, rolled out by its average": lambda policy: DGPO(policy, rollouts="old", decay=0.3),
+    "DirectReinforcement": lambda policy: DirectReinforcement(policy, teacher=policy.fork(), levels=2),
     "SurrogateReward": lambda policy: SurrogateReward(policy, teacher=policy.fork()),
     "SurrogateReward, in order": lambda policy: SurrogateReward(policy, teacher=policy.fork(), plan=InOrder()),
     "TDM": lambda policy: TrajectoryDistributionMatching(policy, teacher=policy.fork()),
