@@ -46,7 +46,8 @@ OBJECTIVES = {
     "DiffusionNFT": DiffusionNFT,
     "DGPO": DGPO,
     "DGPO, rolled out by its average": lambda policy: DGPO(policy, rollouts="old", decay=0.3),
-    "DirectReinforcement": lambda policy: DirectReinforcement(policy, teacher=policy.fork(), levels=2),
+    # with weight 1 the noise of a fake that has just begun hides what 40 steps of the reward give
+    "DirectReinforcement": lambda policy: DirectReinforcement(policy, teacher=policy.fork(), levels=2, weight=20.0),
     "SurrogateReward": lambda policy: SurrogateReward(policy, teacher=policy.fork()),
     "SurrogateReward, in order": lambda policy: SurrogateReward(policy, teacher=policy.fork(), plan=InOrder()),
     "TDM": lambda policy: TrajectoryDistributionMatching(policy, teacher=policy.fork()),

@@ -4,7 +4,7 @@ Legend: K samples, T stages, B rows (samples x drawn stages), * latent dimension
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from typing import Literal, Self
 
 import attrs
 import torch
@@ -12,6 +12,11 @@ from torch import Tensor
 
 from diffalign.core import ROOT, Condition, Policy, Streams, TrajectoryBatch
 from diffalign.core.transition import expand
+
+from .stage_samplers import StageSampler
+
+DrawnBy = Literal["step", "prompt"]
+"""What has stages of its own."""
 
 
 @attrs.frozen(eq=False)
@@ -131,6 +136,23 @@ class Rows:
     def pieces(self, budget: int | None) -> Iterator[Tensor]:
         """Indices of at most `budget` rows at a time; None takes all."""
         yield from torch.arange(len(self), device=self.start.device).split(budget or len(self))
+
+
+def drawn_rows(trajectories: TrajectoryBatch, sampler: StageSampler, streams: Streams, name: str, by: DrawnBy) -> Rows:
+    """The rows of the stages of a step.
+
+    Args:
+        trajectories: with every level stored
+        sampler: of stages
+        streams: of the step
+        name: of the draw
+        by: one draw for all prompts, or one for each, which depends on no other prompt
+    """
+    stages = len(trajectories.sigmas) - 1
+    if by == "step":
+        return Rows.of(trajectories, sampler.draw(stages, streams.generator(name)))
+    ids = trajectories.condition.ids.tolist()
+    return Rows.by_prompt(trajectories, [sampler.draw(stages, streams.generator(name, prompt)) for prompt in ids])
 
 
 def clean_of(start: Tensor, end: Tensor, sigma: Tensor, sigma_end: Tensor) -> Tensor:
