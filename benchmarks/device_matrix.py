@@ -127,7 +127,7 @@ _OBJECTIVES = {
     "SoftmaxTB, three updates": _paths(SoftmaxTB, updates=3, reference_weight=0.1),
     "SoftmaxTB, squared": _paths(SoftmaxTB, loss="squared", level_weights=True),
     "SoftmaxTB, roots": _paths(SoftmaxTB, ROOTED, center="root", level_weights=True),
-    "SoftmaxTB, siblings": _paths(SoftmaxTB, center="siblings", pull="closed", beta=KLBudget(0.5)),
+    "SoftmaxTB, budget": _paths(SoftmaxTB, beta=KLBudget(0.5)),
     "SoftmaxTB, path": _paths(SoftmaxTB, CHAIN, measure="path", center="none"),
     "SoftmaxTB, release": _paths(SoftmaxTB.release_compatible, density="squared", updates=2, reference_weight=0.1),
     "GroupForwardKL": _paths(GroupForwardKL, reference_weight=0.1),
