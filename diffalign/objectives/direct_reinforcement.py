@@ -27,10 +27,10 @@ class DirectReinforcement(Objective):
 
     Args:
         policy: the student, a `TDMPolicy`
-        teacher, fake, guidance, negative, interval, times, fake_target, fake_regularization, distance, stages, plan: as in
+        teacher, fake, guidance, negative, interval, times, fake_target, fake_regularization, distance, stages, plan: see
             `TrajectoryDistributionMatching`; the distance and the plan are by default those of `SurrogateReward`
-        weight: of DGPO's loss, > 0
-        reference, beta, clip, decay, kl, levels, sigma_min: as in `DGPO`; without a reference that is the student at the start
+        weight: weight of DGPO's loss, > 0
+        reference, beta, clip, decay, kl, levels, sigma_min: see `DGPO`; without a reference it is the student at the start
         rows: rows per micro-batch of each loss; None takes all at once. The gradient does not depend on it
 
     Raises:

@@ -138,7 +138,7 @@ class ForwardLosses:
         """Add noise to the samples of a batch, for one of its updates.
 
         Args:
-            batch: whose samples
+            batch: batch with the samples
             update: its index
             rows: units per network call; None takes all at once
 

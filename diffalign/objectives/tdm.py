@@ -88,7 +88,7 @@ class TrajectoryDistributionMatching(Objective):
         return self.plan.phases(self.roles())
 
     def roles(self) -> dict[str, Role]:
-        """What is trained by which losses, for objectives that add to them."""
+        """Return the trained roles and their losses, for objectives that add to them."""
         return {"fake": Role(self._fake, self._fake_losses), "generator": Role(self.policy, self._generator_losses)}
 
     def policies(self) -> Mapping[str, Policy]:
