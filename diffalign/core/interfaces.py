@@ -141,7 +141,8 @@ class PromptSource(Protocol):
 class Budgeted(Protocol):
     """A sampler or objective that evaluates at most `rows` network rows at once; None takes all. Results do not depend on it.
 
-    Where it is a field of an attrs class, the loop halves it when memory runs out.
+    Where it is a field of an attrs class, the loop halves it when memory runs out. An objective therefore reads its own at each call,
+    and hands it on instead of giving copies to its parts.
     """
 
     @property

@@ -92,7 +92,6 @@ class DGPO(Objective):
             self.levels,
             self.sigma_min,
             shared=True,
-            rows=self.rows,
             name="dgpo",
             objective="DGPO",
         )
@@ -111,7 +110,7 @@ class DGPO(Objective):
         self._forward.after_step()
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        forward = self._forward.draw(batch, update)
+        forward = self._forward.draw(batch, update, self.rows)
         assert self.reference is not None
         reference, baseline = forward.under(self.reference, "reference")
         old = None if self.old is None else forward.under(self.old, "old weights")[1]

@@ -118,7 +118,6 @@ class ForwardLosses:
         levels: M
         sigma_min: least noise level
         shared: whether all samples of a prompt have the same levels and noise
-        rows: units per network call; None takes all at once
         name: of the draws
         objective: its class, for messages
     """
@@ -129,14 +128,18 @@ class ForwardLosses:
     levels: int
     sigma_min: float
     shared: bool
-    rows: int | None
     name: str
     objective: str
     _progress: Progress | None = attrs.field(default=None, init=False, repr=False)
     """Of the step under way, which `Objective.after_step` is not told; None between steps."""
 
-    def draw(self, batch: ScoredBatch, update: int) -> ForwardBatch:
+    def draw(self, batch: ScoredBatch, update: int, rows: int | None) -> ForwardBatch:
         """Add noise to the samples of a batch, for one of its updates.
+
+        Args:
+            batch: as scored
+            update: index of the update of this batch
+            rows: units per network call; None takes all at once
 
         Raises:
             ValueError: a group of one sample, a decay outside [0, 1], fewer than M levels from `sigma_min` on.
@@ -145,7 +148,7 @@ class ForwardLosses:
         self.follower.kept(batch.progress)  # a decay that cannot be is refused before a weight moves
         self._progress = batch.progress
         samples = NoisedSamples.draw(batch, self.levels, self.sigma_min, self.shared, f"{self.name}/{update}", self.objective)
-        return ForwardBatch(samples, self.rows)
+        return ForwardBatch(samples, rows)
 
     def update_rows(self, samples: int) -> int:
         """Network rows of an update for one prompt, per policy: see `Objective.update_rows`."""
