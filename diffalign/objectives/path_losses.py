@@ -57,10 +57,12 @@ class Known:
     """Numbers of a batch that its first update finds and later ones need.
 
     Args:
+        trajectories: of the batch
         reference: None where the loss has none
         old: [E] log-probabilities under the weights that rolled out; None in the first update, whose own pieces give them
     """
 
+    trajectories: TrajectoryBatch
     reference: Reference | None
     old: Tensor | None = None
 
@@ -101,9 +103,9 @@ class PathLosses:
         trajectories = batch.trajectories
         edges = Edges.of(trajectories)
         if update == 0:
-            self._known = Known(self._of_reference(trajectories, edges, rows))
+            self._known = Known(trajectories, self._of_reference(trajectories, edges, rows))
         known = self._known
-        if known is None:
+        if known is None or known.trajectories is not trajectories:
             raise RuntimeError(f"update {update} of a batch comes after update 0 of the same batch; its losses were not asked for")
         nats = nats_of(self.policy.kernel, trajectories, edges)
         first: list[Tensor] = []  # log-probs of the pieces of this update
