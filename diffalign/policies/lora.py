@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .diffusers import Family
 
 
-def _listed(targets: Sequence[str]) -> Sequence[str]:
+def _listed(targets: str | Sequence[str]) -> Sequence[str]:
     """One text is one target."""
     return (targets,) if isinstance(targets, str) else targets
 
@@ -31,8 +31,8 @@ class LoRA:
     Args:
         rank: of the update
         alpha: the update is scaled by alpha / rank
-        targets: names of the linear layers; each must name one at least. A whole path is that layer alone, anything else the end of
-            paths at a dot. None takes the family's usual ones
+        targets: names of the linear layers, or one name; each must name one at least. A whole path is that layer alone, anything else the
+            end of paths at a dot. None takes the family's usual ones
         init: "zero" starts at the base exactly (B = 0); "gaussian" likewise, with a Gaussian A
         start: adapters to start at instead: a file, or the folder that diffusers, peft or an export wrote. It is read as a whole or
             refused; a fork(pristine=True) is still the base. Without `targets` its layers are adapted
