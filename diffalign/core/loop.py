@@ -219,7 +219,7 @@ class AlignmentLoop:
     def _take(self, budgets: Budgets) -> None:
         self.sampler, self.chunk = budgets.sampler, budgets.chunk
         if budgets.rows != rows_of(self.objective):
-            self.objective.rows = budgets.rows  # type: ignore[attr-defined]  only one that has the field is given another number
+            self.objective.rows = budgets.rows  # type: ignore[attr-defined]  # only one that has the field is given another number
 
     def _attempt(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger) -> Report:
         metrics, streams = Metrics(), Streams(self.seed, progress.step)
