@@ -168,13 +168,15 @@ def resume(options: argparse.Namespace) -> Iterator[Row]:
         torch.manual_seed(0)
         if name == "TMPO":
             objective: Any = SoftmaxTB(embedded(options), rows=4, updates=2)
-            sampler: TrajectorySampler = TreeSampler(6, FixedPlan((1, 2)))
+            sampler: TrajectorySampler = (
+                TreeSampler(4, FixedPlan((1, 2), branches=2)) if options.tiny else TreeSampler(6, FixedPlan((1, 2)))
+            )
         else:
             objective, sampler = SurrogateReward(TDMPolicy(embedded(options), steps=4), rows=8), DeterministicSampler(4, 4)
-        more = {"prompts": PromptFile("shapeworld/count"), "prompts_per_step": 2, "aggregation": StandardizedSum(), "folder": folder}
+        more = {"prompts": PromptFile("shapeworld/count"), "prompts_per_step": prompts, "aggregation": StandardizedSum(), "folder": folder}
         return AlignmentLoop(objective, sampler, CountReward(), hooks=[Checkpoints(folder, every=half), *hooks], **more)
 
-    half = 1 if options.tiny else 2
+    half, prompts = (1, 1) if options.tiny else (2, 2)
 
     for name in ("TMPO", "TDM-R1")[: 1 if options.quick else 2]:
         with tempfile.TemporaryDirectory() as place:
