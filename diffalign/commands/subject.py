@@ -67,12 +67,13 @@ class Subject:
     def measured(self) -> "tuple[dict[str, RewardFunction], HeldOutEvaluation | None]":
         """The rewards that the run trains on or only evaluates, and its own evaluation; built without the policy."""
         from ..config.blueprint import build
-        from ..core.scoring import named_rewards
+        from ..core.scoring import named_rewards, rewards_by_source
         from ..evaluation import HeldOutEvaluation
 
         hook = build(self.job.tree["evaluation"], {})
         hook = hook if isinstance(hook, HeldOutEvaluation) else None
-        return {**named_rewards(build(self.job.tree["rewards"], {})), **(hook.rewards if hook else {})}, hook
+        rewards = rewards_by_source(named_rewards(build(self.job.tree["rewards"], {})), build(self.job.tree["prompts"], {}))
+        return {**rewards, **(hook.rewards if hook else {})}, hook
 
     @property
     def identity(self) -> str:
@@ -98,7 +99,7 @@ class Measuring:
         """
         from ..core import ConfigError
         from ..evaluation.evaluate import DEFAULT_FEATURES
-        from ..prompts import read_prompts
+        from ..evaluation.held_out import read_held_out
 
         rewards, hook = subject.measured()
         file = options.prompts or (hook.prompts if hook else None)
@@ -110,7 +111,7 @@ class Measuring:
         if settings["samples"] < 2:
             raise ConfigError("--samples must be at least 2: one picture of a prompt has no diversity")
         return cls(
-            read_prompts(file),
+            read_held_out(file),
             {**rewards, **built_rewards(options.reward)},
             {**settings, "features": chosen, "rows": options.rows, "pictures": options.pictures},
         )

@@ -32,6 +32,7 @@ from .host_weights import HostWeights
 from .interfaces import (
     Aggregation,
     Budgeted,
+    Demanding,
     Listed,
     Objective,
     OptimizerFactory,
@@ -40,6 +41,7 @@ from .interfaces import (
     PromptSource,
     Reward,
     RewardFunction,
+    Sourced,
     Stateful,
     TrajectorySampler,
 )
@@ -54,6 +56,7 @@ from .report import Evaluated, Report
 from .rollout import Rollout, Sequential, Stages
 from .running_scale import RunningScale
 from .schedule import Constant, Cosine, Linear, Ramp, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
+from .scores import Partial, Scores
 from .scoring import score
 from .streams import Streams
 from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
@@ -75,6 +78,7 @@ __all__ = [
     "Constant",
     "ContractError",
     "Cosine",
+    "Demanding",
     "Devices",
     "Edges",
     "Euler",
@@ -100,6 +104,7 @@ __all__ = [
     "Objective",
     "OptimizerFactory",
     "Overlapped",
+    "Partial",
     "PeerFailed",
     "Phase",
     "Planned",
@@ -119,11 +124,13 @@ __all__ = [
     "RunningScale",
     "Scalar",
     "ScoredBatch",
+    "Scores",
     "Sequential",
     "Sharding",
     "ShiftedGrid",
     "SingleProcess",
     "Size",
+    "Sourced",
     "Stages",
     "StandardizedParts",
     "StandardizedSum",

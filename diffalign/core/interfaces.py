@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .policy import Policy
 from .processes import Devices
+from .scores import Partial
 from .streams import Streams
 from .types import Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
 
@@ -26,11 +27,14 @@ class Reward(ABC):
     """Scores finished images. Any function of the same signature serves as well."""
 
     @abstractmethod
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """[K, 3, H, W] in [0, 1] and K prompts -> [K] finite numbers, larger is better. No gradient is taken."""
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+        """[K, 3, H, W] in [0, 1] and K prompts -> [K] finite numbers, larger is better. No gradient is taken.
+
+        A reward that does not apply to every image returns a `Partial`, which says to which it does.
+        """
 
 
-RewardFunction = Reward | Callable[[Tensor, Sequence[Prompt]], Tensor]
+RewardFunction = Reward | Callable[[Tensor, Sequence[Prompt]], Tensor | Partial]
 
 
 class Aggregation(ABC):
@@ -47,7 +51,10 @@ class Aggregation(ABC):
 
     @abstractmethod
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        """Scores by reward name, each [K], and the group of each sample [K] -> [K]."""
+        """Scores by reward name, each [K], and the group of each sample [K] -> [K].
+
+        The loop gives `Scores`: `parts[name]` is refused where a reward does not apply to all, `parts.partial(name)` says to which.
+        """
 
 
 @attrs.frozen(eq=False)
@@ -157,6 +164,29 @@ class Listed(Protocol):
     @property
     def prompts(self) -> Sequence[Prompt | str]:
         """All that it may draw."""
+        ...
+
+
+@runtime_checkable
+class Sourced(Protocol):
+    """A prompt source made of several, each with rewards of its own; every prompt says its `source`."""
+
+    @property
+    def rewarded(self) -> Mapping[str, Sequence[str] | None]:
+        """Name of a source -> names of the rewards that score its pictures; None stands for all rewards of the run."""
+        ...
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """A reward that needs more of a prompt than its words (metadata, a text in quotes), or that wraps one."""
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that cannot be scored.
+
+        Raises:
+            ConfigError: names the first of them and what it lacks.
+        """
         ...
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .groups import Raw, group_std, log_geometric_mean_distance
 from .ledger import Ledger, peak_memory
 from .processes import Devices, gather_texts
+from .scores import Partial
 from .types import Prompt, ScoredBatch
 
 
@@ -92,7 +93,9 @@ class Metrics:
         self.sums[name] = pair if old is None else (old[0] + pair[0], old[1] + pair[1])
 
     def describe(self, batch: ScoredBatch, weights: Mapping[str, float] | None) -> None:
-        """Raw rewards, their spread within groups, and the diversity of a batch.
+        """Raw rewards, their spread within groups, and the diversity of a batch; where prompts come from several sources, of each as well.
+
+        A reward that applies to no sample has no entry.
 
         Args:
             batch: as scored
@@ -100,12 +103,29 @@ class Metrics:
         """
         group = batch.trajectories.group
         raw = Raw(weights)(batch.parts, group)
-        self.add("reward", raw.sum(), len(raw))
-        for name, values in batch.parts.items():
-            self.add(f"reward/{name}", values.sum(), len(values))
-        self.add("reward/group_std", group_std(raw, group).sum(), len(raw))
+        std = group_std(raw, group)
         spread = log_geometric_mean_distance(batch.trajectories.samples, group)
+        self.add("reward", raw.sum(), len(raw))
+        for name, part in batch.parts.parts.items():
+            self._score(f"reward/{name}", part)
+        self.add("reward/group_std", std.sum(), len(raw))
         self.add("diversity/l_gmd", spread.sum(), len(spread))
+        prompts = batch.trajectories.condition.prompts
+        for source in dict.fromkeys(prompt.source for prompt in prompts if prompt.source is not None):
+            mine = torch.tensor([prompt.source == source for prompt in prompts])
+            theirs = mine.to(group.device)[group]
+            self.add(f"source/{source}/share", mine.sum(), len(mine))
+            self.add(f"source/{source}/reward", raw[theirs].sum(), theirs.sum())
+            for name in batch.parts:
+                self._score(f"reward/{name}/{source}", batch.parts.partial(name).where(theirs))
+            self.add(f"reward/group_std/{source}", std[theirs].sum(), theirs.sum())
+            self.add(f"diversity/l_gmd/{source}", spread[mine.to(spread.device)].sum(), mine.sum())
+
+    def _score(self, name: str, part: Tensor | Partial) -> None:
+        """Add the mean of a reward over the samples that it applies to, if there are any."""
+        values = part if isinstance(part, Tensor) else part.scores
+        if len(values):
+            self.add(name, values.sum(), len(values))
 
     def means(self, devices: Devices) -> dict[str, float]:
         """Sum over count of every name, over all processes; a name that only some of them have is there as well."""

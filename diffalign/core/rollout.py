@@ -13,12 +13,10 @@ from .interfaces import RewardFunction, TrajectorySampler
 from .joining import join
 from .ledger import Ledger
 from .policy import Policy
+from .scores import Scores
 from .scoring import score
 from .streams import Streams
 from .types import Condition, Progress, Prompt, TrajectoryBatch
-
-Scores = Mapping[str, Tensor]
-"""Raw scores of some samples by reward name, each [B]."""
 
 
 @attrs.frozen(eq=False)
@@ -118,7 +116,7 @@ class Rollout(ABC):
     prompts: int | None = None
 
     @abstractmethod
-    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, dict[str, Tensor]]:
+    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, Scores]:
         """Sample, decode and score all prompts of this process. Called without gradients.
 
         Args:
@@ -140,14 +138,14 @@ class Sequential(Rollout):
 
     prompts: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
 
-    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, dict[str, Tensor]]:
+    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, Scores]:
         forests, scores = [], []
         for piece in pieces(condition, self.prompts):
             forests.append(stages.sample(piece))
             for pictures in stages.decode(forests[-1]):
                 with stages.ledger.stage("reward"):
                     scores.append(stages.score(pictures))
-        return join(condition, forests), joined(scores)
+        return join(condition, forests), Scores.joined(scores)
 
 
 def pieces(condition: Condition, prompts: int | None) -> Iterator[Condition]:
@@ -157,8 +155,3 @@ def pieces(condition: Condition, prompts: int | None) -> Iterator[Condition]:
         return
     for index in torch.arange(len(condition)).split(prompts):
         yield condition.select(index)
-
-
-def joined(scores: Sequence[Scores]) -> dict[str, Tensor]:
-    """The scores of pieces, as those of all: by reward name, each [K]."""
-    return {name: torch.cat([part[name] for part in scores]) for name in scores[0]}

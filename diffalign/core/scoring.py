@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+import attrs
 import torch
 from torch import Tensor
 
-from .errors import NonFiniteRewardError, RewardError
-from .interfaces import RewardFunction
+from .errors import ConfigError, NonFiniteRewardError, RewardError
+from .interfaces import Demanding, PromptSource, Reward, RewardFunction, Sourced
+from .scores import Partial, Scores
 from .types import Prompt
 
 
@@ -26,23 +28,92 @@ def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dic
     return named
 
 
+@attrs.frozen(eq=False)
+class OfSources(Reward):
+    """A reward that applies to the prompts of some sources alone, and to those that name none.
+
+    Args:
+        reward: what scores
+        sources: names of sources
+    """
+
+    reward: RewardFunction
+    sources: tuple[str, ...]
+
+    def applies(self, prompt: str) -> bool:
+        """Whether a picture of this prompt is scored."""
+        source = Prompt.of(prompt).source
+        return source is None or source in self.sources
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """As the reward inside, which is asked about its own prompts alone."""
+        if isinstance(self.reward, Demanding):
+            self.reward.require([prompt for prompt in prompts if self.applies(prompt)])
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+        return score({reward_name(self.reward): self}, images, prompts).partial(reward_name(self.reward))
+
+
+def rewards_by_source(rewards: Mapping[str, RewardFunction], prompts: PromptSource) -> dict[str, RewardFunction]:
+    """The rewards of a run by name, each held to the sources of prompts that it belongs to; as they are where there are no sources.
+
+    Raises:
+        ConfigError: a source names a reward that there is not, or a reward belongs to no source.
+    """
+    if not isinstance(prompts, Sourced):
+        return dict(rewards)
+    for source, names in prompts.rewarded.items():
+        for name in names or ():
+            if name not in rewards:
+                raise ConfigError(
+                    f"prompts.sources.{source}.rewards must name rewards of the run, which are {', '.join(rewards)}; got {name!r}"
+                )
+    held: dict[str, RewardFunction] = {}
+    for name, reward in rewards.items():
+        sources = tuple(source for source, names in prompts.rewarded.items() if names is None or name in names)
+        if not sources:
+            raise ConfigError(
+                f"the reward {name!r} belongs to no source of prompts. Name it in prompts.sources.NAME.rewards, or remove it."
+            )
+        held[name] = reward if len(sources) == len(prompts.rewarded) else OfSources(reward, sources)
+    return held
+
+
 @torch.no_grad()
-def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> Scores:
     """Raw scores by reward name, each [K], float32, on the device of the images.
 
     Raises:
         RewardError: a reward raised, or returned another shape, or a number that is not finite.
     """
-    return {name: _checked(name, reward, images, prompts) for name, reward in rewards.items()}
+    return Scores({name: _scored(name, reward, images, prompts) for name, reward in rewards.items()})
 
 
-def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+def _scored(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+    """Of the images whose prompts the reward belongs to."""
+    if not isinstance(reward, OfSources):
+        return _checked(name, reward, images, prompts)
+    applies = torch.tensor([reward.applies(prompt) for prompt in prompts], dtype=torch.bool, device=images.device)
+    places = [place for place, prompt in enumerate(prompts) if reward.applies(prompt)]
+    if len(places) == len(prompts):
+        return _checked(name, reward.reward, images, prompts)
+    values = torch.zeros(len(images), device=images.device)
+    if not places:
+        return Partial(values, applies)
+    inner = _checked(name, reward.reward, images[places], [prompts[place] for place in places])
+    part = inner if isinstance(inner, Partial) else Partial(inner, torch.ones_like(inner, dtype=torch.bool))
+    index = torch.tensor(places, device=images.device)
+    return Partial(values.scatter(0, index, part.values), applies.scatter(0, index, part.applies))
+
+
+def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
     try:
         result = reward(images, prompts)
     except torch.OutOfMemoryError:  # no fault of the reward: fewer images at once may do
         raise
     except Exception as error:
         raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}") from error
+    result, applies = (result.values, result.applies) if isinstance(result, Partial) else (result, None)
     try:
         scores = torch.as_tensor(result, dtype=torch.float32).detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -52,10 +123,14 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
             f"{name} returned shape {tuple(scores.shape)} for {len(images)} images; a reward must return one number per image, "
             f"shape ({len(images)},)."
         )
+    if applies is not None:  # what has no score is not looked at
+        applies = applies.to(scores.device)
+        scores = torch.where(applies, scores, torch.zeros_like(scores))
     bad = (~scores.isfinite()).nonzero().squeeze(1)
     if len(bad):
         first = int(bad[0])
         raise NonFiniteRewardError(
             f"{name} returned {scores[first].item()} for image {first} of {len(images)}, prompt {str(prompts[first])!r}"
         )
-    return scores.to(images.device)
+    scores = scores.to(images.device)
+    return scores if applies is None else Partial(scores, applies.to(images.device))

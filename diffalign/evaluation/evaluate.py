@@ -15,11 +15,13 @@ from diffalign.core import (
     Progress,
     Prompt,
     RewardFunction,
+    Scores,
     SingleProcess,
     Streams,
     log_geometric_mean_distance,
     score,
 )
+from diffalign.core.groups import filled
 from diffalign.core.processes import agree
 from diffalign.samplers import DeterministicSampler
 
@@ -50,6 +52,9 @@ def evaluate(
     rounds: Rounds | None = None,
 ) -> Evaluation:
     """Sample every prompt deterministically from fixed noise, score, and measure diversity.
+
+    A reward that belongs to some sources of prompts alone scores those of them, and is left out where there are none. Where it has no
+    score for some samples of a prompt, they are given the mean of the others, which leaves the prompt's mean as it is.
 
     Prompts that ask for sizes of their own ("height", "width") are sampled size by size; the pictures that are kept are then scaled down
     to fit one canvas.
@@ -140,7 +145,7 @@ class _Task:
     devices: Devices
 
     def names(self) -> dict[str, object]:
-        texts = [[str(prompt), dict(prompt.metadata)] for prompt in self.prompts]
+        texts = [[str(prompt), dict(prompt.metadata), *([] if prompt.source is None else [prompt.source])] for prompt in self.prompts]
         return {
             "prompts": texts,
             "ids": self.ids,
@@ -160,7 +165,7 @@ class _Task:
         forest = sampler.sample(self.policy, condition, Progress(0, 1), Streams(self.seed))
         repeated = [prompt for prompt in some for _ in range(self.samples)]
         drawn: list[Tensor] = []
-        scored: list[dict[str, Tensor]] = []
+        scored: list[Scores] = []
         for latents in forest.samples.split(self.rows):
             decoded = self.policy.decode(latents)
             # scored where the policy is: there the network of a reward is in training, and stays
@@ -168,7 +173,10 @@ class _Task:
             scored.append(score(self.rewards, decoded, repeated[first : first + len(decoded)]))
             drawn.append(decoded.cpu())
         images = torch.cat(drawn)
-        scores = {f"rewards/{name}": torch.cat([part[name] for part in scored]) for name in self.rewards}
+        all_scores, scores = Scores.joined(scored), {}
+        for name in self.rewards:
+            part = all_scores.partial(name)
+            scores |= {f"rewards/{name}": filled(part, forest.group), f"applies/{name}": part.applies.float()}
         vectors = {f"features/{name}": extract(images).float().cpu() for name, extract in self.features.items()}
         by_sample = {name: values.cpu().unflatten(0, (len(some), self.samples)) for name, values in {**scores, **vectors}.items()}
         pictures = images.unflatten(0, (len(some), self.samples))
@@ -197,5 +205,11 @@ def _result(step: int, prompts: tuple[Prompt, ...], table: Mapping[str, Tensor],
             diversity[f"modes/{name}"] = torch.stack([effective_modes(modes(rows)) for rows in vectors])
             across[f"cosine/{name}"] = cosine_distance_across(vectors).item()
             across[f"vendi/{name}"] = vendi_score(vectors.flatten(0, 1)).item()
-    rewards = {name.removeprefix("rewards/"): values for name, values in table.items() if name.startswith("rewards/")}
-    return Evaluation(step, prompts, rewards, diversity, across, images, settings)
+    rewards: dict[str, Tensor] = {}
+    scored: dict[str, Tensor] = {}
+    for name in (name.removeprefix("rewards/") for name in table if name.startswith("rewards/")):
+        known = (table[f"applies/{name}"] > 0).any(dim=1)  # samples without a score have the mean of the others of their prompt
+        if bool(known.any()):
+            rewards[name] = table[f"rewards/{name}"][known]
+            scored |= {} if bool(known.all()) else {name: known}
+    return Evaluation(step, prompts, rewards, diversity, across, images, settings, scored=scored)

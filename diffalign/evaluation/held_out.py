@@ -14,6 +14,13 @@ from .pictures import contact_sheet
 from .result import Evaluation
 
 
+def read_held_out(files: str | Mapping[str, str]) -> list[Prompt]:
+    """The prompts of a file, or of files by the source that they belong to."""
+    if isinstance(files, str):
+        return read_prompts(files)
+    return [Prompt(str(prompt), prompt.metadata, source) for source, file in files.items() for prompt in read_prompts(file)]
+
+
 @attrs.define(eq=False)
 class HeldOutEvaluation(Hook):
     """Evaluates before the first step, every `every` steps and after the last, on prompts that are not trained on.
@@ -22,7 +29,8 @@ class HeldOutEvaluation(Hook):
     equal prompts and noise throughout. Hooks that stand after it find the results in `loop.evaluations`.
 
     Args:
-        prompts: a prompt file, as `PromptFile.path`
+        prompts: a prompt file, as `PromptFile.path`; for a run whose prompts are a `Mixture`, a file for each source by its name, so that
+            its rewards score them. The prompts of one file alone are scored by all rewards
         every: steps between evaluations; None evaluates before and after only
         samples: per prompt
         steps: denoising steps
@@ -33,7 +41,7 @@ class HeldOutEvaluation(Hook):
         rows: network rows per call
     """
 
-    prompts: str
+    prompts: str | Mapping[str, str]
     every: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     samples: int = attrs.field(default=4, validator=attrs.validators.ge(2))
     steps: int = attrs.field(default=28, validator=attrs.validators.ge(1))
@@ -46,11 +54,11 @@ class HeldOutEvaluation(Hook):
     _prompts: list[Prompt] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._prompts = read_prompts(self.prompts)
+        self._prompts = read_held_out(self.prompts)
 
     @property
     def held_out(self) -> Sequence[Prompt]:
-        """The prompts of the file."""
+        """The prompts of the files."""
         return self._prompts
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from diffalign.core import Prompt
@@ -18,13 +19,14 @@ class Evaluation:
     Args:
         step: training steps done
         prompts: P
-        rewards: by name, each [P, n]
+        rewards: by name, each [P, n]; of a reward that does not apply to all prompts, the rows of those that it does
         diversity: within the samples of a prompt, each [P]: l_gmd (of latents), ms_ssim_distance, and for each kind of features
             cosine/NAME, vendi/NAME, modes/NAME; larger is more diverse
         across: over all samples of all prompts: cosine/NAME between samples of different prompts, vendi/NAME of all samples
         images: [p, n, 3, H, W] on the CPU, the first few prompts only
         settings: samples, steps, seed: what must be equal for two evaluations to be compared prompt by prompt
         repeated: whether a run is evaluated like this while it trains, so that its steps can be compared
+        scored: name -> [P] bool, of a reward that does not apply to all prompts
     """
 
     step: int
@@ -35,6 +37,7 @@ class Evaluation:
     images: Tensor
     settings: Mapping[str, int]
     repeated: bool = False
+    scored: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     @property
     def l_gmd(self) -> Tensor:
@@ -42,13 +45,32 @@ class Evaluation:
         return self.diversity["l_gmd"]
 
     def measures(self) -> dict[str, Tensor]:
-        """Rewards and diversity in one table, each [P]: reward NAME, diversity NAME."""
-        rewards = {f"reward {name}": values.mean(dim=1) for name, values in self.rewards.items()}
-        return {**rewards, **{f"diversity {name}": values for name, values in self.diversity.items()}}
+        """Rewards and diversity in one table, each [P]: reward NAME, diversity NAME.
+
+        Where prompts come from several sources, reward NAME/SOURCE and diversity NAME/SOURCE as well, each over that source's prompts. A
+        reward has as many numbers as there are prompts that it applies to.
+        """
+        rewards, diversity = self._by_name().values()
+        return {**{f"reward {name}": values for name, values in rewards.items()}, **{f"diversity {n}": v for n, v in diversity.items()}}
+
+    def _by_name(self) -> dict[str, dict[str, Tensor]]:
+        """The numbers by prompt of "rewards" and "diversity", over all prompts and of each source."""
+        rewards = {name: values.mean(dim=1) for name, values in self.rewards.items()}
+        table = {"rewards": rewards, "diversity": dict(self.diversity)}
+        sources = list(dict.fromkeys(Prompt.of(prompt).source for prompt in self.prompts))
+        if len(sources) > 1:
+            places = {source: torch.tensor([Prompt.of(prompt).source == source for prompt in self.prompts]) for source in sources}
+            for source, theirs in places.items():
+                for kind, whole in (("rewards", rewards), ("diversity", self.diversity)):
+                    for name, values in whole.items():
+                        mine = theirs[self.scored[name]] if kind == "rewards" and name in self.scored else theirs
+                        if bool(mine.any()):
+                            table[kind][f"{name}/{source or 'no source'}"] = values[mine]
+        return table
 
     def summary(self) -> dict[str, Any]:
         """Means over prompts and samples with 95 % intervals over prompts, and the values by prompt, as plain JSON."""
-        by_name = {"rewards": {name: values.mean(dim=1) for name, values in self.rewards.items()}, "diversity": self.diversity}
+        by_name = self._by_name()
         intervals = {kind: {name: bootstrap(values) for name, values in table.items()} for kind, table in by_name.items()}
         return {
             "step": self.step,
@@ -56,13 +78,22 @@ class Evaluation:
             **{kind: {name: interval.mean for name, interval in table.items()} for kind, table in intervals.items()},
             "across": dict(self.across),
             "intervals": {kind: {name: interval.plain() for name, interval in table.items()} for kind, table in intervals.items()},
-            "by_prompt": [
-                {
-                    "prompt": str(prompt),
-                    **{kind: {name: values[row].item() for name, values in table.items()} for kind, table in by_name.items()},
-                }
-                for row, prompt in enumerate(self.prompts)
-            ],
+            "by_prompt": [self._of_prompt(row) for row in range(len(self.prompts))],
+        }
+
+    def _of_prompt(self, row: int) -> dict[str, Any]:
+        """The numbers of one prompt, as plain JSON; without rewards that do not apply to it."""
+        rewards: dict[str, float] = {}
+        for name, values in self.rewards.items():
+            known = self.scored.get(name)
+            if known is None or bool(known[row]):
+                rewards[name] = values[row if known is None else int(known[:row].sum())].mean().item()
+        source = Prompt.of(self.prompts[row]).source
+        return {
+            "prompt": str(self.prompts[row]),
+            **({} if source is None else {"source": source}),
+            "rewards": rewards,
+            "diversity": {name: values[row].item() for name, values in self.diversity.items()},
         }
 
     def table(self) -> str:

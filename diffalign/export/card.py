@@ -184,8 +184,10 @@ def _trained(folder: Path, steps: int | None, window: int = 10) -> tuple[tuple[t
         return (), ""
     count = min(window, len(lines))
     rows = []
-    for name in lines[-1]:
+    for name in dict.fromkeys(name for line in lines[-count:] for name in line):
         if name == "reward" or name.startswith(("reward/", "diversity/")):
-            before, after = (sum(line[name] for line in part) / count for part in (lines[:count], lines[-count:]))
-            rows.append((name, f"{before:.4f}", f"{after:.4f}"))
+            # a step may hold nothing of a source, and then has no number of it
+            before, after = ([line[name] for line in part if name in line] for part in (lines[:count], lines[-count:]))
+            cells = (f"{sum(values) / len(values):.4f}" if values else "" for values in (before, after))
+            rows.append((name, *cells))
     return tuple(rows), f"while training, means over the first and the last {count} steps; not held out"

@@ -1,22 +1,8 @@
 """What a reward needs of its prompts, said before anything is drawn."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
 
-from diffalign.core import Prompt
-
-
-@runtime_checkable
-class Demanding(Protocol):
-    """A reward that needs more of a prompt than its words (metadata, a text in quotes), or that wraps one."""
-
-    def require(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that cannot be scored.
-
-        Raises:
-            ConfigError: names the first of them and what it lacks.
-        """
-        ...
+from diffalign.core import Demanding, Prompt
 
 
 def require(rewards: Iterable[object], prompts: Sequence[Prompt]) -> None:
