@@ -35,4 +35,4 @@ def measures(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def by_prompt(entry: Mapping[str, Any], kind: str, name: str) -> Tensor:
     """[P] the values of one measure."""
-    return torch.tensor([row[kind][name] for row in entry["by_prompt"]], dtype=torch.float64)
+    return torch.tensor([row[kind][name] for row in entry["by_prompt"] if name in row[kind]], dtype=torch.float64)

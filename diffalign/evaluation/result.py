@@ -56,17 +56,20 @@ class Evaluation:
     def _by_name(self) -> dict[str, dict[str, Tensor]]:
         """The numbers by prompt of "rewards" and "diversity", over all prompts and of each source."""
         rewards = {name: values.mean(dim=1) for name, values in self.rewards.items()}
-        table = {"rewards": rewards, "diversity": dict(self.diversity)}
-        sources = list(dict.fromkeys(Prompt.of(prompt).source for prompt in self.prompts))
-        if len(sources) > 1:
-            places = {source: torch.tensor([Prompt.of(prompt).source == source for prompt in self.prompts]) for source in sources}
-            for source, theirs in places.items():
-                for kind, whole in (("rewards", rewards), ("diversity", self.diversity)):
-                    for name, values in whole.items():
-                        mine = theirs[self.scored[name]] if kind == "rewards" and name in self.scored else theirs
-                        if bool(mine.any()):
-                            table[kind][f"{name}/{source or 'no source'}"] = values[mine]
+        table = {"rewards": dict(rewards), "diversity": dict(self.diversity)}
+        for source in self._sources():
+            theirs = torch.tensor([Prompt.of(prompt).source == source for prompt in self.prompts])
+            for kind, whole in (("rewards", rewards), ("diversity", self.diversity)):
+                for name, values in whole.items():
+                    mine = theirs[self.scored[name]] if kind == "rewards" and name in self.scored else theirs
+                    if bool(mine.any()):
+                        table[kind][f"{name}/{source}"] = values[mine]
         return table
+
+    def _sources(self) -> list[str]:
+        """The sources that the prompts name."""
+        found = dict.fromkeys(Prompt.of(prompt).source for prompt in self.prompts)
+        return [source for source in found if source is not None]
 
     def summary(self) -> dict[str, Any]:
         """Means over prompts and samples with 95 % intervals over prompts, and the values by prompt, as plain JSON."""
@@ -88,13 +91,14 @@ class Evaluation:
             known = self.scored.get(name)
             if known is None or bool(known[row]):
                 rewards[name] = values[row if known is None else int(known[:row].sum())].mean().item()
-        source = Prompt.of(self.prompts[row]).source
-        return {
-            "prompt": str(self.prompts[row]),
-            **({} if source is None else {"source": source}),
-            "rewards": rewards,
-            "diversity": {name: values[row].item() for name, values in self.diversity.items()},
+        prompt = Prompt.of(self.prompts[row])
+        numbers = {"rewards": rewards, "diversity": {name: values[row].item() for name, values in self.diversity.items()}}
+        if prompt.source is None:
+            return {"prompt": str(prompt), **numbers}
+        by_source = {
+            kind: {**table, **{f"{name}/{prompt.source}": value for name, value in table.items()}} for kind, table in numbers.items()
         }
+        return {"prompt": str(prompt), "source": prompt.source, **by_source}
 
     def table(self) -> str:
         """The means with their intervals, one line each, as text."""
