@@ -9,6 +9,7 @@ from .frontier import roll_out
 from .plans import Branches, Branching, Plan
 from .progress_plan import ProgressPlan
 from .tree import TreeSampler
+from .window_plans import RandomWindow, SlidingWindow
 
 __all__ = [
     "AdaptivePlan",
@@ -20,6 +21,8 @@ __all__ = [
     "FixedPlan",
     "Plan",
     "ProgressPlan",
+    "RandomWindow",
+    "SlidingWindow",
     "TreeSampler",
     "roll_out",
 ]
