@@ -34,6 +34,22 @@ class Reward(ABC):
         """
 
 
+class GroupReward(Reward):
+    """Scores all pictures of a prompt together: a rank, a judge that compares them.
+
+    The loop and evaluations give it whole groups. It stands among the rewards of a run under its own name, not inside another reward.
+    """
+
+    @abstractmethod
+    def of_groups(self, images: Tensor, prompts: Sequence[Prompt], group: Tensor) -> Tensor | Partial:
+        """[K, 3, H, W] in [0, 1], K prompts and the group of each picture [K], all pictures of a group -> [K], as a reward."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+        """The same where nothing is said of groups: pictures of equal prompts are one."""
+        place = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(str, prompts)))}
+        return self.of_groups(images, prompts, torch.tensor([place[str(prompt)] for prompt in prompts], device=images.device))
+
+
 RewardFunction = Reward | Callable[[Tensor, Sequence[Prompt]], Tensor | Partial]
 
 

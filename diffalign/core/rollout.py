@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 
 import attrs
 import torch
@@ -14,7 +15,7 @@ from .joining import join
 from .ledger import Ledger
 from .policy import Policy
 from .scores import Scores
-from .scoring import score
+from .scoring import score, together
 from .streams import Streams
 from .types import Condition, Progress, Prompt, TrajectoryBatch
 
@@ -26,11 +27,13 @@ class Pictures:
     Args:
         images: [B, 3, H, W]
         prompts: of each
+        group: [B] of each; whole groups where a reward scores all pictures of a prompt together
         trajectories: the forest that they are leaves of
     """
 
     images: Tensor
     prompts: Sequence[Prompt]
+    group: Tensor
     trajectories: TrajectoryBatch
 
 
@@ -84,14 +87,25 @@ class Stages:
         return trajectories
 
     def decode(self, trajectories: TrajectoryBatch) -> Iterator[Pictures]:
-        """The leaves of a forest as pictures, `chunk` at a time."""
-        prompts = [trajectories.condition.prompts[i] for i in trajectories.group.tolist()]
+        """The leaves of a forest as pictures, decoded `chunk` at a time; where a reward scores groups, as many as make groups whole."""
+        group = trajectories.group
+        prompts = [trajectories.condition.prompts[i] for i in group.tolist()]
+        ends = _whole(group.tolist()) if together(self.rewards) else set(range(1, len(prompts) + 1))
+        waiting: list[Tensor] = []
+        first = 0
         for start in range(0, len(prompts), self.chunk):
             with self.ledger.stage("decode"):
                 images = self.policy.decode(trajectories.samples[start : start + self.chunk])
             missing = self.keep - sum(map(len, self._kept))
             self._kept.append(images[: max(0, missing)].cpu())
-            yield Pictures(images, prompts[start : start + self.chunk], trajectories)
+            waiting.append(images)
+            done = start + len(images)
+            end = max((end for end in ends if end <= done), default=0)
+            if end <= first:
+                continue
+            decoded = torch.cat(waiting) if len(waiting) > 1 else images
+            yield Pictures(decoded[: end - first], prompts[first:end], group[first:end], trajectories)
+            waiting, first = [decoded[end - first :]], end
 
     def score(self, pictures: Pictures) -> Scores:
         """Raw scores by reward name. Touches no state of the step and no ledger, so it may run in another thread.
@@ -100,7 +114,7 @@ class Stages:
             RewardError: a reward has failed.
         """
         try:
-            return score(self.rewards, pictures.images, pictures.prompts)
+            return score(self.rewards, pictures.images, pictures.prompts, pictures.group)
         except NonFiniteError as error:
             error.evidence = Evidence.of(self.progress.step, (self.role,), pictures.trajectories)
             raise
@@ -146,6 +160,13 @@ class Sequential(Rollout):
                 with stages.ledger.stage("reward"):
                     scores.append(stages.score(pictures))
         return join(condition, forests), Scores.joined(scores)
+
+
+def _whole(group: Sequence[int]) -> set[int]:
+    """The numbers of leading samples that make all groups among them whole."""
+    last = {number: place for place, number in enumerate(group)}
+    reach = accumulate((last[number] for number in group), max)
+    return {place + 1 for place, far in enumerate(reach) if far == place}
 
 
 def pieces(condition: Condition, prompts: int | None) -> Iterator[Condition]:

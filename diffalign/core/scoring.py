@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, NonFiniteRewardError, RewardError
-from .interfaces import Demanding, PromptSource, Reward, RewardFunction, Sourced
+from .interfaces import Demanding, GroupReward, PromptSource, Reward, RewardFunction, Sourced
 from .scores import Partial, Scores
 from .types import Prompt
 
@@ -79,36 +79,57 @@ def rewards_by_source(rewards: Mapping[str, RewardFunction], prompts: PromptSour
     return held
 
 
+def together(rewards: Mapping[str, RewardFunction]) -> set[str]:
+    """The names of rewards that score all pictures of a prompt together, so that groups must not be cut."""
+    inner = {name: reward.reward if isinstance(reward, OfSources) else reward for name, reward in rewards.items()}
+    return {name for name, reward in inner.items() if isinstance(reward, GroupReward)}
+
+
 @torch.no_grad()
-def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt], group: Tensor | None = None) -> Scores:
     """Raw scores by reward name, each [K], float32, on the device of the images.
 
+    Args:
+        rewards: by name
+        images: [K, 3, H, W]
+        prompts: K
+        group: [K] of which pictures belong together, all pictures of each group; None where that is not known
+
     Raises:
-        RewardError: a reward raised, or returned another shape, or a number that is not finite.
+        RewardError: a reward raised, or returned another shape, or a number that is not finite; one that scores the pictures of a prompt
+            together, where it is not known which they are.
     """
-    return Scores({name: _scored(name, reward, images, prompts) for name, reward in rewards.items()})
+    return Scores({name: _scored(name, reward, images, prompts, group) for name, reward in rewards.items()})
 
 
-def _scored(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+def _scored(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None) -> Tensor | Partial:
     """Of the images whose prompts the reward belongs to."""
     if not isinstance(reward, OfSources):
-        return _checked(name, reward, images, prompts)
+        return _checked(name, reward, images, prompts, group)
     applies = torch.tensor([reward.applies(prompt) for prompt in prompts], dtype=torch.bool, device=images.device)
     places = [place for place, prompt in enumerate(prompts) if reward.applies(prompt)]
     if len(places) == len(prompts):
-        return _checked(name, reward.reward, images, prompts)
+        return _checked(name, reward.reward, images, prompts, group)
     values = torch.zeros(len(images), device=images.device)
     if not places:
         return Partial(values, applies)
-    inner = _checked(name, reward.reward, images[places], [prompts[place] for place in places])
+    chosen = None if group is None else group[places]
+    inner = _checked(name, reward.reward, images[places], [prompts[place] for place in places], chosen)
     part = inner if isinstance(inner, Partial) else Partial(inner, torch.ones_like(inner, dtype=torch.bool))
     index = torch.tensor(places, device=images.device)
     return Partial(values.scatter(0, index, part.values), applies.scatter(0, index, part.applies))
 
 
-def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None) -> Tensor | Partial:
+    if isinstance(reward, GroupReward) and group is None:
+        raise RewardError(
+            f"reward {name!r} scores all pictures of a prompt together, and here it cannot be known which they are. Name it among the "
+            "rewards of the run, not inside another reward and not in an alarm."
+        )
     try:
-        result = reward(images, prompts)
+        result = (
+            reward(images, prompts) if group is None or not isinstance(reward, GroupReward) else reward.of_groups(images, prompts, group)
+        )
     except torch.OutOfMemoryError:  # no fault of the reward: fewer images at once may do
         raise
     except Exception as error:

@@ -23,6 +23,7 @@ from diffalign.core import (
 )
 from diffalign.core.groups import filled
 from diffalign.core.processes import agree
+from diffalign.core.scoring import together
 from diffalign.samplers import DeterministicSampler
 
 from .diversity import cosine_distance, cosine_distance_across, effective_modes, modes, vendi_score
@@ -165,15 +166,21 @@ class _Task:
         forest = sampler.sample(self.policy, condition, Progress(0, 1), Streams(self.seed))
         repeated = [prompt for prompt in some for _ in range(self.samples)]
         drawn: list[Tensor] = []
+        grouped = together(self.rewards)
+        alone = {name: reward for name, reward in self.rewards.items() if name not in grouped}
         scored: list[Scores] = []
         for latents in forest.samples.split(self.rows):
             decoded = self.policy.decode(latents)
             # scored where the policy is: there the network of a reward is in training, and stays
             first = sum(map(len, drawn))
-            scored.append(score(self.rewards, decoded, repeated[first : first + len(decoded)]))
+            scored.append(score(alone, decoded, repeated[first : first + len(decoded)]))
             drawn.append(decoded.cpu())
         images = torch.cat(drawn)
-        all_scores, scores = Scores.joined(scored), {}
+        parts = dict(Scores.joined(scored).parts)
+        if grouped:  # they see a prompt's pictures together, however many rows a call has
+            whole = images.to(self.policy.device)
+            parts |= score({name: self.rewards[name] for name in grouped}, whole, repeated, forest.group.to(whole.device)).parts
+        all_scores, scores = Scores(parts), {}
         for name in self.rewards:
             part = all_scores.partial(name)
             scores |= {f"rewards/{name}": filled(part, forest.group), f"applies/{name}": part.applies.float()}

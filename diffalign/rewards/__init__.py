@@ -6,6 +6,7 @@ from .combine import WeightedSum
 from .compressibility import JPEGCompressibility
 from .concurrent import Concurrent
 from .geneval import GenEval
+from .group_rank import GroupRank
 from .hps import HPSv2
 from .image_reward import ImageReward
 from .judge import Judge
@@ -25,6 +26,7 @@ __all__ = [
     "Clipped",
     "Concurrent",
     "GenEval",
+    "GroupRank",
     "HPSv2",
     "HalvedBatches",
     "ImageReward",

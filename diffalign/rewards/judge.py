@@ -38,8 +38,9 @@ class Judge(Reward):
     Args:
         url: up to and with the version, "http://127.0.0.1:8000/v1"
         model: its name there
-        template: text file with $prompt and, if wanted, $low, $high and the names of metadata ($target); None is the one that ships
-            with the package. "$$" is a dollar sign.
+        template: text file with $prompt and, if wanted, $low, $high and the names of metadata ($target). "$$" is a dollar sign. Two
+            ship with the package: "judge" (one short sentence, then the mark; None is the same) and "reasoned", which has the judge go
+            through the request point by point, and say what it sees, before it marks; give that one a `max_tokens` of 1,024
         low: the worst mark
         high: the best
         answer_format: how the end point is told the form: "json_schema", "json_object", or "none" where it knows neither
@@ -144,13 +145,18 @@ class Judge(Reward):
         return (score - self.low) / (self.high - self.low)
 
 
+_SHIPPED = ("judge", "reasoned")
+
+
 def _template(path: str | None) -> str:
-    if path is None:
-        return files("diffalign.rewards").joinpath("templates/judge.txt").read_text(encoding="utf-8")
+    name = "judge" if path is None else path
+    if name in _SHIPPED:
+        return files("diffalign.rewards").joinpath(f"templates/{name}.txt").read_text(encoding="utf-8")
+    path = name
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Judge.template must be a readable UTF-8 file; got {path!r}: {error}") from error
+        raise ConfigError(f"Judge.template must be {', '.join(_SHIPPED)} or a readable UTF-8 file; got {path!r}: {error}") from error
 
 
 def _score(content: Any) -> float | None:
