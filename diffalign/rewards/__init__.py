@@ -8,6 +8,7 @@ from .concurrent import Concurrent
 from .geneval import GenEval
 from .group_rank import GroupRank
 from .hps import HPSv2
+from .hpsv3 import HPSv3
 from .image_reward import ImageReward
 from .judge import Judge
 from .liking import BinaryLiking
@@ -28,6 +29,7 @@ __all__ = [
     "GenEval",
     "GroupRank",
     "HPSv2",
+    "HPSv3",
     "HalvedBatches",
     "ImageReward",
     "JPEGCompressibility",
