@@ -262,6 +262,10 @@ class Progress:
         return min(1.0, self.step / max(1, self.total - 1))
 
 
+def _scores(parts: Mapping[str, Tensor]) -> Scores:
+    return Scores.of(parts)
+
+
 @attrs.frozen(eq=False)
 class ScoredBatch:
     """Trajectories with the rewards of their leaves.
@@ -278,7 +282,7 @@ class ScoredBatch:
 
     trajectories: TrajectoryBatch
     rewards: Tensor  # [K]
-    parts: Scores = attrs.field(converter=Scores.of)  # each [K]
+    parts: Scores = attrs.field(converter=_scores)  # each [K]
     groups: int
     progress: Progress
     streams: Streams

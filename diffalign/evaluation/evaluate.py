@@ -180,7 +180,8 @@ class _Task:
         if grouped:  # they see a prompt's pictures together, however many rows a call has
             whole = images.to(self.policy.device)
             parts |= score({name: self.rewards[name] for name in grouped}, whole, repeated, forest.group.to(whole.device)).parts
-        all_scores, scores = Scores(parts), {}
+        all_scores = Scores(parts)
+        scores: dict[str, Tensor] = {}
         for name in self.rewards:
             part = all_scores.partial(name)
             scores |= {f"rewards/{name}": filled(part, forest.group), f"applies/{name}": part.applies.float()}

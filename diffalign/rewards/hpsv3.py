@@ -73,7 +73,8 @@ class HPSv3(Reward):
         self._tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
         tensors = read_tensors(locate(self.weights, self.file, "HPSv3.weights"), "HPSv3.weights")
         self._network = hpsv3_network(tensors, "HPSv3.weights", getattr(torch, self.dtype))
-        known = self._network["text"].embed_tokens.weight.shape[0]
+        text: Any = self._network["text"]
+        known = text.embed_tokens.weight.shape[0]
         if len(self._tokenizer) > known:
             raise ConfigError(
                 f"HPSv3.tokenizer must have at most {known - 1} tokens, and {MARK} as one more; {self.tokenizer!r} has "
@@ -134,8 +135,9 @@ def hpsv3_network(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype)
         elif not name.startswith("lm_head."):  # of the model that writes
             own[name] = tensor
     try:
-        linear = [nn.Linear(*reversed(head[f"{place}.weight"].shape), device="meta") for place in ("0", "3", "5")]
-    except (KeyError, TypeError) as error:
+        shapes = [head[f"{place}.weight"].shape for place in ("0", "3", "5")]
+        linear = [nn.Linear(inputs, outputs, device="meta") for outputs, inputs in shapes]
+    except (KeyError, ValueError) as error:
         raise ConfigError(f"{where} must hold rm_head.0, rm_head.3 and rm_head.5; it is no checkpoint of HPSv3") from error
     marking = nn.Sequential(linear[0], nn.ReLU(), nn.Identity(), linear[1], nn.ReLU(), linear[2])  # the authors have dropout in the middle
     fill(marking, head, f"{where} (head)")

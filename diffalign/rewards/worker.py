@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, Reward, RewardError
+from diffalign.core import Partial, Prompt, Reward, RewardError
 
 from .memory import HalvedBatches
 from .wire import WireError, plain_prompt, require_portable
@@ -70,7 +70,7 @@ class WorkerReward(Reward):
         self._halved = HalvedBatches(self._scored)
         self._process.start()
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
         if len(images) != len(prompts):
             raise RewardError(f"WorkerReward needs one prompt per image; got {len(images)} images and {len(prompts)} prompts")
         with self._lock:
