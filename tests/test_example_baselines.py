@@ -32,7 +32,7 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a red cube\ntwo cats\n")
     for name, (lines, ending) in LISTS.items():
         (tmp_path / f"{name}.{ending}").write_text(lines)
-    (tmp_path / "painted.py").write_text(
+    (tmp_path / "baseline_rewards.py").write_text(
         "def red(images, prompts):\n    return images[:, 0].mean(dim=(1, 2))\n\n"
         "def blue(images, prompts):\n    return images[:, 2].mean(dim=(1, 2))\n"
     )
@@ -50,7 +50,7 @@ def overrides(run, folder):
     inner = "policy." * (content["policy"]["class_path"] == "Guided")
     tiny = {"path": folder, "resolution": 32, "max_sequence_length": 24, "dtype": "float32", "device": "cpu"}
     given = [f"--policy.{inner}{name}={value}" for name, value in tiny.items()]
-    given += [f"--rewards.{name}=painted.{'red' if place % 2 else 'blue'}" for place, name in enumerate(content["rewards"])]
+    given += [f"--rewards.{name}=baseline_rewards.{'red' if place % 2 else 'blue'}" for place, name in enumerate(content["rewards"])]
     if content["prompts"]["class_path"] == "Mixture":
         files = {name: f"{name}.{ending}" for name, (_, ending) in LISTS.items()}
         given += [f"--prompts.sources.{name}.prompts.path={file}" for name, file in files.items()]
