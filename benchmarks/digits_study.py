@@ -23,8 +23,8 @@ import torch
 from ring_study import interval
 from torch import Tensor
 
-from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import CPS, Objective, Policy
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import CPS, Objective, Policy, Progress, Streams
 from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_to_real, effective_classes, kl
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
 from diffalign.prompts import Prompts

@@ -31,7 +31,7 @@ from live_bytes import LiveBytes
 from random_families import FLUX_DEV, SD35_MEDIUM, TINY_FLUX, TINY_SD35, Counted, Shape, condition_of, counted, policy_of
 from tree_steps import SUB_BATCH, Rollout, Update, branch_by_branch, measured, ours
 
-from diffalign import Progress, Streams
+from diffalign.core import Progress, Streams
 from diffalign.core.contract import check_first_step
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.compilation import Compilation

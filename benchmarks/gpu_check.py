@@ -33,7 +33,7 @@ from gpu_machine import demo, memory, tf32, together
 from gpu_subjects import Row, embedded, forest_of
 from random_families import TINY_FLUX, TINY_SD35, condition_of, policy_of
 
-from diffalign import AlignmentLoop, Progress, Streams
+from diffalign import AlignmentLoop
 from diffalign.core import (
     CPS,
     UNRECORDED,
@@ -43,7 +43,9 @@ from diffalign.core import (
     Hook,
     Interrupted,
     Policy,
+    Progress,
     StandardizedSum,
+    Streams,
     TrajectorySampler,
     check_first_step,
 )

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import Policy, ShiftedGrid, TrajectoryBatch, TrajectorySampler
+from diffalign import Prompt
+from diffalign.core import Policy, Progress, ShiftedGrid, Streams, TrajectoryBatch, TrajectorySampler
 from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.prompts import PromptFile
 

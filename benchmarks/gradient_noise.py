@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffalign import Progress
 from diffalign.config import parse
+from diffalign.core import Progress
 
 
 class Recorder(torch.optim.Optimizer):

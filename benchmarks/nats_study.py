@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffalign import AlignmentLoop, Progress, Prompt
-from diffalign.core import CPS
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import CPS, Progress
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts

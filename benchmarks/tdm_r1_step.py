@@ -9,8 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from diffalign import AlignmentLoop, Policy, Progress
-from diffalign.core import ShiftedGrid
+from diffalign import AlignmentLoop
+from diffalign.core import Policy, Progress, ShiftedGrid
 from diffalign.objectives import SurrogateReward
 from diffalign.objectives.few_step import CleanerStages, UniformStages
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy

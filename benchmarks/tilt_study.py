@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffalign import Streams
-from diffalign.core import CPS, Policy
+from diffalign.core import CPS, Policy, Streams
 from diffalign.objectives import SoftmaxTB
 from diffalign.samplers import Branching, roll_out
 

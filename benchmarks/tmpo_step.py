@@ -29,8 +29,8 @@ from live_bytes import LiveBytes
 from torch import Tensor, nn
 from tree_steps import branch_by_branch, measured, ours
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, Condition, Policy, ShiftedGrid
+from diffalign import Prompt
+from diffalign.core import CPS, Condition, Policy, Progress, ShiftedGrid, Streams
 from diffalign.objectives import RatioNorm
 from diffalign.policies import FlowMatchingPolicy, LoRA, NetworkPolicy
 from diffalign.samplers import Branching, FixedPlan

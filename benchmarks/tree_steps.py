@@ -6,8 +6,7 @@ from functools import partial
 
 import torch
 
-from diffalign import Progress, Streams
-from diffalign.core import Condition, Policy, ScoredBatch, TrajectoryBatch
+from diffalign.core import Condition, Policy, Progress, ScoredBatch, Streams, TrajectoryBatch
 from diffalign.objectives import RatioNorm, SoftmaxTB
 from diffalign.samplers import Branching, FixedPlan, TreeSampler, roll_out
 

@@ -7,12 +7,18 @@ import argparse
 import json
 from pathlib import Path
 
-from diffalign import AlignmentLoop
-from diffalign.core import Hook, ShiftedGrid, StandardizedSum
-from diffalign.objectives import SoftmaxTB
-from diffalign.policies import FlowMatchingPolicy, LoRA
-from diffalign.prompts import PromptFile
-from diffalign.samplers import FixedPlan, TreeSampler
+from diffalign import (
+    AlignmentLoop,
+    FixedPlan,
+    FlowMatchingPolicy,
+    Hook,
+    LoRA,
+    PromptFile,
+    ShiftedGrid,
+    SoftmaxTB,
+    StandardizedSum,
+    TreeSampler,
+)
 from diffalign.shapeworld.recognition import find_objects
 
 

@@ -14,7 +14,7 @@ from .scores import Partial, Scores
 
 
 def _count(group: Tensor) -> int:
-    """Groups, up to the highest index; a device is waited for."""
+    """Number of groups: the highest index + 1. Waits for the device."""
     return int(group.max()) + 1 if len(group) else 0
 
 
@@ -88,10 +88,10 @@ def dense(parts: Mapping[str, Tensor], group: Tensor) -> dict[str, Tensor]:
 
 
 def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:
-    """sum_m w_m R_m over the rewards that have a weight, all of them with weight 1 if there are none: [K].
+    """Weighted sum of rewards, sum_m w_m R_m: [K]. Rewards without a weight are left out; `weights` None weighs each 1.
 
     Raises:
-        ValueError: a weight for a reward that there is not.
+        ValueError: a weight names a reward that does not exist.
     """
     names = list(parts) if weights is None else list(weights)
     if missing := [name for name in names if name not in parts]:
@@ -102,7 +102,7 @@ def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float] | Non
 
 @attrs.frozen
 class Raw(Aggregation):
-    """sum_m w_m R_m, in the rewards' own units.
+    """Weighted sum of raw rewards, sum_m w_m R_m, in the rewards' own units.
 
     A sample takes the sum over the rewards that apply to it. One to which a reward does not apply, though it does to others of its group,
     is given their mean of it; a reward that applies to none of a group adds nothing there.
@@ -119,13 +119,13 @@ class Raw(Aggregation):
 
 @attrs.frozen
 class StandardizedParts(Aggregation):
-    """sum_m w_m z(R_m): every reward is standardised within its group, then weighted. A constant reward contributes nothing.
+    """Weighted sum of standardised rewards, sum_m w_m z(R_m): each is standardised within its group. A constant reward adds nothing.
 
     Mean and deviation are those of the group's samples that the reward applies to; for the others z is 0, as for an average sample.
     The effective inverse temperature of an objective then is beta / std of the group.
 
     Args:
-        weights: as in `Raw`
+        weights: see `Raw`
         floor: least standard deviation
     """
 
@@ -139,10 +139,10 @@ class StandardizedParts(Aggregation):
 
 @attrs.frozen
 class StandardizedSum(Aggregation):
-    """z(sum_m w_m R_m): the weighted sum, as in `Raw`, is standardised within its group.
+    """Standardised sum z(sum_m w_m R_m): the weighted sum of the rewards, as in `Raw`, is standardised within its group.
 
     Args:
-        weights: as in `Raw`
+        weights: see `Raw`
         floor: least standard deviation
     """
 

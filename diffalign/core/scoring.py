@@ -1,4 +1,4 @@
-"""Calls rewards and refuses what is not one finite number per image."""
+"""Calls of rewards; refuses a result that is not one finite number per image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ def reward_name(reward: object) -> str:
 
 
 def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dict[str, RewardFunction]:
-    """A single reward under its own name."""
+    """Rewards by name; a single reward gets its own name."""
     named = dict(rewards) if isinstance(rewards, Mapping) else {reward_name(rewards): rewards}
     if not named:
         raise ValueError("rewards must name at least one reward; got none")
@@ -30,10 +30,10 @@ def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dic
 
 @attrs.frozen(eq=False)
 class OfSources(Reward):
-    """A reward that applies to the prompts of some sources alone, and to those that name none.
+    """Reward that applies only to the prompts of some sources, and to those that name none.
 
     Args:
-        reward: what scores
+        reward: reward that scores
         sources: names of sources
     """
 
@@ -41,12 +41,12 @@ class OfSources(Reward):
     sources: tuple[str, ...]
 
     def applies(self, prompt: str) -> bool:
-        """Whether a picture of this prompt is scored."""
+        """Say whether an image of this prompt is scored."""
         source = Prompt.of(prompt).source
         return source is None or source in self.sources
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """As the reward inside, which is asked about its own prompts alone."""
+        """Ask the inner reward about its own prompts only."""
         if isinstance(self.reward, Demanding):
             self.reward.require([prompt for prompt in prompts if self.applies(prompt)])
 
@@ -55,7 +55,7 @@ class OfSources(Reward):
 
 
 def rewards_by_source(rewards: Mapping[str, RewardFunction], prompts: PromptSource) -> dict[str, RewardFunction]:
-    """The rewards of a run by name, each held to the sources of prompts that it belongs to; as they are where there are no sources.
+    """Hold each reward of a run to the sources of prompts that it belongs to; without sources, return the rewards as they are.
 
     Raises:
         ConfigError: a source names a reward that there is not, or a reward belongs to no source.
@@ -80,20 +80,20 @@ def rewards_by_source(rewards: Mapping[str, RewardFunction], prompts: PromptSour
 
 
 def together(rewards: Mapping[str, RewardFunction]) -> set[str]:
-    """The names of rewards that score all pictures of a prompt together, so that groups must not be cut."""
+    """Names of the rewards that score all images of a prompt together, so that groups must not be cut."""
     inner = {name: reward.reward if isinstance(reward, OfSources) else reward for name, reward in rewards.items()}
     return {name for name, reward in inner.items() if isinstance(reward, GroupReward)}
 
 
 @torch.no_grad()
 def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt], group: Tensor | None = None) -> Scores:
-    """Raw scores by reward name, each [K], float32, on the device of the images.
+    """Score images: raw scores by reward name, each [K], float32, on the device of the images.
 
     Args:
         rewards: by name
         images: [K, 3, H, W]
         prompts: K
-        group: [K] of which pictures belong together, all pictures of each group; None where that is not known
+        group: group of each image, [K], each group whole; None if the groups are not known
 
     Raises:
         RewardError: a reward raised, or returned another shape, or a number that is not finite; one that scores the pictures of a prompt
@@ -103,7 +103,7 @@ def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequen
 
 
 def _scored(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None) -> Tensor | Partial:
-    """Of the images whose prompts the reward belongs to."""
+    """Score the images to whose prompts the reward belongs."""
     if not isinstance(reward, OfSources):
         return _checked(name, reward, images, prompts, group)
     applies = torch.tensor([reward.applies(prompt) for prompt in prompts], dtype=torch.bool, device=images.device)
@@ -130,7 +130,7 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
         result = (
             reward(images, prompts) if group is None or not isinstance(reward, GroupReward) else reward.of_groups(images, prompts, group)
         )
-    except torch.OutOfMemoryError:  # no fault of the reward: fewer images at once may do
+    except torch.OutOfMemoryError:  # not a fault of the reward: fewer images at once may fit
         raise
     except Exception as error:
         raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}") from error

@@ -10,9 +10,9 @@ from .surrogate_reward import SurrogateReward
 from .tdm import TrajectoryDistributionMatching
 from .temperature import Budget, EffectiveSamples, KLBudget
 
+# For users, who compose a run, run it and look at it.
 __all__ = [
     "DGPO",
-    "Budget",
     "DiffusionNFT",
     "EffectiveSamples",
     "FlowGRPO",
@@ -24,3 +24,6 @@ __all__ = [
     "SurrogateReward",
     "TrajectoryDistributionMatching",
 ]
+
+# For authors, who write a temperature.
+__all__ += ["Budget"]

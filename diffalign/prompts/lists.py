@@ -1,254 +1,68 @@
-"""Lists of prompts, given or read from files."""
+"""Lists of prompts that need no file, by name."""
 
-import codecs
-import csv
-import functools
-import io
-import json
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import attrs
 
-from ..core import ConfigError, Prompt, Size
-from ..embedded import WORLDS
+from diffalign.core import ConfigError, Prompt
 
+from .benchmark import geneval
+from .composition import CompositionGrammar
+from .grammar import Grammar
+from .scenes import SceneGrammar
+from .writing import WritingGrammar
 
-def _fixed(prompts: Sequence[Prompt | str]) -> tuple[Prompt | str, ...]:
-    return tuple(prompts)
+PREFIX = "generated"
+"""`generated/NAME` is a path of a prompt source."""
 
-
-@attrs.frozen
-class Prompts:
-    """A list of prompts in a shuffled, endless order that depends on (seed, step) alone, so that resume needs no state.
-
-    Every epoch is a permutation of its own; a step takes the next `count` prompts. Prompts that ask for a size ("height" and "width" in
-    their metadata) are drawn with others of that size only, so that all samples of a step share a shape: step s takes the next `count` of
-    those that are as large as prompt s of the endless order. In as many steps as there are prompts, each comes `count` times.
-
-    Args:
-        prompts: at least one
-        seed: of the shuffles
-        shuffle: keep the order of the list if false
-    """
-
-    prompts: Sequence[Prompt | str] = attrs.field(converter=_fixed)
-    seed: int = 0
-    shuffle: bool = True
-
-    def __attrs_post_init__(self) -> None:
-        if not self.prompts:
-            raise ValueError("Prompts.prompts must hold at least one prompt; got none")
-        buckets: dict[Size | None, list[Prompt]] = {}
-        for place, prompt in enumerate(map(Prompt.of, self.prompts)):
-            require_readable(prompt, f"Prompts.prompts[{place}]")
-            buckets.setdefault(prompt.size, []).append(prompt)
-        object.__setattr__(self, "_buckets", buckets)
-
-    _buckets: Mapping[Size | None, Sequence[Prompt]] = attrs.field(init=False, repr=False, eq=False)
-
-    def draw(self, step: int, count: int) -> list[Prompt]:
-        """The `count` prompts of a step."""
-        bucket, turn = self._turn(step)
-        length = len(bucket)
-        places = range(turn * count, (turn + 1) * count)
-        orders = {epoch: self._order(epoch, length) for epoch in {place // length for place in places}}
-        return [bucket[orders[place // length][place % length]] for place in places]
-
-    def _turn(self, step: int) -> tuple[Sequence[Prompt], int]:
-        """The prompts that a step chooses from, and how many steps before it did so."""
-        if len(self._buckets) == 1:
-            return next(iter(self._buckets.values())), step
-        rounds, place = divmod(step, len(self.prompts))
-        sizes = [Prompt.of(self.prompts[index]).size for index in self._order(rounds, len(self.prompts))[: place + 1]]
-        bucket = self._buckets[sizes[-1]]
-        return bucket, rounds * len(bucket) + sizes[:-1].count(sizes[-1])
-
-    def _order(self, epoch: int, length: int) -> Sequence[int]:
-        return _shuffled(self.seed, epoch, length) if self.shuffle else range(length)
-
-
-@functools.lru_cache(maxsize=16)  # a mixture asks for one prompt at a time, and a list may be long
-def _shuffled(seed: int, epoch: int, length: int) -> tuple[int, ...]:
-    order = list(range(length))
-    random.Random(f"prompts {seed} {epoch}").shuffle(order)
-    return tuple(order)
+BENCHMARK = "geneval"
+"""The name of the list that is the benchmark itself."""
 
 
 @attrs.frozen
-class PromptFile:
-    """The prompts of a file, by its ending (in any case): UTF-8, with a byte order mark or without, lines that end at line feeds alone.
-
-        .txt             one a line
-        .json            a list of texts or objects
-        .jsonl, .ndjson  a text or an object a line
-        .csv, .tsv       a table whose first line names the columns, one of them "prompt"
-
-    An object has "prompt" and any other fields, which become the prompt's metadata, as the other columns of a table do (as text); "height"
-    and "width" (pixels) are the size that it is drawn in, see `Prompts`. Empty lines may stand at the end alone.
+class GeneratedList:
+    """What a name stands for.
 
     Args:
-        path: the file. "shapeworld/NAME" (count, binding, relation, text, all) and "digits/NAME" (any, set, name, all) are lists that ship
-            with the package, each also with -held-out
-        seed, shuffle: as in `Prompts`
-
-    Raises:
-        ConfigError: no such file, another ending, an empty file, a line that is empty, malformed or no text (with its number).
+        grammar: draws the prompts
+        count: how many, unless somebody says so
+        held_out: of the contents that are never trained on
     """
 
-    path: str
-    seed: int = 0
-    shuffle: bool = True
-    _prompts: Prompts = attrs.field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_prompts", Prompts(read_prompts(self.path), self.seed, self.shuffle))
-
-    @property
-    def prompts(self) -> Sequence[Prompt | str]:
-        """The list, in the file's order."""
-        return self._prompts.prompts
-
-    def draw(self, step: int, count: int) -> list[Prompt]:
-        """The `count` prompts of a step."""
-        return self._prompts.draw(step, count)
+    grammar: Grammar
+    count: int
+    held_out: bool = False
 
 
-def require_readable(text: str, where: str) -> str:
-    """The text, if a tokenizer can read it.
-
-    Raises:
-        ConfigError: it holds half a character (a lone surrogate), as broken JSON escapes and bytes of another encoding leave it.
-    """
-    odd = next((place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
-    if odd is not None:
-        raise ConfigError(
-            f"{where}: character {odd + 1} is half a character (lone surrogate U+{ord(text[odd]):04X}), which no tokenizer reads. Write it "
-            "as one character, or leave it out."
-        )
-    return text
-
-
-def read_prompts(path: str) -> list[Prompt]:
-    """The prompts of a file, in order; see `PromptFile`."""
-    world, _, name = path.partition("/")
-    file = WORLDS[world] / "prompts" / f"{name}.txt" if world in WORLDS and not Path(path).suffix else Path(path)
-    ending = file.suffix.lower()
-    if ending not in _READERS:
-        known = ", ".join(_READERS)
-        raise ConfigError(f"prompts.path must end in one of {known}, which says how the file is read; got {path!r}")
-    prompts = [_prompt(entry, where) for entry, where in _READERS[ending](_text(file, path), path)]
-    if not prompts:
-        raise ConfigError(f"{path} must hold at least one prompt; it is empty")
-    return prompts
-
-
-Entries = Iterator[tuple[Any, str]]
-"""What should be prompts, each with its place for messages."""
-
-
-def _text(file: Path, path: str) -> str:
-    try:
-        content = file.read_bytes()
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise ConfigError(f"prompts.path must be a readable UTF-8 file; {path!r} is UTF-16. Save it as UTF-8.")
-        return content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        lists = ((world, each.stem) for world, folder in WORLDS.items() for each in sorted((folder / "prompts").glob("*.txt")))
-        shipped = ", ".join(f"{world}/{name}" for world, name in lists)
-        raise ConfigError(f"prompts.path must be a readable UTF-8 file; got {path!r}: {error}. Shipped lists: {shipped}") from error
-
-
-def _lines(text: str, path: str) -> Iterator[tuple[str, str]]:
-    """Lines with their places; U+2028 and its like are letters of a prompt."""
-    lines = text.split("\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise ConfigError(f"{path}, line {number}: the line is empty; every line must hold a prompt. Remove it.")
-        yield line.removesuffix("\r"), f"{path}, line {number}"
-
-
-def _plain(text: str, path: str) -> Entries:
-    yield from _lines(text, path)
-
-
-def _json_lines(text: str, path: str) -> Entries:
-    for line, where in _lines(text, path):
-        yield _parsed(line, where), where
-
-
-def _json_list(text: str, path: str) -> Entries:
-    entries = _parsed(text, path, across_lines=True)
-    if not isinstance(entries, list):
-        raise ConfigError(f"{path} must hold a JSON list of prompts; got {type(entries).__name__}")
-    yield from ((entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1))
-
-
-def _table(text: str, path: str, delimiter: str) -> Entries:
-    reader = csv.reader(io.StringIO(text.replace("\r\n", "\n"), newline="\n"), delimiter=delimiter, strict=True)
-    try:
-        names = [name.strip() for name in next(reader, [])]
-        if names.count("prompt") != 1 or len(set(names)) < len(names):
-            raise ConfigError(f'{path}, line 1: must name the columns, each once, one of them "prompt"; got {names}')
-        empty = 0
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                empty = empty or reader.line_num
-                continue
-            if empty:
-                raise ConfigError(f"{path}, line {empty}: the line is empty; every line must hold a prompt. Remove it.")
-            if len(cells) != len(names):
-                raise ConfigError(
-                    f"{where}: must have {len(names)} cells, as the first line; got {len(cells)}. Quote a cell with {delimiter!r}"
-                )
-            row: dict[str, Any] = dict(zip(names, cells, strict=True))
-            for side in ("height", "width"):
-                if side in row:
-                    row[side] = int(row[side]) if row[side].strip().isdecimal() else row[side].strip() or None
-            yield row, where
-    except csv.Error as error:
-        raise ConfigError(f"{path}, line {reader.line_num}: no table that can be read: {error}") from error
-
-
-def _parsed(text: str, where: str, across_lines: bool = False) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f", line {error.lineno}" if across_lines else ""
-        raise ConfigError(f"{where}{place}: not JSON: {error.msg} at column {error.colno}") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-        raise ConfigError(f"{where}: no JSON that can be read: {error}") from error
-
-
-_READERS: Mapping[str, Callable[[str, str], Entries]] = {
-    ".txt": _plain,
-    ".json": _json_list,
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".csv": functools.partial(_table, delimiter=","),
-    ".tsv": functools.partial(_table, delimiter="\t"),
+LISTS: Mapping[str, GeneratedList] = {
+    name + ending: GeneratedList(grammar, count, bool(ending))
+    for name, grammar, many in (
+        ("composition", CompositionGrammar(), 256),
+        ("text", WritingGrammar(), 256),
+        ("preference", SceneGrammar(), 200),
+    )
+    for ending, count in (("", 10_000), ("-held-out", many))
 }
+NAMES = (*LISTS, BENCHMARK)
+"""All of them."""
 
 
-def _prompt(entry: Any, where: str) -> Prompt:
-    if isinstance(entry, str):
-        entry = {"prompt": entry}
-    text = _stripped(entry["prompt"]) if isinstance(entry, dict) and isinstance(entry.get("prompt"), str) else ""
-    if not text:
-        raise ConfigError(f'{where}: must be text, or an object with a text "prompt"; got {json.dumps(entry)[:80]}')
-    prompt = Prompt(require_readable(text, where), {key: value for key, value in entry.items() if key != "prompt"})
-    try:
-        _ = prompt.size
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    return prompt
+def generated(name: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+    """The prompts of a list, the same for equal arguments.
 
+    Args:
+        name: composition, text or preference, each also with -held-out; or geneval, the benchmark's own 553
+        count: how many; None is the list's own number
+        seed: of the draws
 
-def _stripped(text: str) -> str:
-    """Without blanks around it, and without byte order marks, which are copied along with text."""
-    return text.strip().strip("\ufeff").strip()
+    Raises:
+        ConfigError: no such list, or a choice that it does not have.
+    """
+    if name == BENCHMARK:
+        if count is not None or seed:
+            raise ConfigError("geneval is the benchmark's fixed list: leave out count and seed")
+        return list(geneval())
+    if name not in LISTS:
+        raise ConfigError(f"there is no list {PREFIX}/{name}; known: {', '.join(NAMES)}")
+    chosen = LISTS[name]
+    return chosen.grammar.prompts(chosen.count if count is None else count, seed, chosen.held_out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from ..core import ConfigError, Listed, Prompt, PromptSource, Size, Sourced, Stateful
+from diffalign.core import ConfigError, Listed, Prompt, PromptSource, Size, Sourced, Stateful
 
 _FINEST, _LONGEST = 1000, 100_000
 """Largest denominator of a share, and largest number of prompts until the order of sources repeats itself."""
@@ -15,11 +15,11 @@ _FINEST, _LONGEST = 1000, 100_000
 
 @attrs.frozen
 class Source:
-    """A source of a `Mixture`.
+    """Source of a `Mixture`.
 
     Args:
-        prompts: where its prompts come from; it must be able to list them
-        share: how many prompts it gives, in proportion to the others
+        prompts: source of its prompts, which must be able to list them
+        share: number of prompts that it gives, in proportion to the others
         rewards: names of the run's rewards that score its pictures; None takes all
     """
 
@@ -87,11 +87,11 @@ class Mixture:
 
     @property
     def rewarded(self) -> Mapping[str, Sequence[str] | None]:
-        """Name of a source -> names of the rewards that score its pictures; None stands for all."""
+        """Name of a source -> names of the rewards that score its images; None stands for all."""
         return {name: source.rewards for name, source in self.sources.items()}
 
     def draw(self, step: int, count: int) -> list[Prompt]:
-        """The `count` prompts of a step."""
+        """Draw the `count` prompts of a step."""
         drawn: list[Prompt] = []
         for place, (name, source) in enumerate(self.sources.items()):
             turns = range(self._had(place, step * count), self._had(place, (step + 1) * count))
@@ -99,7 +99,7 @@ class Mixture:
         return drawn
 
     def state(self) -> Mapping[str, Any]:
-        """Of the sources that have one."""
+        """State of each source that has one."""
         return {name: source.prompts.state() for name, source in self.sources.items() if isinstance(source.prompts, Stateful)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -110,7 +110,7 @@ class Mixture:
                 prompts.restore(inner)
 
     def _had(self, place: int, slots: int) -> int:
-        """How many of the first so many slots of the run a source has had."""
+        """Count the slots of a source among the first `slots` of the run."""
         rounds, rest = divmod(slots, len(self._order))
         return rounds * self._order.count(place) + self._order[:rest].count(place)
 
@@ -121,7 +121,7 @@ def _of(prompt: Prompt | str, source: str) -> Prompt:
 
 
 def _order(shares: Mapping[str, float]) -> tuple[int, ...]:
-    """Whose turn it is, until it repeats itself: places of sources."""
+    """Compute the order of turns until it repeats itself: places of sources."""
     fractions = [Fraction(share).limit_denominator(_FINEST) for share in shares.values()]
     common = math.lcm(*(fraction.denominator for fraction in fractions))
     weights = [int(fraction * common) for fraction in fractions]

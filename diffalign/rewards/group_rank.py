@@ -22,17 +22,17 @@ class GroupRank(GroupReward):
     others.
 
     Args:
-        reward: what is ranked; where it does not apply to a picture, the picture has no rank
+        reward: reward that is ranked; an image to which it does not apply has no rank
     """
 
     reward: RewardFunction
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """As the reward inside."""
+        """Ask the inner reward."""
         require([self.reward], prompts)
 
     def of_groups(self, images: Tensor, prompts: Sequence[Prompt], group: Tensor) -> Tensor | Partial:
-        """[K] ranks; see the class."""
+        """Rank the images: [K]; see the class."""
         part = score({"GroupRank.reward": self.reward}, images, prompts).partial("GroupRank.reward")
         ranks = torch.zeros_like(part.values)
         index = part.applies.nonzero().squeeze(1)

@@ -20,7 +20,7 @@ MARK = "<|Reward|>"
 """The token at whose place the head looks; the authors added it to the vocabulary, as its last."""
 
 PIXELS = 256 * MERGED**2
-"""Of a picture as it is shown to the model."""
+"""Pixels of an image as it is shown to the model."""
 
 _CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>$picture<|vision_end|>$text<|im_end|>\n"
@@ -42,10 +42,10 @@ class HPSv3(Reward):
     Args:
         weights: the authors' checkpoint: a file, a folder or a hub id that holds `file`
         file: its name there
-        tokenizer: of Qwen2-VL: a hub id or a local folder
+        tokenizer: tokenizer of Qwen2-VL, a hub id or a local folder
         batch: images that pass at once
-        dtype: of the model; the head is float32
-        device: where the model runs; None: where the images are
+        dtype: type of the model's weights; the head is float32
+        device: device of the model; None takes that of the images
 
     Raises:
         ConfigError: the weights cannot be found, or are those of another network.
@@ -98,7 +98,7 @@ class HPSv3(Reward):
         return torch.cat(marks)
 
     def _text(self, prompt: Prompt, places: int) -> str:
-        """What the model reads for one picture that takes so many tokens."""
+        """Text that the model reads for one image of `places` tokens."""
         for token in (MARK, *self._tokenizer.all_special_tokens):
             if token in prompt:
                 raise ValueError(

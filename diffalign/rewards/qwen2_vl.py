@@ -68,7 +68,7 @@ def towers(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype) -> dic
     Args:
         tensors: visual.* and model.*, as checkpoints before transformers 4.52 call them, or model.visual.* and model.language_model.*
         where: for messages
-        dtype: of both
+        dtype: type of the weights of both
 
     Raises:
         ConfigError: names or shapes do not fit.

@@ -1,4 +1,4 @@
-"""What a reward needs of its prompts, said before anything is drawn."""
+"""Requirements of rewards on their prompts, checked before any image is drawn."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ from diffalign.core import Demanding, Prompt
 
 
 def require(rewards: Iterable[object], prompts: Sequence[Prompt]) -> None:
-    """Ask every reward that needs more than words whether these prompts have it; other rewards take any prompt.
+    """Check that prompts have what each reward needs. Rewards that are not `Demanding` take any prompt.
 
     Raises:
         ConfigError: a prompt lacks what a reward needs.

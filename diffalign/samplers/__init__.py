@@ -11,18 +11,18 @@ from .progress_plan import ProgressPlan
 from .tree import TreeSampler
 from .window_plans import RandomWindow, SlidingWindow
 
+# For users, who compose a run, run it and look at it.
 __all__ = [
     "AdaptivePlan",
-    "Branches",
-    "Branching",
     "ChainSampler",
     "DeterministicSampler",
     "DrawnSteps",
     "FixedPlan",
-    "Plan",
     "ProgressPlan",
     "RandomWindow",
     "SlidingWindow",
     "TreeSampler",
-    "roll_out",
 ]
+
+# For authors, who write a sampler or a plan.
+__all__ += ["Branches", "Branching", "Plan", "roll_out"]

@@ -23,7 +23,7 @@ class SlidingWindow(Plan):
         eta: noise level of these steps
         every: steps of the run that the window stays
         stride: denoising steps by which it moves
-        first: where it begins; FlowSDE is singular at step 0
+        first: first step of the first window; FlowSDE is singular at step 0
         shared_noise: all samples of a prompt begin with one noise and part where the window begins, as the authors have it; else each has
             its own
 
@@ -52,7 +52,7 @@ class RandomWindow(Plan):
     """Stochastic in `width` neighbouring steps, at a place that is drawn anew at every step of the run, uniform and equal on all processes.
 
     Args:
-        width, samples, eta, shared_noise: as in `SlidingWindow`
+        width, samples, eta, shared_noise: see `SlidingWindow`
         first: first step at which it may begin
 
     Raises:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from diffalign import Progress, Prompt, ScoredBatch, Streams
-from diffalign.core import CPS
+from diffalign import Prompt
+from diffalign.core import CPS, Progress, ScoredBatch, Streams
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.samplers import ChainSampler, FixedPlan, TreeSampler

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import PROMOTED, TREE, assert_same, batch_of, gradient, pair, shuffled
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, FlowSDE, NonFiniteError, ScoredBatch
+from diffalign import Prompt
+from diffalign.core import CPS, FlowSDE, NonFiniteError, Progress, ScoredBatch, Streams
 from diffalign.objectives import FlowGRPO, GroupForwardKL, Ratio, SoftmaxTB
 from diffalign.samplers import Branching, TreeSampler
 from diffalign.testing import GivenPlan, TinyPolicy

@@ -3,8 +3,20 @@
 import pytest
 import torch
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import ROOT, Condition, Edges, FlowSDE, Gaussian, Linear, ScoredBatch, StandardizedParts, TrajectoryBatch
+from diffalign import Prompt
+from diffalign.core import (
+    ROOT,
+    Condition,
+    Edges,
+    FlowSDE,
+    Gaussian,
+    Linear,
+    Progress,
+    ScoredBatch,
+    StandardizedParts,
+    Streams,
+    TrajectoryBatch,
+)
 from diffalign.objectives import RatioNorm, SoftmaxTB
 from diffalign.objectives.paths import Paths
 from diffalign.objectives.ratio import shift_numbers

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from diffalign import AlignmentLoop, Condition, Progress, Prompt, ScoredBatch, Streams
-from diffalign.core import CPS, FlowSDE, Linear, group_mean, score
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import CPS, Condition, FlowSDE, Linear, Progress, ScoredBatch, Streams, group_mean, score
 from diffalign.objectives import GroupForwardKL, KLBudget, Ratio, SoftmaxTB
 from diffalign.objectives.requirements import require_comparable
 from diffalign.objectives.terms import softmax_tb

@@ -13,8 +13,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from live_bytes import LiveBytes  # noqa: E402
 
-from diffalign import Progress, Prompt, Streams  # noqa: E402
-from diffalign.core import CPS, Edges, Loss, ScoredBatch, micro_batched, replay  # noqa: E402
+from diffalign import Prompt  # noqa: E402
+from diffalign.core import CPS, Edges, Loss, Progress, ScoredBatch, Streams, micro_batched, replay  # noqa: E402  # noqa: E402
 from diffalign.objectives import FlowGRPO, GroupForwardKL, SoftmaxTB  # noqa: E402
 from diffalign.samplers import Branching, roll_out  # noqa: E402
 from diffalign.testing import TinyPolicy  # noqa: E402

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import CPS, Edges, FlowSDE, Guided, ShiftedGrid, check_first_step
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import CPS, Edges, FlowSDE, Guided, Progress, ShiftedGrid, Streams, check_first_step
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.prompts import Prompts

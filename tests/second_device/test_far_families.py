@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_pipelines import BUILD, saved
 
-from diffalign import AlignmentLoop, Progress, Streams
-from diffalign.core import CPS, Guided, check_first_step
+from diffalign import AlignmentLoop
+from diffalign.core import CPS, Guided, Progress, Streams, check_first_step
 from diffalign.objectives import SoftmaxTB, SurrogateReward
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.prompts import Prompts

@@ -4,8 +4,7 @@ import attrs
 import pytest
 import torch
 
-from diffalign import Streams
-from diffalign.core import FlowSDE, Guided, Loss, Objective, Phase, Policy, TrajectoryBatch, TrajectorySampler
+from diffalign.core import FlowSDE, Guided, Loss, Objective, Phase, Policy, Streams, TrajectoryBatch, TrajectorySampler
 from diffalign.objectives import (
     DGPO,
     DiffusionNFT,
