@@ -9,7 +9,11 @@ from tiny_pipelines import saved
 
 from diffalign import config
 from diffalign.cli import main
+from diffalign.prompts import read_prompts
+from diffalign.rewards.geneval_rules import wanted
+from diffalign.rewards.ocr import wanted_text
 from diffalign.samplers import RandomWindow, SlidingWindow
+from diffalign.vocabulary import NAMES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNS = {
@@ -51,7 +55,7 @@ def overrides(run, folder):
     tiny = {"path": folder, "resolution": 32, "max_sequence_length": 24, "dtype": "float32", "device": "cpu"}
     given = [f"--policy.{inner}{name}={value}" for name, value in tiny.items()]
     given += [f"--rewards.{name}=baseline_rewards.{'red' if place % 2 else 'blue'}" for place, name in enumerate(content["rewards"])]
-    if content["prompts"]["class_path"] == "Mixture":
+    if content["prompts"].get("class_path") == "Mixture":
         files = {name: f"{name}.{ending}" for name, (_, ending) in LISTS.items()}
         given += [f"--prompts.sources.{name}.prompts.path={file}" for name, file in files.items()]
         return [*given, f"--evaluation.prompts={json.dumps(files)}"]
@@ -68,6 +72,23 @@ def test_a_run_passes_check_and_says_what_it_needs(run, tmp_path_factory, capsys
     header = text[: text.index("\npolicy:")]
     for word in (paper, "eport", "Needs:", "Hardware:", "train examples/" + run):
         assert word in header, word
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_needs_no_file_of_prompts_and_its_rewards_understand_those_that_it_has(run):
+    tree = written(run)
+    if tree["prompts"].get("class_path") == "Mixture":
+        sources = tree["prompts"]["init_args"]["sources"]
+        lists = {name: (source["prompts"]["init_args"]["path"], source["rewards"]) for name, source in sources.items()}
+        held_out = tree["evaluation"]["prompts"]
+    else:
+        lists, held_out = {"": (tree["prompts"]["path"], tree["rewards"])}, {"": tree["evaluation"]["prompts"]}
+    assert held_out == {name: f"{path}-held-out" for name, (path, _) in lists.items()}
+    for name, (path, rewards) in lists.items():
+        prompts = [*read_prompts(path), *read_prompts(held_out[name])]
+        assert len(prompts) > 100
+        assert "geneval" not in rewards or all(wanted(prompt, NAMES) for prompt in prompts)
+        assert "ocr" not in rewards or all(wanted_text(prompt) for prompt in prompts)
 
 
 def test_the_two_deviations_and_the_two_windows_arrive(tmp_path_factory):
