@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffalign import AlignmentLoop, Progress, Prompt, config
+from diffalign import AlignmentLoop, Prompt, config
 from diffalign.cli import main
-from diffalign.core import ConfigError, Overlapped, SingleProcess, StandardizedParts
+from diffalign.core import ConfigError, Overlapped, Progress, SingleProcess, StandardizedParts
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Mixture, Prompts, Source
 from diffalign.rewards.requirements import require

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffalign import AlignmentLoop, Progress, Prompt
-from diffalign.core import ConfigError, Overlapped, Partial, Reward, RewardError, Sequential, score
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import ConfigError, Overlapped, Partial, Progress, Reward, RewardError, Sequential, score
 from diffalign.evaluation import evaluate
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Mixture, Prompts, Source

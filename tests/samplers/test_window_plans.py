@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffalign import AlignmentLoop, Progress, Streams
+from diffalign import AlignmentLoop
+from diffalign.core import Progress, Streams
 from diffalign.objectives import FlowGRPO
 from diffalign.prompts import Prompts
 from diffalign.samplers import RandomWindow, SlidingWindow, TreeSampler
