@@ -1,13 +1,14 @@
 """What can be exchanged: samplers, rewards, objectives, sources of prompts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from .ledger import Ledger
 from .policy import Policy
 from .processes import Devices
 from .streams import Streams
@@ -167,6 +168,22 @@ class Planned(Protocol):
     @property
     def plan(self) -> object:
         """What it follows."""
+        ...
+
+
+class Meter(Protocol):
+    """Reads more off what a step took than seconds and rows."""
+
+    def read(self, ledger: Ledger, trained: Collection[str]) -> Mapping[str, tuple[float, float]]:
+        """What one process has.
+
+        Args:
+            ledger: of the step
+            trained: the roles that are
+
+        Returns:
+            By the name of a metric a sum and what it is divided by; both are added up over the processes.
+        """
         ...
 
 

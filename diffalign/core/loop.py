@@ -14,7 +14,7 @@ from .budget import Budgets, shrink
 from .contract import check_first_step, refuse_dropout
 from .errors import Evidence, NonFiniteError
 from .groups import Raw
-from .interfaces import Aggregation, Objective, OptimizerFactory, PromptSource, RewardFunction, TrajectorySampler
+from .interfaces import Aggregation, Meter, Objective, OptimizerFactory, PromptSource, RewardFunction, TrajectorySampler
 from .interrupt import Interrupted, StopRequest, stop_between_steps
 from .learning_rates import adamw, scale_learning_rates
 from .ledger import Ledger
@@ -75,6 +75,7 @@ class AlignmentLoop:
         keep_images: pictures that a report carries
         folder: where hooks write the run's files; None where there is none
         sharding: spreads weights over the processes; None keeps them whole in each
+        meter: gives metrics of what a step took, as `diffalign.costs.utilisation` does; None gives none
     """
 
     objective: Objective
@@ -96,6 +97,7 @@ class AlignmentLoop:
     keep_images: int = 16
     folder: Path | None = None
     sharding: Sharding | None = None
+    meter: Meter | None = None
     ledger: Ledger = attrs.field(factory=Ledger, init=False)
     running: dict[str, torch.optim.Optimizer] = attrs.field(factory=dict, init=False)
     reward: float | None = attrs.field(default=None, init=False)
@@ -242,6 +244,8 @@ class AlignmentLoop:
         if self.average is not None:
             self.average.update(policy, progress.step)
         self.ledger.add(ledger)
+        for name, (total, count) in (self.meter.read(ledger, self.trained()) if self.meter is not None else {}).items():
+            metrics.add(name, torch.tensor(total), torch.tensor(count))
         result = metrics.means(self.devices)
         self.reward = result["reward"]
         if (said := self.objective.observe(result, progress)) and self.devices.rank == 0:

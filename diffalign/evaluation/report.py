@@ -27,6 +27,8 @@ CURVES = {
     "grad_norm/policy": "Gradient norm before clipping",
     "contract/deviation": "First-step contract: deviation of a repeated call, as a share of the velocity's part of the step",
     "rows_per_second": "Network rows per second",
+    "mfu/rollout": "Rollout: useful operations, as a share of the device's peak",
+    "mfu/update": "Update: useful operations, as a share of the device's peak",
 }
 """The first curves and their titles; every other metric follows under its own name."""
 

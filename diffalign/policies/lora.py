@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
+import torch
 from torch import nn
 
 from .saved_names import Layers, layer_paths
@@ -49,7 +50,7 @@ class LoRA:
     start_scale: float = 1.0
 
     def attach(self, network: Any, default_targets: Sequence[str], family: "Family | None" = None) -> None:
-        """Freeze `network` and add the adapters, in float32 whatever the base is.
+        """Freeze `network` and add the adapters, in float32 whatever the base is. Above a base in bfloat16 they multiply in bfloat16.
 
         Args:
             network: the denoiser
@@ -79,6 +80,10 @@ class LoRA:
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if (network.dtype if family is None else family.dtype) is torch.bfloat16:  # float16 would round small gradients to zero
+            from .lora_products import multiply_in_type_of_base
+
+            multiply_in_type_of_base(network, ADAPTER)
         if saved is not None:
             saved.fill(network, ADAPTER, self.start_scale)
 
