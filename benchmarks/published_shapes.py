@@ -61,7 +61,7 @@ class Published:
         with default_dtype(dtype), torch.device("meta"):
             network = self.network().eval()
         pipeline = SimpleNamespace(vae_scale_factor=self.factor, scheduler=DDIMScheduler(), config={})
-        setattr(pipeline, self.family.component, network.to(dtype))
+        setattr(pipeline, self.family.component, network)
         family = self.family(pipeline, Setting(resolution=(self.pixels, self.pixels)))
         if lora:
             LoRA(rank=self.rank).attach(network, family.lora_targets, family)

@@ -90,7 +90,8 @@ def line(name: str, adapters: str, policy: Counted, card: Card, options: argpars
         said = f" {rollout.seconds:7.2f} {rollout.share(peak):4.0%} {update.seconds:7.2f} {update.share(peak):4.0%}"
     text = (
         f"{name:16s} {adapters:8s} {row['teraflop_a_row']:7.2f} {row['forward_ms']:8.1f} {row['forward_share']:4.0%} "
-        f"{row['fused_ms']:8.1f} {row['fused_share']:4.0%} {row['operators']:6d} {row['casts']:5d} {row['float32_products']:4d} {gigabytes(call)}{said}"
+        f"{row['fused_ms']:8.1f} {row['fused_share']:4.0%} {row['operators']:6d} {row['casts']:5d} "
+        f"{row['float32_products']:4d} {gigabytes(call)}{said}"
     )
     return text, row
 

@@ -101,6 +101,15 @@ def test_more_rows_follow_from_two_and_three(policy, counted):
     assert counted(7).forward.moved < 7 * counted(1).forward.moved  # weights are read once
 
 
+def test_a_network_that_takes_rows_one_by_one_is_counted_at_each_number(tmp_path_factory):
+    policy = FlowMatchingPolicy.from_pretrained(
+        saved(tmp_path_factory, "z-image"), resolution=32, lora=LoRA(rank=2), max_sequence_length=24, device="cpu"
+    )
+    counted = Counted.of(policy, policy.encode(Prompts(["a"]).draw(0, 1)))
+    assert not counted(2).forward.alike(counted(3).forward)
+    assert counted(5).forward.operators == counted._count(5).forward.operators
+
+
 def test_the_policy_is_not_touched(policy, counted):
     rows, calls = policy.counter.rows, policy.counter.calls
     Counted.of(policy, policy.encode(Prompts(["a"]).draw(0, 1)))(1)

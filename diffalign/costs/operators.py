@@ -81,20 +81,18 @@ class Call:
         """The operators of a kind alone, and of a type where one is given."""
         return Call(tuple(some for some in self.operators if some.kind == kind and dtype in (None, some.dtype)))
 
+    def alike(self, other: "Call") -> bool:
+        """Whether two calls are made of the same operators, whatever their sizes."""
+        return [operator.name for operator in self.operators] == [operator.name for operator in other.operators]
+
     def at(self, rows: int, other: "Call", first: int) -> "Call":
         """This call with another number of rows: every number of an operator is a + b rows.
 
         Args:
             rows: of the call that is asked for
-            other: this call with first + 1 rows
+            other: a call alike with first + 1 rows
             first: rows of this call
-
-        Raises:
-            ValueError: the calls are not made of the same operators.
         """
-        same = len(self.operators) == len(other.operators)
-        if not same or any(one.name != two.name for one, two in zip(self.operators, other.operators, strict=True)):
-            raise ValueError("calls of two numbers of rows must be made of the same operators, and these are not: count each by itself")
         further = rows - first
         return Call(
             tuple(

@@ -63,7 +63,7 @@ class Counted:
         return cls(_on_meta(inner), attrs.evolve(first, tensors=tensors))
 
     def __call__(self, rows: int) -> Pass:
-        """A call of that many rows. One to three rows are counted, more follow from two and three."""
+        """A call of that many rows. More than three follow from two and three, unless the network treats each row by itself."""
         if rows not in self._known:
             self._known[rows] = self._count(rows) if rows <= _COUNTED else self._continued(rows)
         return self._known[rows]
@@ -71,6 +71,8 @@ class Counted:
     def _continued(self, rows: int) -> Pass:
         two, three = self(_COUNTED - 1), self(_COUNTED)
         calls = ((two.forward, three.forward), (two.backward, three.backward))
+        if not all(one.alike(other) for one, other in calls):
+            return self._count(rows)
         return Pass(rows, *(one.at(rows, other, _COUNTED - 1) for one, other in calls))
 
     def _count(self, rows: int) -> Pass:
@@ -97,6 +99,7 @@ def _on_meta(policy: Policy) -> Policy:
     twin = view_of(policy)
     twin._modules = {name: None if module is None else _meta_copy(module) for name, module in policy._modules.items()}
     twin._parameters = {name: None if value is None else _meta(value) for name, value in policy._parameters.items()}
+    twin._buffers = {name: None if value is None else value.to("meta") for name, value in policy._buffers.items()}
     twin.counter = copy.copy(policy.counter)
     return twin
 
