@@ -77,20 +77,14 @@ def test_attention_is_one_operator_that_keeps_no_scores():
     assert [(one.operations, one.useful) for one in backward] == [(2.5 * attention.operations, 2 * attention.operations)]
 
 
-def test_a_row_has_the_operations_that_torch_counts(policy, counted):
-    condition = policy.encode(Prompts(["a"]).draw(0, 1))
-    latents = torch.zeros(1, *policy.latent_shape)
-    plain = policy.fork(trainable=True)
-    for module in plain.network.modules():  # torch's counter does not know the product that is added in place
-        if hasattr(module, "lora_variant"):
-            module.lora_variant.clear()
-            module.cast_input_dtype_enabled = True
+def test_a_row_has_the_operations_that_torch_counts(counted):
+    latents = torch.zeros(1, *counted.policy.latent_shape, device="meta")
     with FlopCounterMode(display=False) as forward:
-        velocity = plain.velocity(latents, torch.full((1,), 0.5), condition)
+        velocity = counted.policy.velocity(latents, torch.full((1,), 0.5, device="meta"), counted.condition)
     with FlopCounterMode(display=False) as backward:
         velocity.sum().backward()
-    assert counted(1).forward.useful == pytest.approx(forward.get_total_flops(), rel=1e-6)
-    assert counted(1).backward.useful == pytest.approx(backward.get_total_flops(), rel=0.15)  # the CPU's attention does 2.5 products
+    assert counted(1).forward.useful == forward.get_total_flops() > 1e6
+    assert counted(1).backward.useful == backward.get_total_flops() > 1e6
 
 
 def test_more_rows_follow_from_two_and_three(policy, counted):

@@ -18,6 +18,9 @@ PRODUCT, ATTENTION, CAST, ELEMENTWISE = "product", "attention", "cast", "element
 """Kinds of operators; normalisations, copies and everything else that is no product is called elementwise."""
 
 _FREE = {"_unsafe_view", "lift_fresh", "alias"}
+_IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm, torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm}
+"""Products that torch's counter knows under another name."""
+
 _PICKS = {"index", "embedding", "index_select", "gather"}
 """Operators that read no more of their first argument than they write."""
 
@@ -146,7 +149,7 @@ def _operator(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> Oper
     if name in _PICKS:
         return Operator(name, ELEMENTWISE, dtype, 0.0, 0.0, 2 * wrote)
     moved = wrote + sum({id(tensor): _bytes(tensor) for tensor in read}.values())
-    plain = getattr(torch.ops.aten, name.removesuffix("_"), func.overloadpacket)
+    plain = _IN_PLACE.get(func.overloadpacket, func.overloadpacket)
     if plain in flop_registry:
         operations = float(flop_registry[plain](*args, **kwargs, out_val=result))
         return Operator(name, PRODUCT, read[-1].dtype, operations, operations, moved)

@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class TypeOfBase(LoraVariant):  # type: ignore[misc]  # peft has no types
+class TypeOfBase:
     """Computes y + s B (A x) in the type of y, and adds the last product to y.
 
         h = x round(A)^T,   y <- y + s h round(B)^T,   y = W x + b
@@ -17,8 +16,8 @@ class TypeOfBase(LoraVariant):  # type: ignore[misc]  # peft has no types
     their cast, each as large as y. Here the two products are all that there is beside two casts of the factors. Autograd casts the
     gradients of the rounded factors back, so pieces of an update add up in float32.
 
-    peft calls an object like this one where an adapter is not the plain kind, as for DoRA; the adapter itself, its names and files are
-    the plain ones.
+    It is what peft calls a variant (`LoraVariant`), an object that computes in its place, as for DoRA; the adapter itself, its names and
+    files are the plain ones.
 
     Reference: Hu et al., arXiv:2106.09685.
     """
@@ -52,6 +51,8 @@ def multiply_in_type_of_base(network: nn.Module, adapter: str) -> None:
         network: with adapters
         adapter: name of them
     """
+    from peft.tuners.lora.layer import LoraLayer  # slow to import, and seldom needed
+
     for module in network.modules():
         if isinstance(module, LoraLayer) and isinstance(dict(module.lora_A).get(adapter), nn.Linear):
             module.lora_variant[adapter] = TypeOfBase()
