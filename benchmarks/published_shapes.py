@@ -38,14 +38,14 @@ from diffalign.policies.diffusers.z_image import ZImage
 
 @attrs.frozen
 class Published:
-    """A model.
+    """Network of a published model, without weights.
 
     Args:
-        network: makes it
-        family: its conventions
-        texts: tensors of one encoded text, by name: their shapes
-        pixels: side of the images
-        rank: of the adapters
+        network: makes the network
+        family: its model family
+        texts: shapes of the tensors of one encoded text, by name
+        pixels: side of the images in pixels
+        rank: rank of the adapters
         factor: pixels of an autoencoder's latent
     """
 
@@ -57,7 +57,7 @@ class Published:
     factor: int = 8
 
     def policy(self, dtype: torch.dtype, lora: bool = True) -> FlowMatchingPolicy:
-        """On the meta device, with adapters on the family's usual layers; without, nothing of it is trained."""
+        """Make a policy on the meta device, with adapters on the family's usual layers. Without adapters nothing is trained."""
         with default_dtype(dtype), torch.device("meta"):
             network = self.network().eval()
         pipeline = SimpleNamespace(vae_scale_factor=self.factor, scheduler=DDIMScheduler(), config={})
@@ -68,7 +68,7 @@ class Published:
         return FlowMatchingPolicy(network.requires_grad_(False) if not lora else network, family, CPS())
 
     def condition(self, dtype: torch.dtype) -> Condition:
-        """One text of the greatest length."""
+        """Make the condition of one text of the greatest length."""
         tensors = {name: torch.zeros(1, *shape, dtype=dtype, device="meta") for name, shape in self.texts.items()}
         if "lengths" in tensors:
             tensors["lengths"] = torch.tensor([self.texts["embeds"][0]])

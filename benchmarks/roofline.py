@@ -29,7 +29,7 @@ from diffalign.policies.lora import ADAPTER
 
 ADAPTERS = ("none", "bfloat16", "float32")
 STEPS = {"SD3.5-M 512": 28, "Sana-1.6B": 20, "FLUX.2-klein-4B": 4, "Z-Image": 8}
-"""Of a rollout; 28 for the others."""
+"""Steps of a rollout; 28 for all other models."""
 
 MEASURED = (  # model, adapters, rows, whether with backward, milliseconds: one H100 80 GB, torch 2.11
     ("SD3.5-M 512", "float32", 27, False, 325.0),

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffalign import AlignmentLoop
 from diffalign.cli import main
 from diffalign.core import Guided, Progress
-from diffalign.costs.capacity import Cluster, plan
+from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.cards import CARDS, Card, asked, card, recognised
 from diffalign.costs.limits import counted_of, work_of
 from diffalign.costs.operators import counting
@@ -158,7 +158,7 @@ def test_guidance_doubles_the_calls():
 
 
 def test_check_says_the_bound_of_a_card(policy):
-    text = plan(build(policy), Cluster(card=card("H100")))
+    text = capacity(build(policy), Cluster(card=card("H100")))
     assert "GFLOP" not in text
     least, fused = (float(line(text, name).split(" s a step")[0].split()[-1]) for name in ("least on h100", "fused"))
     assert 0 < fused < least

@@ -1,4 +1,4 @@
-"""What accelerators can do, as their makers give it."""
+"""Data sheets of accelerators: speed, bandwidth and memory by their makers."""
 
 from collections.abc import Mapping
 
@@ -14,12 +14,12 @@ class Card:
     """An accelerator.
 
     Args:
-        name: as it is asked for, "h100"
-        half: operations per second of dense matrix products in bfloat16 and float16 that add up in float32, without sparsity
-        single: of those in float32, without TF32
+        name: name in the table, such as "h100"
+        half: operations per second of dense matrix products in bfloat16 and float16 that accumulate in float32, without sparsity
+        single: operations per second of matrix products in float32, without TF32
         bandwidth: bytes per second of its memory
-        memory: GiB; None where it is not known
-        calls_itself: words of the name by which torch knows it, all of which must be there
+        memory: memory in GiB; None if it is not known
+        calls_itself: words that torch's name of the card must all contain
     """
 
     name: str
@@ -30,7 +30,7 @@ class Card:
     calls_itself: tuple[str, ...] = ()
 
     def peak(self, dtype: torch.dtype) -> float:
-        """Operations per second of matrix products in a type; other types than the two halves go at float32's speed."""
+        """Operations per second of matrix products in a type. Types other than bfloat16 and float16 count as float32."""
         return self.half if dtype in _HALF else self.single
 
 
@@ -55,10 +55,10 @@ CARDS: Mapping[str, Card] = {
 
 
 def card(name: str) -> Card:
-    """The card of a name of the table.
+    """Find a card in the table by its name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the table has no such card.
     """
     found = CARDS.get(name.lower())
     if found is None:
@@ -67,15 +67,16 @@ def card(name: str) -> Card:
 
 
 def asked(name: str | None, teraflops: float | None = None, bandwidth: float | None = None) -> Card | None:
-    """The card that somebody asks for: by its name, or by its speed and bandwidth; None where not both of these are given.
+    """Find the card for which a bound is asked: by its name, or by its speed and bandwidth. None if neither is complete.
 
     Args:
-        name: of the table
-        teraflops: of matrix products in half precision; in place of the table's. float32 follows in proportion, without a name at 1
-        bandwidth: TB/s of its memory; in place of the table's
+        name: name in the table; None for a card that is given by its numbers
+        teraflops: TFLOP/s of matrix products in half precision, in place of the table's. The speed in float32 is scaled in proportion;
+            without a name it is the same
+        bandwidth: TB/s of its memory, in place of the table's
 
     Raises:
-        ValueError: a name that the table lacks, a bandwidth without a speed.
+        ValueError: the table lacks the name, or a bandwidth is given without a speed.
     """
     if name is None and bandwidth is not None and teraflops is None:
         raise ValueError("--bandwidth goes with --teraflops, or with --device NAME, whose speed is known")
@@ -88,5 +89,5 @@ def asked(name: str | None, teraflops: float | None = None, bandwidth: float | N
 
 
 def recognised(name: str) -> Card | None:
-    """The card that torch knows by a name ("NVIDIA H100 80GB HBM3"); None where the table lacks it."""
+    """Find the card that torch calls by a name, such as "NVIDIA H100 80GB HBM3". None if the table lacks it."""
     return next((known for known in CARDS.values() if known.calls_itself and all(word in name for word in known.calls_itself)), None)

@@ -1,4 +1,4 @@
-"""The least time of a run's step on a card that may not be here."""
+"""Lower bound of the time of a run's step on a card that need not be in this machine."""
 
 from collections.abc import Iterator
 
@@ -14,13 +14,13 @@ from .rows import Counted
 
 
 def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1) -> Work:
-    """The calls of a step on one device; what an objective evaluates beside its replay and its reference is not in it.
+    """List the network calls of a step on one device. Only replay and reference are counted of what an objective evaluates.
 
     Args:
-        loop: as built
-        tree: of its sampler
+        loop: the built loop
+        tree: tree of its sampler
         update: rows of an update for one prompt
-        devices: that share the prompts
+        devices: number of devices that share the prompts
     """
     groups = -(-loop.prompts_per_step // devices)
     size = min(loop.rollout.prompts or groups, groups)
@@ -38,14 +38,17 @@ def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1)
 
 
 def limits(loop: AlignmentLoop, tree: Branching, update: int, card: Card, devices: int = 1) -> Iterator[tuple[str, str]]:
-    """Lines of a table: the bound, and what stands between it and the peak.
+    """Make the lines of a table: the bound, the bound if operators are fused, and the number of operators.
 
     Args:
-        loop, tree, update, devices: as for `work_of`
-        card: what a device is
+        loop: the built loop
+        tree: tree of its sampler
+        update: rows of an update for one prompt
+        card: data sheet of a device
+        devices: number of devices that share the prompts
 
     Raises:
-        ValueError: quantised or spread weights.
+        ValueError: weights are quantised or sharded.
     """
     policy = loop.objective.policy
     counted, work = counted_of(loop, policy), work_of(loop, tree, update, devices)
@@ -67,14 +70,14 @@ def limits(loop: AlignmentLoop, tree: Branching, update: int, card: Card, device
 
 
 def counted_of(loop: AlignmentLoop, policy: Policy) -> Counted:
-    """The calls of a policy, for the first prompt of the run."""
+    """Count the calls of a policy for the first prompt of the run."""
     prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else loop.prompts.draw(0, 1)
     with torch.no_grad():
         return Counted.of(policy, policy.encode([Prompt.of(prompts[0])]))
 
 
 def _evaluations(policy: Policy) -> int:
-    """Rows of the network for each row that is asked for: two under guidance."""
+    """Network rows for one row of the policy: two under guidance."""
     count = 1
     while isinstance(policy, PolicyAround):
         count *= 2 if isinstance(policy, Guided) and policy.scale != policy.no_guidance else 1

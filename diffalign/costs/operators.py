@@ -1,4 +1,4 @@
-"""What a network call consists of: the operators that torch runs, with their operations and bytes, counted without running them."""
+"""Operators of a network call, with their operations and bytes, counted without running them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from .cards import Card
 
 PRODUCT, ATTENTION, CAST, ELEMENTWISE = "product", "attention", "cast", "elementwise"
-"""Kinds of operators; normalisations, copies and everything else that is no product is called elementwise."""
+"""Kinds of operators. Everything that is no product, attention or cast counts as elementwise, normalisations and copies too."""
 
 _FREE = {"_unsafe_view", "lift_fresh", "alias"}
 _IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm, torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm}
@@ -30,12 +30,12 @@ class Operator:
     """One operator of a call.
 
     Args:
-        name: as torch calls it
-        kind: of the four
-        dtype: in which it multiplies, or writes
-        operations: floating point operations that it does; 0 where it is no product
-        useful: those of them that the mathematics needs: a fused attention computes its scores again in the backward pass
-        moved: bytes of its arguments and results, each once
+        name: torch's name
+        kind: one of the four kinds
+        dtype: type of the factors of a product, else of the result
+        operations: floating point operations that it does; 0 if it is no product
+        useful: operations that the mathematics needs. A fused attention does more: its backward pass computes the scores again
+        moved: bytes of its arguments and results, each counted once
     """
 
     name: str
@@ -46,11 +46,11 @@ class Operator:
     moved: int
 
     def seconds(self, card: Card, *, fused: bool = False) -> float:
-        """The least time: max(operations / peak, bytes / bandwidth).
+        """Lower bound of the time in seconds: max(operations / peak, bytes / bandwidth).
 
         Args:
-            card: that it runs on
-            fused: what is no product is done by its neighbours while they read or write, and moves nothing
+            card: card on which it runs
+            fused: whether casts and elementwise operators move no bytes, because a neighbour does their work while it reads or writes
         """
         bytes_moved = 0 if fused and self.kind in (CAST, ELEMENTWISE) else self.moved
         return max(self.operations / card.peak(self.dtype), bytes_moved / card.bandwidth)
@@ -58,16 +58,16 @@ class Operator:
 
 @attrs.frozen
 class Call:
-    """The operators of a network call, in their order.
+    """Operators of a network call, in their order.
 
     Args:
-        operators: each
+        operators: operators in the order in which they run
     """
 
     operators: tuple[Operator, ...]
 
     def seconds(self, card: Card, *, fused: bool = False) -> float:
-        """The least time, one operator after the other."""
+        """Lower bound of the time in seconds, one operator after the other."""
         return sum(operator.seconds(card, fused=fused) for operator in self.operators)
 
     @property
@@ -77,23 +77,23 @@ class Call:
 
     @property
     def moved(self) -> int:
-        """Bytes, where no operator is fused with another."""
+        """Bytes that are moved if no operator is fused with another."""
         return sum(operator.moved for operator in self.operators)
 
     def of(self, kind: str, dtype: torch.dtype | None = None) -> "Call":
-        """The operators of a kind alone, and of a type where one is given."""
+        """Select the operators of a kind, and of a type if one is given."""
         return Call(tuple(some for some in self.operators if some.kind == kind and dtype in (None, some.dtype)))
 
     def alike(self, other: "Call") -> bool:
-        """Whether two calls are made of the same operators, whatever their sizes."""
+        """Compare the names of the operators of two calls, whatever their sizes."""
         return [operator.name for operator in self.operators] == [operator.name for operator in other.operators]
 
     def at(self, rows: int, other: "Call", first: int) -> "Call":
-        """This call with another number of rows: every number of an operator is a + b rows.
+        """Extrapolate to another number of rows: every number of an operator is a + b * rows.
 
         Args:
-            rows: of the call that is asked for
-            other: a call alike with first + 1 rows
+            rows: rows of the call to compute
+            other: call of the same operators with first + 1 rows
             first: rows of this call
         """
         further = rows - first
@@ -112,10 +112,10 @@ class Call:
 
 @contextmanager
 def counting() -> Iterator[Callable[[], Call]]:
-    """Counts the operators of the block; what is given returns those since it was last asked.
+    """Count the operators of the block. The function that it yields returns the operators since its last call.
 
-    Attention (scaled_dot_product_attention) is taken for one operator that keeps no scores, as the kernels of accelerators are, whatever
-    torch would do where the block runs: its result is memory without numbers, so the block must be one whose numbers nobody needs.
+    Attention (scaled_dot_product_attention) counts as one operator that keeps no scores, like the kernels of accelerators, on every device.
+    Its result is memory without values, so use this only where nobody needs the values.
     """
     mode = _Operators()
     with _FusedAttention(), mode:
@@ -168,7 +168,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Of the numbers that are there: an expanded axis is one."""
+    """Bytes of the numbers that are in memory: an expanded axis counts as one number."""
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size]
     return math.prod(sizes) * tensor.element_size()
 

@@ -1,4 +1,4 @@
-"""The least time that a step can take on a card: a bound from operations and bytes alone."""
+"""Lower bound of the time of a step on a card, from operations and bytes alone."""
 
 from collections.abc import Iterator
 
@@ -13,13 +13,13 @@ _OPTIMIZER_BYTES = 28
 
 @attrs.frozen
 class Work:
-    """The network calls of a step on one device.
+    """Network calls of a step on one device.
 
     Args:
         rollout: rows of each call of the rollout
         update: rows of each call with a forward and a backward pass
-        beside: rows of each call of the update without gradient: to weigh pieces, and of a reference
-        trained: numbers that an optimizer steps
+        beside: rows of each call of the update without gradient: calls that weigh pieces, and calls of a reference
+        trained: count of the numbers that an optimizer updates
     """
 
     rollout: tuple[int, ...]
@@ -30,12 +30,12 @@ class Work:
 
 @attrs.frozen
 class Bound:
-    """What a stage takes at least.
+    """Lower bound of a stage.
 
     Args:
-        seconds: on the device
-        useful: operations that the mathematics needs; of rows that carry a gradient forward and backward
-        operators: that are started, one after the other where nothing is fused
+        seconds: time on the device
+        useful: operations that the mathematics needs: forward, and also backward for rows that carry a gradient
+        operators: number of operators that are started if nothing is fused
     """
 
     seconds: float
@@ -43,28 +43,28 @@ class Bound:
     operators: int
 
     def share(self, peak: float) -> float:
-        """Of the peak, at most: useful / (seconds peak)."""
+        """Largest share of the peak that is possible: useful / (seconds * peak)."""
         return self.useful / max(self.seconds * peak, 1e-300)
 
 
 def pieces(rows: int, budget: int | None) -> tuple[int, ...]:
-    """Rows in calls of at most so many; None takes all at once."""
+    """Split rows into calls of at most `budget` rows. None makes one call of all rows."""
     if budget is None or rows <= budget:
         return (rows,) if rows else ()
     return (budget,) * (rows // budget) + ((rows % budget,) if rows % budget else ())
 
 
 def bounds(counted: Counted, work: Work, card: Card, *, fused: bool = False) -> tuple[Bound, Bound]:
-    """Rollout and update: sums over calls and operators of max(operations / peak, bytes / bandwidth).
+    """Bound rollout and update: sums over calls and operators of max(operations / peak, bytes / bandwidth).
 
-    No run is faster, whatever its kernels. Nothing of the host is in it: starting an operator costs some microseconds, which small calls
-    are made of. No decoding, no rewards.
+    No run is faster, whatever its kernels. The host is not counted: it needs some microseconds to start an operator, and small calls take
+    little else. Decoding and rewards are not counted.
 
     Args:
-        counted: of the policy that is trained; a reference is taken to cost as much
-        work: of the step
-        card: that it runs on
-        fused: what is no product moves nothing of its own, as if a compiler had fused it with a neighbour
+        counted: calls of the policy that is trained; a reference counts as much
+        work: network calls of the step
+        card: card on which it runs
+        fused: whether casts and elementwise operators move no bytes, as if a compiler had fused them with a neighbour
 
     Reference: Williams et al., Roofline, Communications of the ACM 52(4), 2009.
     """

@@ -1,4 +1,4 @@
-"""What one call of a policy's network costs, counted on torch's meta device."""
+"""Operators of a call of a policy's network, by its rows, counted on torch's meta device."""
 
 import copy
 
@@ -13,17 +13,17 @@ from ..core.wrapper import PolicyAround
 from .operators import Call, counting
 
 _COUNTED = 3
-"""One row has fewer operators than two, because nothing needs to be copied for it."""
+"""Rows up to which calls are counted one by one. One row has fewer operators than two: nothing needs to be copied for it."""
 
 
 @attrs.frozen
 class Pass:
-    """A network call of some rows.
+    """Operators of a network call, forward and backward.
 
     Args:
-        rows: of the call
-        forward: as a pass with gradients does it, activations kept
-        backward: to the tensors that require gradients and the activations between; empty where there is none
+        rows: rows of the call
+        forward: operators of the forward pass with gradients, which keeps activations
+        backward: operators of the backward pass to the trained weights; empty if nothing is trained
     """
 
     rows: int
@@ -33,11 +33,11 @@ class Pass:
 
 @attrs.define(eq=False)
 class Counted:
-    """Counts the calls of a policy by their rows; each number of rows is counted once.
+    """Counts the operators of a policy's calls by their rows. Each number of rows is counted once.
 
     Args:
-        policy: the innermost one, with its network on the meta device
-        condition: of one row, there too
+        policy: innermost policy, with its network on the meta device
+        condition: condition of one row, on the meta device
     """
 
     policy: Policy
@@ -46,24 +46,24 @@ class Counted:
 
     @classmethod
     def of(cls, policy: Policy, condition: Condition) -> "Counted":
-        """Looks at a policy without touching it: parameters are replaced by tensors without memory.
+        """Make a counter from a policy, which is not changed: parameters are copied as tensors without memory.
 
         Args:
-            policy: of any kind; what is around it calls the same network
-            condition: whose first row stands for all
+            policy: any policy; wrappers around it call the same network
+            condition: condition whose first row stands for all rows
 
         Raises:
-            ValueError: weights that are quantised or spread over processes: they are not what is multiplied.
+            ValueError: weights are quantised or sharded over processes; they are not the factors that are multiplied.
         """
         inner = innermost(policy)
         if any(is_spread(parameter) or not parameter.is_floating_point() for parameter in inner.parameters()):
-            raise ValueError("counting needs whole weights in a floating type; some are quantised, or spread over processes")
+            raise ValueError("counting needs whole weights in a floating type; some are quantised, or sharded over processes")
         first = condition.select(torch.zeros(1, dtype=torch.long))
         tensors = {name: tensor if name == "lengths" else tensor.to("meta") for name, tensor in first.tensors.items()}
         return cls(_on_meta(inner), attrs.evolve(first, tensors=tensors))
 
     def __call__(self, rows: int) -> Pass:
-        """A call of that many rows. More than three follow from two and three, unless the network treats each row by itself."""
+        """Count a call of that many rows. Calls of more than three follow from two and three, unless the network treats rows one by one."""
         if rows not in self._known:
             self._known[rows] = self._count(rows) if rows <= _COUNTED else self._continued(rows)
         return self._known[rows]
@@ -88,14 +88,14 @@ class Counted:
 
 
 def innermost(policy: Policy) -> Policy:
-    """The policy that has the network."""
+    """Policy that has the network, inside all wrappers."""
     while isinstance(policy, PolicyAround):
         policy = policy.policy
     return policy
 
 
 def _on_meta(policy: Policy) -> Policy:
-    """A view of a policy whose modules have parameters and buffers without memory; everything that is no module is shared."""
+    """View of a policy whose modules have parameters and buffers without memory. Everything that is no module is shared."""
     twin = view_of(policy)
     twin._modules = {name: None if module is None else _meta_copy(module) for name, module in policy._modules.items()}
     twin._parameters = {name: None if value is None else _meta(value) for name, value in policy._parameters.items()}

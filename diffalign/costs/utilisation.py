@@ -1,4 +1,4 @@
-"""How much of what a device can do a run makes use of: model FLOP utilisation."""
+"""Model FLOP utilisation: share of a device's peak that a run uses."""
 
 import sys
 from collections.abc import Collection, Mapping
@@ -14,17 +14,17 @@ ROLLOUT, UPDATE = "mfu/rollout", "mfu/update"
 
 @attrs.frozen
 class Utilisation:
-    """Gives `mfu/rollout` and `mfu/update` of a step.
+    """Computes `mfu/rollout` and `mfu/update` of a step.
 
         mfu = useful operations / (seconds of the stage x peak)
 
-    Useful is a forward pass of each row of a policy that is not trained or has no gradient in the stage, and a forward and a backward pass
-    of each row of a trained policy that carries one. A trained policy's rows without gradient in a stage where others carry one (which
-    weigh the pieces of an update), and activations that are computed again, take time and count nothing.
+    A policy that is not trained, or has no gradient in the stage, counts a forward pass for each row. A trained policy counts a forward
+    and a backward pass for each row that carries a gradient; its other rows in such a stage (they weigh the pieces of an update) count
+    nothing. Activations that are computed again count nothing.
 
     Args:
-        forward: operations of a network row
-        backward: of its backward pass
+        forward: operations of the forward pass of a network row
+        backward: operations of its backward pass
         peak: operations per second of a device
 
     Reference: Chowdhery et al., arXiv:2204.02311, appendix B.
@@ -35,7 +35,7 @@ class Utilisation:
     peak: float
 
     def read(self, ledger: Ledger, trained: Collection[str]) -> Mapping[str, tuple[float, float]]:
-        """Useful operations, and what the device could have done; stages without network rows have none."""
+        """Compute useful operations, and operations at the peak, of each stage that has network rows."""
         result = {}
         for metric, stage in ((ROLLOUT, "rollout"), (UPDATE, "update")):
             entries = [entry for entry in ledger.rows if entry.endswith(f"/{stage}")]
@@ -50,14 +50,14 @@ class Utilisation:
 
 
 def meter_of(loop: AlignmentLoop, teraflops: float | None = None) -> Utilisation | None:
-    """The meter of a run, for the card that it runs on.
+    """Make the meter of a run, for the card on which it runs.
 
     Args:
-        loop: as built
-        teraflops: what a device can do at most; without it, what is known of the GPU at hand
+        loop: the built loop
+        teraflops: peak of a device in TFLOP/s; None takes the peak of the GPU of the policy from the table
 
     Returns:
-        None on a CPU or an unknown GPU without `teraflops`, and where a row cannot be counted, which is said once.
+        None on a CPU or an unknown GPU without `teraflops`. None also if a row cannot be counted; a message says so once.
     """
     policy = loop.objective.policy
     peak = None if teraflops is None else teraflops * 1e12

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page from the files of its folder."""
+"""Report of a run: one self-contained HTML page from the files of its folder."""
 
 import json
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ CURVES = {
     "mfu/rollout": "Rollout: useful operations, as a share of the device's peak",
     "mfu/update": "Update: useful operations, as a share of the device's peak",
 }
-"""The first curves and their titles; every other metric follows under its own name."""
+"""Titles of the curves that come first; every other metric follows under its own name."""
 
 _NO_CURVE = ("step", "elapsed", "seconds/", "hidden/", "rows/", "calls/", "memory/")
 
@@ -39,7 +39,8 @@ def write_report(folder: Path, name: str) -> Path:
     """Write `report.html` from the files of a run folder.
 
     Args:
-        folder: with metrics.jsonl, evaluation.json, config.yaml, environment.json, alarms.json, watch.jsonl and images/, where there are
+        folder: run folder; of metrics.jsonl, evaluation.json, config.yaml, environment.json, alarms.json, watch.jsonl and images/, those
+            that exist are used
         name: title of the page
     """
     metrics = read_lines(folder / "metrics.jsonl")
@@ -87,7 +88,7 @@ def _what_ran(folder: Path) -> str:
 
 
 def _named(value: Any) -> list[str]:
-    """The short names of the parts that stand in a place of a configuration."""
+    """Short names of the parts in a place of a configuration."""
     if isinstance(value, str):
         return [value.rpartition(".")[2]]
     if isinstance(value, Mapping) and "class_path" in value:

@@ -1,4 +1,4 @@
-"""Direct group preference optimisation: a preference of good samples over bad ones, as a group."""
+"""Direct group preference optimisation: prefers the group of good samples to the group of bad ones."""
 
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -29,7 +29,7 @@ _DECAY = Linear(0.0, 0.3, 300)
 
 @attrs.define(eq=False)
 class DGPO(Objective):
-    """Prefers the better samples of a prompt to the worse ones, all at once, by how well each is denoised.
+    """Prefers the better samples of a prompt to the worse ones, all at once, by their denoising errors.
 
         A_i = (R_i - mean R) / std R over the group of G samples
         x   = (1 - sigma) x_0 + sigma e,   v = e - x_0,   sigma and e shared by the samples of a prompt
@@ -38,31 +38,31 @@ class DGPO(Objective):
         "softplus":  softplus(S) = -log sigmoid(-S), whose gradient is beta times that
         plus         kl mean ||v_theta - v_ref||^2
 
-    The advantages of a group sum to zero, which cancels the partition function of the implicit reward -D. beta sets how soon the weight
-    leaves 1/2, not the size of the step ("weighted").
+    The advantages of a group sum to zero, which cancels the partition function of the implicit reward -D. With "weighted", beta sets how
+    soon the weight sigmoid(S) leaves 1/2, not the size of the step.
 
     A ratio keeps the policy near the recent one: with rho_i = exp(d_i^old - d_i), a sample with A_i > 0 and rho_i > 1 + clip, or with
     A_i <= 0 and rho_i < 1 - clip, has no gradient. `old` follows the policy after each step, old <- old + (1 - decay) (policy - old).
 
-    It needs clean samples alone, from any sampler: `DeterministicSampler`. A large `sigma_min` keeps the blur of a few-step sampler from
-    being learned.
+    It needs only finished samples, from any sampler, such as `DeterministicSampler`. With a large `sigma_min` the policy does not learn
+    the blur of a few-step sampler.
 
     Args:
         policy: the weights being aligned
         reference: frozen; by default a fork of the policy as it is when the objective is built
-        beta: sharpness, > 0, in units of 1 / (d - d_ref): the authors take 10 to 100 with images, whose errors differ by thousandths; where
-            they differ by more, S runs away and the weight goes to 0
+        beta: sharpness, > 0, in units of 1 / (d - d_ref). The authors take 10 to 100 for images, whose errors differ by thousandths. If
+            errors differ by much more, S becomes so large that the weight goes to 0
         loss: see above
-        clip: half width of the trust region; None does not clip, and takes no old policy
+        clip: half width of the trust region; None does not clip and needs no old policy
         decay: share of itself that `old` keeps, in [0, 1]; a number or a schedule. By default from 0 to 0.3 in 300 steps
-        kl: weight of the distance to the reference, >= 0
+        kl: weight of the squared distance to the reference, >= 0
         levels: noise levels per prompt and update
-        sigma_min: least noise level, of the rollout's grid
-        updates: inner updates on the same samples, each with noise of its own
+        sigma_min: least noise level that is drawn from the rollout's grid
+        updates: inner updates on the same samples, each with new noise
         rows: (sample, level) pairs per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: numbers out of range, a reference that could move, a group of one sample, fewer noise levels than asked for.
+        ValueError: a number is out of range, the reference is trainable, a group has one sample, or the grid has too few noise levels.
 
     Reference: DGPO, arXiv:2510.08425.
     """

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 @attrs.define(eq=False)
 class LeftOut:
-    """Adapters B A whose B is zero by construction, switched off in their network until somebody writes another number into a B.
+    """Adapters B A whose B is zero by construction, switched off in their network until a B is no longer zero.
 
-    Whether anybody has written is told by torch's count of writes, so a call looks at no number.
+    torch's count of writes tells whether a B was written, so most calls read no value.
 
     Args:
-        network: whose adapters are off
-        factors: its B
+        network: network whose adapters are off
+        factors: its factors B
     """
 
     network: nn.Module
@@ -27,7 +27,7 @@ class LeftOut:
     @classmethod
     @torch.no_grad()
     def of(cls, network: nn.Module, factors: Sequence[Tensor], *, trained: bool) -> "LeftOut | None":
-        """Write zeros into the factors, and switch the adapters off unless they will be trained; then there is nothing to watch."""
+        """Write zeros into the factors, and switch the adapters off. Adapters that will be trained stay on; then the result is None."""
         for factor in factors:
             factor.zero_()
         if trained:
@@ -38,7 +38,7 @@ class LeftOut:
         return made
 
     def holds(self) -> bool:
-        """Whether the factors are zero yet; once they are not, the adapters are on."""
+        """Check that the factors are still zero. If they are not, switch the adapters on."""
         writes = self._count()
         if self._zero and writes != self._writes:
             self._writes = writes
@@ -52,7 +52,7 @@ class LeftOut:
 
 
 def switch(network: Any, *, on: bool) -> None:
-    """Have the network compute its adapters, or not; what requires gradients stays as it was."""
+    """Switch the adapters of a network on or off. Each parameter still requires gradients as before."""
     trained = {parameter: parameter.requires_grad for parameter in network.parameters()}
     if on:
         network.enable_adapters()

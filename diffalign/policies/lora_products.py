@@ -1,4 +1,4 @@
-"""Products of adapters in the type of the base: factors are kept and trained in float32, and multiplied in bfloat16."""
+"""Products of adapters in the type of the base: the factors are stored and trained in float32, and multiplied in bfloat16."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ class TypeOfBase:
         h = x round(A)^T,   y <- y + s h round(B)^T,   y = W x + b
 
     peft multiplies in the type of the factors: it casts x to float32, multiplies without tensor cores, and writes B h, s B h, y + s B h and
-    their cast, each as large as y. Here the two products are all that there is beside two casts of the factors. Autograd casts the
-    gradients of the rounded factors back, so pieces of an update add up in float32.
+    their cast, each as large as y. Here there are only the two products and two casts of the factors. Autograd casts the gradients of the
+    rounded factors back, so pieces of an update add up in float32.
 
-    It is what peft calls a variant (`LoraVariant`), an object that computes in its place, as for DoRA; the adapter itself, its names and
-    files are the plain ones.
+    peft calls such an object a variant (`LoraVariant`): it computes in place of the layer, as for DoRA. The adapter itself, its names and
+    its files stay the plain ones.
 
     Reference: Hu et al., arXiv:2106.09685.
     """
@@ -45,11 +45,11 @@ class TypeOfBase:
 
 
 def multiply_in_type_of_base(network: nn.Module, adapter: str) -> None:
-    """Let the adapters of linear layers compute so. Those of convolutions stay as peft computes them.
+    """Let the adapters of linear layers multiply in the type of the base. peft still computes the adapters of convolutions.
 
     Args:
-        network: with adapters
-        adapter: name of them
+        network: network with adapters
+        adapter: name of the adapters
     """
     from peft.tuners.lora.layer import LoraLayer  # slow to import, and seldom needed
 

@@ -1,4 +1,4 @@
-"""A reward in a process of its own, with an interpreter of its own: for packages that do not fit the trainer's."""
+"""Reward in another process with another Python interpreter, for packages that conflict with the trainer's."""
 
 import json
 import math
@@ -19,26 +19,26 @@ from .worker_process import WorkerProcess
 
 @attrs.define(eq=False)
 class WorkerReward(Reward):
-    """Runs a reward under another Python, on this machine. That Python needs torch, and not this package.
+    """Runs a reward under another Python on this machine. That Python needs torch, but not this package.
 
-    Images travel as float32 through a pipe, unrounded, prompts with their metadata as JSON; nothing is pickled. The process starts
-    when the reward is built, so that what is missing there is known before training. If it crashes or is late, the call is an error
-    with the last lines that it printed, and the next call starts it again. When memory runs out, batches are halved.
+    Images are sent as float32 through a pipe, without rounding, and prompts with their metadata as JSON. Nothing is pickled. The process
+    starts when the reward is built, so that a missing package is known before training. If it crashes or is late, the call fails with
+    the last lines that it printed, and the next call starts it again. When memory runs out, batches are halved.
 
     Args:
-        reward: "module:name" of a function (images, prompts) -> [K], or of a class that is built with `arguments`; the working folder
-            and what is installed there are searched
-        python: the interpreter, such as "/opt/ocr/bin/python"; None is this one
-        arguments: of the class; whatever JSON can hold
-        device: where the images are put before the reward sees them
+        reward: "module:name" of a function (images, prompts) -> [K], or of a class that is built with `arguments`. The module is searched
+            in the working folder and among the packages of that Python
+        python: the interpreter, such as "/opt/ocr/bin/python"; None takes this one
+        arguments: arguments of the class, as JSON values
+        device: device on which the reward gets the images
         timeout: seconds for one call
         start_timeout: seconds until the reward is built: imports and weights
-        environment: variables beside those of this process, such as CUDA_VISIBLE_DEVICES; OMP_NUM_THREADS where the reward computes on the
-            CPU and may take more than four threads beside an accelerator, or than this process
+        environment: variables beside those of this process, such as CUDA_VISIBLE_DEVICES. Set OMP_NUM_THREADS if the reward computes on
+            the CPU and may use more threads than this process, or more than four beside an accelerator
 
     Raises:
-        ValueError: a reward without a colon, an interpreter that does not exist, arguments that are not JSON.
-        RewardError: the reward cannot be built there; (of a call) no scores; the message says why.
+        ValueError: `reward` has no colon, the interpreter does not exist, or `arguments` are not JSON values.
+        RewardError: the reward cannot be built there, or (in a call) gives no scores; the message gives the reason.
     """
 
     reward: str
@@ -77,10 +77,10 @@ class WorkerReward(Reward):
             return self._halved(images, prompts)
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts whose metadata cannot travel. What the reward at the other end needs, it says when it is called.
+        """Refuse prompts whose metadata cannot be sent. The reward in the process checks its own needs when it is called.
 
         Raises:
-            ConfigError: names the first of them and why.
+            ConfigError: the metadata of a prompt cannot be sent; the message names the first such prompt and the reason.
         """
         require_portable(prompts, "WorkerReward")
 
