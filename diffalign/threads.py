@@ -48,11 +48,16 @@ def take_fair_threads(device: torch.device) -> None:
         torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
-def of_child(environment: Mapping[str, str]) -> dict[str, str]:
+def of_child(environment: Mapping[str, str], beside: int = 0) -> dict[str, str]:
     """Add a fair OMP_NUM_THREADS to the environment of a process beside this one, unless it is set.
 
     Args:
         environment: environment of the process that will be started
+        beside: number of other such processes that compute at the same time
     """
     threads = fair_threads(torch.accelerator.is_available(), usable_cores(), environment)
-    return {**environment} if threads is None else {**environment, "OMP_NUM_THREADS": str(min(threads, torch.get_num_threads()))}
+    return (
+        {**environment}
+        if threads is None
+        else {**environment, "OMP_NUM_THREADS": str(max(1, min(threads, torch.get_num_threads()) // (beside + 1)))}
+    )

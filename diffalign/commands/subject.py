@@ -75,7 +75,7 @@ class Subject:
         return hook if isinstance(hook, HeldOutEvaluation) else None
 
     def rewards(self, evaluation: "HeldOutEvaluation | None") -> "dict[str, RewardFunction]":
-        """Those that the run trains on or only evaluates, built without the policy."""
+        """Build the rewards that the run trains on or only evaluates, without the policy."""
         from ..config.blueprint import build
         from ..core.scoring import named_rewards
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Suite(NamedTuple):
-    """What is measured.
+    """Prompts and rewards of a benchmark.
 
     Args:
         prompts: a path of a prompt source

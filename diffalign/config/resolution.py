@@ -111,7 +111,7 @@ def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any], where
 
 
 def _takes(instead: Mapping[str, Any], parameter: Parameter, slots: Sequence[Any], where: str) -> bool:
-    """Whether a mapping without class_path is the arguments of a part there, and not parts by name."""
+    """Check whether a mapping without class_path there holds the arguments of a part, and not parts by name."""
     return bool(parameter.usual) or _implied(instead, parameter.default, slots, where) is not None
 
 

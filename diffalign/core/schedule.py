@@ -88,6 +88,18 @@ class Ramp(Scalar):
 
 
 @attrs.frozen
+class Delayed(Scalar):
+    """`before` in the first `steps` steps, then `after`."""
+
+    before: float
+    after: float
+    steps: int = attrs.field(validator=attrs.validators.ge(0))
+
+    def __call__(self, progress: Progress) -> float:
+        return self.before if progress.step < self.steps else self.after
+
+
+@attrs.frozen
 class Cosine(Scalar):
     """Change from `start` to `end` along half a cosine over the whole run."""
 

@@ -1,4 +1,4 @@
-"""What only adorns a run must not end it."""
+"""Failures of pictures, reports and the like, which must not end a run."""
 
 import functools
 import sys

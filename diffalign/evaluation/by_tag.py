@@ -31,7 +31,7 @@ class ByTag:
         """Tags are the metadata "tag" of the prompts, in the order in which they come first.
 
         Args:
-            result: of an evaluation
+            result: result of an evaluation
         """
         places: dict[str, list[int]] = {}
         for place, prompt in enumerate(result.prompts):
@@ -44,7 +44,7 @@ class ByTag:
         )
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the table as plain values for JSON."""
         return {
             "prompts": dict(self.counts),
             "tags": {name: {tag: interval.plain() for tag, interval in table.items()} for name, table in self.tags.items()},
@@ -52,7 +52,7 @@ class ByTag:
         }
 
     def table(self) -> str:
-        """As text: a row for each tag, a column for each reward."""
+        """Format the table as text: a row for each tag, a column for each reward."""
         rows = [("tag", "prompts", *self.tags)]
         rows += [(tag, str(count), *(str(table[tag]) for table in self.tags.values())) for tag, count in self.counts.items()]
         rows.append(("mean of tags", "", *map(str, self.overall.values())))

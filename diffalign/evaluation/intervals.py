@@ -76,7 +76,7 @@ def mean_of_means(groups: Sequence[Tensor], seed: int = 0) -> Interval:
 
     Args:
         groups: G, each [P_g], or [P_g, n], which is averaged over n first; finite
-        seed: of the draws
+        seed: seed of the draws
 
     Raises:
         ValueError: there is no group, or one is empty or not finite.

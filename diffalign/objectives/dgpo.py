@@ -24,7 +24,8 @@ from diffalign.core import (
 from .forward import ForwardBatch, ForwardLosses
 from .noised import Noised, mean_square
 
-_DECAY = Linear(0.0, 0.3, 300)
+RECENT = Linear(0.0, 0.3, 300)
+"""Share of themselves that old weights keep."""
 
 
 @attrs.define(eq=False)
@@ -53,11 +54,13 @@ class DGPO(Objective):
         beta: sharpness, > 0, in units of 1 / (d - d_ref). The authors take 10 to 100 for images, whose errors differ by thousandths. If
             errors differ by much more, S becomes so large that the weight goes to 0
         loss: see above
-        clip: half width of the trust region; None does not clip and needs no old policy
+        clip: half width of the trust region; None does not clip, and needs no old policy unless `rollouts` is "old"
         decay: share of itself that `old` keeps, in [0, 1]; a number or a schedule. By default from 0 to 0.3 in 300 steps
         kl: weight of the squared distance to the reference, >= 0
         levels: noise levels per prompt and update
         sigma_min: least noise level that is drawn from the rollout's grid
+        rollouts: policy that samples: "policy", or "old", the old policy. With `decay=Delayed(0.0, 0.3, steps=200)` the old policy is the
+            policy itself for 200 steps, and then a short average of it; the release samples from it from then on
         updates: inner updates on the same samples, each with new noise
         rows: (sample, level) pairs per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
@@ -72,10 +75,11 @@ class DGPO(Objective):
     beta: float = attrs.field(default=100.0, validator=attrs.validators.gt(0.0))
     loss: Literal["weighted", "softplus"] = "weighted"
     clip: float | None = attrs.field(default=1e-2, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
-    decay: Scalar | float = _DECAY
+    decay: Scalar | float = RECENT
     kl: float = attrs.field(default=0.001, validator=attrs.validators.ge(0.0))
     levels: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     sigma_min: float = attrs.field(default=0.5, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
+    rollouts: Literal["policy", "old"] = attrs.field(default="policy", validator=attrs.validators.in_(("policy", "old")))
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     old: Policy | None = attrs.field(default=None, init=False, repr=False)
@@ -84,7 +88,7 @@ class DGPO(Objective):
     def __attrs_post_init__(self) -> None:
         self.reference = self.policy.fork() if self.reference is None else self.reference
         require_frozen(self.reference, "reference")
-        self.old = None if self.clip is None else self.policy.fork()
+        self.old = None if self.clip is None and self.rollouts == "policy" else self.policy.fork()
         self._forward = ForwardLosses(
             self.policy,
             self.old,
@@ -92,13 +96,15 @@ class DGPO(Objective):
             self.levels,
             self.sigma_min,
             shared=True,
-            rows=self.rows,
             name="dgpo",
             objective="DGPO",
         )
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase({"policy": self.policy}, self._losses, self.updates),)
+        return (Phase({"policy": self.policy}, self.losses, self.updates),)
+
+    def behavior(self) -> Policy:
+        return self.policy if self.rollouts == "policy" or self.old is None else self.old
 
     def policies(self) -> Mapping[str, Policy]:
         named = {"policy": self.policy, "reference": self.reference, "old": self.old}
@@ -110,11 +116,12 @@ class DGPO(Objective):
     def after_step(self) -> None:
         self._forward.after_step()
 
-    def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        forward = self._forward.draw(batch, update)
+    def losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        """Micro-batches of an update of the policy."""
+        forward = self._forward.draw(batch, update, self.rows)
         assert self.reference is not None
         reference, baseline = forward.under(self.reference, "reference")
-        old = None if self.old is None else forward.under(self.old, "old weights")[1]
+        old = None if self.old is None or self.clip is None else forward.under(self.old, "old weights")[1]
 
         def evaluate(noised: Noised, units: Tensor) -> dict[str, Tensor]:
             velocity = noised.velocity(self.policy)

@@ -74,7 +74,6 @@ class DiffusionNFT(Objective):
             self.levels,
             self.sigma_min,
             shared=False,
-            rows=self.rows,
             name="diffusion_nft",
             objective="DiffusionNFT",
         )
@@ -96,7 +95,7 @@ class DiffusionNFT(Objective):
         self._forward.after_step()
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        forward = self._forward.draw(batch, update)
+        forward = self._forward.draw(batch, update, self.rows)
         score = group_normalize(batch.rewards.double(), batch.trajectories.group).clamp(-self.limit, self.limit)
         optimality = (0.5 + score / (2 * self.limit))[forward.sample]
         weight = forward.weight

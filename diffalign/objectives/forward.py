@@ -129,14 +129,18 @@ class ForwardLosses:
     levels: int
     sigma_min: float
     shared: bool
-    rows: int | None
     name: str
     objective: str
     _progress: Progress | None = attrs.field(default=None, init=False, repr=False)
     """Progress of the present step, because `Objective.after_step` does not get it; None between steps."""
 
-    def draw(self, batch: ScoredBatch, update: int) -> ForwardBatch:
+    def draw(self, batch: ScoredBatch, update: int, rows: int | None) -> ForwardBatch:
         """Add noise to the samples of a batch, for one of its updates.
+
+        Args:
+            batch: batch with the samples
+            update: its index
+            rows: units per network call; None takes all at once
 
         Raises:
             ValueError: a group has one sample, the decay is outside [0, 1], or fewer than M levels are at least `sigma_min`.
@@ -145,7 +149,7 @@ class ForwardLosses:
         self.follower.kept(batch.progress)  # refuses a wrong decay before any weight moves
         self._progress = batch.progress
         samples = NoisedSamples.draw(batch, self.levels, self.sigma_min, self.shared, f"{self.name}/{update}", self.objective)
-        return ForwardBatch(samples, self.rows)
+        return ForwardBatch(samples, rows)
 
     def update_rows(self, samples: int) -> int:
         """Network rows of an update for one prompt, per policy: see `Objective.update_rows`."""

@@ -17,9 +17,8 @@ from .terms import reference_constraint
 Measure = Literal["relative", "path"]
 """Log-probability of a path that is matched: "relative" log p_theta(tau) - log p_ref(tau), or "path" log p_theta(tau)."""
 
-Center = Literal["group", "root", "siblings", "none"]
-"""Baseline of an advantage: the mean over the samples of a prompt ("group"), over those of one root ("root"), over the samples below the
-other branches of the same node ("siblings"), or nothing ("none")."""
+Center = Literal["group", "root", "none"]
+"""Baseline of an advantage: the mean over the samples of a prompt ("group"), over those of one root ("root"), or nothing ("none")."""
 
 
 def reference_for(policy: Policy, reference: Policy | None, measure: Measure, weight: Scalar | float, objective: str) -> Policy | None:
@@ -117,24 +116,6 @@ class Paths:
         below = share[:, None].expand_as(trajectories.paths)[inside]
         nodes = share.new_zeros(len(trajectories.latents))
         return nodes.index_add(0, trajectories.paths[inside], below)[self.edges.child]
-
-    def over_siblings(self, values: Tensor) -> Tensor:
-        """Mean over the samples below each edge, minus the mean over the samples below the other edges of the same node: [K] -> [E].
-
-        Given the node, its branches are independent. So the other branches are a baseline that includes everything before the node and does
-        not depend on the edge. An edge without siblings is compared with the prompt's samples that are not below it; without such samples
-        it gets 0.
-        """
-        trajectories, edges, group = self.batch.trajectories, self.edges, self.group
-        own = trajectories.node_mean(values)[edges.child]
-        count = torch.bincount(edges.owner, minlength=len(edges.parent))[edges.owner].to(own)
-        total = own.new_zeros(len(edges.parent)).index_add(0, edges.owner, own)[edges.owner]
-        share = self.share().to(own)
-        everyone = group_sum(values, group) / group_sum(torch.ones_like(values), group)
-        of_prompt = own.new_zeros(len(trajectories.condition)).index_copy(0, group, everyone)[trajectories.prompt[edges.child]]
-        elsewhere = (of_prompt - share * own) / (1 - share).clamp(min=1e-12)
-        others = torch.where(count > 1, (total - own) / (count - 1).clamp(min=1), torch.where(share < 1 - 1e-9, elsewhere, own))
-        return own - others
 
     def level_weights(self, center: Center = "group") -> Tensor:
         """Weight 1 / (1 - n / K) of each edge, for n leaves below it among the K leaves that it is compared with: [E].

@@ -49,16 +49,12 @@ class SoftmaxTB(PathMatching):
         loss: see above
         clip: half width of the trust region of the ratio; None does not clip
         center: baseline of the advantage. "group": the mean of the group. "root": the mean over the samples of one root, which removes
-            the log Z(root) of several roots. "siblings": for each edge, the mean over the samples below the other branches of the same
-            node, which removes everything that happened before the node. "none": no baseline; same mean of the gradient, more variance
-        pull: form of the pull to the reference. "sampled" is -s_i in the advantage, as above. "closed" is its expectation over the noise of
-            each step, a divergence of two Gaussians: sum_e KL(p_theta(e) || p_ref(e)) replaces s_i and is a term of the loss. On policy the
-            expected gradient is the same, with less noise (Rao-Blackwell). It needs measure "relative" and loss "surrogate"
+            the log Z(root) of several roots. "none": no baseline; same mean of the gradient, more variance
         ratio: transforms the log-ratio to the weights that rolled out, before the trust region
         ratio_norm: importance weights w; None takes 1
         reference_weight: weight of the constraint to the reference; a number or a schedule
         level_weights: correct the gradient of edges that many leaves of a group (with center "root": of a root) share, which is too small
-            (`Paths.level_weights`); with center "siblings" there is nothing to correct
+            (`Paths.level_weights`)
         updates: inner updates on the same trajectories
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
@@ -76,7 +72,6 @@ class SoftmaxTB(PathMatching):
     loss: Literal["surrogate", "squared"] = "surrogate"
     clip: float | None = attrs.field(default=0.2, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     center: Center = "group"
-    pull: Literal["sampled", "closed"] = "sampled"
     ratio: Ratio = attrs.field(factory=Ratio)
     ratio_norm: RatioNorm | None = None
     reference_weight: Scalar | float = 0.0
@@ -88,7 +83,6 @@ class SoftmaxTB(PathMatching):
 
     def __attrs_post_init__(self) -> None:
         self._temperature = self._found_temperature()
-        self._require_compatible()
         self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "SoftmaxTB")
         summed = self.policy.kernel.density == "sum" and not self.ratio.per_dimension
         if self.updates > 1 and self.loss == "surrogate" and summed:
@@ -104,25 +98,7 @@ class SoftmaxTB(PathMatching):
             numbers,
             self._baseline if self.level_weights else None,
             self.updates,
-            self.pull == "closed",
         )
-
-    def _require_compatible(self) -> None:
-        """Refuse settings that exclude each other."""
-        if self.pull == "closed" and (self.measure, self.loss) != ("relative", "surrogate"):
-            raise ValueError(
-                f"SoftmaxTB.pull 'closed' needs measure 'relative' and loss 'surrogate'; got {self.measure!r} and {self.loss!r}. Take "
-                "pull 'sampled'."
-            )
-        if self.center != "siblings":
-            return
-        if self.loss == "squared" or self.ratio_norm is not None or self.ratio.centered:
-            raise ValueError(
-                "SoftmaxTB.center 'siblings' has an advantage for each step, so it needs the loss 'surrogate', no ratio_norm and no "
-                "Ratio(centered=True). Take center 'group'."
-            )
-        if self.level_weights:
-            raise ValueError("SoftmaxTB.level_weights must be False with center 'siblings', which needs no correction")
 
     @classmethod
     def release_compatible(
@@ -167,14 +143,10 @@ class SoftmaxTB(PathMatching):
         matched = paths.matched(self.measure)
         beta = self._temperature(batch.progress)
         logits = beta * batch.rewards.double()
-        residual = tb_residual(paths.divergence() if self.pull == "closed" else matched, logits, group)
+        residual = tb_residual(matched, logits, group)
         size = batch.trajectories.latents[0].numel()
         ratio = self.ratio(paths.total(paths.log_prob - paths.old), group, self.policy.kernel.density, size)
-        if self.center == "siblings":
-            advantage = -paths.over_siblings(residual.detach())  # [E]
-            step = self.ratio(paths.log_prob - paths.old, group, self.policy.kernel.density, size)
-            per_sample = paths.total(clipped_surrogate(advantage, step, self.clip))
-        elif self.loss == "surrogate":
+        if self.loss == "surrogate":
             advantage = -self._centered(residual, paths).detach()
             per_sample = clipped_surrogate(advantage, ratio, self.clip) * self._weights(paths)
         else:
@@ -183,8 +155,6 @@ class SoftmaxTB(PathMatching):
         if self.measure == "path":  # nothing is lost: in such a group the advantage comes only from its own log-probabilities
             kept = group_has_spread(batch.rewards, group).to(kept)
         value = paths.mean_over_groups(per_sample * kept)
-        if self.pull == "closed":
-            value = value + paths.mean_over_groups(paths.total(self._pulled(paths)))
         metrics = self._metrics(paths, matched, logits, ratio, advantage, kept, beta)
         weight = scalar(self.reference_weight)(batch.progress)
         if weight > 0:
@@ -204,12 +174,6 @@ class SoftmaxTB(PathMatching):
                 "SoftmaxTB.center 'root' needs at least 2 samples of each root; one has a single sample. Take center 'group' for chains."
             )
         return centered(residual, root)
-
-    def _pulled(self, paths: Paths) -> Tensor:
-        """Closed-form divergence of each edge, scaled like the advantage, which a baseline with the edge's own leaves shrinks: [E]."""
-        kl = paths.numbers["kl"]
-        whole = self.level_weights or self.center == "siblings"
-        return kl if whole else kl / paths.level_weights(self._baseline).to(kl)
 
     def _weights(self, paths: Paths) -> Tensor | float:
         if self.ratio_norm is None:

@@ -85,7 +85,11 @@ class TrajectoryDistributionMatching(Objective):
         self.guidance = scale_of(self.guidance, self._teacher, "TrajectoryDistributionMatching.guidance")
 
     def phases(self) -> tuple[Phase, ...]:
-        return self.plan.phases({"fake": Role(self._fake, self._fake_losses), "generator": Role(self.policy, self._generator_losses)})
+        return self.plan.phases(self.roles())
+
+    def roles(self) -> dict[str, Role]:
+        """Return the trained roles and their losses, for objectives that add to them."""
+        return {"fake": Role(self._fake, self._fake_losses), "generator": Role(self.policy, self._generator_losses)}
 
     def policies(self) -> Mapping[str, Policy]:
         return {"generator": self.policy, "fake": self._fake, "teacher": self._teacher}

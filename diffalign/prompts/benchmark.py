@@ -13,7 +13,7 @@ from .objects import attributed, colored, counted, pair, positioned, single
 
 SEED = 43
 DRAWN = 100
-"""Of each kind but the first, before those that came twice are left out."""
+"""Number of draws of each kind but the first, before repeated prompts are left out."""
 
 DIGEST = "4de60dfc3c29f9d3db69ec45cf03a964627c2d82f2c224c3f75645e137f7126b"
 """SHA-256 of the texts, one a line. numpy may draw other numbers one day; then this says so."""
@@ -44,7 +44,7 @@ def digest(prompts: tuple[Prompt, ...]) -> str:
 
 
 def _drawn(numbers: np.random.Generator) -> Iterator[Prompt]:
-    """In an order of calls that the benchmark's list depends on."""
+    """Draw the prompts. The benchmark's list depends on the order of the calls."""
     things, paintable = len(NAMES), len(NAMES) - 1  # nobody asks for a person of a colour: the first class is left out
     yield from (single(NAMES[place]) for place in numbers.choice(things, size=things, replace=False))
     for _ in range(DRAWN):

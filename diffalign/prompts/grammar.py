@@ -19,7 +19,7 @@ class Grammar(ABC):
     """A rule that draws prompts with metadata.
 
     Attributes:
-        mix: how often each kind of prompt comes
+        mix: share of each kind of prompt
     """
 
     mix: ClassVar[Mapping[str, int]]
@@ -30,7 +30,7 @@ class Grammar(ABC):
 
     @abstractmethod
     def content(self, prompt: Prompt) -> str:
-        """What it asks for. Prompts of one content are held out together."""
+        """Content that it asks for. Prompts of one content are held out together."""
 
     def reserved(self) -> Collection[str]:
         """Contents that are in no list, because a benchmark asks for them."""
@@ -43,8 +43,8 @@ class Grammar(ABC):
         are held out come once, and a kind that has no more of them comes no more.
 
         Args:
-            count: how many
-            seed: of the draws
+            count: number of prompts
+            seed: seed of the draws
             held_out: draw from the contents that are held out
 
         Raises:
@@ -75,5 +75,5 @@ class Grammar(ABC):
 
 
 def is_held_out(content: str) -> bool:
-    """Whether prompts of this content are never trained on: for one in `HELD_OUT`, by its hash."""
+    """Check whether prompts of this content are never trained on: one content in `HELD_OUT`, chosen by its hash."""
     return hashlib.sha256(content.encode()).digest()[0] % HELD_OUT == 0

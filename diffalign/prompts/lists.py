@@ -21,12 +21,12 @@ BENCHMARK = "geneval"
 
 @attrs.frozen
 class GeneratedList:
-    """What a name stands for.
+    """List that a name stands for.
 
     Args:
         grammar: draws the prompts
-        count: how many, unless somebody says so
-        held_out: of the contents that are never trained on
+        count: number of prompts by default
+        held_out: take the contents that are never trained on
     """
 
     grammar: Grammar
@@ -52,8 +52,8 @@ def generated(name: str, count: int | None = None, seed: int = 0) -> list[Prompt
 
     Args:
         name: composition, text or preference, each also with -held-out; or geneval, the benchmark's own 553
-        count: how many; None is the list's own number
-        seed: of the draws
+        count: number of prompts; None is the list's own number
+        seed: seed of the draws
 
     Raises:
         ConfigError: no such list, or a choice that it does not have.

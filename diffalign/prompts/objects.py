@@ -6,7 +6,7 @@ from typing import Any
 from diffalign.core import Prompt
 
 NUMBERS = ("two", "three", "four")
-"""Of the counts 2, 3, 4."""
+"""Words for the counts 2, 3 and 4."""
 
 _TURNED = {"right of": "left of", "below": "above"}
 
@@ -22,7 +22,7 @@ def pair(first: str, second: str) -> Prompt:
 
 
 def counted(name: str, count: int) -> Prompt:
-    """So many of an object, and no more: 2 to 4. The plural is the benchmark's, which knows no exceptions."""
+    """Exact number of an object, 2 to 4. The plural is the benchmark's, which knows no exceptions."""
     plural = f"{name}es" if name.endswith("s") else f"{name}s"
     more = {"exclude": [{"class": name, "count": count + 1}]}
     return _prompt("counting", f"{NUMBERS[count - 2]} {plural}", [{"class": name, "count": count}], more)
@@ -46,7 +46,7 @@ def attributed(first: str, color: str, second: str, other: str) -> Prompt:
 
 
 def content(prompt: Prompt) -> str:
-    """What is asked for, whatever the order of the words.
+    """Content that is asked for, whatever the order of the words.
 
     Equal for "a cat and a dog" and "a dog and a cat", and for "a cat left of a dog" and "a dog right of a cat".
     """
@@ -61,7 +61,7 @@ def content(prompt: Prompt) -> str:
 
 
 def article(words: str) -> str:
-    """With "a" or "an" before it."""
+    """Put "a" or "an" before a name."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 

@@ -29,7 +29,7 @@ class Detected:
 
 
 ColorOf = Callable[[str, Sequence[Detected]], Sequence[str]]
-"""From a class and objects of it to their colours."""
+"""Function from a class and objects of it to their colours."""
 
 
 @attrs.frozen
@@ -151,7 +151,7 @@ def correct(want: Wanted, found: Mapping[str, Sequence[Detected]], color_of: Col
 
 
 def graded(want: Wanted, found: Mapping[str, Sequence[Detected]], color_of: ColorOf, slack: float) -> float:
-    """How nearly an image shows what is asked for: the mean of some terms, each 1 where it is exact.
+    """Score how nearly an image shows what the prompt asks for: the mean of some terms, each 1 where it is exact.
 
         1 - |n - m| / n     for each clause of `include`: n objects of its class are wanted, m are there
         1 - |n - k| / n     and for its colour: k of them have it; 0 where m is not n
@@ -160,10 +160,10 @@ def graded(want: Wanted, found: Mapping[str, Sequence[Detected]], color_of: Colo
     A count can be far too large, so it can be negative. `exclude` says nothing that the counts do not say.
 
     Args:
-        want: what is asked for
+        want: content that the prompt asks for
         found: by class, surest first
         color_of: (class, objects) -> their colours
-        slack: of `relations`
+        slack: slack of `relations`
 
     Reference: the reward that Flow-GRPO (arXiv:2505.05470) is trained with. There a position that fails adds the terms 0 and 1, here 0.
     """

@@ -41,6 +41,7 @@ class WorkerProcess:
         environment: variables beside those of this process; if neither sets OMP_NUM_THREADS, the process gets a fair number
         start_timeout: seconds until it is ready
         timeout: seconds for one question
+        beside: other processes that compute at the same time, and take their share of the cores
     """
 
     python: str
@@ -48,6 +49,7 @@ class WorkerProcess:
     environment: Mapping[str, str]
     start_timeout: float
     timeout: float
+    beside: int = 0
     _running: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
     _printed: collections.deque[str] = attrs.field(factory=lambda: collections.deque(maxlen=_LINES), init=False)
     _drainer: threading.Thread | None = attrs.field(default=None, init=False)
@@ -70,7 +72,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env=of_child({**os.environ, **self.environment}),
+            env=of_child({**os.environ, **self.environment}, self.beside),
             start_new_session=True,  # so that it is ended with all its children, and Ctrl-C reaches only this process
         )
         self._running = process

@@ -65,6 +65,7 @@ class Queries:
         floor: least tau
         shared: rows with one tau
         noise_by_group: one noise for all samples of a group
+        ceiling: largest tau
     """
 
     interval: Interval
@@ -72,11 +73,12 @@ class Queries:
     floor: float = 0.0
     shared: Shared = "batch"
     noise_by_group: bool = False
+    ceiling: float = 1.0
 
     def __call__(self, rows: Rows, streams: Streams, name: str) -> tuple[Tensor, Tensor]:
         """Taus [B] and unit noises [B, *]."""
         uniform = draw_uniform(streams, f"{name}/time", rows, self.shared)
-        tau = self.times(rows.sigma_end.clamp(min=self.floor), self.interval.top(rows.sigma), uniform)
+        tau = self.times(rows.sigma_end.clamp(min=self.floor), self.interval.top(rows.sigma).clamp(max=self.ceiling), uniform)
         return tau, draw_noise(streams, f"{name}/noise", rows, self.noise_by_group)
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 AUTOENCODER = ("first_stage_model.", "vae.")
 TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
-"""How names of other parts begin in a file that holds more than a denoiser."""
+"""Beginnings of the names of other parts in a file that holds more than a denoiser."""
 
 _UNUSED = "Some weights of the model checkpoint were not used"
 
@@ -28,7 +28,7 @@ def require_file(path: str) -> None:
 
 
 def has_text_encoders(file: str) -> bool:
-    """Whether it holds more than denoiser and autoencoder."""
+    """Check whether it holds more than denoiser and autoencoder."""
     return any(name.startswith(TEXT_ENCODERS) for name in _names(file))
 
 
@@ -46,12 +46,12 @@ def with_file(
 
     Args:
         pipeline: its class
-        folder: of the pipeline, for what the file does not say
+        folder: folder of the pipeline, for all that the file does not hold
         index: its model_index.json
         part: name of the denoiser
         file: with the denoiser's weights, and perhaps those of autoencoder and text encoders
-        dtype: of all weights
-        variant: of the folder's files
+        dtype: type of all weights
+        variant: variant of the folder's files
         absent: parts that the pipeline goes without
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where a pipeline lies: a folder, a repository of the hub, a part of one; and a file with weights in place of its own."""
+"""Places of a pipeline: a folder, a repository of the hub, a part of one; and a file with weights in place of its own."""
 
 import json
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ from .single_file import require_file
 
 @attrs.frozen
 class Source:
-    """Which files a policy is loaded from.
+    """Files that a policy is loaded from.
 
     Args:
         path: folder, hub id, or "shapeworld"
-        variant: of the weights' files, such as "fp16"; parts that have no files of it are loaded from their plain ones
+        variant: variant of the weights' files, such as "fp16"; parts that have no files of it are loaded from their plain ones
         revision: branch, tag or commit, of a hub id
         subfolder: in which the pipeline lies
         single_file: a safetensors file whose weights take the place of the pipeline's
@@ -85,9 +85,9 @@ def require_weights(folder: Path, components: Iterable[str], variant: str | None
     """Refuse a folder in which a part has weights of other variants alone, naming them.
 
     Args:
-        folder: of a pipeline
+        folder: folder of a pipeline
         components: its parts with weights
-        variant: that is wanted
+        variant: variant that is wanted
 
     Raises:
         ValueError: no file fits.
