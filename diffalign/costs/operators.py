@@ -124,7 +124,7 @@ def counting() -> Iterator[Callable[[], Call]]:
 
 class _Operators(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._found: list[Operator] = []
 
     def taken(self) -> Call:

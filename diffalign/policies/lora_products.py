@@ -1,6 +1,6 @@
 """Products of adapters in the type of the base: the factors are stored and trained in float32, and multiplied in bfloat16."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ class TypeOfBase:
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+        delta: Tensor = module.get_delta_weight(active_adapter)
+        return orig_weight + delta.to(orig_weight.dtype)
 
     @staticmethod
     def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
@@ -41,7 +42,8 @@ class TypeOfBase:
 
     @staticmethod
     def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight.data - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+        delta: Tensor = module.get_delta_weight(active_adapter)
+        return orig_weight.data - delta.to(orig_weight.dtype)
 
 
 def multiply_in_type_of_base(network: nn.Module, adapter: str) -> None:
@@ -55,5 +57,5 @@ def multiply_in_type_of_base(network: nn.Module, adapter: str) -> None:
 
     for module in network.modules():
         if isinstance(module, LoraLayer) and isinstance(dict(module.lora_A).get(adapter), nn.Linear):
-            module.lora_variant[adapter] = TypeOfBase()
+            module.lora_variant[adapter] = cast(Any, TypeOfBase())  # no subclass of peft's, which would need the import above
             module.cast_input_dtype_enabled = False
