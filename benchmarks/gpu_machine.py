@@ -69,7 +69,7 @@ def demo(options: argparse.Namespace) -> Iterator[Row]:
             "--hooks",
             "[]",
         ]
-        words += ["--prompts_per_step", "2", "--sampler.plan.branches", "2"] if options.tiny else []
+        words += ["--prompts_per_step", "1", "--sampler.plan.branches", "2"] if options.tiny else []
         loop = config.parse("shapeworld_tmpo", words).build()
         seconds: list[float] = []
         begun = time.perf_counter()

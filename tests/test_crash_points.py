@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ring import ring_loop
+from started import start
 
 from diffalign import durable
 from diffalign.core import Hook
@@ -97,10 +96,7 @@ def test_a_crash_at_any_point_leaves_a_folder_that_goes_on(tmp_path, monkeypatch
 
 def test_a_few_kills_in_earnest():
     script = Path(__file__).parents[1] / "benchmarks" / "kill_study.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
-    done = subprocess.run(
-        [sys.executable, script, "--kills", "3", "--steps", "8"], env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
+    done = start(script, "--kills", 3, "--steps", 6, environment={"PYTHONPATH": str(script.parents[1])}, limit=200)
     assert done.returncode == 0, done.stdout + done.stderr
     tally = dict(line.split() for line in done.stdout.splitlines())
     assert (tally["kills"], tally["lost"], tally["torn"], tally["equal"]) == ("3", "0", "0", "True")

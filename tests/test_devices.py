@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_processes
+from started import start_two
 from torchrun import launch
 
 from diffalign.core import SingleProcess
@@ -19,7 +20,7 @@ FAULTS = ("nan_reward", "nan_weight", "full_disk", "small_memory", "stops", "sha
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("two")
-    done = launch(HERE / "two_processes.py", path, *EQUAL, *FAULTS)
+    done = start_two(HERE / "two_processes.py", path, *EQUAL, *FAULTS)
     assert done.returncode == 0, done.stderr[-3000:]
     return path
 

@@ -1,17 +1,15 @@
 """Exported weights of every family: in a process that never heard of diffalign they give the policy's own pictures."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from started import start
 from tiny_pipelines import BUILD, saved
 
 from diffalign.core import Euler, Guided, Progress, Prompt, Streams
@@ -91,14 +89,7 @@ def exported(tmp_path_factory):
         found[name] = (policy, pictures(policy), root)
     (root / "jobs.json").write_text(json.dumps(jobs))
     (root / "elsewhere.py").write_text(ELSEWHERE)
-    done = subprocess.run(
-        [sys.executable, root / "elsewhere.py", root / "jobs.json"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = start(root / "elsewhere.py", root / "jobs.json", folder=root, environment={"PYTHONPATH": ""})
     assert done.returncode == 0, done.stderr
     return found
 

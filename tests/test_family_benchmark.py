@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from diffalign.samplers import FixedPlan
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -17,17 +19,20 @@ def benchmark(monkeypatch):
 
 
 def test_a_step_is_counted_in_both_orders(benchmark, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "argv", ["families.py", "--tiny", "--device", "cpu", "--repeats", "1", "--rows", "4", "--peak", "1e-3"])
+    monkeypatch.setattr(sys, "argv", ["families.py", "--tiny", "--device", "cpu", "--repeats", "1", "--rows", "3", "--peak", "1e-3"])
+    sys.argv += ["--sub-batch", "3"]
     sys.argv += ["--families", "flux", "--ways", "diffalign", "checkpointing", "release", "--json", str(tmp_path / "families.json")]
-    benchmark("families").main()
+    families = benchmark("families")
+    monkeypatch.setitem(families.SCHEDULES, families.TINY_FLUX, (5, FixedPlan((1, 2))))  # 9 leaves
+    families.main()
     written = json.loads((tmp_path / "families.json").read_text())
     (family,) = written["families"].values()
     model, ways = family["model"], family["ways"]
     assert list(ways) == ["diffalign", "checkpointing", "release"]
-    assert {row["rollout_rows"] for row in ways.values()} == {1 + 1 + 3 + 9 + 27 + 27}
-    assert {name: row["rollout_calls"] for name, row in ways.items()} == {"diffalign": 6, "checkpointing": 6, "release": 68}
-    assert {name: row["gradient_rows"] for name, row in ways.items()} == {"diffalign": 13, "checkpointing": 13, "release": 3 * 27}
-    assert {name: row["update_calls"] for name, row in ways.items()} == {"diffalign": 4, "checkpointing": 1, "release": 9}
+    assert {row["rollout_rows"] for row in ways.values()} == {1 + 1 + 3 + 9 + 9}
+    assert {name: row["rollout_calls"] for name, row in ways.items()} == {"diffalign": 5, "checkpointing": 5, "release": 23}
+    assert {name: row["gradient_rows"] for name, row in ways.items()} == {"diffalign": 4, "checkpointing": 4, "release": 2 * 9}
+    assert {name: row["update_calls"] for name, row in ways.items()} == {"diffalign": 2, "checkpointing": 1, "release": 2 * 3}
     for row in ways.values():
         assert row["deviation"] == 0.0
         assert row["rounding"] < 1e-4
@@ -37,8 +42,8 @@ def test_a_step_is_counted_in_both_orders(benchmark, monkeypatch, tmp_path, caps
         assert row["rollout_mfu"] == pytest.approx(row["rollout_rows"] * model["forward"] / row["rollout_s"] / 1e9)
     assert "diffalign" in capsys.readouterr().out
     about = {key: value for key, value in written.items() if key != "families"}
-    assert benchmark("families")._before(tmp_path / "families.json", about) == written["families"]
-    assert benchmark("families")._before(tmp_path / "families.json", {**about, "device": "another"}) == {}
+    assert families._before(tmp_path / "families.json", about) == written["families"]
+    assert families._before(tmp_path / "families.json", {**about, "device": "another"}) == {}
 
 
 def linear(tokens, *sizes):

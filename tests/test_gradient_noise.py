@@ -1,13 +1,12 @@
 """The measurement of how much of a gradient is signal."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from started import start
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -28,15 +27,8 @@ def test_signal_is_the_squared_cosine_with_the_true_gradient():
 
 
 def test_a_run_is_measured_and_left_alone(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks/gradient_noise.py"), "shapeworld_tmpo", "--batches", "3", "--json", "table.json"]
-    done = subprocess.run(
-        [*command, "--prompts_per_step", "1"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    short = ["--batches", 2, "--prompts_per_step", 1, "--json", "table.json"]
+    done = start(ROOT / "benchmarks/gradient_noise.py", "shapeworld_tmpo", *short, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     layers = json.loads((tmp_path / "table.json").read_text())["layers"]
     assert layers.pop("all")["share of the squared norm"] == pytest.approx(1.0)

@@ -8,7 +8,7 @@ import full_processes
 import pytest
 import torch
 import two_processes
-from torchrun import launch
+from started import start_two
 
 from diffalign import config
 from diffalign.core import SingleProcess
@@ -33,7 +33,7 @@ total: 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("full")
-    done = launch(HERE / "full_processes.py", path, *EQUAL, "sharded-resumed", "sharded-undone", "sharded-no_room_to_decode")
+    done = start_two(HERE / "full_processes.py", path, *EQUAL, "sharded-resumed", "sharded-undone", "sharded-no_room_to_decode")
     assert done.returncode == 0, done.stderr[-3000:]
     return path
 
@@ -113,7 +113,7 @@ def test_no_memory_inside_a_collective_ends_both_within_a_minute(tmp_path, fails
     (tmp_path / "run.yaml").write_text(RUN)
     network = "--policy.network"
     options = [f"{network}.fails", fails, f"{network}.after", str(after), "--folder", str(tmp_path / "run")]
-    done = launch("-m", "diffalign", "train", str(tmp_path / "run.yaml"), "--shard", *options)
+    done = start_two("-m", "diffalign", "train", tmp_path / "run.yaml", "--shard", *options)
     failed = float(re.findall(r"failed at ([\d.]+)", done.stderr)[0])
     assert time.time() - failed < 60
     assert done.returncode != 0

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from started import start_two
 from tiny_pipelines import BUILD, built
 from torch import nn
-from torchrun import launch
 
 from diffalign import config
 from diffalign.core import Condition, ConfigError, HostWeights
@@ -30,7 +30,7 @@ def halves(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, halves):
     path = tmp_path_factory.mktemp("host")
-    done = launch(HERE / "host_processes.py", path, halves)
+    done = start_two(HERE / "host_processes.py", path, halves)
     assert done.returncode == 0, done.stderr[-3000:]
     return path
 

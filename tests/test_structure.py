@@ -161,7 +161,6 @@ def test_no_hook_looks_for_another():
 
 
 FOREIGN = {
-    ("core.budget", "field.name"): "an objective keeps copies of its budget in fields, of which some may not be set yet",
     ("core.forking", "'_compiled_call_impl'"): "of torch, private",
     ("core.scoring", "'__name__'"): "functions have one, other rewards do not",
     ("core.spread", "'full_tensor'"): "of torch's spread tensors alone",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .average import Average
-from .budget import Budgets, shrink
+from .budget import Budgets, rows_of, shrink
 from .contract import check_first_step, refuse_dropout
 from .errors import Evidence, NonFiniteError
 from .groups import Raw
@@ -209,13 +209,19 @@ class AlignmentLoop:
                 return self._attempt(prompts, progress, ledger)
             except torch.OutOfMemoryError as error:
                 largest = max((policy.counter.largest for policy in self.policies().values()), default=0)
-                budgets = Budgets(self.sampler, self.objective, self.chunk)
-                budgets, said = shrink(budgets, ledger, error, largest, self.devices, self.sharding is not None)
-                self.sampler, self.chunk = budgets.sampler, budgets.chunk
+                less = shrink(
+                    self.sampler, self.objective, self.chunk, self.devices, ledger.failed or "", largest, error, self.sharding is not None
+                )
+            self._take(less)
             if self.devices.rank == 0:  # here the error is gone, and its frames no longer keep tensors alive
-                say(f"step {progress.step}: {said}")
+                say(f"step {progress.step}: {less.said}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _take(self, budgets: Budgets) -> None:
+        self.sampler, self.chunk = budgets.sampler, budgets.chunk
+        if budgets.rows != rows_of(self.objective):
+            self.objective.rows = budgets.rows  # type: ignore[attr-defined]  # only one that has the field is given another number
 
     def _attempt(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger) -> Report:
         metrics, streams = Metrics(), Streams(self.seed, progress.step)

@@ -75,7 +75,7 @@ class FlowGRPO(Objective):
             )
         numbers = shift_numbers if self.ratio_norm else None
         weighed: Center | None = "group" if self.level_weights else None
-        self._replay = PathLosses(self.policy, self.reference, self.rows, numbers, weighed, self.updates, self._divergence_in_loss)
+        self._replay = PathLosses(self.policy, self.reference, numbers, weighed, self.updates, self._divergence_in_loss)
 
     @property
     def _divergence_in_loss(self) -> bool:
@@ -92,7 +92,7 @@ class FlowGRPO(Objective):
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "FlowGRPO")
-        yield from self._replay(batch, update, self._loss)
+        yield from self._replay(batch, update, self.rows, self._loss)
 
     def _loss(self, paths: Paths) -> Loss:
         batch, group = paths.batch, paths.group

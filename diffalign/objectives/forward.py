@@ -118,7 +118,6 @@ class ForwardLosses:
         levels: number M of noise levels of each sample
         sigma_min: least noise level
         shared: whether all samples of a prompt have the same levels and noise
-        rows: units per network call; None takes all at once
         name: name of the random draws
         objective: class of the objective in error messages
     """
@@ -139,7 +138,7 @@ class ForwardLosses:
 
         Args:
             batch: batch with the samples
-            update: its index
+            update: index of the update of this batch
             rows: units per network call; None takes all at once
 
         Raises:

@@ -61,14 +61,14 @@ class GroupForwardKL(PathMatching):
     def __attrs_post_init__(self) -> None:
         self._temperature = self._found_temperature()
         self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "GroupForwardKL")
-        self._replay = PathLosses(self.policy, self.reference, self.rows, level_weights="group" if self.level_weights else None)
+        self._replay = PathLosses(self.policy, self.reference, level_weights="group" if self.level_weights else None)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses),)
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "GroupForwardKL")
-        yield from self._replay(batch, update, self._loss)
+        yield from self._replay(batch, update, self.rows, self._loss)
 
     def _loss(self, paths: Paths) -> Loss:
         batch, group = paths.batch, paths.group

@@ -57,10 +57,12 @@ class Known:
     """Numbers of a batch that the first update computes and later updates need.
 
     Args:
+        trajectories: trajectories of the batch
         reference: transitions of the reference; None if the loss has no reference
         old: [E] log-probabilities under the weights that rolled out; None in the first update, which computes them
     """
 
+    trajectories: TrajectoryBatch
     reference: ReferenceSteps | None
     old: Tensor | None = None
 
@@ -72,7 +74,6 @@ class PathLosses:
     Args:
         policy: policy that is trained
         reference: frozen; None if the loss has no reference
-        rows: network rows per micro-batch; None takes all at once
         numbers: computes what the loss needs from the transitions beside their log-probabilities
         level_weights: centre of the loss, by which `Paths.level_weights` weighs the gradient of each edge; None does not weigh
         updates: inner updates on the same trajectories
@@ -81,25 +82,30 @@ class PathLosses:
 
     policy: Policy
     reference: Policy | None
-    rows: int | None
     numbers: EdgeNumbers | None = None
     level_weights: Center | None = None
     updates: int = 1
     divergence: bool = False
     _known: Known | None = attrs.field(default=None, init=False, repr=False)  # of the batch, from its first update to its last
 
-    def __call__(self, batch: ScoredBatch, update: int, loss_of: Callable[[Paths], Loss]) -> Iterator[Loss]:
+    def __call__(self, batch: ScoredBatch, update: int, rows: int | None, loss_of: Callable[[Paths], Loss]) -> Iterator[Loss]:
         """Yield micro-batches of `loss_of`, whose gradients add up to the gradient of the whole loss.
 
         The old log-probabilities are computed in the first update, in the same pieces as the new ones. So every ratio of the first update
         is exactly 1, and later updates compare calls of equal shape. Rounding between the rollout's calls and these does not enter.
+
+        Args:
+            batch: one batch from its update 0 on
+            update: index of the update of this batch
+            rows: network rows per micro-batch; None takes all at once
+            loss_of: function from the paths of the batch to the loss
         """
         trajectories = batch.trajectories
         edges = Edges.of(trajectories)
         if update == 0:
-            self._known = Known(self._of_reference(trajectories, edges))
+            self._known = Known(trajectories, self._of_reference(trajectories, edges, rows))
         known = self._known
-        if known is None:
+        if known is None or known.trajectories is not trajectories:
             raise RuntimeError(f"update {update} of a batch needs the numbers of update 0 of the same batch; take its losses first")
         nats = nats_of(self.policy.kernel, trajectories, edges)
         first: list[Tensor] = []  # log-probs of the pieces of this update
@@ -115,13 +121,13 @@ class PathLosses:
             return loss_of(self._paths(batch, known, edges, nats, values))
 
         if update == 0 and trajectories.mean.requires_grad:  # the rollout kept the graph of its branching steps
-            old = self._old(trajectories, edges) if self.updates > 1 else None
+            old = self._old(trajectories, edges, rows) if self.updates > 1 else None
             yield whole(self._numbers_of(known.reference, trajectories, edges, _from_rollout(self.policy, trajectories, edges)))
             self._known = attrs.evolve(known, old=old)
             return
         count = len(edges.parent)
         rolled = {"log_prob": trajectories.log_prob[edges.child]} if update == 0 and self._is_known(trajectories) else None
-        yield from micro_batched(evaluate, count, whole, self.rows, rolled)
+        yield from micro_batched(evaluate, count, whole, rows, rolled)
         if update == 0:
             self._known = attrs.evolve(known, old=torch.cat(first) if first else None)  # no first under no_grad, where no update follows
 
@@ -160,12 +166,12 @@ class PathLosses:
         return attrs.evolve(paths, log_prob=fixed + paths.level_weights(self.level_weights) * (log_prob - fixed))
 
     @torch.no_grad()
-    def _of_reference(self, trajectories: TrajectoryBatch, edges: Edges) -> ReferenceSteps | None:
+    def _of_reference(self, trajectories: TrajectoryBatch, edges: Edges, rows: int | None) -> ReferenceSteps | None:
         """Evaluate the reference once per batch, in the same pieces as the updates."""
         if self.reference is None:
             return None
         steps, log_probs = [], []
-        for some in self._pieces(edges):
+        for some in _pieces(edges, rows):
             step = replay_parents(self.reference, trajectories, some)
             log_probs.append(step.select(some.owner).log_prob(trajectories.latents[some.child]))
             if self.divergence:
@@ -178,15 +184,11 @@ class PathLosses:
         return ReferenceSteps(log_prob, edges.parent, whole)
 
     @torch.no_grad()
-    def _old(self, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
+    def _old(self, trajectories: TrajectoryBatch, edges: Edges, rows: int | None) -> Tensor:
         """Log-probabilities under the present weights, in the same pieces as the updates: [E]."""
-        log_prob = torch.cat([replay_log_prob(self.policy, trajectories, some) for some in self._pieces(edges)])
+        log_prob = torch.cat([replay_log_prob(self.policy, trajectories, some) for some in _pieces(edges, rows)])
         require_finite(log_prob, trajectories, edges.child, "trained weights")
         return log_prob
-
-    def _pieces(self, edges: Edges) -> Iterator[Edges]:
-        count = len(edges.parent)
-        return map(edges.below, torch.arange(count).split(self.rows or count))
 
 
 def nats_of(kernel: TransitionKernel, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
@@ -216,6 +218,12 @@ def gaussian_kl(policy: Gaussian, reference: Gaussian) -> Tensor:
     spread = (other / own).log() + own.square() / (2 * other.square()) - 0.5
     total = squares / (2 * other.square()) + size * spread
     return total if policy.density == "sum" else total / size
+
+
+def _pieces(edges: Edges, rows: int | None) -> Iterator[Edges]:
+    """The edges, as many at a time as one network call takes."""
+    count = len(edges.parent)
+    return map(edges.below, torch.arange(count).split(rows or count))
 
 
 def _from_rollout(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:

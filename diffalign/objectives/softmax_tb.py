@@ -94,7 +94,6 @@ class SoftmaxTB(PathMatching):
         self._replay = PathLosses(
             self.policy,
             self.reference,
-            self.rows,
             numbers,
             self._baseline if self.level_weights else None,
             self.updates,
@@ -136,7 +135,7 @@ class SoftmaxTB(PathMatching):
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "SoftmaxTB")
-        yield from self._replay(batch, update, self._loss)
+        yield from self._replay(batch, update, self.rows, self._loss)
 
     def _loss(self, paths: Paths) -> Loss:
         batch, group = paths.batch, paths.group

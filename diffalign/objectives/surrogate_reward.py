@@ -53,34 +53,34 @@ class SurrogateReward(Objective):
         teacher: frozen; None takes the student's policy without its LoRA delta. A `Guided` one is guided in the generator's terms "kl" and
             "guidance" alone: `FrozenTeacher` and the regularizations mean the policy inside, which surrogate and fake start from
         fake, surrogate: None takes a trainable fork of the unguided teacher
-        guidance: g of the guidance that serves as a reward, as the family takes it; None leaves it out
+        guidance: g of the guidance that serves as a reward; None leaves it out
         reward_guidance: rl_cfg of the surrogate in D_rl; None is none; with any it pulls before anything is learned
         negative: the negative prompt of both
         advantage: rewards of a group -> advantages
         attribution: advantages of samples -> of their states
-        group_objective: how the surrogate learns from a group
+        group_objective: loss by which the surrogate learns from a group
         reference: p_ref of the surrogate's density ratio
-        baseline: f_base of the generator's direction: the teacher, as released, so that all that the surrogate has learned counts, also
-            where the reference follows it. An equal rule for both is one policy
+        baseline: f_base of the generator's direction: the teacher, as released, so that all that
+            the surrogate has learned counts. An equal rule for both is one policy
         trust_region: against the moving average of the surrogate
         old_decay: its share of itself at a step, in [0, 1]; a number or a schedule, by default 0.001 (n + 1) at step n up to 0.3
         runaway: mean ||v_phi - v_psi||^2 of a group beyond which its samples that beat the reference stop pulling; None never
         surrogate_regularization: weight of that distance, v_psi not guided
         weight_by_stage: the factor (j + 1) / K
-        fake_target, fake_regularization: as in `TrajectoryDistributionMatching`
+        fake_target, fake_regularization: see `TrajectoryDistributionMatching`
         mix: proportions of the generator's terms
-        distance, normalizer: of the generator's regression
-        interval: of the stages, for the fake and the generator's other terms
-        reward_interval: of the surrogate and the reward term
-        times, shared: where velocities are asked for; the surrogate shares one tau at least within a group
+        distance, normalizer: form of the generator's regression
+        interval: interval of tau of the fake and the generator's other terms
+        reward_interval: interval of tau of the surrogate and the reward term
+        times, shared: draw of the taus, and rows that share one; the surrogate shares it at least in a group
         reward_floor, reward_ceiling: bounds of the reward term's taus; it does not reach stages whose ends are not below the latter
         surrogate_floor, surrogate_ceiling: bounds of the taus of the surrogate's training
         reward_stages, reward_weights: the reward term reaches stages below this number, with a factor for each stage; None is all and 1
-        stages, surrogate_stages: of fake and generator, of the surrogate
+        stages, surrogate_stages: stages of fake and generator, and of the surrogate
         plan: when the roles step, one phase (as released) or three (`InOrder`, the paper's); a reference that is trained comes first
-        rows: of a micro-batch, which change no gradient; None takes all at once
+        rows: rows of a micro-batch, which change no gradient; None takes all
         stages_by: stages are drawn once for a "step", or anew for each "prompt", as in the release's micro-batches, at no row more
-        reward_noise: of the generator's reward term, one for a "group", as released, or a "sample"; the surrogate always shares one
+        reward_noise: noise of the generator's reward term, one for a "group", as released, or a "sample"; the surrogate always shares one
 
     Raises:
         ValueError: a teacher that could move, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a number
@@ -135,7 +135,7 @@ class SurrogateReward(Objective):
     _reference: Policy = attrs.field(init=False, repr=False)
     _baseline: Policy = attrs.field(init=False, repr=False)
     _progress: Progress | None = attrs.field(init=False, default=None, repr=False)
-    """Of the step under way, which `after_step` is not told; None between steps."""
+    """Progress of the present step; None between steps."""
 
     def __attrs_post_init__(self) -> None:
         self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)

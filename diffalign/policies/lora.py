@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .diffusers import Family
 
 
-def _listed(targets: Sequence[str]) -> Sequence[str]:
+def _listed(targets: str | Sequence[str]) -> Sequence[str]:
     """List of targets; a single text is one target."""
     return (targets,) if isinstance(targets, str) else targets
 
@@ -32,8 +32,8 @@ class LoRA:
     Args:
         rank: rank of the update
         alpha: the update is scaled by alpha / rank
-        targets: names of linear layers; each must match at least one. A full path means only that layer; another name means all layers
-            whose path ends with it after a dot. None takes the family's usual layers
+        targets: names of linear layers, or one name; each must match at least one. A full path means only that layer; another name means
+            all layers whose path ends with it after a dot. None takes the family's usual layers
         init: "zero" and "gaussian" (with a Gaussian A) both start exactly at the base, because B = 0
         start: adapters to start from instead: a file, or a folder that diffusers, peft or an export wrote. It is read completely or
             refused. A fork(pristine=True) is still the base. Without `targets`, its layers are adapted

@@ -1,5 +1,6 @@
 """Before the first update, replay reproduces the rollout, or the run stops with the level at which it does not, and with a guess."""
 
+import functools
 import re
 
 import attrs
@@ -229,21 +230,24 @@ FAULTS = {
 }
 
 
+@functools.cache
+def honest_rollout(kernel, steps, rows, guided):
+    """A policy and a rollout of it that keeps the contract, which every fault is planted into."""
+    policy = TinyPolicy((4, 8, 8), kernel=kernel, shift=3.0)
+    policy = Guided(policy, 3.0) if guided else policy
+    forest = sample(policy, ChainSampler(steps, samples=3, rows=rows))
+    check_first_step(policy, forest)
+    return policy, forest
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("kernel", [CPS("mean"), FlowSDE("mean"), CPS("sum")], ids=repr)
 @pytest.mark.parametrize("steps", [4, 28])
 @pytest.mark.parametrize("rows", [1, None])
 def test_a_planted_fault_is_found_at_every_level_and_named(fault, kernel, steps, rows):
     """All stochastic levels, the last ones included: each call is checked alone."""
-    inner = (
-        Guided(TinyPolicy((4, 8, 8), kernel=kernel, shift=3.0), 3.0)
-        if fault == "guidance"
-        else TinyPolicy((4, 8, 8), kernel=kernel, shift=3.0)
-    )
-    sampler = ChainSampler(steps, samples=3, rows=rows)
-    honest = sample(inner, sampler)
+    inner, honest = honest_rollout(kernel, steps, rows, fault == "guidance")
     calls = len(set(honest.call.tolist()) - {UNRECORDED})
-    check_first_step(inner, honest)
     wrong = BrokenReplay(inner, fault, calls=0, steps=steps)
     if fault == "cache":
         wrong = BrokenReplay(inner, fault, calls=1, steps=steps)

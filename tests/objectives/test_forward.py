@@ -125,10 +125,11 @@ def test_without_old_weights_nothing_follows():
     assert torch.equal(weights(mine.policy), before)
 
 
-def test_the_budget_is_of_a_draw():
+def test_the_budget_of_a_batch_is_that_of_its_pieces_alone():
     mine = losses()
-    batch = batch_for(mine.policy)
-    assert [max(map(len, mine.draw(batch, 0, rows).pieces)) for rows in (8, 2)] == [8, 2]
+    one, other = (mine.draw(batch_for(mine.policy), 0, rows) for rows in (8, 2))
+    assert (max(map(len, one.pieces)), max(map(len, other.pieces))) == (8, 2)
+    assert torch.equal(one.samples.at(torch.arange(36)).target, other.samples.at(torch.arange(36)).target)
     assert mine.update_rows(4) == 12
 
 

@@ -85,7 +85,9 @@ def test_level_weights_undo_the_share_of_an_edges_own_leaves():
     objective = SoftmaxTB(policy, reference, level_weights=True)
     seen = []
     inner = objective._replay
-    objective._replay = lambda batch, update, loss_of: inner(batch, update, lambda paths: (seen.append(paths), loss_of(paths))[1])
+    objective._replay = lambda batch, update, rows, loss_of: inner(
+        batch, update, rows, lambda paths: (seen.append(paths), loss_of(paths))[1]
+    )
     weighted = gradient(objective, batch)
     (paths,) = seen
     level = batch.trajectories.level[paths.edges.child]

@@ -72,7 +72,7 @@ def test_the_loss_and_its_gradient_agree_with_the_release(golden, index):
     objective = SoftmaxTB.release_compatible(policy, beta=row["beta"], clip=row["clip_range"], reference_weight=row["lambda_ref"])
     if row["step_means"] is None:  # the recorded weights are 1 because the release had no step data
         objective.ratio_norm = None
-    objective._replay = lambda batch, update, loss_of: iter([loss_of(paths)])
+    objective._replay = lambda batch, update, rows, loss_of: iter([loss_of(paths)])
     (phase,) = objective.phases()
     (loss,) = phase.losses(paths.batch, 0)
     (gradient,) = torch.autograd.grad(loss.value, paths.log_prob)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from started import start
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -17,7 +18,7 @@ def run(monkeypatch, tmp_path, *words):
 
 
 def test_its_parts_hold(monkeypatch, tmp_path, capsys):
-    words = ["--only", "matrix", "contract", "resume", "memory", "demo", "--every", "60", "--steps", "3", "--quick"]
+    words = ["--only", "matrix", "contract", "resume", "memory", "demo", "--every", "60", "--steps", "2", "--quick"]
     code, found = run(monkeypatch, tmp_path, *words)
     assert code == 0, capsys.readouterr().out
     assert set(found["parts"]) == {"matrix", "contract", "resume", "memory", "demo"}
@@ -26,6 +27,10 @@ def test_its_parts_hold(monkeypatch, tmp_path, capsys):
 
 
 def test_attention_is_probed_in_a_process_of_its_own(monkeypatch, tmp_path):
+    def run_forked(words, *, env, timeout, **_):
+        return start(*words[1:], environment=env, limit=timeout)
+
+    monkeypatch.setattr(gpu_check.subprocess, "run", run_forked)
     code, found = run(monkeypatch, tmp_path, "--only", "attention", "--large", "tiny-flux", "--settings", "1")
     (row,) = found["parts"]["attention"]["rows"]
     assert code == 0

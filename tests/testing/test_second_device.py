@@ -1,12 +1,11 @@
 """The contracts run a part on the pretended device: what mixes devices is named with its place, and nothing that was given is changed."""
 
-import subprocess
-import sys
 import threading
 
 import attrs
 import pytest
 import torch
+from started import start
 from tiny_pipelines import saved
 
 from diffalign.cli import main
@@ -324,9 +323,11 @@ print(*examine(subject_of(SoftmaxTB), OBJECTIVE[-1:]))
 """
 
 
-def test_after_a_backward_pass_it_is_skipped_with_advice():
+def test_after_a_backward_pass_it_is_skipped_with_advice(tmp_path):
     """torch counts devices then, and never again; here conftest.py has called `prepare_second_device`."""
-    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True)
+    (tmp_path / "late.py").write_text(LATE)
+    done = start(tmp_path / "late.py")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("skip  a second device: a backward pass was made in this process before the pretended device was known")
     assert "call diffalign.testing.prepare_second_device() first" in done.stdout
 

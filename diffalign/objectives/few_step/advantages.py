@@ -24,7 +24,7 @@ class Advantage(ABC):
 
         Args:
             rewards: aggregated
-            group: of each sample
+            group: prompt group of each sample
             deviation: standard deviation of the rewards over all processes; None takes that of `rewards`
         """
 
@@ -34,7 +34,7 @@ class GroupAdvantage(Advantage):
     """A = clip((r - mean of the group) / (std + epsilon), +-bound); exactly 0 in a group whose rewards are all equal.
 
     Args:
-        scale: whose standard deviation: of all rewards of the step, over all processes ("batch"), or of the group; or none
+        scale: divisor, the standard deviation of all rewards of the step, over all processes ("batch"), or of the group; or none
         epsilon: added to it
         bound: largest |A|; where it bites, the advantages of a group no longer sum to 0. None does not clip
     """

@@ -58,7 +58,7 @@ class LogitNormalTime(QueryTime):
     """tau = low + margin + sigmoid(mean + std z) (high - low - margin), z standard normal: most queries in the middle.
 
     Args:
-        mean, std: of the logit
+        mean, std: mean and standard deviation of the logit
         margin: least distance from the stage's end
     """
 

@@ -1,4 +1,4 @@
-"""Where the reward of TDM-R1 reaches: which stages, how strongly, and between which sigmas.
+"""Reach of the reward of TDM-R1: stages, how strongly, and between which sigmas.
 
 Legend: B rows, T stages.
 """
@@ -33,7 +33,7 @@ class Reach:
         Draws of rows are by prompt, draw and place, so that they do not depend on what is left out.
 
         Args:
-            rows: of the generator
+            rows: rows of the generator
             stages: T
 
         Raises:

@@ -49,7 +49,7 @@ class Reinforcement:
         Args:
             end: [B, *] x_{j+1}
             rows: the B stages
-            conditions: B rows, as the fake and as the teacher reads them
+            conditions: B rows, as the fake and as the teacher read them
             near: taus and noises of the terms "kl" and "guidance"
             far: those of the term "reward"; None for stages that it does not reach
         """
@@ -83,9 +83,9 @@ def reinforce(
     """The sum over terms of weight distance(D) / w, averaged over samples of a group, drawn stages and groups.
 
     Args:
-        roles: what moves the student
+        roles: policies and settings that move the student
         rows: stages, replayed with a graph: such as the reward reaches, or such as it does not
-        conditions: as the student, as the fake and as the teacher reads them
+        conditions: prompts as the student, as the fake and as the teacher read them
         near, far: taus [B] and noises [B, *] of the two branches; None where the reward does not reach
         factor: [B] of the term "reward"
         groups: global number of prompt groups

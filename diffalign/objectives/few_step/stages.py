@@ -16,7 +16,7 @@ from diffalign.core.transition import expand
 from .stage_samplers import StageSampler
 
 DrawnBy = Literal["step", "prompt"]
-"""What has stages of its own."""
+"""Unit that has stages of its own: the step, or each prompt."""
 
 
 @attrs.frozen(eq=False)
@@ -62,7 +62,7 @@ class Rows:
 
         Args:
             trajectories: with every level stored
-            stages: of each prompt of the condition
+            stages: stages of each prompt of the condition
 
         Raises:
             ValueError: some levels of the trajectories are not stored.
@@ -128,7 +128,7 @@ class Rows:
         return end, clean_of(self.start, end, self.sigma, self.sigma_end)
 
     def replayed(self, policy: Policy, condition: Condition, budget: int | None) -> "Rows":
-        """These rows with the ends that `policy` gives now, without gradient."""
+        """Return these rows with the ends that `policy` gives now, without gradient."""
         with torch.no_grad():
             ends = [self.select(index).replay(policy, condition)[0] for index in self.pieces(budget)]
         return attrs.evolve(self, end=torch.cat(ends))
@@ -143,9 +143,9 @@ def drawn_rows(trajectories: TrajectoryBatch, sampler: StageSampler, streams: St
 
     Args:
         trajectories: with every level stored
-        sampler: of stages
-        streams: of the step
-        name: of the draw
+        sampler: sampler of stages
+        streams: random draws of the step
+        name: name of the draw
         by: one draw for all prompts, or one for each, which depends on no other prompt
     """
     stages = len(trajectories.sigmas) - 1
@@ -178,7 +178,7 @@ def draw_noise(streams: Streams, name: str, rows: Rows, by_group: bool = False) 
 
 @attrs.frozen(eq=False)
 class _Places:
-    """Where the draws of rows stand in tables, on the host: prompt id, draw and place of each row [B]."""
+    """Places of the draws of rows in tables, on the host: prompt id, draw and place of each row [B]."""
 
     prompt_id: Tensor
     draw: Tensor
