@@ -11,17 +11,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=positive, default=1, metavar="N", help="plan for N processes with a device each (%(default)s)")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of a device, to compute the row budget that fits")
     parser.add_argument("--teraflops", type=float, metavar="N", help="speed of a device in TFLOP/s; by default measured on this machine")
+    parser.add_argument(
+        "--device", metavar="NAME", help="name of a device (h100, h200, a100, 4090, ...), to compute the least time of a step on it"
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, metavar="TB/S", help="memory bandwidth of a device that has no name here; with --teraflops"
+    )
     parser.add_argument("--shard", action="store_true", help="plan with weights sharded over the devices")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from .. import config
+    from ..core import ConfigError
     from ..costs.capacity import Cluster, capacity
+    from ..costs.cards import asked
     from ..costs.forecast import forecast
 
+    try:
+        known = asked(options.device, options.teraflops, options.bandwidth)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     job = config.parse(options.run, overrides)
     loop = job.build()
     print(job.yaml())
     print(forecast(loop, job.tree["total"]))
-    print(capacity(loop, Cluster(options.devices, options.memory, options.teraflops, options.shard)))
+    memory = options.memory if options.memory is not None or known is None else known.memory
+    print(capacity(loop, Cluster(options.devices, memory, options.teraflops, options.shard, known)))
     return 0

@@ -17,6 +17,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run folder")
     parser.add_argument("--new-total", action="store_true", help="with --resume: accept another total; schedules then use the new total")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the run folder")
+    parser.add_argument(
+        "--teraflops", type=float, metavar="N", help="peak speed of a device in TFLOP/s, for the metrics mfu/*; known for usual GPUs"
+    )
     parser.add_argument("--shard", action="store_true", help="shard the weights over the processes of the launcher")
 
 
@@ -41,6 +44,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
     from ..core import NonFiniteError
+    from ..costs.utilisation import meter_of
     from ..processes.sharding import FullySharded
     from ..runs.checkpoints import Checkpoints, complete_checkpoints
     from ..runs.console import Console
@@ -53,6 +57,7 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
     checkpoints = Checkpoints(job.folder, job.tree["checkpoint_every"], text, job.tree["checkpoint_keep"])
     hooks = (Recorder(job.folder, text, job.name), checkpoints, Console())
     loop = job.build(hooks, devices, FullySharded() if options.shard else None)
+    loop.meter = meter_of(loop, options.teraflops)
     take_fair_threads(loop.objective.policy.device)
     start = _resumed(job, checkpoints, loop, options) if options.resume else 0
     if start >= total and (job.folder / "report.html").exists():

@@ -32,7 +32,7 @@ from .overrides import override
 from .resolution import resolve
 from .signature import MISSING, Parameter, parameters, words
 
-_NOT_IN_FILES = ("devices", "sharding")
+_NOT_IN_FILES = ("devices", "sharding", "meter")
 
 USUAL: Mapping[str, str] = {"optimizers": "AdamW", "prompts": "PromptFile", "evaluation": "HeldOutEvaluation"}
 """Keys of a run whose parts may leave out their class -> the class that is meant."""

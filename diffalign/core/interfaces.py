@@ -1,13 +1,14 @@
 """Interfaces of the parts that can be exchanged: samplers, rewards, objectives, sources of prompts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from .ledger import Ledger
 from .policy import Policy
 from .processes import Devices
 from .scores import Partial
@@ -214,6 +215,22 @@ class Planned(Protocol):
     @property
     def plan(self) -> object:
         """Plan that the sampler follows."""
+        ...
+
+
+class Meter(Protocol):
+    """Computes metrics from the ledger of a step."""
+
+    def read(self, ledger: Ledger, trained: Collection[str]) -> Mapping[str, tuple[float, float]]:
+        """Compute the part of one process.
+
+        Args:
+            ledger: seconds, rows and calls of the step in this process
+            trained: roles whose weights are trained
+
+        Returns:
+            Metric name -> (numerator, denominator). Both are summed over the processes, then divided.
+        """
         ...
 
 

@@ -23,6 +23,7 @@ class Ledger:
         calls: network calls by "role/stage"
         failed: stage in which an error was raised; None if there was none
         hidden: seconds by stage that ran at the same time as another stage; they are not part of `seconds`
+        tracked: network rows by "role/stage" whose calls ran with autograd on; they are part of `rows`
     """
 
     seconds: dict[str, float] = attrs.field(factory=dict)
@@ -30,12 +31,13 @@ class Ledger:
     calls: dict[str, int] = attrs.field(factory=dict)
     failed: str | None = None
     hidden: dict[str, float] = attrs.field(factory=dict)
+    tracked: dict[str, int] = attrs.field(factory=dict)
 
     @contextmanager
     def stage(self, name: str, roles: Mapping[str, Policy] | None = None) -> Iterator[None]:
         """Charge the block to a stage, and its network rows to `roles`. A counter that two roles share is charged once."""
         counters = {id(policy.counter): (role, policy.counter) for role, policy in reversed(list((roles or {}).items()))}
-        before = {key: (counter.rows, counter.calls) for key, (_, counter) in counters.items()}
+        before = {key: (counter.rows, counter.calls, counter.tracked) for key, (_, counter) in counters.items()}
         start = time.perf_counter()
         try:
             yield
@@ -52,6 +54,7 @@ class Ledger:
                     entry = f"{role}/{name}"
                     self.rows[entry] = self.rows.get(entry, 0) + rows
                     self.calls[entry] = self.calls.get(entry, 0) + calls
+                    self.tracked[entry] = self.tracked.get(entry, 0) + counter.tracked - before[key][2]
 
     def hide(self, name: str, seconds: float) -> None:
         """Add time that a stage took while the step was busy with another stage."""
@@ -59,7 +62,7 @@ class Ledger:
 
     def add(self, other: "Ledger") -> None:
         """Add another ledger's numbers to this one."""
-        for name in ("seconds", "hidden", "rows", "calls"):
+        for name in ("seconds", "hidden", "rows", "calls", "tracked"):
             mine = getattr(self, name)
             for key, value in getattr(other, name).items():
                 mine[key] = mine.get(key, 0) + value

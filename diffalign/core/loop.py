@@ -13,7 +13,7 @@ from .budget import Budgets, rows_of, shrink
 from .contract import check_first_step, refuse_dropout
 from .errors import Evidence, NonFiniteError
 from .groups import Raw
-from .interfaces import Aggregation, Objective, OptimizerFactory, PromptSource, RewardFunction, TrajectorySampler
+from .interfaces import Aggregation, Meter, Objective, OptimizerFactory, PromptSource, RewardFunction, TrajectorySampler
 from .interrupt import Interrupted, StopRequest, stop_between_steps
 from .learning_rates import adamw, scale_learning_rates
 from .ledger import Ledger
@@ -76,6 +76,7 @@ class AlignmentLoop:
         keep_images: number of images in a report
         folder: folder in which hooks write the run's files; None if there is none
         sharding: shards weights over the processes; None keeps all weights in each process
+        meter: computes metrics of the time that a step took, as `diffalign.costs.utilisation` does; None adds no such metrics
     """
 
     objective: Objective
@@ -97,6 +98,7 @@ class AlignmentLoop:
     keep_images: int = 16
     folder: Path | None = None
     sharding: Sharding | None = None
+    meter: Meter | None = None
     ledger: Ledger = attrs.field(factory=Ledger, init=False)
     running: dict[str, torch.optim.Optimizer] = attrs.field(factory=dict, init=False)
     reward: float | None = attrs.field(default=None, init=False)
@@ -249,6 +251,8 @@ class AlignmentLoop:
         if self.average is not None:
             self.average.update(policy, progress.step)
         self.ledger.add(ledger)
+        for name, (total, count) in (self.meter.read(ledger, self.trained()) if self.meter is not None else {}).items():
+            metrics.add(name, torch.tensor(total), torch.tensor(count))
         result = metrics.means(self.devices)
         self.reward = result["reward"]
         if (said := self.objective.observe(result, progress)) and self.devices.rank == 0:

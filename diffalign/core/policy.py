@@ -18,16 +18,19 @@ class RowCounter:
 
     Args:
         largest: rows of the largest call since it was last set to 0
+        tracked: rows of the calls that ran with autograd on
     """
 
     rows: int = 0
     calls: int = 0
     largest: int = 0
+    tracked: int = 0
 
     def add(self, rows: int) -> None:
         self.largest = max(self.largest, rows)
         self.rows += rows
         self.calls += 1
+        self.tracked += rows * torch.is_grad_enabled()
 
 
 class Policy(nn.Module, ABC):

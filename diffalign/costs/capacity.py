@@ -13,6 +13,7 @@ from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt, Size
 from ..core.budget import rows_of
 from ..processes.sharding import separate, sharded_bytes
 from ..samplers import Branches, Branching
+from .cards import Card
 from .sizes import activation_bytes, size, state_bytes, tensor_bytes, token_layers, tokens
 
 _GIB = 1024**3
@@ -27,12 +28,14 @@ class Cluster:
         memory: memory of a device in GiB; None if it does not matter
         teraflops: speed of a device in TFLOP/s, in the floating type of the policy; None measures this device
         shard: whether weights are sharded over the devices
+        card: data sheet of the device; its bound then replaces the estimate from `teraflops`. None if the device is not known
     """
 
     devices: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     memory: float | None = None
     teraflops: float | None = None
     shard: bool = False
+    card: Card | None = None
 
 
 def capacity(loop: AlignmentLoop, cluster: Cluster) -> str:
@@ -156,6 +159,11 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Ite
     if update is None:
         yield "steps per hour", f"not known: {type(loop.objective).__name__} does not say how many rows an update has"
         return
+    if cluster.card is not None:
+        from .limits import limits  # slow to import, and seldom needed
+
+        yield from limits(loop, tree, update, cluster.card, cluster.devices)
+        return
     groups = -(-loop.prompts_per_step // cluster.devices)
     updates = max(phase.repeats for phase in loop.objective.phases())
     whole = not any(not parameter.requires_grad for parameter in loop.objective.policy.parameters())
@@ -168,7 +176,7 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Ite
         "steps per hour",
         (
             f"at most {3600 * speed * 1e12 / flops:,.0f}: {flops / 1e12:.3g} TFLOP a step and device (rollout, update; no decoding, no "
-            f"rewards) at {speed:.3g} TFLOP/s ({source}); a third to a half of that is usual"
+            f"rewards) at {speed:.3g} TFLOP/s ({source}); memory is slower than that: --device NAME looks at both"
         ),
     )
 

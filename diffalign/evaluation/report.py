@@ -30,6 +30,8 @@ CURVES = {
     "grad_norm/policy": "Gradient norm before clipping",
     "contract/deviation": "First-step contract: deviation of a repeated call, as a share of the velocity's part of the step",
     "rows_per_second": "Network rows per second",
+    "mfu/rollout": "Rollout: useful operations, as a share of the device's peak",
+    "mfu/update": "Update: useful operations, as a share of the device's peak",
 }
 """Titles of the curves that come first; every other metric follows under its own name."""
 

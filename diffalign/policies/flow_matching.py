@@ -16,6 +16,7 @@ from .arithmetic import keep_float32, set_attention
 from .compilation import Compilation
 from .diffusers import Family, Quantization, Setting, Source, load_family
 from .encodings import Encodings, encoder_revision
+from .left_out import LeftOut, switch
 from .lora import ADAPTER, LoRA
 from .products import multiplied_in
 
@@ -63,6 +64,7 @@ class FlowMatchingPolicy(Policy):
         self.host = host
         self.compute = compute
         self.attention = attention
+        self._left_out: LeftOut | None = None
 
     @classmethod
     def from_pretrained(
@@ -192,6 +194,8 @@ class FlowMatchingPolicy(Policy):
                 "`sharding`, or load the policy without it."
             )
         self.counter.add(len(latents))
+        if self._left_out is not None:
+            self._left_out.holds()  # else they are on from here
         compute = multiplied_in(self.compute, latents.device)
         with nullcontext() if compute is None else torch.autocast(latents.device.type, compute):
             velocity = self.family.velocity(self.network, latents, sigma, condition.tensors)
@@ -218,14 +222,17 @@ class FlowMatchingPolicy(Policy):
         own = (parameter for name, parameter in self.network.named_parameters() if name in self.own)
         lent = {} if self.host is None else self.host.lend(own)
         network = fork_module(self.network, self.own, trainable=trainable, lent=lent)
-        if pristine:
+        left_out = None
+        if self._left_out is not None:
+            switch(network, on=True)  # the copy's are off like these
+        if pristine or (self._left_out is not None and self._left_out.holds()):
             parameters = dict(network.named_parameters())
-            for name in self.adapters:
-                torch.nn.init.zeros_(parameters[name])
+            left_out = LeftOut.of(network, [parameters[name] for name in self.adapters], trained=trainable)
         if self.compilation is not None:
             self.compilation.apply(network)
         chosen = (self.encodings, self.compilation, self.host, self.compute, self.attention)
         twin = type(self)(network, self.family, self.kernel, self.grid, self.own, *chosen)
+        twin._left_out = left_out
         self.shares_tensors = twin.shares_tensors = True
         return twin
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
+import torch
 from torch import nn
 
 from .saved_names import Layers, layer_paths
@@ -51,6 +52,8 @@ class LoRA:
     def attach(self, network: Any, default_targets: Sequence[str], family: "Family | None" = None) -> None:
         """Freeze `network` and add the adapters, which are float32 for every type of the base.
 
+        Above a base in bfloat16 the adapters of linear layers multiply in bfloat16.
+
         Args:
             network: the denoiser
             default_targets: layers that are adapted without `targets` and `start`
@@ -79,6 +82,10 @@ class LoRA:
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if (network.dtype if family is None else family.dtype) is torch.bfloat16:  # float16 would round small gradients to zero
+            from .lora_products import multiply_in_type_of_base
+
+            multiply_in_type_of_base(network, ADAPTER)
         if saved is not None:
             saved.fill(network, ADAPTER, self.start_scale)
 

@@ -1,6 +1,7 @@
 """Progress on the console: a live line on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Mapping
 
 import attrs
 import torch
@@ -9,11 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..core import AlignmentLoop, Hook, Report
 from ..core.unessential import unessential
+from ..costs.utilisation import ROLLOUT, UPDATE
 from ..evaluation import paired_change
 
 _FIELDS = (
     "reward {task.fields[reward]:.3f}  diversity {task.fields[diversity]:+.3f}  ratio check {task.fields[check]:.0e}  "
-    "{task.fields[rows]:.0f} rows/s"
+    "{task.fields[rows]:.0f} rows/s{task.fields[peak]}"
 )
 
 
@@ -56,7 +58,9 @@ class Console(Hook):
                 TimeRemainingColumn(),
             )
             self._progress = Progress(*columns, console=self._terminal)
-            self._task = self._progress.add_task("run", total=total, completed=step, reward=0.0, diversity=0.0, check=0.0, rows=0.0)
+            self._task = self._progress.add_task(
+                "run", total=total, completed=step, reward=0.0, diversity=0.0, check=0.0, rows=0.0, peak=""
+            )
             with unessential("progress on the terminal"):
                 self._progress.start()
 
@@ -74,12 +78,12 @@ class Console(Hook):
         }
         if self._progress is not None:
             with unessential("progress on the terminal"):
-                self._progress.update(self._task, completed=done, **values)  # type: ignore[arg-type]
+                self._progress.update(self._task, completed=done, peak=_of_peak(metrics), **values)  # type: ignore[arg-type]
         elif done % max(1, report.total // self.lines) == 0 or done == report.total:
             left = seconds_left(time.monotonic() - self._began, self._first, done, report.total)
             self._say(
                 f"step {done}/{report.total}  reward {values['reward']:.3f}  diversity {values['diversity']:+.3f}  "
-                f"ratio check {values['check']:.0e}  {speed:.0f} rows/s  {left:.0f} s left"
+                f"ratio check {values['check']:.0e}  {speed:.0f} rows/s{_of_peak(metrics)}  {left:.0f} s left"
             )
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
@@ -105,6 +109,12 @@ class Console(Hook):
             change = paired_change(before[name], values)
             means = f"{before[name].mean().item():.3f} -> {values.mean().item():.3f}"
             self._say(f"  {labels[name]:<{width}} {means}   {change.signed()}")
+
+
+def _of_peak(metrics: Mapping[str, float]) -> str:
+    """Text of the share of the device's peak; empty if it is not measured."""
+    shares = [f"{metrics[name]:.0%}" for name in (ROLLOUT, UPDATE) if name in metrics]
+    return f"  of peak {' / '.join(shares)}" if shares else ""
 
 
 def seconds_left(spent: float, first: int, done: int, total: int) -> float:

@@ -1,0 +1,85 @@
+"""Lower bound of the time of a run's step on a card that need not be in this machine."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt
+from ..core.budget import rows_of
+from ..core.wrapper import PolicyAround
+from ..samplers import Branching
+from .cards import Card
+from .roofline import Work, bounds, pieces
+from .rows import Counted
+
+
+def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1) -> Work:
+    """List the network calls of a step on one device. Only replay and reference are counted of what an objective evaluates.
+
+    Args:
+        loop: the built loop
+        tree: tree of its sampler
+        update: rows of an update for one prompt
+        devices: number of devices that share the prompts
+    """
+    groups = -(-loop.prompts_per_step // devices)
+    size = min(loop.rollout.prompts or groups, groups)
+    sizes = [min(size, groups - start) for start in range(0, groups, size)]
+    calls = [rows for count in sizes for width in tree.widths[:-1] for rows in pieces(width * count, rows_of(loop.sampler))]
+    once = pieces(update * groups, rows_of(loop.objective))
+    updates = max(phase.repeats for phase in loop.objective.phases())
+    numbers = sum(parameter.numel() for policy in loop.trained().values() for parameter in policy.trainable_parameters().values())
+    return Work(
+        tuple(calls) * _evaluations(loop.objective.behavior()),
+        once * updates * _evaluations(loop.objective.policy),
+        once * ("reference" in loop.policies()) * _evaluations(loop.objective.policy),
+        numbers * updates,
+    )
+
+
+def limits(loop: AlignmentLoop, tree: Branching, update: int, card: Card, devices: int = 1) -> Iterator[tuple[str, str]]:
+    """Make the lines of a table: the bound, the bound if operators are fused, and the number of operators.
+
+    Args:
+        loop: the built loop
+        tree: tree of its sampler
+        update: rows of an update for one prompt
+        card: data sheet of a device
+        devices: number of devices that share the prompts
+
+    Raises:
+        ValueError: weights are quantised or sharded.
+    """
+    policy = loop.objective.policy
+    counted, work = counted_of(loop, policy), work_of(loop, tree, update, devices)
+    peak = card.peak(policy.precision)
+    apart = bounds(counted, work, card)
+    for name, fused in ((f"least on {card.name}", False), ("fused", True)):
+        rollout, update_bound = bounds(counted, work, card, fused=fused)
+        seconds = rollout.seconds + update_bound.seconds
+        yield (
+            name,
+            (
+                f"{seconds:.3g} s a step ({3600 / seconds:,.0f} an hour): rollout {rollout.seconds:.3g} s ({rollout.share(peak):.0%} of "
+                f"{peak / 1e12:.4g} TFLOP/s), update {update_bound.seconds:.3g} s ({update_bound.share(peak):.0%})"
+                f"{', if all that is no product were fused with a neighbour' if fused else ', operator by operator'}"
+            ),
+        )
+    operators = sum(bound.operators for bound in apart)
+    yield "operators", f"{operators:,} a step; where starting one takes 10 microseconds, the host needs {operators * 1e-5:.3g} s"
+
+
+def counted_of(loop: AlignmentLoop, policy: Policy) -> Counted:
+    """Count the calls of a policy for the first prompt of the run."""
+    prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else loop.prompts.draw(0, 1)
+    with torch.no_grad():
+        return Counted.of(policy, policy.encode([Prompt.of(prompts[0])]))
+
+
+def _evaluations(policy: Policy) -> int:
+    """Network rows for one row of the policy: two under guidance."""
+    count = 1
+    while isinstance(policy, PolicyAround):
+        count *= 2 if isinstance(policy, Guided) and policy.scale != policy.no_guidance else 1
+        policy = policy.policy
+    return count

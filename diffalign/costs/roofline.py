@@ -1,0 +1,89 @@
+"""Lower bound of the time of a step on a card, from operations and bytes alone."""
+
+from collections.abc import Iterator
+
+import attrs
+
+from .cards import Card
+from .rows import Counted
+
+_OPTIMIZER_BYTES = 28
+"""AdamW reads weight, gradient and two moments of a number and writes all but the gradient, in float32."""
+
+
+@attrs.frozen
+class Work:
+    """Network calls of a step on one device.
+
+    Args:
+        rollout: rows of each call of the rollout
+        update: rows of each call with a forward and a backward pass
+        beside: rows of each call of the update without gradient: calls that weigh pieces, and calls of a reference
+        trained: count of the numbers that an optimizer updates
+    """
+
+    rollout: tuple[int, ...]
+    update: tuple[int, ...] = ()
+    beside: tuple[int, ...] = ()
+    trained: int = 0
+
+
+@attrs.frozen
+class Bound:
+    """Lower bound of a stage.
+
+    Args:
+        seconds: time on the device
+        useful: operations that the mathematics needs: forward, and also backward for rows that carry a gradient
+        operators: number of operators that are started if nothing is fused
+    """
+
+    seconds: float
+    useful: float
+    operators: int
+
+    def share(self, peak: float) -> float:
+        """Largest share of the peak that is possible: useful / (seconds * peak)."""
+        return self.useful / max(self.seconds * peak, 1e-300)
+
+
+def pieces(rows: int, budget: int | None) -> tuple[int, ...]:
+    """Split rows into calls of at most `budget` rows. None makes one call of all rows."""
+    if budget is None or rows <= budget:
+        return (rows,) if rows else ()
+    return (budget,) * (rows // budget) + ((rows % budget,) if rows % budget else ())
+
+
+def bounds(counted: Counted, work: Work, card: Card, *, fused: bool = False) -> tuple[Bound, Bound]:
+    """Bound rollout and update: sums over calls and operators of max(operations / peak, bytes / bandwidth).
+
+    No run is faster, whatever its kernels. The host is not counted: it needs some microseconds to start an operator, and small calls take
+    little else. Decoding and rewards are not counted.
+
+    Args:
+        counted: calls of the policy that is trained; a reference counts as much
+        work: network calls of the step
+        card: card on which it runs
+        fused: whether casts and elementwise operators move no bytes, as if a compiler had fused them with a neighbour
+
+    Reference: Williams et al., Roofline, Communications of the ACM 52(4), 2009.
+    """
+
+    def forward(rows: int) -> Bound:
+        call = counted(rows).forward
+        return Bound(call.seconds(card, fused=fused), call.useful, len(call.operators))
+
+    def backward(rows: int) -> Bound:
+        call = counted(rows).backward
+        return Bound(call.seconds(card, fused=fused), call.useful, len(call.operators))
+
+    beside = _added(map(forward, work.beside))
+    trained = _added(part for rows in work.update for part in (forward(rows), backward(rows)))
+    optimizer = work.trained * _OPTIMIZER_BYTES / card.bandwidth
+    update = Bound(trained.seconds + beside.seconds + optimizer, trained.useful, trained.operators + beside.operators)
+    return _added(map(forward, work.rollout)), update
+
+
+def _added(parts: Iterator[Bound]) -> Bound:
+    found = list(parts)
+    return Bound(sum(b.seconds for b in found), sum(b.useful for b in found), sum(b.operators for b in found))

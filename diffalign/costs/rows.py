@@ -1,0 +1,114 @@
+"""Operators of a call of a policy's network, by its rows, counted on torch's meta device."""
+
+import copy
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from ..core import Condition, Policy
+from ..core.forking import view_of
+from ..core.spread import is_spread
+from ..core.wrapper import PolicyAround
+from .operators import Call, counting
+
+_COUNTED = 3
+"""Rows up to which calls are counted one by one. One row has fewer operators than two: nothing needs to be copied for it."""
+
+
+@attrs.frozen
+class Pass:
+    """Operators of a network call, forward and backward.
+
+    Args:
+        rows: rows of the call
+        forward: operators of the forward pass with gradients, which keeps activations
+        backward: operators of the backward pass to the trained weights; empty if nothing is trained
+    """
+
+    rows: int
+    forward: Call
+    backward: Call
+
+
+@attrs.define(eq=False)
+class Counted:
+    """Counts the operators of a policy's calls by their rows. Each number of rows is counted once.
+
+    Args:
+        policy: innermost policy, with its network on the meta device
+        condition: condition of one row, on the meta device
+    """
+
+    policy: Policy
+    condition: Condition
+    _known: dict[int, Pass] = attrs.field(factory=dict, init=False)
+
+    @classmethod
+    def of(cls, policy: Policy, condition: Condition) -> "Counted":
+        """Make a counter from a policy, which is not changed: parameters are copied as tensors without memory.
+
+        Args:
+            policy: any policy; wrappers around it call the same network
+            condition: condition whose first row stands for all rows
+
+        Raises:
+            ValueError: weights are quantised or sharded over processes; they are not the factors that are multiplied.
+        """
+        inner = innermost(policy)
+        if any(is_spread(parameter) or not parameter.is_floating_point() for parameter in inner.parameters()):
+            raise ValueError("counting needs whole weights in a floating type; some are quantised, or sharded over processes")
+        first = condition.select(torch.zeros(1, dtype=torch.long))
+        tensors = {name: tensor if name == "lengths" else tensor.to("meta") for name, tensor in first.tensors.items()}
+        return cls(_on_meta(inner), attrs.evolve(first, tensors=tensors))
+
+    def __call__(self, rows: int) -> Pass:
+        """Count a call of that many rows. Calls of more than three follow from two and three, unless the network treats rows one by one."""
+        if rows not in self._known:
+            self._known[rows] = self._count(rows) if rows <= _COUNTED else self._continued(rows)
+        return self._known[rows]
+
+    def _continued(self, rows: int) -> Pass:
+        two, three = self(_COUNTED - 1), self(_COUNTED)
+        calls = ((two.forward, three.forward), (two.backward, three.backward))
+        if not all(one.alike(other) for one, other in calls):
+            return self._count(rows)
+        return Pass(rows, *(one.at(rows, other, _COUNTED - 1) for one, other in calls))
+
+    def _count(self, rows: int) -> Pass:
+        condition = self.condition.select(torch.zeros(rows, dtype=torch.long))
+        latents = torch.zeros(rows, *self.policy.latent_shape, device="meta")
+        with counting() as taken, torch.enable_grad():
+            velocity = self.policy.velocity(latents, torch.full((rows,), 0.5, device="meta"), condition)
+            forward = taken()
+            if velocity.requires_grad:
+                trained = list(self.policy.trainable_parameters().values())
+                torch.autograd.grad(velocity, trained, torch.empty_like(velocity), allow_unused=True)
+            return Pass(rows, forward, taken())
+
+
+def innermost(policy: Policy) -> Policy:
+    """Policy that has the network, inside all wrappers."""
+    while isinstance(policy, PolicyAround):
+        policy = policy.policy
+    return policy
+
+
+def _on_meta(policy: Policy) -> Policy:
+    """View of a policy whose modules have parameters and buffers without memory. Everything that is no module is shared."""
+    twin = view_of(policy)
+    twin._modules = {name: None if module is None else _meta_copy(module) for name, module in policy._modules.items()}
+    twin._parameters = {name: None if value is None else _meta(value) for name, value in policy._parameters.items()}
+    twin._buffers = {name: None if value is None else value.to("meta") for name, value in policy._buffers.items()}
+    twin.counter = copy.copy(policy.counter)
+    return twin
+
+
+def _meta_copy(module: nn.Module) -> nn.Module:
+    memo: dict[int, object] = {id(parameter): _meta(parameter) for parameter in module.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, memo)
+
+
+def _meta(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=value.requires_grad)

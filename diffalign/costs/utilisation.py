@@ -1,0 +1,77 @@
+"""Model FLOP utilisation: share of a device's peak that a run uses."""
+
+import sys
+from collections.abc import Collection, Mapping
+
+import attrs
+import torch
+
+from ..core import AlignmentLoop, Ledger
+from .cards import recognised
+
+ROLLOUT, UPDATE = "mfu/rollout", "mfu/update"
+
+
+@attrs.frozen
+class Utilisation:
+    """Computes `mfu/rollout` and `mfu/update` of a step.
+
+        mfu = useful operations / (seconds of the stage x peak)
+
+    A policy that is not trained, or has no gradient in the stage, counts a forward pass for each row. A trained policy counts a forward
+    and a backward pass for each row that carries a gradient; its other rows in such a stage (they weigh the pieces of an update) count
+    nothing. Activations that are computed again count nothing.
+
+    Args:
+        forward: operations of the forward pass of a network row
+        backward: operations of its backward pass
+        peak: operations per second of a device
+
+    Reference: Chowdhery et al., arXiv:2204.02311, appendix B.
+    """
+
+    forward: float
+    backward: float
+    peak: float
+
+    def read(self, ledger: Ledger, trained: Collection[str]) -> Mapping[str, tuple[float, float]]:
+        """Compute useful operations, and operations at the peak, of each stage that has network rows."""
+        result = {}
+        for metric, stage in ((ROLLOUT, "rollout"), (UPDATE, "update")):
+            entries = [entry for entry in ledger.rows if entry.endswith(f"/{stage}")]
+            if entries:
+                useful = sum(self._useful(ledger, entry, entry.rpartition("/")[0] in trained) for entry in entries)
+                result[metric] = (useful, ledger.seconds[stage] * self.peak)
+        return result
+
+    def _useful(self, ledger: Ledger, entry: str, trained: bool) -> float:
+        tracked = ledger.tracked[entry] if trained else 0
+        return tracked * (self.forward + self.backward) if tracked else ledger.rows[entry] * self.forward
+
+
+def meter_of(loop: AlignmentLoop, teraflops: float | None = None) -> Utilisation | None:
+    """Make the meter of a run, for the card on which it runs.
+
+    Args:
+        loop: the built loop
+        teraflops: peak of a device in TFLOP/s; None takes the peak of the GPU of the policy from the table
+
+    Returns:
+        None on a CPU or an unknown GPU without `teraflops`. None also if a row cannot be counted; a message says so once.
+    """
+    policy = loop.objective.policy
+    peak = None if teraflops is None else teraflops * 1e12
+    if peak is None and policy.device.type == "cuda":
+        known = recognised(torch.cuda.get_device_name(policy.device))
+        peak = None if known is None else known.peak(policy.precision)
+    if peak is None:
+        return None
+    from .limits import counted_of  # slow to import, and seldom needed
+
+    try:
+        row = counted_of(loop, policy)(1)
+    except (ValueError, NotImplementedError, RuntimeError) as error:  # a network that does not run without numbers
+        if loop.devices.rank == 0:
+            print(f"mfu: the operations of {type(policy).__name__} are not counted: {error}", file=sys.stderr, flush=True)
+        return None
+    return Utilisation(row.forward.useful, row.backward.useful, peak)
