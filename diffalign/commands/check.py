@@ -1,4 +1,4 @@
-"""Build everything and say what a step costs, without running or writing anything."""
+"""Build everything and say what a step costs, without writing anything; with --try, also do one small step."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,17 +11,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=positive, default=1, metavar="N", help="plan for N processes with a device each (%(default)s)")
     parser.add_argument("--memory", type=float, metavar="GIB", help="of a device: which row budget fits it")
     parser.add_argument("--teraflops", type=float, metavar="N", help="of a device; measured on this machine where it is not given")
+    parser.add_argument("--try", dest="attempt", action="store_true", help="also do one step on two prompts, two rows at a time")
     parser.add_argument("--shard", action="store_true", help="plan with weights spread over the devices")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from .. import config
+    from ..costs.attempt import attempt
     from ..costs.capacity import Cluster, plan
     from ..costs.forecast import forecast
+    from ..evaluation import HeldOutEvaluation
+    from ..rewards.requirements import reach
 
     job = config.parse(options.run, overrides)
-    loop = job.build()
+    loop, hook = job.build_evaluated()
+    evaluation = hook if isinstance(hook, HeldOutEvaluation) else None
+    reach([*loop.named_rewards().values(), *(evaluation.rewards.values() if evaluation else ())])
     print(job.yaml())
     print(forecast(loop, job.tree["total"]))
     print(plan(loop, Cluster(options.devices, options.memory, options.teraflops, options.shard)))
+    if options.attempt:
+        print(attempt(loop, job.tree["total"], evaluation))
     return 0

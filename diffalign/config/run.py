@@ -1,6 +1,8 @@
 """A run from a YAML file: read, checked, written out in full, built."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,19 @@ import torch
 
 from ..core import Aggregation, AlignmentLoop, ConfigError, Devices, Hook, Listed, Policy, Prompt, RewardFunction, Sharding, SingleProcess
 from ..core.scoring import named_rewards, reward_name
+from ..embedded import WORLDS
 from ..placement import placed
 from ..rewards.requirements import require
 from .blueprint import Part, build, described, plain
 from .errors import listed, nearest, refused
-from .files import locate, read_run, read_yaml, write_yaml
+from .files import built_in, locate, read_run, read_yaml, write_yaml
 from .overrides import override
 from .resolution import resolve
 from .signature import MISSING, Parameter, parameters, words
+from .sources import make_importable, remember, sources
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+")
+_LONGEST_PATH = 4096
 
 _NOT_IN_FILES = ("devices", "sharding")
 
@@ -67,12 +74,22 @@ class Run:
         """Where the run's files go."""
         return Path(self.tree["folder"])
 
+    def sources(self) -> dict[str, Path]:
+        """The source files of the user's own parts, with what they import: see `sources.sources`."""
+        return sources(_modules(self.tree))
+
     def yaml(self) -> str:
         """The resolved configuration, which gives the same run again."""
         return write_yaml(plain(self.tree))
 
     def build(self, hooks: Sequence[Hook] = (), devices: Devices | None = None, sharding: Sharding | None = None) -> AlignmentLoop:
-        """The loop. What is quick to build comes before the policy, so that its errors do.
+        """The loop: see `build_evaluated`."""
+        return self.build_evaluated(hooks, devices, sharding)[0]
+
+    def build_evaluated(
+        self, hooks: Sequence[Hook] = (), devices: Devices | None = None, sharding: Sharding | None = None
+    ) -> tuple[AlignmentLoop, Hook | None]:
+        """The loop, and its evaluation. What is quick to build comes before the policy, so that its errors do.
 
         Args:
             hooks: after the evaluation and the hooks of the file
@@ -86,26 +103,30 @@ class Run:
         made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
         self._check_weights(made["aggregation"], made["rewards"])
         prompts = made["prompts"].prompts if isinstance(made["prompts"], Listed) else ()
+        held_out = getattr(made["evaluation"], "held_out", ())
         try:
-            require(named_rewards(made["rewards"]).values(), list(map(Prompt.of, prompts)))
+            rewards = named_rewards(made["rewards"])
+            require(rewards.values(), list(map(Prompt.of, prompts)))
         except ConfigError:
             raise
         except ValueError as error:
             raise refused("", error) from error
+        _check_scored({**rewards, **getattr(made["evaluation"], "rewards", {})}, held_out)
         torch.manual_seed(made["seed"])  # fresh adapters are drawn from torch's own generator
         policy = build(self.tree["policy"], {"sharding": sharding})
-        _check_sizes(policy, "prompts", prompts)
-        _check_sizes(policy, "evaluation.prompts", getattr(made["evaluation"], "held_out", ()))
+        _check_prompts(policy, "prompts", prompts)
+        _check_prompts(policy, "evaluation.prompts", held_out)
         made["objective"] = build(self.tree["objective"], {"policy": policy, "sharding": sharding})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]
         made["hooks"] = (*evaluation, *made["hooks"], *hooks)
         made["devices"], made["sharding"] = devices or SingleProcess(), sharding
         try:
-            return AlignmentLoop(**{key: value for key, value in made.items() if key in attrs.fields_dict(AlignmentLoop)})
+            loop = AlignmentLoop(**{key: value for key, value in made.items() if key in attrs.fields_dict(AlignmentLoop)})
         except ConfigError:
             raise
         except (ValueError, TypeError) as error:
             raise refused("", error) from error
+        return loop, made["evaluation"]
 
     def _check_weights(self, aggregation: Aggregation, rewards: RewardFunction | Mapping[str, RewardFunction]) -> None:
         names = rewards if isinstance(rewards, Mapping) else [reward_name(rewards)]
@@ -128,7 +149,10 @@ def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
     content, name = read_run(file), file.stem
     if Path(run).is_dir():  # it may have been moved, or be looked at from elsewhere
         content, name = {**content, "folder": str(run)}, file.absolute().parent.name
-    return _resolved(name, override(content, overrides))
+        remember(Path(run))
+    elif file not in built_in().values():
+        make_importable(file.parent)
+    return _resolved(name, override(content, overrides), file.absolute().parent)
 
 
 def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> Run:
@@ -139,7 +163,7 @@ def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> R
     return _resolved(name, override(content, overrides))
 
 
-def _resolved(name: str, content: dict[str, Any]) -> Run:
+def _resolved(name: str, content: dict[str, Any], beside: Path | None = None) -> Run:
     known = keys()
     for key in content:
         if key not in known:
@@ -155,7 +179,48 @@ def _resolved(name: str, content: dict[str, Any]) -> Run:
     _check_numbers(tree)
     if tree["folder"] is None:
         tree["folder"] = Path("runs") / name
-    return Run(name, tree)
+    return Run(name, {key: _anchored(value, beside) for key, value in tree.items()})
+
+
+def _anchored(node: Any, beside: Path | None) -> Any:
+    """A part whose texts that name files are whole paths, so that a run can be looked at from anywhere.
+
+    A text names a file if it looks like a path, and there is one: where the command is given, or else beside the run file.
+    """
+    if isinstance(node, Part):
+        return attrs.evolve(node, arguments={name: _anchored(value, beside) for name, value in node.arguments.items()})
+    if isinstance(node, dict):
+        return {name: _anchored(value, beside) if isinstance(value, Part | dict) else value for name, value in node.items()}
+    if not isinstance(node, str) or isinstance(node, Prompt) or not _is_path(node):
+        return node
+    places = [Path(node), *([] if beside is None else [beside / node])]
+    return next((str(place.absolute()) for place in places if place.exists()), node)
+
+
+def _is_path(text: str) -> bool:
+    shipped = text.partition("/")[0] in WORLDS and not Path(text).suffix
+    return len(text) < _LONGEST_PATH and "\0" not in text and not shipped and ("/" in text or bool(Path(text).suffix))
+
+
+def _modules(node: Any) -> Iterator[str]:
+    """The modules that a resolved value is made of, as far as names of parts and texts that are import paths say."""
+    if isinstance(node, Part):
+        yield from filter(None, (_module_of(node.name), getattr(node.target, "__module__", None)))
+        yield from _modules(node.arguments)
+    elif isinstance(node, Mapping):
+        for value in node.values():
+            yield from _modules(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _modules(value)
+    elif isinstance(node, str) and _IMPORT_PATH.fullmatch(node):
+        yield from filter(None, [_module_of(node)])
+
+
+def _module_of(path: str) -> str:
+    """The loaded module that an import path begins with; "" where none is."""
+    names = path.replace(":", ".").split(".")
+    return next((module for length in range(len(names), 0, -1) if (module := ".".join(names[:length])) in sys.modules), "")
 
 
 def _check_devices(node: Any) -> None:
@@ -169,8 +234,20 @@ def _check_devices(node: Any) -> None:
         _check_devices(value)
 
 
-def _check_sizes(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:
-    """Every size that prompts ask for must be one that the policy can draw."""
+def _check_scored(rewards: Mapping[str, RewardFunction], held_out: Sequence[Prompt]) -> None:
+    """What is evaluated must be readable to all that evaluates it."""
+    try:
+        require(rewards.values(), held_out)
+    except ConfigError as error:
+        raise ConfigError(f"evaluation.prompts: {error}") from error
+
+
+def _check_prompts(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:
+    """The policy must be able to read every prompt, and to draw every size that one asks for."""
+    try:
+        policy.require([Prompt.of(prompt) for prompt in prompts])
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
     for size, prompt in {prompt.size: prompt for prompt in map(Prompt.of, prompts)}.items():
         try:
             policy.sized(size)

@@ -1,6 +1,6 @@
 """The row budget: how much is computed at once, and how it shrinks when memory runs out."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -8,6 +8,8 @@ import torch
 from .interfaces import Budgeted, Objective, TrajectorySampler
 from .ledger import Ledger
 from .processes import Devices
+
+T = TypeVar("T")
 
 _STAGES = {"decode": 1, "reward": 1, "rollout": 2, "contract": 2, "update": 3}
 """What is made smaller: the images of a chunk, the sampler's rows, the objective's rows."""
@@ -75,6 +77,16 @@ def shrink(
 def rows_of(part: object) -> int | None:
     """Row budget of a part; None where it has none, or takes all rows at once."""
     return part.rows if isinstance(part, Budgeted) else None
+
+
+def limited(part: T, rows: int) -> T:
+    """A sampler or objective with another row budget: a sampler is made anew, an objective takes it in place."""
+    if not _has_rows(part):
+        return part
+    if isinstance(part, Objective):
+        _set_rows(part, rows)
+        return part
+    return attrs.evolve(part, rows=rows)  # type: ignore[misc]
 
 
 def _has_rows(owner: object) -> bool:

@@ -14,8 +14,40 @@ from .streams import Streams
 from .types import Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
 
 
+@attrs.frozen(eq=False)
+class Outline:
+    """What is known of the trajectories of a prompt before they are drawn.
+
+    Args:
+        samples: finished samples
+        noise_levels: [T] eta of each denoising step, 0 = deterministic
+        sigmas: [T+1] the noise grid, on the host
+    """
+
+    samples: int
+    noise_levels: tuple[float, ...]
+    sigmas: Tensor
+
+
 class TrajectorySampler(ABC):
-    """Draws a forest of denoising trajectories."""
+    """Draws a forest of denoising trajectories.
+
+    A sampler that knows how its forest branches has a method `branching()` as well: `diffalign.samplers.Branches`, for forecasts.
+    """
+
+    def outline(self, policy: Policy) -> Outline | None:
+        """What it will draw from a policy, as far as that is known before it does. Draws nothing.
+
+        Args:
+            policy: that rolls out
+
+        Returns:
+            None where nothing is known.
+
+        Raises:
+            ValueError: it cannot draw from this policy: the grid has no such number of steps, or the kernel no noise where it is planned.
+        """
+        return None
 
     @abstractmethod
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
@@ -81,6 +113,16 @@ class Objective(ABC):
     def policies(self) -> Mapping[str, Policy]:
         """Every policy whose state a checkpoint must hold, trained or not (an old policy, an average), by name."""
         return {role: policy for phase in self.phases() for role, policy in phase.trains.items()}
+
+    def require(self, outline: Outline) -> None:  # noqa: B027  most samplers serve most objectives
+        """Refuse a sampler whose trajectories it could not learn from. The loop asks when it is built, before anything is drawn.
+
+        Args:
+            outline: of what the sampler draws
+
+        Raises:
+            ValueError: what must hold, and what to take instead.
+        """
 
     def update_rows(self, samples: int, parents: int) -> int | None:
         """Network rows that an update evaluates for one prompt, per policy; for forecasts. By default it replays stochastic edges.

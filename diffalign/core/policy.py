@@ -96,6 +96,13 @@ class Policy(nn.Module, ABC):
             )
         return self
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that it could not encode. The loop asks when it is built, of all prompts that it knows.
+
+        Raises:
+            ValueError: names the first of them, and what can be read.
+        """
+
     @property
     def examples(self) -> tuple[Prompt, Prompt] | None:
         """Two prompts that the policy can read, for checks of it; None where it reads any text."""

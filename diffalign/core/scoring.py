@@ -1,6 +1,10 @@
 """Calls rewards and refuses what is not one finite number per image."""
 
+import inspect
+import sysconfig
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,6 +12,9 @@ from torch import Tensor
 from .errors import NonFiniteRewardError, RewardError
 from .interfaces import RewardFunction
 from .types import Prompt
+
+_PACKAGE = str(Path(__file__).parents[1])
+_LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
 
 
 def reward_name(reward: object) -> str:
@@ -23,7 +30,26 @@ def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dic
     for name, reward in named.items():
         if not callable(reward):
             raise ValueError(f"rewards[{name!r}] must be callable with (images, prompts); got {type(reward).__name__}")
+        require_order(name, reward)
     return named
+
+
+_IMAGES = frozenset(("image", "images", "pictures", "pixels", "imgs"))
+_PROMPTS = frozenset(("prompt", "prompts", "texts", "captions"))
+
+
+def require_order(name: str, reward: RewardFunction) -> None:
+    """Refuse a reward whose parameters say that it wants (prompts, images).
+
+    Raises:
+        ValueError: it does.
+    """
+    try:
+        first, second, *_ = inspect.signature(reward).parameters
+    except (TypeError, ValueError):  # written in C, or it takes *arguments: its call will tell
+        return
+    if first in _PROMPTS and second in _IMAGES:
+        raise ValueError(f"rewards[{name!r}] must take (images, prompts), in this order; it takes ({first}, {second}). Exchange them.")
 
 
 @torch.no_grad()
@@ -31,18 +57,50 @@ def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequen
     """Raw scores by reward name, each [K], float32, on the device of the images.
 
     Raises:
-        RewardError: a reward raised, or returned another shape, or a number that is not finite.
+        RewardError: a reward raised, changed the images, or returned another shape, a tensor on another device, or a number that is not
+            finite.
     """
     return {name: _checked(name, reward, images, prompts) for name, reward in rewards.items()}
 
 
+def _fingerprint(images: Tensor) -> tuple[int, int]:
+    """Changes with the images: how often torch has written into them, and the sum of their bits, which sees what numpy writes.
+
+    A sum of whole numbers has no rounding, and is the same in any order.
+    """
+    bits = images.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()])
+    return 0 if images.is_inference() else images._version, int(bits.sum(dtype=torch.int64))
+
+
+def _place(error: BaseException) -> str:
+    """' (file, line)' of the last frame outside the package and its libraries: the line that a user wrote. Nothing where there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+def _is_users(file: str) -> bool:
+    return not ({"site-packages", "dist-packages"} & set(Path(file).parts)) and not file.startswith((_PACKAGE, *_LIBRARY, "<frozen"))
+
+
 def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    before = _fingerprint(images)
     try:
         result = reward(images, prompts)
     except torch.OutOfMemoryError:  # no fault of the reward: fewer images at once may do
         raise
     except Exception as error:
-        raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}") from error
+        place = _place(error)
+        raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}{place}") from error
+    if _fingerprint(images) != before:
+        raise RewardError(
+            f"reward {name!r} must not change the images that it is given: other rewards and the record see the same ones. Let it work on "
+            "a copy, images.clone()."
+        )
+    if isinstance(result, Tensor) and result.device != images.device:
+        raise RewardError(
+            f"reward {name!r} must return its scores where the images are, on {images.device}; they are on {result.device}. Make them "
+            "there (device=images.device), or move them (.to(images.device))."
+        )
     try:
         scores = torch.as_tensor(result, dtype=torch.float32).detach()
     except (TypeError, ValueError, RuntimeError) as error:

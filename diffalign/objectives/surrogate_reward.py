@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Condition, Follower, Loss, Objective, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
+from diffalign.core import Condition, Follower, Loss, Objective, Outline, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
 
 from .few_step.attribution import Attribution, Broadcast, GroupAdvantage
 from .few_step.directions import Distance, GeneratorMix, Normalizer, PerTerm, ShareMix, Squared
@@ -23,7 +23,7 @@ from .few_step.stages import Rows
 from .few_step.surrogate import Preference, prefer, regress
 from .few_step.trust_regions import RatioClip, TrustRegion
 from .few_step.update_plans import Role, Together, UpdatePlan
-from .requirements import require_groups
+from .requirements import require_groups, require_several
 
 _OLD_DECAY = Ramp(0.001, 0.001, limit=0.3)
 
@@ -171,6 +171,9 @@ class SurrogateReward(Objective):
         if self._baseline not in (self._start, self._reference):
             named["baseline"] = self._baseline
         return named
+
+    def require(self, outline: Outline) -> None:
+        require_several(outline, "SurrogateReward")
 
     def after_step(self) -> None:
         # once all phases have succeeded, so that a failing one leaves nothing half moved

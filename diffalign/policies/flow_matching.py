@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,7 @@ class FlowMatchingPolicy(Policy):
         cache: str | None = None,
         quantization: Quantization | None = None,
         compute: Literal["bfloat16"] | None = None,
+        family: str | None = None,
         sharding: Sharding | None = None,
     ) -> "FlowMatchingPolicy":
         """Load a pipeline folder or hub id; the family is read from its own model_index.json.
@@ -116,6 +117,7 @@ class FlowMatchingPolicy(Policy):
                 are in bfloat16 (torch.autocast). What full fine-tuning takes; a frozen base under adapters saves more by `dtype`. A CPU
                 without units for it (AMX, AVX512-BF16) computes in float32, where it is faster, and says so: a run that is resumed on
                 another CPU may go on in other numbers
+            family: import path of a model family of your own (docs/adapters.md); None finds it by the pipeline's class
             sharding: that the loop is given too: until it spreads the denoiser over the processes, this lies in the host's memory and
                 cannot be evaluated; so it is never whole on a device
 
@@ -124,6 +126,12 @@ class FlowMatchingPolicy(Policy):
             ValueError: an unknown pipeline class, missing files, a device that is not there, a choice that the family does not have, or
                 half-precision or quantised weights that would be trained.
         """
+        lora = LoRA(**lora) if isinstance(lora, dict) else lora  # as in a run file
+        dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+        if dtype not in get_args(Dtype):
+            raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}; got {dtype!r}")
+        if lora is not None and not isinstance(lora, LoRA):
+            raise ValueError(f"lora must be a LoRA, a dict of its arguments, or None; got {type(lora).__name__}")
         if lora is None and quantization is not None:
             raise ValueError(
                 f"quantization must be left out when all weights are trained, because {quantization} has no gradient; or give lora"
@@ -137,27 +145,27 @@ class FlowMatchingPolicy(Policy):
         place = placed(device)
         setting = Setting(_sides(resolution), max_sequence_length, guidance, offload)
         host = None if sharding is None or quantization is not None else sharding.host
-        loaded = load_family(path, getattr(torch, dtype), place, setting, quantization, host)
-        family, network = loaded.family, loaded.network
+        loaded = load_family(path, getattr(torch, dtype), place, setting, quantization, host, family)
+        adapter, network = loaded.family, loaded.network
         for wanted, verb in ((slicing, "slicing"), (tiling, "tiling")):
             if wanted:
-                _enable(family, verb)
+                _enable(adapter, verb)
         network.eval()
         set_attention(network, attention, place)
         if dtype == "float32" and compute is None:
             keep_float32(place)
         if lora is not None:
             with nullcontext() if host is None else host.posing():  # peft rounds fresh adapters to the type of the base
-                lora.attach(network, family.lora_targets, family)
+                lora.attach(network, adapter.lora_targets, adapter)
         else:
             network.requires_grad_(True)
         if checkpointing:
             network.enable_gradient_checkpointing()
         if compilation is not None:
             compilation.apply(network)
-        encodings = None if cache is None else Encodings(family, Path(cache), encoder_revision(loaded.folder))
+        encodings = None if cache is None else Encodings(adapter, Path(cache), encoder_revision(loaded.folder))
         multiplied = None if compute is None else getattr(torch, compute)
-        return cls(network, family, kernel, grid, None, encodings, compilation, host, multiplied, attention)
+        return cls(network, adapter, kernel, grid, None, encodings, compilation, host, multiplied, attention)
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         tensors = self.encodings.of([str(prompt) for prompt in prompts], self.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffalign.core import Prompt, Reward, RewardError, RewardFunction
 
-from .requirements import require
+from .requirements import reach, require
 
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")
 """Of allocators that raise a plain RuntimeError."""
@@ -53,6 +53,10 @@ class HalvedBatches(Reward):
                 raise RewardError(f"the shape for {end - start} images must be ({end - start},); got {tuple(scores[-1].shape)}")
             start = end
         return torch.cat(scores) if scores else self.reward(images, prompts)
+
+    def reach(self) -> None:
+        """As the reward inside."""
+        reach([self.reward])
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """What the reward needs."""

@@ -19,6 +19,30 @@ class Demanding(Protocol):
         ...
 
 
+@runtime_checkable
+class Served(Protocol):
+    """A reward that asks a server for its scores, or that wraps one."""
+
+    def reach(self) -> None:
+        """Refuse a server that is not there. Nothing is scored.
+
+        Raises:
+            ConfigError: names it, and what happened.
+        """
+        ...
+
+
+def reach(rewards: Iterable[object]) -> None:
+    """Ask every reward that has a server whether it is there.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for reward in rewards:
+        if isinstance(reward, Served):
+            reward.reach()
+
+
 def require(rewards: Iterable[object], prompts: Sequence[Prompt]) -> None:
     """Ask every reward that needs more than words whether these prompts have it; other rewards take any prompt.
 

@@ -1,6 +1,7 @@
 """Progress on the terminal: a live line where there is one, plain lines elsewhere."""
 
 import time
+from typing import Any
 
 import attrs
 import torch
@@ -10,10 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..core import AlignmentLoop, Hook, Report
 from ..evaluation import paired_change
 
-_FIELDS = (
-    "reward {task.fields[reward]:.3f}  diversity {task.fields[diversity]:+.3f}  ratio check {task.fields[check]:.0e}  "
-    "{task.fields[rows]:.0f} rows/s"
-)
+_FIELDS = "reward {task.fields[reward]}  diversity {task.fields[diversity]}  ratio check {task.fields[check]}  {task.fields[rows]} rows/s"
+_FORMATS = {"reward": ".3f", "diversity": "+.3f", "check": ".0e", "rows": ".0f"}
+UNKNOWN = "-"
+"""In the place of a number that is not known yet, or not measured."""
+
+
+def _nothing() -> dict[str, Any]:
+    """The fields of the bar before the first step."""
+    return dict.fromkeys(_FORMATS, UNKNOWN)
 
 
 @attrs.define(eq=False)
@@ -22,15 +28,20 @@ class Console(Hook):
 
     Args:
         lines: how many plain lines a run prints where there is no terminal
+        stderr: prints there, and not on stdout
     """
 
     lines: int = 20
-    _terminal: Terminal = attrs.field(factory=lambda: Terminal(highlight=False), init=False)
+    stderr: bool = False
+    _terminal: Terminal = attrs.field(init=False)
     _progress: Progress | None = attrs.field(default=None, init=False)
     _task: int = attrs.field(default=0, init=False)
     _began: float = attrs.field(default=0.0, init=False)
     _first: int = attrs.field(default=0, init=False)
     _rows: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._terminal = Terminal(highlight=False, stderr=self.stderr)
 
     def _say(self, line: str) -> None:
         self._terminal.print(line, soft_wrap=True, markup=False)
@@ -54,7 +65,7 @@ class Console(Hook):
                 TimeRemainingColumn(),
             )
             self._progress = Progress(*columns, console=self._terminal)
-            self._task = self._progress.add_task("run", total=total, completed=step, reward=0.0, diversity=0.0, check=0.0, rows=0.0)
+            self._task = self._progress.add_task("run", total=total, completed=step, **_nothing())
             self._progress.start()
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
@@ -63,19 +74,20 @@ class Console(Hook):
         self._rows += sum(report.ledger.rows.values())
         metrics, done = report.metrics, report.step + 1
         speed = self._rows / max(time.monotonic() - self._began, 1e-9)
-        values = {
+        numbers = {
             "reward": metrics["reward"],
             "diversity": metrics["diversity/l_gmd"],
-            "check": metrics.get("contract/deviation", 0.0),
+            "check": metrics.get("contract/deviation"),
             "rows": speed,
         }
+        values = {name: UNKNOWN if number is None else format(number, _FORMATS[name]) for name, number in numbers.items()}
         if self._progress is not None:
             self._progress.update(self._task, completed=done, **values)  # type: ignore[arg-type]
         elif done % max(1, report.total // self.lines) == 0 or done == report.total:
             left = seconds_left(time.monotonic() - self._began, self._first, done, report.total)
             self._say(
-                f"step {done}/{report.total}  reward {values['reward']:.3f}  diversity {values['diversity']:+.3f}  "
-                f"ratio check {values['check']:.0e}  {speed:.0f} rows/s  {left:.0f} s left"
+                f"step {done}/{report.total}  reward {values['reward']}  diversity {values['diversity']}  "
+                f"ratio check {values['check']}  {values['rows']} rows/s  {left:.0f} s left"
             )
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:

@@ -5,13 +5,16 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
+from ..config.sources import keep
 from ..core import AlignmentLoop, Hook, Interrupted, Report
 from ..durable import append_line, write_whole
 from ..evaluation import write_report
@@ -50,15 +53,19 @@ def environment() -> dict[str, Any]:
 class Recorder(Hook):
     """Writes `config.yaml`, `environment.json`, `metrics.jsonl` (one line a step), and at the end `lora/` and `report.html`.
 
+    Source files of the user's own parts are kept in `code/`, where they are found again when the run is looked at.
+
     Args:
         folder: of the run
-        config: resolved configuration
+        config: resolved configuration; "" of a run that has none, because it was composed in Python
         name: title of the report
+        sources: path below `code/` -> file
     """
 
     folder: Path
-    config: str
-    name: str
+    config: str = ""
+    name: str = "run"
+    sources: Mapping[str, Path] = attrs.field(factory=dict)
     _began: float = attrs.field(init=False, default=0.0)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
@@ -66,7 +73,11 @@ class Recorder(Hook):
         if loop.devices.rank != 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "config.yaml", self.config)
+        if self.config:
+            write_whole(self.folder / "config.yaml", self.config)
+        changed = keep(self.sources, self.folder)
+        if changed and step:
+            print(f"{', '.join(changed)} changed since the run began, which goes on with what is there now", file=sys.stderr, flush=True)
         inner = pipeline_policy(loop.evaluation_policy())
         about = {**environment(), "attention": None if inner is None else inner.attention}
         write_whole(self.folder / "environment.json", json.dumps(about, indent=1))

@@ -59,6 +59,24 @@ class Loaded:
     folder: Path
 
 
+def _named(path: str) -> type[Family]:
+    """The family of an import path.
+
+    Raises:
+        ValueError: there is no such class, or it is no family.
+    """
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        found = vars(importlib.import_module(module))[name]
+    except (ImportError, ValueError, KeyError) as error:
+        raise ValueError(f"family must be the import path of a Family, such as mypackage.MyFamily; got {path!r}: {error!r}") from error
+    if not inspect.isclass(found) or not issubclass(found, Family) or inspect.isabstract(found):
+        raise ValueError(
+            f"family must be the import path of a concrete subclass of Family; {path!r} is none. docs/adapters.md has an example."
+        )
+    return found
+
+
 def load_family(
     path: str,
     dtype: torch.dtype,
@@ -66,6 +84,7 @@ def load_family(
     setting: Setting,
     quantization: Quantization | None = None,
     host: HostWeights | None = None,
+    named: str | None = None,
 ) -> Loaded:
     """Load a pipeline and find its family.
 
@@ -76,6 +95,7 @@ def load_family(
         setting: choices of the run
         quantization: of the denoiser's blocks; None keeps them in `dtype`
         host: holds the denoiser's weights until they are spread over processes; None moves it to the device
+        named: import path of the family; None finds it by the pipeline's class
 
     Raises:
         ValueError: no pipeline there, or one of a class that no family serves.
@@ -94,7 +114,7 @@ def load_family(
         raise ValueError(
             f"policy.path must be a diffusers pipeline folder (with model_index.json), a hub id, or 'shapeworld'; got {path!r}: {error}"
         ) from error
-    family = next((family for family in families() if name in family.pipelines), None)
+    family = next((family for family in families() if name in family.pipelines), None) if named is None else _named(named)
     if family is None:
         known = ", ".join(sorted({pipeline for family in families() for pipeline in family.pipelines}))
         raise ValueError(

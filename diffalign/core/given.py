@@ -1,0 +1,78 @@
+"""What a loop is given, as people give it, and what stands above the core where nothing is said.
+
+What stands above is named and not imported, as entry points are: the core knows nobody above it.
+"""
+
+import functools
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .interfaces import Aggregation, Objective, OptimizerFactory, PromptSource, TrajectorySampler
+
+RUN = "diffalign.runs.around:run"
+PROMPTS = "diffalign.prompts:Prompts"
+
+
+def usual(name: str) -> Any:
+    """The object of a name such as `RUN`."""
+    return pkgutil.resolve_name(name)
+
+
+def prompts_of(given: Any) -> PromptSource:
+    """A source of prompts, or a list of them in a shuffled, endless order.
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(given, list | tuple):
+        return usual(PROMPTS)(given)  # type: ignore[no-any-return]
+    if isinstance(given, str) or not callable(vars(type(given)).get("draw", _inherited(given, "draw"))):
+        raise ValueError(f'prompts must be a source of prompts, such as PromptFile("file.txt"), or a list of texts; got {given!r}')
+    return given  # type: ignore[no-any-return]
+
+
+def _inherited(given: Any, name: str) -> Any:
+    return next((vars(kind)[name] for kind in type(given).__mro__ if name in vars(kind)), None)
+
+
+def optimizers_of(given: Any) -> dict[str, OptimizerFactory]:
+    """Role -> factory. A factory or class alone is for all roles; a number is the learning rate of AdamW.
+
+    Raises:
+        ValueError: something else.
+    """
+    table = given if isinstance(given, Mapping) else {"default": given}
+    return {role: _factory(role, entry) for role, entry in table.items()}
+
+
+def _factory(role: str, given: Any) -> OptimizerFactory:
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return functools.partial(torch.optim.AdamW, lr=float(given), weight_decay=1e-4)
+    if not callable(given):
+        raise ValueError(
+            f"optimizers[{role!r}] must be a learning rate, an optimizer class, or a function of the parameters that gives an optimizer; "
+            f"got {type(given).__name__}"
+        )
+    return given  # type: ignore[no-any-return]
+
+
+def require_parts(objective: object, sampler: object, aggregation: object, hooks: object) -> None:
+    """Refuse what is no part of the kind that belongs there.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for name, given, kind in (
+        ("objective", objective, Objective),
+        ("sampler", sampler, TrajectorySampler),
+        ("aggregation", aggregation, Aggregation),
+    ):
+        if not isinstance(given, kind):
+            article = "an" if kind.__name__[0] in "AO" else "a"
+            called = f"the class {given.__name__} itself; call it" if isinstance(given, type) else type(given).__name__
+            raise ValueError(f"{name} must be {article} {kind.__name__}; got {called}")
+    if not isinstance(hooks, Sequence):
+        raise ValueError(f"hooks must be a list of hooks; got {type(hooks).__name__}")
