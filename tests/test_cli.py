@@ -407,7 +407,7 @@ def test_hooks_of_the_file_see_the_run(workplace: Path) -> None:
             def step(self, loop, report):
                 Count.steps += 1
                 order = [type(hook).__name__ for hook in loop.hooks]
-                assert order == ["Count", "Recorder", "Checkpoints", "Console"], order
+                assert order == ["Count", "FirstAndLast", "Signs", "Recorder", "Checkpoints", "Console"], order
         """)
     )
     assert main(["train", "toy.yaml", "--hooks", "[my_hooks.Count]"]) == 0

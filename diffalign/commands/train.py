@@ -53,7 +53,7 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
 
     text, total = job.yaml(), int(job.tree["total"])
     checkpoints = Checkpoints(job.folder, job.tree["checkpoint_every"], text, job.tree["checkpoint_keep"])
-    hooks = (FirstAndLast(job.folder), Signs(), Recorder(job.folder, text, job.name, job.sources()), checkpoints, Console())
+    hooks = (FirstAndLast(job.folder), Signs(), Recorder(job.folder, text, job.name, job.sources), checkpoints, Console())
     loop = job.build(hooks, devices, FullySharded() if options.shard else None)
     take_fair_threads(loop.objective.policy.device)
     start = _resumed(job, checkpoints, loop, options) if options.resume else 0

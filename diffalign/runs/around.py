@@ -53,11 +53,12 @@ def run(
         checkpoints = Checkpoints(place)
         if resume and complete_checkpoints(place):
             start = checkpoints.restore(loop)
+            total = max(total, start)
         also += [FirstAndLast(place), Recorder(place, name=place.name), checkpoints]
     if _is_watched() if show is None else show:
         also.append(Console(stderr=True))
     try:
-        loop.advance(max(total, start), start, also)
+        loop.advance(total, start, also)
     finally:
         loop.folder = place or before
     return Outcome(noted.steps, tuple(noted.lines), time.monotonic() - begun, loop.folder)

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,13 @@ class Recorder(Hook):
         folder: of the run
         config: resolved configuration; "" of a run that has none, because it was composed in Python
         name: title of the report
-        sources: path below `code/` -> file
+        sources: gives path below `code/` -> file, once all parts are built
     """
 
     folder: Path
     config: str = ""
     name: str = "run"
-    sources: Mapping[str, Path] = attrs.field(factory=dict)
+    sources: Callable[[], Mapping[str, Path]] = dict
     _began: float = attrs.field(init=False, default=0.0)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
@@ -75,7 +75,7 @@ class Recorder(Hook):
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.config:
             write_whole(self.folder / "config.yaml", self.config)
-        changed = keep(self.sources, self.folder)
+        changed = keep(self.sources(), self.folder)
         if changed and step:
             print(f"{', '.join(changed)} changed since the run began, which goes on with what is there now", file=sys.stderr, flush=True)
         inner = pipeline_policy(loop.evaluation_policy())
