@@ -11,6 +11,7 @@ from diffalign import config
 from diffalign.cli import main
 from diffalign.config.sources import CODE, sources
 from diffalign.core import ConfigError
+from diffalign.runs.identity import differences
 
 RUN = """
 policy: {class_path: my_parts.Mine.from_pretrained, init_args: {device: cpu}}
@@ -222,3 +223,21 @@ def test_a_few_step_student_is_sampled_in_its_own_steps(tmp_path: Path, began: l
     assert main([*drawn, "three.png", "--steps", "3"]) == 0
     assert Path("own.png").read_bytes() == Path("three.png").read_bytes()
     assert main([*drawn, "four.png", "--steps", "4"]) == 1
+
+
+def test_a_file_that_a_run_makes_is_the_same_path_when_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, after = ("policy: {path: made/by.it, text: a}", f"policy: {{path: {tmp_path}/made/by.it, text: a}}")
+    assert differences(before, after) == []
+    assert [path for path, *_ in differences(before, after.replace("by.it", "other"))] == ["policy.path"]
+
+
+def test_a_long_text_is_no_path(tmp_path: Path) -> None:
+    text = RUN.replace("[an even digit]", "[x]").replace("{path: texts/mine.txt}", "{class_path: Prompts, init_args: {prompts: [one]}}")
+    negative = "blurry/dark. " * 60
+    policy = "{class_path: Guided, init_args: {scale: 2.0, negative: 'TEXT', policy: {class_path: DigitsPolicy.from_pretrained}}}"
+    policy = policy.replace("TEXT", negative)
+    text = text.replace("{class_path: my_parts.Mine.from_pretrained, init_args: {device: cpu}}", policy).replace(
+        "{even: my_parts.even}", "ClassReward"
+    )
+    assert config.parse_text(text).tree["policy"].arguments["negative"] == negative

@@ -1,5 +1,6 @@
 """A run from a YAML file: read, checked, written out in full, built."""
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -191,10 +192,12 @@ def _anchored(node: Any, beside: Path | None) -> Any:
         return attrs.evolve(node, arguments={name: _anchored(value, beside) for name, value in node.arguments.items()})
     if isinstance(node, dict):
         return {name: _anchored(value, beside) if isinstance(value, Part | dict) else value for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(_anchored(value, beside) if isinstance(value, Part) else value for value in node)
     if not isinstance(node, str) or isinstance(node, Prompt) or not _is_path(node):
         return node
     places = [Path(node), *([] if beside is None else [beside / node])]
-    return next((str(place.absolute()) for place in places if place.exists()), node)
+    return next((str(place.absolute()) for place in places if os.path.exists(place)), node)  # Path.exists raises at a name that is too long
 
 
 def _is_path(text: str) -> bool:

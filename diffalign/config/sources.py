@@ -32,8 +32,9 @@ def remember(folder: Path) -> None:
     Raises:
         ConfigError: another module of the same name is loaded already, from a file that differs.
     """
-    code = next((place / CODE for place in (folder.absolute(), folder.absolute().parent) if (place / CODE).is_dir()), None)
-    if code is None:
+    run = folder.absolute().parent if (folder / "manifest.json").exists() else folder.absolute()
+    code = run / CODE
+    if not code.is_dir():
         return
     for file in sorted(code.rglob("*.py")):
         name = _module_of(file.relative_to(code))
