@@ -156,7 +156,7 @@ def test_a_reward_must_not_write_into_the_images_of_inference_mode() -> None:
 
 
 def test_scores_on_another_device_are_refused() -> None:
-    with pytest.raises(RewardError, match=r"must return its scores where the images are, on cpu; they are on meta"):
+    with pytest.raises(RewardError, match=r"must return its scores where the images are, on cpu, or on the CPU; they are on meta"):
         score({"mine": lambda images, prompts: torch.zeros(len(images), device="meta")}, IMAGES, PROMPTS)
 
 

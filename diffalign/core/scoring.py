@@ -57,19 +57,22 @@ def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequen
     """Raw scores by reward name, each [K], float32, on the device of the images.
 
     Raises:
-        RewardError: a reward raised, changed the images, or returned another shape, a tensor on another device, or a number that is not
-            finite.
+        RewardError: a reward raised, changed the images, or returned another shape, a tensor on another device (but the CPU), or a
+            number that is not finite.
     """
     return {name: _checked(name, reward, images, prompts) for name, reward in rewards.items()}
 
 
 def _fingerprint(images: Tensor) -> tuple[int, int]:
-    """Changes with the images: how often torch has written into them, and the sum of their bits, which sees what numpy writes.
+    """Changes with the images: how often torch has written into them, and, on the host, the sum of their bits, which sees what numpy writes.
 
-    A sum of whole numbers has no rounding, and is the same in any order.
+    A sum of whole numbers has no rounding, and is the same in any order. Of a device nothing else writes, and nothing is waited for.
     """
+    version = 0 if images.is_inference() else images._version
+    if images.device.type != "cpu":
+        return version, 0
     bits = images.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()])
-    return 0 if images.is_inference() else images._version, int(bits.sum(dtype=torch.int64))
+    return version, int(bits.sum(dtype=torch.int64))
 
 
 def _place(error: BaseException) -> str:
@@ -96,9 +99,12 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
             f"reward {name!r} must not change the images that it is given: other rewards and the record see the same ones. Let it work on "
             "a copy, images.clone()."
         )
-    if isinstance(result, Tensor) and result.device != images.device:
+    if isinstance(result, Tensor) and result.device not in (
+        images.device,
+        torch.device("cpu"),
+    ):  # numbers on the host are as good as a list
         raise RewardError(
-            f"reward {name!r} must return its scores where the images are, on {images.device}; they are on {result.device}. Make them "
+            f"reward {name!r} must return its scores where the images are, on {images.device}, or on the CPU; they are on {result.device}. Make them "
             "there (device=images.device), or move them (.to(images.device))."
         )
     try:
