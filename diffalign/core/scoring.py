@@ -64,7 +64,7 @@ def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequen
 
 
 def _fingerprint(images: Tensor) -> tuple[int, int]:
-    """Changes with the images: how often torch has written into them, and, on the host, the sum of their bits, which sees what numpy writes.
+    """Changes with the images: how often torch has written into them, and, on the host, the sum of their bits, for what numpy writes.
 
     A sum of whole numbers has no rounding, and is the same in any order. Of a device nothing else writes, and nothing is waited for.
     """
@@ -102,7 +102,7 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
     if isinstance(result, Tensor) and result.device not in (
         images.device,
         torch.device("cpu"),
-    ):  # numbers on the host are as good as a list
+    ):  # on the host as good as a list
         raise RewardError(
             f"reward {name!r} must return its scores where the images are, on {images.device}, or on the CPU; they are on {result.device}. Make them "
             "there (device=images.device), or move them (.to(images.device))."
