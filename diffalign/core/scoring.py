@@ -104,7 +104,8 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
         torch.device("cpu"),
     ):  # on the host as good as a list
         raise RewardError(
-            f"reward {name!r} must return its scores where the images are, on {images.device}, or on the CPU; they are on {result.device}. Make them "
+            f"reward {name!r} must return its scores where the images are, on {images.device}, or on the CPU; they are on "
+            f"{result.device}. Make them "
             "there (device=images.device), or move them (.to(images.device))."
         )
     try:
