@@ -13,6 +13,9 @@ from .errors import NonFiniteRewardError, RewardError
 from .interfaces import RewardFunction
 from .types import Prompt
 
+_HOST = torch.device("cpu")
+"""Where scores may be whatever the images' device: there they are as good as a list."""
+
 _PACKAGE = str(Path(__file__).parents[1])
 _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
 
@@ -99,10 +102,7 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
             f"reward {name!r} must not change the images that it is given: other rewards and the record see the same ones. Let it work on "
             "a copy, images.clone()."
         )
-    if isinstance(result, Tensor) and result.device not in (
-        images.device,
-        torch.device("cpu"),
-    ):  # on the host as good as a list
+    if isinstance(result, Tensor) and result.device not in (images.device, _HOST):
         raise RewardError(
             f"reward {name!r} must return its scores where the images are, on {images.device}, or on the CPU; they are on "
             f"{result.device}. Make them "
