@@ -13,9 +13,6 @@ from .errors import NonFiniteRewardError, RewardError
 from .interfaces import RewardFunction
 from .types import Prompt
 
-_HOST = torch.device("cpu")
-"""Where scores may be whatever the images' device: there they are as good as a list."""
-
 _PACKAGE = str(Path(__file__).parents[1])
 _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
 
@@ -60,8 +57,7 @@ def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequen
     """Raw scores by reward name, each [K], float32, on the device of the images.
 
     Raises:
-        RewardError: a reward raised, changed the images, or returned another shape, a tensor on another device (but the CPU), or a
-            number that is not finite.
+        RewardError: a reward raised, changed the images, or returned another shape, or a number that is not finite.
     """
     return {name: _checked(name, reward, images, prompts) for name, reward in rewards.items()}
 
@@ -101,12 +97,6 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
         raise RewardError(
             f"reward {name!r} must not change the images that it is given: other rewards and the record see the same ones. Let it work on "
             "a copy, images.clone()."
-        )
-    if isinstance(result, Tensor) and result.device not in (images.device, _HOST):
-        raise RewardError(
-            f"reward {name!r} must return its scores where the images are, on {images.device}, or on the CPU; they are on "
-            f"{result.device}. Make them "
-            "there (device=images.device), or move them (.to(images.device))."
         )
     try:
         scores = torch.as_tensor(result, dtype=torch.float32).detach()
