@@ -1,6 +1,7 @@
 """`diffalign check`, and the constructor of the loop, find what the first step would."""
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,7 @@ total: 2
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "run.yaml").write_text(DIGITS)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
 
 
@@ -112,10 +114,10 @@ def test_check_tries_a_small_step_and_writes_nothing(workplace: Path, capsys: py
 
 
 def test_check_meets_what_only_a_step_can_show(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (workplace / "scores.py").write_text("def broken(images, prompts):\n    return images[0].mean()\n")
-    assert main(["check", "run.yaml", "--rewards", "scores.broken"]) == 0
+    (workplace / "check_scores.py").write_text("def broken(images, prompts):\n    return images[0].mean()\n")
+    assert main(["check", "run.yaml", "--rewards", "check_scores.broken"]) == 0
     capsys.readouterr()
-    assert main(["check", "run.yaml", "--rewards", "scores.broken", "--try"]) == 1
+    assert main(["check", "run.yaml", "--rewards", "check_scores.broken", "--try"]) == 1
     assert "a reward must return one number per image" in capsys.readouterr().err
 
 

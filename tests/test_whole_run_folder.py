@@ -14,10 +14,10 @@ from diffalign.core import ConfigError
 from diffalign.runs.identity import differences
 
 RUN = """
-policy: {class_path: my_parts.Mine.from_pretrained, init_args: {device: cpu}}
+policy: {class_path: own_parts.Mine.from_pretrained, init_args: {device: cpu}}
 objective: SoftmaxTB
 sampler: {class_path: TreeSampler, init_args: {steps: 3, plan: {splits: [1], branches: 3}}}
-rewards: {even: my_parts.even}
+rewards: {even: own_parts.even}
 prompts: {path: texts/mine.txt}
 prompts_per_step: 2
 total: 1
@@ -25,13 +25,13 @@ total: 1
 PARTS = '''
 from diffalign.digits import DigitsPolicy
 
-print("my_parts is imported")
+print("own_parts is imported")
 
 class Mine(DigitsPolicy):
     """A policy of one's own."""
 
 def even(images, prompts):
-    from my_package.inner import number
+    from own_package.inner import number
     return images.mean(dim=(1, 2, 3)) * number()
 '''
 PACKAGE = {
@@ -40,7 +40,7 @@ PACKAGE = {
     "constants.py": "import math\nimport torch\n\nTWO = 2\n",
     "unused.py": "",
 }
-NAMES = ("my_parts", "my_package", "my_package.inner", "my_package.constants")
+NAMES = ("own_parts", "own_package", "own_package.inner", "own_package.constants")
 
 
 def forget_modules(monkeypatch: pytest.MonkeyPatch, path: list[str]) -> None:
@@ -55,12 +55,12 @@ def began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     path = [entry for entry in sys.path if entry]
     work = tmp_path / "work"
     (work / "texts").mkdir(parents=True)
-    (work / "my_package").mkdir()
+    (work / "own_package").mkdir()
     (work / "mine.yaml").write_text(RUN)
-    (work / "my_parts.py").write_text(PARTS)
+    (work / "own_parts.py").write_text(PARTS)
     (work / "texts" / "mine.txt").write_text("an even digit\na thin seven\n")
     for name, text in PACKAGE.items():
-        (work / "my_package" / name).write_text(text)
+        (work / "own_package" / name).write_text(text)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -74,11 +74,11 @@ def test_a_run_is_sampled_exported_evaluated_and_resumed_after_a_move(
     assert main(["train", str(tmp_path / "work" / "mine.yaml")]) == 0  # from another folder than that of the run file
     run = tmp_path / "elsewhere" / "runs" / "mine"
     kept = {file.relative_to(run / CODE).as_posix() for file in (run / CODE).rglob("*.py")}
-    assert kept == {"my_parts.py", "my_package/__init__.py", "my_package/inner.py", "my_package/constants.py"}
+    assert kept == {"own_parts.py", "own_package/__init__.py", "own_package/inner.py", "own_package/constants.py"}
     moved = tmp_path / "moved"
     run.rename(moved)
-    shutil.rmtree(tmp_path / "work" / "my_package")
-    (tmp_path / "work" / "my_parts.py").unlink()
+    shutil.rmtree(tmp_path / "work" / "own_package")
+    (tmp_path / "work" / "own_parts.py").unlink()
     (tmp_path / "third").mkdir()
     monkeypatch.chdir(tmp_path / "third")
     for command in (
@@ -108,8 +108,8 @@ class Loud:
 def test_sample_and_export_build_no_reward(
     tmp_path: Path, began: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "work" / "my_parts.py").write_text(PARTS + LOUD)
-    run = ["--rewards", "my_parts.Loud"]
+    (tmp_path / "work" / "own_parts.py").write_text(PARTS + LOUD)
+    run = ["--rewards", "own_parts.Loud"]
     assert main(["train", str(tmp_path / "work" / "mine.yaml"), *run]) == 0
     assert "built" in capsys.readouterr().out
     assert main(["sample", "runs/mine", "--prompt", "a seven", "--n", "1", "--steps", "2", "--out", "seven.png"]) == 0
@@ -129,8 +129,8 @@ def test_a_prompt_that_cannot_be_read_is_one_line(tmp_path: Path, began: list[st
 
 def test_a_module_of_the_same_name_that_differs_is_an_error(tmp_path: Path, began: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tmp_path / "work" / "mine.yaml")]) == 0
-    (tmp_path / "work" / "my_parts.py").write_text(PARTS + "\n# another\n")
-    with pytest.raises(ConfigError, match=r"code/my_parts\.py must be the module 'my_parts' of this run"):
+    (tmp_path / "work" / "own_parts.py").write_text(PARTS + "\n# another\n")
+    with pytest.raises(ConfigError, match=r"code/own_parts\.py must be the module 'own_parts' of this run"):
         config.parse("runs/mine")
 
 
@@ -139,12 +139,12 @@ def test_a_source_that_changes_between_start_and_resume_is_named(
 ) -> None:
     run = str(tmp_path / "work" / "mine.yaml")
     assert main(["train", run]) == 0
-    (tmp_path / "work" / "my_package" / "constants.py").write_text("TWO = 3\n")
+    (tmp_path / "work" / "own_package" / "constants.py").write_text("TWO = 3\n")
     forget_modules(monkeypatch, began)
     capsys.readouterr()
     assert main(["train", run, "--resume", "--total", "2", "--new-total"]) == 0
-    assert "my_package/constants.py changed since the run began" in capsys.readouterr().err
-    assert (tmp_path / "elsewhere" / "runs" / "mine" / CODE / "my_package" / "constants.py").read_text() == "TWO = 3\n"
+    assert "own_package/constants.py changed since the run began" in capsys.readouterr().err
+    assert (tmp_path / "elsewhere" / "runs" / "mine" / CODE / "own_package" / "constants.py").read_text() == "TWO = 3\n"
 
 
 def test_libraries_and_this_package_are_no_sources() -> None:
@@ -162,9 +162,9 @@ def late(images, prompts):
 def test_a_run_that_failed_before_its_first_update_does_not_block_its_folder(
     tmp_path: Path, began: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "work" / "my_parts.py").write_text(PARTS + BROKEN)
+    (tmp_path / "work" / "own_parts.py").write_text(PARTS + BROKEN)
     run = str(tmp_path / "work" / "mine.yaml")
-    assert main(["train", run, "--rewards", "my_parts.late"]) == 1
+    assert main(["train", run, "--rewards", "own_parts.late"]) == 1
     assert (tmp_path / "elsewhere" / "runs" / "mine" / "metrics.jsonl").exists()
     assert main(["train", run]) == 0
     assert main(["train", run]) == 2
@@ -188,9 +188,9 @@ def test_a_family_of_ones_own_is_named_in_a_run_file_and_survives_export(
     tmp_path: Path, began: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = tmp_path / "work"
-    (work / "my_parts.py").write_text(FAMILY)
+    (work / "own_parts.py").write_text(FAMILY)
     (work / "toy.yaml").write_text(
-        "policy: {class_path: FlowMatchingPolicy.from_pretrained, init_args: {path: shapeworld, family: my_parts.Brighter, device: cpu, "
+        "policy: {class_path: FlowMatchingPolicy.from_pretrained, init_args: {path: shapeworld, family: own_parts.Brighter, device: cpu, "
         "lora: {rank: 1}, max_sequence_length: 16}}\nobjective: SoftmaxTB\n"
         "sampler: {class_path: TreeSampler, init_args: {steps: 2, plan: {splits: [0], branches: 2}}}\nrewards: CountReward\n"
         "prompts: {path: shapeworld/count}\nprompts_per_step: 1\ntotal: 1\n"
@@ -217,7 +217,7 @@ def test_what_is_no_family_is_refused(name: str) -> None:
 def test_a_few_step_student_is_sampled_in_its_own_steps(tmp_path: Path, began: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     student = "{class_path: TDMPolicy, init_args: {steps: 3, policy: {class_path: DigitsPolicy.from_pretrained, init_args: {device: cpu}}}}"
     run = tmp_path / "work" / "student.yaml"
-    run.write_text(RUN.replace("{class_path: my_parts.Mine.from_pretrained, init_args: {device: cpu}}", student))
+    run.write_text(RUN.replace("{class_path: own_parts.Mine.from_pretrained, init_args: {device: cpu}}", student))
     drawn = ["sample", str(run), "--prompt", "a seven", "--n", "1", "--out"]
     assert main([*drawn, "own.png"]) == 0
     assert main([*drawn, "three.png", "--steps", "3"]) == 0
@@ -237,7 +237,7 @@ def test_a_long_text_is_no_path(tmp_path: Path) -> None:
     negative = "blurry/dark. " * 60
     policy = "{class_path: Guided, init_args: {scale: 2.0, negative: 'TEXT', policy: {class_path: DigitsPolicy.from_pretrained}}}"
     policy = policy.replace("TEXT", negative)
-    text = text.replace("{class_path: my_parts.Mine.from_pretrained, init_args: {device: cpu}}", policy).replace(
-        "{even: my_parts.even}", "ClassReward"
+    text = text.replace("{class_path: own_parts.Mine.from_pretrained, init_args: {device: cpu}}", policy).replace(
+        "{even: own_parts.even}", "ClassReward"
     )
     assert config.parse_text(text).tree["policy"].arguments["negative"] == negative
