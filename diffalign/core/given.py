@@ -21,30 +21,34 @@ def usual(name: str) -> Any:
     return pkgutil.resolve_name(name)
 
 
-def prompts_of(given: Any) -> PromptSource:
+def prompts_of(given: PromptSource) -> PromptSource:
     """A source of prompts, or a list of them in a shuffled, endless order.
+
+    The parameter's type is that of the loop's field, because run files are checked by it.
 
     Raises:
         ValueError: neither.
     """
-    if isinstance(given, list | tuple):
-        return usual(PROMPTS)(given)  # type: ignore[no-any-return]
-    if isinstance(given, str) or not callable(vars(type(given)).get("draw", _inherited(given, "draw"))):
+    value: Any = given
+    if isinstance(value, list | tuple):
+        return usual(PROMPTS)(value)  # type: ignore[no-any-return]
+    if isinstance(value, str) or not callable(vars(type(given)).get("draw", _inherited(given, "draw"))):
         raise ValueError(f'prompts must be a source of prompts, such as PromptFile("file.txt"), or a list of texts; got {given!r}')
-    return given  # type: ignore[no-any-return]
+    return given
 
 
 def _inherited(given: Any, name: str) -> Any:
     return next((vars(kind)[name] for kind in type(given).__mro__ if name in vars(kind)), None)
 
 
-def optimizers_of(given: Any) -> dict[str, OptimizerFactory]:
+def optimizers_of(given: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerFactory]:
     """Role -> factory. A factory or class alone is for all roles; a number is the learning rate of AdamW.
 
     Raises:
         ValueError: something else.
     """
-    table = given if isinstance(given, Mapping) else {"default": given}
+    value: Any = given
+    table = value if isinstance(value, Mapping) else {"default": value}
     return {role: _factory(role, entry) for role, entry in table.items()}
 
 

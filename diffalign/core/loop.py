@@ -82,10 +82,10 @@ class AlignmentLoop:
     objective: Objective
     sampler: TrajectorySampler
     rewards: RewardFunction | Mapping[str, RewardFunction]
-    prompts: PromptSource = attrs.field(converter=lambda given: prompts_of(given))  # noqa: PLW0108  a function would hide the type
+    prompts: PromptSource = attrs.field(converter=prompts_of)
     aggregation: Aggregation = attrs.field(factory=Raw)
     prompts_per_step: int = attrs.field(default=4, validator=attrs.validators.ge(1))
-    optimizers: Mapping[str, OptimizerFactory] = attrs.field(factory=dict, converter=lambda given: optimizers_of(given))  # noqa: PLW0108
+    optimizers: Mapping[str, OptimizerFactory] = attrs.field(factory=dict, converter=optimizers_of)
     max_grad_norm: float | None = attrs.field(default=1.0, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     lr_factor: Scalar | float = 1.0
     average: Average | None = None

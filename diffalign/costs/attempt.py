@@ -34,5 +34,5 @@ def attempt(loop: AlignmentLoop, total: int, evaluation: HeldOutEvaluation | Non
     scores = ", ".join(f"{name} {report.metrics[f'reward/{name}']:.3f}" for name in loop.named_rewards())
     spread = report.metrics["reward/group_std"]
     doubt = "" if spread > 0 else "; no prompt's samples differ in reward, so this step taught nothing"
-    prompts = len(report.batch.trajectories.condition)
-    return f"tried               one step on {prompts} prompts in {seconds:.1f} s: {scores}, spread within a prompt {spread:.3f}{doubt}"
+    count = len(report.batch.trajectories.condition)
+    return f"tried               one step on {count} prompts in {seconds:.1f} s: {scores}, spread within a prompt {spread:.3f}{doubt}"
