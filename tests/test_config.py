@@ -548,7 +548,7 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--sampler=diffalign.core.TrajectorySampler", r"sampler must be a TrajectorySampler; the class 'diffalign.core.TrajectorySampler' is abstract\..*"),
         ("--sampler=test_config.PLAN", r"sampler must be a TrajectorySampler; 'test_config.PLAN' is an object of class FixedPlan\..*"),
         ("--sampler={class_path: 3}", r"sampler must be a TrajectorySampler, named by class_path; got 3"),
-        ("--sampler={class_path: TreeSampler, steps: 3}", r"sampler\.steps must stand under init_args: beside class_path there is nothing else\."),
+        ("--sampler={class_path: TreeSampler, steps: 3}", r"sampler\.steps must stand under init_args: only class_path and init_args are allowed here\."),
         ("--sampler={class_path: TreeSampler, init_arg: {}}", r"sampler\.init_arg must stand under .* Did you mean init_args\?"),
         ("--sampler={class_path: TreeSampler, init_args: [1]}", r"sampler: init_args must be a mapping from parameters to values; got \[1\]"),
         ("--sampler={steps: 3}", r"sampler must name its class: class_path, one of ChainSampler, .* TreeSampler, and its arguments as init_args; got the keys steps"),
@@ -570,7 +570,7 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--total=0", r"total must be >= 1; got 0"),
         ("--total=", r"total must be an integer; got ''"),
         ("--hooks=3", r"hooks must be a list \(each a Hook\); got '3'"),
-        ("--policy.means.7=3", r"--policy\.means\.7: '7' must be a place in a list of 2, from 0"),
+        ("--policy.means.7=3", r"--policy\.means\.7: '7' must be an index into a list of 2, from 0"),
         ("sampler", r"the command line must override by --key value; got 'sampler'"),
         ("--sampler", r"--sampler must be followed by a value; got nothing"),
         ("--sampler..x=3", r"the command line must override by --key value with a dotted key; got '--sampler\.\.x=3'"),
@@ -625,7 +625,7 @@ def test_a_missing_prompt_file_is_named_with_its_place() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "run, line 5: key 'c' stands here a second time (first in line 3); keep one"),
+        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "run, line 5: key 'c' appears a second time (first in line 3); keep one"),
         ("policy: {a: [1, 2\nb: 3", "run, line 2: "),
         ("policy: !!python/object:os.system x", "run, line 1: could not determine a constructor"),
         ("[1]: 2", "run, line 1: a key must be a plain word"),

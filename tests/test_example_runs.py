@@ -15,6 +15,10 @@ from diffalign.cli import main
 from diffalign.core import Cosine, Linear, Prompt
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.prompts import read_prompts
+from diffalign.rewards.geneval_rules import wanted
+from diffalign.rewards.ocr import wanted_text
+from diffalign.vocabulary import NAMES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TREES = {"flux1_tmpo_pickscore": "flux-dev", "flux1_tmpo_geneval": "flux-dev", "flux1_tmpo_ocr": "flux-dev", "sd35_tmpo": "sd3"}
@@ -41,13 +45,13 @@ def written(run):
 
 
 def overrides(run, folder):
-    """What takes a run's weights, prompts and rewards to something tiny; its settings stay."""
+    """What takes a run's weights and rewards to something tiny; its settings and its prompts stay."""
     rewards = [f"--rewards.{name}={part}" for name, part in zip(written(run)["rewards"], ("rewards.red", "rewards.blue"), strict=False)]
     tiny = {"path": folder, "resolution": 32, "max_sequence_length": 24, "dtype": "float32", "device": "cpu"}
     if "start" in base_of(run)["lora"]:
         tiny["lora.start"] = student(folder)
     policy = [f"--policy.{'policy.' * (run in FEW_STEPS)}{name}={value}" for name, value in tiny.items()]
-    return [*policy, *rewards, "--prompts.path", "prompts.txt", "--evaluation", "null", "--prompts_per_step", "1"]
+    return [*policy, *rewards, "--evaluation", "null", "--prompts_per_step", "1"]
 
 
 def base_of(run):
@@ -107,6 +111,20 @@ def test_a_run_trains_and_its_weights_are_exported(run, tmp_path_factory, tmp_pa
         assert "| training steps | 2 |" in (folder / "export" / form / "README.md").read_text()
     again = load_file(folder / "export" / "diffusers" / "pytorch_lora_weights.safetensors")
     assert all((again[name] == tensor).all() for name, tensor in trained.items())  # lora/ is the same thing, at the end of every run
+
+
+@pytest.mark.parametrize("run", [*RUNS, "flux1_tmpo_24gb"])
+def test_a_run_needs_no_file_of_prompts_and_its_rewards_understand_those_that_it_has(run):
+    tree = written(run)
+    paths = tree["prompts"]["path"], tree["evaluation"]["prompts"]  # the usual classes are left out
+    assert paths[1] == f"{paths[0]}-held-out"
+    for path in paths:
+        prompts = read_prompts(path)
+        assert len(prompts) > 100
+        if "geneval" in tree["rewards"]:
+            assert all(wanted(prompt, NAMES) for prompt in prompts)
+        if "ocr" in tree["rewards"]:
+            assert all(wanted_text(prompt) for prompt in prompts)
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -102,7 +102,7 @@ def test_no_memory_to_decode_in_one_process_ends_both_with_advice(folder):
     for text in said(folder, "sharded-no_room_to_decode"):
         assert text.startswith("OutOfMemoryError: ")
         assert "process" in text.splitlines()[0] or "no memory" in text.splitlines()[0]
-        assert "Go on by --resume with a smaller --chunk" in text
+        assert "Continue by --resume with a smaller --chunk" in text
 
 
 INSIDE = [("rollout", 30, "a call of"), ("update", 4, "a call of"), ("backward", 4, "the backward pass")]
@@ -118,9 +118,9 @@ def test_no_memory_inside_a_collective_ends_both_within_a_minute(tmp_path, fails
     assert time.time() - failed < 60
     assert done.returncode != 0
     assert f"error: process 1 of 2 ran out of memory in {where}" in done.stderr
-    assert "Go on by --resume with smaller --sampler.rows (rollout) and --objective.rows (update)" in done.stderr
+    assert "Continue by --resume with smaller --sampler.rows (rollout) and --objective.rows (update)" in done.stderr
     assert "error: process 0 of 2 left " in done.stderr
-    assert "look for its message, and go on by --resume" in done.stderr
+    assert "look for its message, and continue by --resume" in done.stderr
     saved = complete_checkpoints(tmp_path / "run", quiet=True)
     loop = config.parse(tmp_path / "run.yaml").build()
     assert load(loop, saved[-1]) == int(saved[-1].name.removeprefix("step-")) > 0

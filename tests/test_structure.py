@@ -14,7 +14,7 @@ import diffalign
 ROOT = Path(diffalign.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
-    {"embedded", "placement", "threads"},
+    {"embedded", "placement", "threads", "vocabulary"},
     {"core"},
     {"prompts", "policies", "samplers", "objectives", "rewards"},
     {"shapeworld", "digits", "evaluation", "testing"},
@@ -142,6 +142,13 @@ def test_a_nan_is_never_replaced():
     for file in FILES:
         names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(ast.parse(file.read_text()))}
         assert not names & {"nan_to_num", "nan_to_num_", "nanmean", "nansum", "nanmedian"}, module_of(file)
+
+
+def test_texts_are_utf_8_wherever_the_machine_stands():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text"):
+                assert any(keyword.arg == "encoding" for keyword in node.keywords), f"{module_of(file)}, line {node.lineno}"
 
 
 def test_no_hook_looks_for_another():

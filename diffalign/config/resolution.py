@@ -1,6 +1,6 @@
-"""From what a run file says to what is built: every part with its class and all its arguments, checked, with a place of its own.
+"""Resolution of a run file: finds every part with its class and all its arguments, and checks them.
 
-The place of a value is its dotted path without `init_args`, as on the command line: sampler.plan.eta.
+Every value has a place, its dotted path without `init_args`, as on the command line: sampler.plan.eta.
 """
 
 import inspect
@@ -33,17 +33,17 @@ _KEYS = ("class_path", "init_args")
 
 
 def resolve(value: Any, parameter: Parameter, where: str) -> Any:
-    """A value of a run file as plain values and `Part`s.
+    """Resolve a value of a run file into plain values and `Part`s.
 
     Args:
-        value: as read, or an `Argument` of the command line
-        parameter: what it is for
-        where: its place
+        value: value from the file, or an `Argument` of the command line
+        parameter: parameter that gets the value
+        where: place of the value
 
     Raises:
-        ConfigError: it is not what stands there.
+        ConfigError: the value does not fit the parameter.
     """
-    if isinstance(value, Part):  # from a default that is taken over
+    if isinstance(value, Part):  # part of a default, resolved already
         return value
     text, instead = (value.text, value.instead or {}) if isinstance(value, Argument) else (None, {})
     value = value.value if isinstance(value, Argument) else value
@@ -100,7 +100,7 @@ def _key(key: object, where: str) -> str:
 
 
 def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any], where: str) -> Part | None:
-    """The part that a mapping without class_path means: the default, or the one concrete class of the slot."""
+    """Part of a mapping without class_path: the default, or the only concrete class of the slot."""
     if "class_path" in value:
         return None
     if isinstance(part := described(default, where), Part) and part.how == "call":
@@ -111,12 +111,12 @@ def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any], where
 
 
 def _takes(instead: Mapping[str, Any], parameter: Parameter, slots: Sequence[Any], where: str) -> bool:
-    """Whether a mapping without class_path is the arguments of a part there, and not parts by name."""
+    """Check whether a mapping without class_path there holds the arguments of a part, and not parts by name."""
     return bool(parameter.usual) or _implied(instead, parameter.default, slots, where) is not None
 
 
 def _owned(value: Mapping[str, Any], parameter: Parameter, slots: Sequence[Any], where: str) -> Mapping[str, Any]:
-    """The same, where arguments of a class that the file leaves out know which class that is."""
+    """Name the class of inherited arguments where the file leaves the class out."""
     arguments = value.get("init_args")
     if not isinstance(arguments, Mapping) or not any(isinstance(entry, Inherited) and entry.of is None for entry in arguments.values()):
         return value
@@ -134,7 +134,7 @@ def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: P
         value = {"init_args": value}
     if strange := [key for key in value if key not in _KEYS]:
         guess = nearest(str(strange[0]), _KEYS)
-        raise ConfigError(f"{where}.{strange[0]} must stand under init_args: beside class_path there is nothing else.{guess}")
+        raise ConfigError(f"{where}.{strange[0]} must stand under init_args: only class_path and init_args are allowed here.{guess}")
     given = value.get("init_args")
     given = {} if given is None else given
     if not isinstance(given, Mapping):
@@ -146,7 +146,7 @@ def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: P
         target, name, how, slot = _found(value["class_path"], slots, where, expected)
     if how == "itself" or (how == "partial" and inspect.isroutine(target) and not given):
         if given:
-            raise ConfigError(f"{where}: {name} stands as it is and takes no init_args; got {listed(map(str, given), 'and')}")
+            raise ConfigError(f"{where}: {name} is not called, so it takes no init_args; got {listed(map(str, given), 'and')}")
         return Part(where, name, target, how="itself")
     return _with_arguments(Part(where, name, target, given, how), slot)
 
@@ -174,7 +174,7 @@ def _found(path: Any, slots: Sequence[Any], where: str, expected: str) -> tuple[
 
 
 def _with_arguments(part: Part, slot: Any) -> Part:
-    """The part with all its arguments resolved, defaults included."""
+    """Resolve all arguments of a part, including defaults."""
     where, given = part.where, dict(part.arguments)
     known = parameters(part.target, supplied(slot) if part.how == "partial" else 0)
     title = part.name.rpartition(".")[2] if inspect.isclass(part.target) else ".".join(part.name.split(".")[-2:])
@@ -205,7 +205,7 @@ def _with_arguments(part: Part, slot: Any) -> Part:
 
 
 def _without_dropped(given: dict[str, Any], part: Part, slot: Any, title: str) -> dict[str, Any]:
-    """Without the arguments that the file gives to another class: a number of the same name may mean something else."""
+    """Drop arguments of another class than the one to build, with a warning: a number of the same name may mean something else."""
     dropped = {name: value.of or "" for name, value in given.items() if isinstance(value, Inherited) and not _is_same(value.of, part, slot)}
     if dropped:
         before = _title(next(iter(dropped.values())))
@@ -227,6 +227,6 @@ def _is_same(name: str | None, part: Part, slot: Any) -> bool:
 
 
 def _title(path: str) -> str:
-    """A class, or a class and its method, without the modules before it."""
+    """Name of a class, or of a class and its method, without its modules."""
     names = path.replace(":", ".").split(".")
     return ".".join(names[next((place for place, name in enumerate(names) if name[:1].isupper()), -1) :])

@@ -1,4 +1,4 @@
-"""A run from a YAML file: read, checked, written out in full, built."""
+"""Run from a YAML file: reading, checking, writing the full configuration, and building."""
 
 import os
 import re
@@ -34,14 +34,14 @@ USUAL: Mapping[str, str] = {"optimizers": "AdamW", "prompts": "PromptFile", "eva
 
 @attrs.frozen
 class Beside:
-    """The keys of a run file that the loop does not take.
+    """Keys of a run file that the loop does not take.
 
     Args:
         policy: the weights being aligned; the objective gets it
         total: steps of the run
         checkpoint_every: steps between checkpoints
-        checkpoint_keep: how many of the last are kept, beside the best
-        evaluation: runs before the other hooks
+        checkpoint_keep: number of latest checkpoints that are kept, beside the best one
+        evaluation: hook that evaluates the weights; it runs before the other hooks
     """
 
     policy: Policy
@@ -52,7 +52,7 @@ class Beside:
 
 
 def keys() -> dict[str, Parameter]:
-    """The keys of a run file, in the order in which they are written."""
+    """Keys of a run file, in the order in which they are written."""
     loop, beside = parameters(AlignmentLoop) or {}, parameters(Beside) or {}
     known = {"policy": beside["policy"], **{name: loop[name] for name in loop if name not in _NOT_IN_FILES}, **beside}
     return {name: attrs.evolve(parameter, usual=USUAL.get(name, "")) for name, parameter in known.items()}
@@ -60,10 +60,10 @@ def keys() -> dict[str, Parameter]:
 
 @attrs.frozen
 class Run:
-    """A run file whose keys are resolved and checked; nothing is built or written yet.
+    """Run file whose keys are resolved and checked. Nothing is built or written yet.
 
     Args:
-        name: of the file, without folder and ending
+        name: name of the file, without folder and suffix
         tree: key -> plain values and parts, defaults included
     """
 
@@ -72,33 +72,33 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the run's files go."""
+        """Folder of the run's files."""
         return Path(self.tree["folder"])
 
     def sources(self) -> dict[str, Path]:
-        """The source files of the user's own parts, with what they import: see `sources.sources`."""
+        """Find the source files of the user's own parts, with what they import: see `sources.sources`."""
         return sources(_modules(self.tree))
 
     def yaml(self) -> str:
-        """The resolved configuration, which gives the same run again."""
+        """Write the resolved configuration as YAML, which gives the same run again."""
         return write_yaml(plain(self.tree))
 
     def build(self, hooks: Sequence[Hook] = (), devices: Devices | None = None, sharding: Sharding | None = None) -> AlignmentLoop:
-        """The loop: see `build_evaluated`."""
+        """Build the loop: see `build_evaluated`."""
         return self.build_evaluated(hooks, devices, sharding)[0]
 
     def build_evaluated(
         self, hooks: Sequence[Hook] = (), devices: Devices | None = None, sharding: Sharding | None = None
     ) -> tuple[AlignmentLoop, Hook | None]:
-        """The loop, and its evaluation. What is quick to build comes before the policy, so that its errors do.
+        """Build the loop and its evaluation. Parts that are quick to build come before the policy, so that their errors come early.
 
         Args:
-            hooks: after the evaluation and the hooks of the file
-            devices: the processes of the run; None is this one alone
-            sharding: of weights; a policy that is loaded leaves its network on the host for it. None keeps them whole in each process
+            hooks: further hooks, which come after the evaluation and the hooks of the file
+            devices: the processes of the run; None means only this one
+            sharding: shards the weights; the policy then leaves its network on the host. None keeps all weights in each process
 
         Raises:
-            ConfigError: a constructor refused.
+            ConfigError: a constructor raised an error.
         """
         _check_devices(self.tree["policy"])
         made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
@@ -113,7 +113,7 @@ class Run:
         except ValueError as error:
             raise refused("", error) from error
         _check_scored({**rewards, **getattr(made["evaluation"], "rewards", {})}, held_out)
-        torch.manual_seed(made["seed"])  # fresh adapters are drawn from torch's own generator
+        torch.manual_seed(made["seed"])  # new adapters are drawn from torch's own generator
         policy = build(self.tree["policy"], {"sharding": sharding})
         _check_prompts(policy, "prompts", prompts)
         _check_prompts(policy, "evaluation.prompts", held_out)
@@ -141,14 +141,14 @@ def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
 
     Args:
         run: a run file, a run folder (its config.yaml), or the name of a built-in run
-        overrides: as on the command line, ["--sampler.steps", "6", "--objective.beta=2"]
+        overrides: arguments as on the command line, ["--sampler.steps", "6", "--objective.beta=2"]
 
     Raises:
-        ConfigError: no such run, or a configuration that cannot be built; one message with the place, what must hold, and what came.
+        ConfigError: there is no such run, or the configuration cannot be built. One message names the place, what must hold, and what came.
     """
     file = locate(str(run))
     content, name = read_run(file), file.stem
-    if Path(run).is_dir():  # it may have been moved, or be looked at from elsewhere
+    if Path(run).is_dir():  # the folder may have been moved since it was written
         content, name = {**content, "folder": str(run)}, file.absolute().parent.name
         remember(Path(run))
     elif file not in built_in().values():
@@ -157,7 +157,7 @@ def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> Run:
-    """As `parse`, for the text of a run file."""
+    """Parse the text of a run file, see `parse`."""
     content = read_yaml(text, name)
     if not isinstance(content, dict):
         raise ConfigError(f"{name} must hold keys (policy: ..., objective: ..., ...); got {type(content).__name__}")
@@ -184,7 +184,7 @@ def _resolved(name: str, content: dict[str, Any], beside: Path | None = None) ->
 
 
 def _anchored(node: Any, beside: Path | None) -> Any:
-    """A part whose texts that name files are whole paths, so that a run can be looked at from anywhere.
+    """Make paths of files absolute in a part, so that the run can be read from any folder.
 
     A text names a file if it looks like a path, and there is one: where the command is given, or else beside the run file.
     """
@@ -206,7 +206,7 @@ def _is_path(text: str) -> bool:
 
 
 def _modules(node: Any) -> Iterator[str]:
-    """The modules that a resolved value is made of, as far as names of parts and texts that are import paths say."""
+    """Names of the modules of a resolved value, by the names of its parts and by texts that are import paths."""
     if isinstance(node, Part):
         yield from filter(None, (_module_of(node.name), getattr(node.target, "__module__", None)))
         yield from _modules(node.arguments)
@@ -221,13 +221,13 @@ def _modules(node: Any) -> Iterator[str]:
 
 
 def _module_of(path: str) -> str:
-    """The loaded module that an import path begins with; "" where none is."""
+    """Name of the loaded module with which an import path begins; "" if there is none."""
     names = path.replace(":", ".").split(".")
     return next((module for length in range(len(names), 0, -1) if (module := ".".join(names[:length])) in sys.modules), "")
 
 
 def _check_devices(node: Any) -> None:
-    """The policy would find out that its device is not there, but only after rewards have been loaded."""
+    """Check that the devices exist. The policy would check its device itself, but only after rewards have been loaded."""
     for name, value in node.arguments.items() if isinstance(node, Part) else ():
         if name == "device" and isinstance(value, str):
             try:
@@ -238,7 +238,7 @@ def _check_devices(node: Any) -> None:
 
 
 def _check_scored(rewards: Mapping[str, RewardFunction], held_out: Sequence[Prompt]) -> None:
-    """What is evaluated must be readable to all that evaluates it."""
+    """Check that every reward can score all held-out prompts."""
     try:
         require(rewards.values(), held_out)
     except ConfigError as error:
@@ -246,7 +246,7 @@ def _check_scored(rewards: Mapping[str, RewardFunction], held_out: Sequence[Prom
 
 
 def _check_prompts(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:
-    """The policy must be able to read every prompt, and to draw every size that one asks for."""
+    """Check that the policy can read every prompt and draw every image size that a prompt asks for."""
     try:
         policy.require([Prompt.of(prompt) for prompt in prompts])
     except ValueError as error:
@@ -259,7 +259,7 @@ def _check_prompts(policy: Policy, key: str, prompts: Iterable[Prompt | str]) ->
 
 
 def _check_numbers(tree: dict[str, Any]) -> None:
-    """The limits of the loop's own numbers, long before there is a loop."""
+    """Check the limits of the loop's own numbers, long before the loop is built."""
     for name, field in {**attrs.fields_dict(AlignmentLoop), **attrs.fields_dict(Beside)}.items():
         if name in tree and field.validator is not None:
             try:

@@ -1,4 +1,4 @@
-"""The source files of a user's own parts: what a run imports beside libraries, kept in its folder and found there again."""
+"""Source files of a user's own parts: what a run imports beside libraries. They are kept in the run's folder and imported from there."""
 
 import ast
 import importlib.util
@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core import ConfigError
 
 CODE = "code"
-"""The folder below that of a run. It is on the import path of whoever looks at the run."""
+"""Name of the folder of source files in a run folder. Commands that read the run put it on the import path."""
 
 _OWN = "diffalign"
 _LIBRARY = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
@@ -27,7 +27,7 @@ def remember(folder: Path) -> None:
     """Let the parts of a run be found in its own folder, or in that of a checkpoint's run, before anything else.
 
     Args:
-        folder: of a run, or of a checkpoint in one
+        folder: folder of a run, or of a checkpoint in it
 
     Raises:
         ConfigError: another module of the same name is loaded already, from a file that differs.
@@ -50,10 +50,10 @@ def remember(folder: Path) -> None:
 
 
 def sources(names: Iterable[str]) -> dict[str, Path]:
-    """The source files behind some modules that belong to no library, with all of that kind that they import, at any depth.
+    """Find the source files of modules, and of all modules that they import at any depth, without libraries.
 
     Args:
-        names: of modules; those of libraries, of Python and of this package are passed over
+        names: names of modules; libraries, Python's own modules and this package are skipped
 
     Returns:
         Path below an import path, "package/module.py" -> file.
@@ -79,8 +79,8 @@ def keep(files: Mapping[str, Path], folder: Path) -> list[str]:
     """Copy source files into a run folder.
 
     Args:
-        files: as `sources` gives them
-        folder: of the run
+        files: result of `sources`
+        folder: folder of the run
 
     Returns:
         Those that were there already, and differed.
@@ -108,7 +108,7 @@ def _loaded(name: str) -> Path | None:
 
 
 def _source(name: str) -> Path | None:
-    """The file of a module that is no library's; nothing is imported to find it."""
+    """Find the file of a module that belongs to no library, without importing the module."""
     if name.partition(".")[0] in {_OWN, *sys.stdlib_module_names}:
         return None
     file = _loaded(name)
@@ -128,7 +128,7 @@ def _is_library(file: Path) -> bool:
 
 
 def _imported(file: Path, name: str, package: bool) -> Iterator[str]:
-    """The modules that a file imports, also inside functions; `from a import b` is both a and a.b."""
+    """Names of the modules that a file imports, also inside functions; `from a import b` gives both a and a.b."""
     here = name if package else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):

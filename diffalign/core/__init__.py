@@ -21,7 +21,7 @@ from .host_weights import HostWeights
 
 # a step of denoising, and where its sigmas come from
 from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
-from .schedule import Constant, Cosine, Linear, Ramp, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
+from .schedule import Constant, Cosine, Delayed, Linear, Ramp, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
 
 # the interfaces of parts, and what a part can do beyond its own
 from .interfaces import (
@@ -106,6 +106,7 @@ __all__ = [
     "Constant",
     "Linear",
     "Cosine",
+    "Delayed",
     "Ramp",
     # what goes wrong
     "ConfigError",

@@ -1,4 +1,4 @@
-"""The row budget: how much is computed at once, and how it shrinks when memory runs out."""
+"""Row budget: limits how much is computed at once. It is halved when memory runs out."""
 
 from typing import Any, TypeVar
 
@@ -12,16 +12,16 @@ from .processes import Devices
 T = TypeVar("T")
 
 _STAGES = {"decode": 1, "reward": 1, "rollout": 2, "contract": 2, "update": 3}
-"""What is made smaller: the images of a chunk, the sampler's rows, the objective's rows."""
+"""Budget that is halved for a stage: 1 the images of a chunk, 2 the sampler's rows, 3 the objective's rows."""
 
 
 @attrs.frozen(eq=False)
 class Budgets:
-    """Everything of a run that has a row budget.
+    """Parts of a run that have a row budget.
 
     Args:
-        sampler: its `rows` are those of a call of the rollout
-        objective: its `rows` are those of a call of the update
+        sampler: its `rows` limit one network call of the rollout
+        objective: its `rows` limit one network call of the update
         chunk: images that are decoded and scored at once
     """
 
@@ -38,15 +38,15 @@ def shrink(
     Results do not depend on a budget, so the step can simply be repeated.
 
     Args:
-        budgets: of the run; the objective takes its new one in place
-        ledger: of the step that failed
-        error: what it said
+        budgets: budgets of the run; the objective's `rows` are changed in place
+        ledger: ledger of the step that failed
+        error: error of the step that failed
         largest: rows of the largest network call of that step, in this process
         devices: the processes of the run
         sharded: whether weights are spread over them
 
     Returns:
-        What the run goes on with, and a sentence that says what was done.
+        The new budgets, and a sentence for the user that says what was halved.
 
     Raises:
         torch.OutOfMemoryError: nothing is left to halve.
@@ -55,8 +55,8 @@ def shrink(
     stage, largest = (int(value) for value in devices.maximum(here))
     if sharded:
         raise torch.OutOfMemoryError(
-            f"{error}\nThe weights are sharded, so the run ends instead of repeating the step: where memory runs out inside a call, the "
-            f"other processes wait in it. Go on by --resume with {_advice(stage, largest)}."
+            f"{error}\nThe weights are sharded, so the step cannot be repeated: the other processes may be waiting inside the network "
+            f"call that failed. Continue by --resume with {_advice(stage, largest)}."
         ) from error
     if stage == 1 and budgets.chunk > 1:
         chunk = max(1, budgets.chunk // 2)

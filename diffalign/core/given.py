@@ -1,6 +1,6 @@
-"""What a loop is given, as people give it, and what stands above the core where nothing is said.
+"""Arguments of a loop in the forms that users write, and the parts above the core that serve as defaults.
 
-What stands above is named and not imported, as entry points are: the core knows nobody above it.
+The parts above are named and not imported, like entry points, because the core imports nothing above it.
 """
 
 import functools
@@ -17,17 +17,17 @@ PROMPTS = "diffalign.prompts:Prompts"
 
 
 def usual(name: str) -> Any:
-    """The object of a name such as `RUN`."""
+    """Import the object of a name such as `RUN`."""
     return pkgutil.resolve_name(name)
 
 
 def prompts_of(given: PromptSource) -> PromptSource:
-    """A source of prompts, or a list of them in a shuffled, endless order.
+    """Accept a source of prompts, or make one of a list, in a shuffled, endless order.
 
     The parameter's type is that of the loop's field, because run files are checked by it.
 
     Raises:
-        ValueError: neither.
+        ValueError: it is neither.
     """
     value: Any = given
     if isinstance(value, list | tuple):
@@ -42,10 +42,10 @@ def _inherited(given: Any, name: str) -> Any:
 
 
 def optimizers_of(given: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerFactory]:
-    """Role -> factory. A factory or class alone is for all roles; a number is the learning rate of AdamW.
+    """Make the table role -> factory. One factory or class alone is for all roles; a number is the learning rate of AdamW.
 
     Raises:
-        ValueError: something else.
+        ValueError: an entry is something else.
     """
     value: Any = given
     table = value if isinstance(value, Mapping) else {"default": value}
@@ -64,10 +64,10 @@ def _factory(role: str, given: Any) -> OptimizerFactory:
 
 
 def require_parts(objective: object, sampler: object, aggregation: object, hooks: object) -> None:
-    """Refuse what is no part of the kind that belongs there.
+    """Refuse arguments of the wrong kind.
 
     Raises:
-        ValueError: names the first.
+        ValueError: an argument is of another kind; the message names the first.
     """
     for name, given, kind in (
         ("objective", objective, Objective),

@@ -17,20 +17,20 @@ _STDERR = 2
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and has stopped between two steps: what it holds fits together. Its text names the signal.
+    """The run was asked to stop and has stopped between two steps, so weights and optimizers fit together. The text names the signal.
 
-    A plain KeyboardInterrupt is a second signal, that did not wait: weights and optimizers are those of the last finished step, but
-    what was drawn or observed in the step under way is not taken back.
+    A plain KeyboardInterrupt means a second signal, which ends the run at once: weights and optimizers are those of the last finished
+    step, but draws and observations of the current step are not taken back.
     """
 
 
 @attrs.define
 class StopRequest:
-    """A request to stop, as signals deliver it.
+    """Request to stop, delivered by signals.
 
     Args:
         received: the first signal
-        step: the number of the step under way, from 1; None where none is
+        step: number of the current step, from 1; None between steps
         speaks: whether this process answers the user
     """
 
@@ -45,18 +45,18 @@ class StopRequest:
         return 0 if self.received is None else int(self.received)
 
     def hold(self) -> None:
-        """Weights begin to move: from here to `release` a further signal waits, too, so that they never stop half-way."""
+        """Let a second signal wait as well, until `release`: weights begin to move and must not stop half-way."""
         self._held = True
 
     def release(self) -> None:
-        """What began to move fits together again."""
+        """End what `hold` began: weights and optimizers fit together again."""
         self._held = False
 
     def take(self, number: int) -> None:
-        """A signal came.
+        """Receive a signal.
 
         Raises:
-            KeyboardInterrupt: the second, while nothing moves.
+            KeyboardInterrupt: it is the second signal, and no weight moves.
         """
         if self.received is None:
             self.received = signal.Signals(number)
@@ -66,10 +66,10 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def honour(self, devices: Devices) -> None:
-        """Stop all processes after the same step, whoever was asked.
+        """Stop all processes after the same step, whichever of them received the signal.
 
         Raises:
-            Interrupted: one was.
+            Interrupted: a process received one.
         """
         asked = int(devices.maximum(torch.tensor(self.number)))
         if asked:
@@ -83,10 +83,10 @@ class StopRequest:
 
 @contextmanager
 def stop_between_steps(speaks: bool = True) -> Iterator[StopRequest]:
-    """Let the first SIGINT or SIGTERM wait for the end of the step, so that weights and optimizers fit together; the second interrupts.
+    """Delay the first SIGINT or SIGTERM to the end of the step, so that weights and optimizers fit together. The second acts at once.
 
     Args:
-        speaks: say at once what was understood; one process of a run does
+        speaks: print at once what the signal does; one process of a run prints
     """
     request = StopRequest(speaks=speaks)
     if threading.current_thread() is not threading.main_thread():
@@ -105,19 +105,19 @@ def stop_between_steps(speaks: bool = True) -> Iterator[StopRequest]:
 
 
 class _Ends(Protocol):
-    """A hook, as far as its end goes."""
+    """Part of a hook's interface that ends a run."""
 
     def stop(self, loop: Any, step: int, error: BaseException | None) -> None: ...
 
 
 def end_all(hooks: Iterable[_Ends], loop: object, step: int, error: BaseException | None) -> None:
-    """Tell every hook of the end of a run; the first that fails is heard of when all have.
+    """Tell every hook that the run ends. If hooks fail, the first error is raised after all were told.
 
     Args:
-        hooks: in their order
-        loop: that has ended
-        step: steps done
-        error: by which it ended; it gets a note where a hook fails as well
+        hooks: hooks of the run, in their order
+        loop: the loop that ends
+        step: number of steps done
+        error: error that ended the run; it gets a note if a hook fails as well
     """
     failed: Exception | None = None
     for hook in hooks:

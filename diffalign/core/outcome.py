@@ -1,4 +1,4 @@
-"""What a run leaves behind."""
+"""Result of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +8,13 @@ import attrs
 
 @attrs.frozen
 class Outcome:
-    """A run that has ended, to be looked at.
+    """Result of a finished run.
 
     Args:
-        steps: done in all
-        metrics: of each step of this call, by name, in order: as in `metrics.jsonl`
-        seconds: of this call
-        folder: of the run; None where it has none
+        steps: number of steps done in total
+        metrics: metrics by name of each step of this call, in order, as in `metrics.jsonl`
+        seconds: duration of this call
+        folder: folder of the run; None if there is none
     """
 
     steps: int
@@ -24,17 +24,17 @@ class Outcome:
 
     @property
     def rewards(self) -> list[float]:
-        """The mean raw reward of each step."""
+        """Mean raw reward of each step."""
         return [line["reward"] for line in self.metrics]
 
     @property
     def diversity(self) -> list[float]:
-        """The mean L-GMD of each step."""
+        """Mean L-GMD of each step."""
         return [line["diversity/l_gmd"] for line in self.metrics]
 
     @property
     def paths(self) -> dict[str, Path]:
-        """What there is in the run folder: metrics, report, lora, card, pictures, best, checkpoint (the last)."""
+        """Files that exist in the run folder: metrics, report, lora, card, pictures, best, checkpoint (the last)."""
         if self.folder is None:
             return {}
         named = {

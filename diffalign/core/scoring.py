@@ -1,4 +1,4 @@
-"""Calls rewards and refuses what is not one finite number per image."""
+"""Calls of rewards; refuses a result that is not one finite number per image."""
 
 import inspect
 import sysconfig
@@ -23,7 +23,7 @@ def reward_name(reward: object) -> str:
 
 
 def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dict[str, RewardFunction]:
-    """A single reward under its own name."""
+    """Rewards by name; a single reward gets its own name."""
     named = dict(rewards) if isinstance(rewards, Mapping) else {reward_name(rewards): rewards}
     if not named:
         raise ValueError("rewards must name at least one reward; got none")
@@ -39,7 +39,7 @@ _PROMPTS = frozenset(("prompt", "prompts", "texts", "captions"))
 
 
 def require_order(name: str, reward: RewardFunction) -> None:
-    """Refuse a reward whose parameters say that it wants (prompts, images).
+    """Refuse a reward whose parameters are in the order (prompts, images).
 
     Raises:
         ValueError: it does.
@@ -54,7 +54,7 @@ def require_order(name: str, reward: RewardFunction) -> None:
 
 @torch.no_grad()
 def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Raw scores by reward name, each [K], float32, on the device of the images.
+    """Score images: raw scores by reward name, each [K], float32, on the device of the images.
 
     Raises:
         RewardError: a reward raised, changed the images, or returned another shape, or a number that is not finite.
@@ -88,7 +88,7 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
     before = _fingerprint(images)
     try:
         result = reward(images, prompts)
-    except torch.OutOfMemoryError:  # no fault of the reward: fewer images at once may do
+    except torch.OutOfMemoryError:  # not a fault of the reward: fewer images at once may fit
         raise
     except Exception as error:
         place = _place(error)

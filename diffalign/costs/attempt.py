@@ -1,4 +1,4 @@
-"""One small step of a run, to see whether its parts go together. Nothing is written."""
+"""Small step of a run, which shows whether its parts work together. Nothing is written."""
 
 from ..core import AlignmentLoop, Progress
 from ..core.budget import limited
@@ -13,12 +13,12 @@ def attempt(loop: AlignmentLoop, total: int, evaluation: HeldOutEvaluation | Non
     Weights and optimizers move by that step, so the loop is of no further use.
 
     Args:
-        loop: as built
+        loop: the loop, before its first step
         total: steps of the run
-        evaluation: of the run
+        evaluation: evaluation of the run
 
     Returns:
-        What was seen, as a line of a table.
+        Result, as a line of a table.
 
     Raises:
         RewardError: a reward that cannot score; other errors as in the run.

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page from the files of its folder."""
+"""Report of a run: one self-contained HTML page from the files of its folder."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ CURVES = {
     "contract/deviation": "First-step contract: deviation of a repeated call, as a share of the velocity's part of the step",
     "rows_per_second": "Network rows per second",
 }
-"""The first curves and their titles; every other metric follows under its own name."""
+"""Titles of the curves that come first; every other metric follows under its own name."""
 
 DRAWN = "drawn"
 """Pictures of the run's own prompts: images/drawn-NNNNNN.png."""
@@ -40,7 +40,8 @@ def write_report(folder: Path, name: str) -> Path:
     """Write `report.html` from the files of a run folder.
 
     Args:
-        folder: with metrics.jsonl, evaluation.json, config.yaml, environment.json, alarms.json, watch.jsonl and images/, where there are
+        folder: run folder; of metrics.jsonl, evaluation.json, config.yaml, environment.json, alarms.json, watch.jsonl and images/, those
+            that exist are used
         name: title of the page
     """
     metrics = read_lines(folder / "metrics.jsonl")
@@ -88,7 +89,7 @@ def _what_ran(folder: Path) -> str:
 
 
 def _named(value: Any) -> list[str]:
-    """The short names of the parts that stand in a place of a configuration."""
+    """Short names of the parts in a place of a configuration."""
     if isinstance(value, str):
         return [value.rpartition(".")[2]]
     if isinstance(value, Mapping) and "class_path" in value:
@@ -125,7 +126,7 @@ def _headline(evaluations: Entries) -> str:
 
 
 def _whose(entry: Mapping[str, Any]) -> str:
-    """How many prompts, and whether they were trained on, as far as that is known."""
+    """Say the number of prompts and, if it is known, how many of them were trained on."""
     count, trained = len(entry["by_prompt"]), entry.get("also_trained")
     if trained is None:
         return f"{count} prompts"
@@ -133,7 +134,7 @@ def _whose(entry: Mapping[str, Any]) -> str:
 
 
 def _pictures(folder: Path, evaluations: Entries) -> str:
-    """The first and the last: of the held-out prompts where they were drawn, else of the run's own."""
+    """Show the first and the last images: of held-out prompts if they were drawn, else of the run's own prompts."""
     found = {entry["step"]: folder / "images" / f"step-{entry['step']:06d}.png" for entry in evaluations}
     files = [(step, file) for step, file in found.items() if file.exists()]
     if len(files) < 2:

@@ -2,6 +2,7 @@
 
 from .dgpo import DGPO
 from .diffusion_nft import DiffusionNFT
+from .direct_reinforcement import DirectReinforcement
 from .flow_grpo import FlowGRPO
 from .group_forward_kl import GroupForwardKL
 from .ratio import Ratio, RatioNorm
@@ -14,6 +15,7 @@ from .temperature import Budget, EffectiveSamples, KLBudget
 __all__ = [
     "DGPO",
     "DiffusionNFT",
+    "DirectReinforcement",
     "EffectiveSamples",
     "FlowGRPO",
     "GroupForwardKL",

@@ -1,4 +1,4 @@
-"""The folder of a run: what is written, checkpoints, and what can be read out of it again."""
+"""Folder of a run: writing it, checkpoints, and reading it again."""
 
 from .checkpoints import Checkpoints
 from .console import Console

@@ -1,4 +1,4 @@
-"""What stands around the steps of a run that is started from Python: a folder, progress, and what is left to look at."""
+"""Run of a loop from Python: a folder, progress and a result around its steps."""
 
 import sys
 import time
@@ -34,7 +34,7 @@ class _Noted(Hook):
 def run(
     loop: AlignmentLoop, total: int, start: int = 0, *, folder: str | Path | None = None, resume: bool = False, show: bool | None = None
 ) -> Outcome:
-    """`AlignmentLoop.run`.
+    """Run a loop, see `AlignmentLoop.run`.
 
     Raises:
         ConfigError: `resume` without a folder, or a folder that holds a run or cannot be written.

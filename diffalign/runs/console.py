@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live line where there is one, plain lines elsewhere."""
+"""Progress on the console: a live line on a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any
@@ -9,16 +9,17 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..core import AlignmentLoop, Hook, Report
+from ..core.unessential import unessential
 from ..evaluation import paired_change
 
 _FIELDS = "reward {task.fields[reward]}  diversity {task.fields[diversity]}  ratio check {task.fields[check]}  {task.fields[rows]} rows/s"
 _FORMATS = {"reward": ".3f", "diversity": "+.3f", "check": ".0e", "rows": ".0f"}
 UNKNOWN = "-"
-"""In the place of a number that is not known yet, or not measured."""
+"""Text in place of a number that is not known yet, or not measured."""
 
 
 def _nothing() -> dict[str, Any]:
-    """The fields of the bar before the first step."""
+    """Fields of the progress bar before the first step."""
     return dict.fromkeys(_FORMATS, UNKNOWN)
 
 
@@ -27,8 +28,8 @@ class Console(Hook):
     """Shows step, reward, diversity (L-GMD), the first-step contract's deviation, network rows per second and the time left.
 
     Args:
-        lines: how many plain lines a run prints where there is no terminal
-        stderr: prints there, and not on stdout
+        lines: number of plain lines that a run prints without a terminal
+        stderr: prints to stderr instead of stdout
     """
 
     lines: int = 20
@@ -44,7 +45,8 @@ class Console(Hook):
         self._terminal = Terminal(highlight=False, stderr=self.stderr)
 
     def _say(self, line: str) -> None:
-        self._terminal.print(line, soft_wrap=True, markup=False)
+        with unessential("lines on the terminal"):
+            self._terminal.print(line, soft_wrap=True, markup=False)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         if loop.devices.rank != 0:
@@ -66,7 +68,8 @@ class Console(Hook):
             )
             self._progress = Progress(*columns, console=self._terminal)
             self._task = self._progress.add_task("run", total=total, completed=step, **_nothing())
-            self._progress.start()
+            with unessential("progress on the terminal"):
+                self._progress.start()
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         if loop.devices.rank != 0:
@@ -82,7 +85,8 @@ class Console(Hook):
         }
         values = {name: UNKNOWN if number is None else format(number, _FORMATS[name]) for name, number in numbers.items()}
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, **values)  # type: ignore[arg-type]
+            with unessential("progress on the terminal"):
+                self._progress.update(self._task, completed=done, **values)  # type: ignore[arg-type]
         elif done % max(1, report.total // self.lines) == 0 or done == report.total:
             left = seconds_left(time.monotonic() - self._began, self._first, done, report.total)
             self._say(
@@ -94,7 +98,8 @@ class Console(Hook):
         if loop.devices.rank != 0:
             return
         if self._progress is not None:
-            self._progress.stop()
+            with unessential("progress on the terminal"):
+                self._progress.stop()
         results = loop.evaluations
         if loop.folder is not None:
             self._say(f"run folder: {loop.folder}")
@@ -115,7 +120,7 @@ class Console(Hook):
 
 
 def seconds_left(spent: float, first: int, done: int, total: int) -> float:
-    """The time that the rest of a run takes at the speed of this process, which may have begun at a later step.
+    """Time that the rest of a run takes at the speed so far of this process, which may have begun after a resume.
 
     Args:
         spent: seconds since step `first`

@@ -20,10 +20,10 @@ class FirstAndLast(Hook):
     Where an evaluation that stands before this hook keeps pictures of its own, nothing is drawn.
 
     Args:
-        folder: of the run
-        prompts: how many
-        samples: of each
-        seed: of the noise
+        folder: folder of the run
+        prompts: number of prompts
+        samples: number of images of each prompt
+        seed: seed of the noise
     """
 
     folder: Path
@@ -65,5 +65,5 @@ class FirstAndLast(Hook):
             contact_sheet(result.images, [str(prompt) for prompt in prompts]).save(file)
 
     def _chosen(self, loop: AlignmentLoop) -> Sequence[Prompt]:
-        """The first different prompts of the first step."""
+        """Take the first distinct prompts of the first step."""
         return list(dict.fromkeys(map(Prompt.of, loop.prompts.draw(0, max(self.prompts, loop.prompts_per_step)))))[: self.prompts]

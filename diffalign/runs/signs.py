@@ -1,20 +1,20 @@
-"""Signs that a run comes to nothing, said while it runs."""
+"""Signs that a run fails to learn, printed while it runs."""
 
-import sys
 from collections.abc import Iterator
 
 import attrs
 
 from ..core import AlignmentLoop, Hook, Report
+from ..core.unessential import say
 
 PATIENCE = 10
-"""Steps in a row without spread."""
+"""Number of successive steps without spread."""
 
 FAR = 100.0
-"""Nats of log-ratio that are never asked for alone."""
+"""Log-ratio in nats below which a run is never called exploded."""
 
 TIMES = 3.0
-"""By how much the size of finished latents may change."""
+"""Factor by which the size of finished latents may change."""
 
 
 @attrs.define(eq=False)
@@ -36,7 +36,7 @@ class Signs(Hook):
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         for sign, text in self._seen(loop, report):
             if sign not in self._said and loop.devices.rank == 0:
-                print(f"step {report.step + 1}: {text}", file=sys.stderr, flush=True)
+                say(f"step {report.step + 1}: {text}")
             self._said.add(sign)
 
     def _seen(self, loop: AlignmentLoop, report: Report) -> Iterator[tuple[str, str]]:

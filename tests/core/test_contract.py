@@ -92,7 +92,7 @@ def test_the_deviation_is_in_lengths_of_what_the_velocity_contributes():
     length = float(
         (per_velocity * velocity).detach().norm() + 1e-3 * (mean - moved[0]).detach().norm()
     )  # a thousandth of the mean, for velocities near 0
-    with pytest.raises(ContractError, match=f"the velocity differs by {float(moved.detach().norm()) / length:.3g} of itself"):
+    with pytest.raises(ContractError, match=f"the velocity differs by {float(moved.detach().norm()) / length:.3g} of its length"):
         check_first_step(policy, attrs.evolve(forest, mean=forest.mean.index_add(0, torch.tensor([edge]), moved)))
 
 
@@ -122,7 +122,7 @@ def test_a_mean_that_is_not_a_number_is_found():
     forest = sample(policy)
     with torch.no_grad():
         policy.network.lora_B.weight[0, 0] = float("nan")
-    with pytest.raises(ContractError, match=r"differs by nan of itself.* It is not a number now"):
+    with pytest.raises(ContractError, match=r"differs by nan of its length.* It is not a number now"):
         check_first_step(policy, forest)
 
 
@@ -190,7 +190,7 @@ def test_a_fault_as_small_as_rounding_is_found_where_a_call_can_be_repeated():
     numbered, unnumbered = sample(policy), sample(policy, Unnumbered(rows=None))
     policy.size *= 1.2  # a fifth of what another number of rows changes
     for call in range(3):
-        with pytest.raises(ContractError, match=r"calls of other numbers of rows by 0\.0"):
+        with pytest.raises(ContractError, match=r"calls with another number of rows by 0\.0"):
             check_first_step(policy, numbered, step=call + 1)
         check_first_step(policy, unnumbered, step=call + 1)  # nobody can tell it from rounding there
 

@@ -213,17 +213,6 @@ def test_the_gradient_does_not_depend_on_the_row_budget(rows, update):
         assert_same(got, expected)
 
 
-@pytest.mark.parametrize("options", [{"pull": "closed"}, {"center": "siblings"}, {"center": "siblings", "pull": "closed"}], ids=repr)
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_options_with_less_noise_do_not_depend_on_it_either(rows, options):
-    policy, reference = pair()
-    batch = batch_of(policy)
-    one, other = SoftmaxTB(policy, reference, updates=2, **options), SoftmaxTB(policy, reference, updates=2, rows=rows, **options)
-    assert_same(gradient(other, batch), gradient(one, batch))
-    moved(policy, 0.05)
-    assert_same(gradient(other, batch, 1), gradient(one, batch, 1))
-
-
 @pytest.mark.parametrize("rows", [1, 4, 7])
 def test_in_float32_the_first_pass_of_the_first_update_is_free(rows):
     policy, reference = pair(dtype=torch.float32)
@@ -406,10 +395,6 @@ def test_the_reference_is_a_frozen_fork_of_the_policy_as_it_is():
         ({"beta": math.inf}, "SoftmaxTB.beta must be positive and finite: it is an inverse temperature; got inf"),
         ({"beta": math.nan}, "SoftmaxTB.beta must be positive and finite"),
         ({"beta": KLBudget(5.0), "measure": "path"}, "SoftmaxTB.beta must be a number or a schedule with measure 'path'"),
-        ({"pull": "closed", "measure": "path"}, "SoftmaxTB.pull 'closed' needs measure 'relative' and loss 'surrogate'; got 'path'"),
-        ({"pull": "closed", "loss": "squared"}, "SoftmaxTB.pull 'closed' needs measure 'relative' and loss 'surrogate'; got 'relative'"),
-        ({"center": "siblings", "loss": "squared"}, "SoftmaxTB.center 'siblings' has an advantage for each step"),
-        ({"center": "siblings", "level_weights": True}, "SoftmaxTB.level_weights must be False with center 'siblings'"),
         ({"clip": 0.0}, "clip"),
         ({"updates": 0}, "updates"),
         ({"rows": 0}, "rows"),

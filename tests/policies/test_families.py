@@ -233,5 +233,5 @@ def test_flux2_dev_has_guidance_as_an_input():
         latents = plain(prompt=[str(prompt) for prompt in PROMPTS], latents=noise, output_type="latent", **options).images
         torch.testing.assert_close(sample(policy), latents.transpose(1, 2).reshape(noise.shape), rtol=0, atol=1e-4)
     assert (sample(policies[0]) - sample(policies[1])).abs().max() > 1e-4
-    with pytest.raises(ValueError, match=r"this FLUX.2 is distilled and not guided by a second text"):
+    with pytest.raises(ValueError, match=r"this FLUX.2 is distilled, so it cannot be guided by a second text"):
         sample(Guided(policies[0], 4.0))

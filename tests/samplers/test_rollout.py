@@ -216,7 +216,7 @@ def test_guidance_doubles_the_rows():
 
 
 def test_a_stochastic_step_to_sigma_0_is_refused_where_the_kernel_has_no_noise():
-    with pytest.raises(ValueError, match=r"step 2 \(sigma 0.5 -> 0\) is planned with eta 0.7, but CPS has no noise to give there"):
+    with pytest.raises(ValueError, match=r"step 2 \(sigma 0.5 -> 0\) is planned with eta 0.7, but CPS has no noise there"):
         draw(TinyPolicy(), Branching((1, 1, 2), (0.0, 0.0, 0.7)))
     assert draw(TinyPolicy(kernel=FlowSDE()), Branching((1, 1, 2), (0.0, 0.0, 0.7))).log_prob.isfinite().all()
 

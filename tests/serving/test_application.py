@@ -67,7 +67,7 @@ def test_the_token_opens(guarded, monkeypatch):
     monkeypatch.setenv("DIFFALIGN_REWARD_TOKEN", "open sesame")
     assert len(RemoteReward("http://{}:{}".format(*guarded))(torch.zeros(1, 3, 2, 2), ["a"])) == 1
     monkeypatch.setenv("DIFFALIGN_REWARD_TOKEN", "wrong")
-    with pytest.raises(RewardError, match="answered 401: this server wants its bearer token"):
+    with pytest.raises(RewardError, match="answered 401: this server requires its bearer token"):
         RemoteReward("http://{}:{}".format(*guarded))(torch.zeros(1, 3, 2, 2), ["a"])
 
 
@@ -75,7 +75,7 @@ def test_oversized_requests_are_refused(server):
     assert kind(ask(server, request(count=9))) == (400, "malformed")  # images
     assert kind(ask(server, request(size=182))) == (400, "malformed")  # pixels
     assert kind(ask(server, b" " * 200_001)) == (413, "too_large")
-    with pytest.raises(RewardError, match="answered 400: images must be a list of 1 to 8 pictures; got 9"):
+    with pytest.raises(RewardError, match="answered 400: images must be a list of 1 to 8 images; got 9"):
         RemoteReward("http://{}:{}".format(*server))(torch.zeros(9, 3, 2, 2), ["a"] * 9)
 
 

@@ -127,7 +127,7 @@ def test_what_cannot_be_moved_is_skipped_with_the_reason():
             return iter(())
 
     only = [known for known in POLICY if known.name == NAME]
-    assert "it cannot be copied, and is not to be moved itself: TypeError" in examine(Locked((2, 2)), only)[0].skipped
+    assert "it cannot be copied, and the original must not be moved: TypeError" in examine(Locked((2, 2)), only)[0].skipped
     assert examine(Fixed((2, 2)), only)[0].skipped == "it cannot be moved: quantised weights stay"
     assert "it has no weights on the CPU that could be moved" in examine(Weightless((2, 2)), only)[0].skipped
 
@@ -286,7 +286,7 @@ def test_what_only_a_real_device_has_is_no_failure():
             assert images.untyped_storage().data_ptr()
             return images.mean(dim=(1, 2, 3))
 
-    assert "it asks for more than the pretended device has" in finding(check_reward, Address()).skipped
+    assert "it needs more than the pretended device has" in finding(check_reward, Address()).skipped
 
 
 # --- where there is no such device ---------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_an_older_torch_and_another_accelerator_skip_it(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    assert "would take the place of cuda; hide that" in finding(check_sampler, TREE).skipped
+    assert "would replace cuda; hide that" in finding(check_sampler, TREE).skipped
 
 
 def test_without_it_nothing_is_left_behind():
