@@ -34,9 +34,9 @@ def policy() -> FlowMatchingPolicy:
 def counted(objective: Objective, sampler: TrajectorySampler) -> Traffic:
     prompts = Prompts(["three red circles", "two blue squares"])
     loop = AlignmentLoop(objective, sampler, CountReward(), prompts, prompts_per_step=2, aggregation=StandardizedSum())
-    loop.run(1)
+    loop.advance(1)
     with second_device() as traffic:
-        loop.run(2, start=1)
+        loop.advance(2, start=1)
     return traffic
 
 

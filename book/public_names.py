@@ -20,6 +20,7 @@ MODULES = (
     "diffalign.rewards",
     "diffalign.prompts",
     "diffalign.evaluation",
+    "diffalign.runs",
     "diffalign.testing",
 )
 

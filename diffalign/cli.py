@@ -29,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         try:
             _show_configuration_warnings()
-            return int(_module(options.command).run(options, overrides))
+            done = int(_module(options.command).run(options, overrides))
+            sys.stdout.flush()
+            return done
+        except BrokenPipeError:  # whoever read has seen enough: `diffalign parts | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the interpreter's last flush complain
+            return 0
         except KeyboardInterrupt:
             return say("interrupted before the first step" if options.command == "train" else "interrupted", 130)
         except Exception as error:

@@ -79,9 +79,12 @@ def test_the_loop_by_hand_is_a_step_of_the_loop():
 def test_the_quick_start_trains_and_plain_diffusers_draws_with_its_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training, drawing = blocks(ROOT / "docs" / "quickstart.md", "python")
-    assert "loop.run(20)" in training
+    assert "result = loop.run(20," in training
     names: dict = {}
-    exec(compile(training.replace("loop.run(20)", "loop.prompts_per_step = 1; loop.run(1)"), "docs/quickstart.md", "exec"), names)
+    exec(
+        compile(training.replace("result = loop.run(20,", "loop.prompts_per_step = 1; result = loop.run(1,"), "docs/quickstart.md", "exec"),
+        names,
+    )
     exec(compile(drawing.replace("guidance_scale=1,", "guidance_scale=1, num_inference_steps=2,"), "docs/quickstart.md", "exec"), names)
     assert names["picture"].size == (64, 64)
     lines = [line for line in drawing.splitlines() if line and not line.startswith(("from", "import"))]

@@ -226,7 +226,15 @@ class AbortAt(Hook):
         raise KeyboardInterrupt  # the second Ctrl-C
 
 
-def test_a_second_signal_writes_nothing(tmp_path):
+def test_a_second_signal_keeps_the_last_finished_step(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ring_loop(tmp_path, [AbortAt(), Checkpoints(tmp_path, every=100)]).run(3)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000001"]
+
+
+def test_of_several_processes_none_writes_at_a_second_signal(tmp_path):
+    hook, loop = Checkpoints(tmp_path, every=100), ring_loop(tmp_path)
+    loop.devices = FirstOfTwo()
+    hook.start(loop, 0, 3)
+    hook.stop(loop, 1, KeyboardInterrupt())
     assert complete_checkpoints(tmp_path) == []

@@ -396,14 +396,20 @@ def test_an_override_reaches_one_of_two_places_that_share_an_alias() -> None:
     assert [run.tree["optimizers"][role].arguments["lr"] for role in ("policy", "default")] == [2.0, 1.0]
 
 
-def test_a_change_of_class_keeps_what_fits_and_says_what_does_not() -> None:
-    with pytest.warns(config.ConfigWarning, match=r"^sampler: ChainSampler does not take plan of the run file; dropped$"):
+def test_a_change_of_class_drops_the_arguments_of_the_other_and_says_so() -> None:
+    said = r"^sampler: steps and plan of TreeSampler dropped; ChainSampler is another class and takes its own defaults"
+    with pytest.warns(config.ConfigWarning, match=said):
         run = parse("--sampler", "ChainSampler", "--sampler.eta", "0.3")
-    assert run.build().sampler == ChainSampler(6, eta=0.3)
+    assert run.build().sampler == ChainSampler(eta=0.3)
     with pytest.warns(config.ConfigWarning, match="dropped"):
-        assert parse("--sampler.class_path", "ChainSampler").build().sampler == ChainSampler(6)
+        assert parse("--sampler.class_path", "ChainSampler").build().sampler == ChainSampler()
+    with pytest.warns(config.ConfigWarning, match="objective: .*beta.* of SoftmaxTB dropped"):
+        assert parse("--objective", "DGPO").tree["objective"].arguments["beta"] == 100.0  # another unit than that of the file
+    with pytest.warns(config.ConfigWarning, match="dropped"):  # what was typed stays, before or after
+        assert parse("--sampler.steps", "9", "--sampler", "ChainSampler").build().sampler == ChainSampler(9)
     assert parse("--sampler", "TreeSampler").build().sampler == parse().build().sampler
-    assert "sampler.plan is no parameter of ChainSampler" in refusal("--sampler", "ChainSampler", "--sampler.plan.eta", "1")
+    with pytest.warns(config.ConfigWarning, match="dropped"):
+        assert "sampler.plan is no parameter of ChainSampler" in refusal("--sampler", "ChainSampler", "--sampler.plan.eta", "1")
 
 
 def test_a_class_that_is_usual_at_its_place_need_not_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,16 +434,16 @@ NAMED = "{class_path: TreeSampler, init_args: {steps: 6, plan: {class_path: Fixe
 @pytest.mark.parametrize(
     ("overrides", "dropped"),
     [
-        (["--sampler.plan=ProgressPlan"], "sampler.plan: ProgressPlan does not take splits"),
-        (["--sampler.plan.class_path=ProgressPlan"], "sampler.plan: ProgressPlan does not take splits"),
-        (["--sampler.plan=AdaptivePlan", "--sampler.plan=ProgressPlan"], "sampler.plan: ProgressPlan does not take splits"),
-        (["--sampler.plan=ProgressPlan", "--sampler.plan.branches=4"], "sampler.plan: ProgressPlan does not take splits"),
-        (["--sampler.plan=ProgressPlan", "--sampler.plan.eta=0.25"], "sampler.plan: ProgressPlan does not take splits"),
-        (["--optimizers.default=SGD"], "optimizers.default: SGD does not take betas"),
-        (["--optimizers.default=SGD", "--optimizers.default.momentum=0.5"], "optimizers.default: SGD does not take betas"),
+        (["--sampler.plan=ProgressPlan"], "sampler.plan: eta and splits of FixedPlan dropped; ProgressPlan"),
+        (["--sampler.plan.class_path=ProgressPlan"], "sampler.plan: eta and splits of FixedPlan dropped; ProgressPlan"),
+        (["--sampler.plan=AdaptivePlan", "--sampler.plan=ProgressPlan"], "sampler.plan: eta and splits of FixedPlan dropped; ProgressPlan"),
+        (["--sampler.plan=ProgressPlan", "--sampler.plan.branches=4"], "sampler.plan: eta and splits of FixedPlan dropped; ProgressPlan"),
+        (["--sampler.plan=ProgressPlan", "--sampler.plan.eta=0.25"], "sampler.plan: splits of FixedPlan dropped; ProgressPlan"),
+        (["--optimizers.default=SGD"], "optimizers.default: lr and betas of AdamW dropped; SGD"),
+        (["--optimizers.default=SGD", "--optimizers.default.momentum=0.5"], "optimizers.default: lr and betas of AdamW dropped; SGD"),
     ],
 )
-def test_a_change_of_class_keeps_as_much_where_the_file_names_none(overrides: list[str], dropped: str) -> None:
+def test_a_change_of_class_is_the_same_where_the_file_names_none(overrides: list[str], dropped: str) -> None:
     before = "{class_path: TreeSampler, init_args: {steps: 6, plan: {class_path: FixedPlan, init_args: {eta: 0.5}}}}"
     run = RUN.replace("{lr: 1e-3}", "{lr: 1e-3, betas: [0.0, 0.5]}")
     named = run.replace(before, NAMED)
@@ -446,7 +452,16 @@ def test_a_change_of_class_keeps_as_much_where_the_file_names_none(overrides: li
     with pytest.warns(config.ConfigWarning) as said:
         trees = [parse(*overrides, text=text) for text in (named, short)]
     assert trees[0].yaml() == trees[1].yaml()
-    assert [str(warning.message) for warning in said] == [f"{dropped} of the run file; dropped"] * 2
+    assert all(str(warning.message).startswith(f"{dropped} is another class") for warning in said)
+    assert len(said) == 2
+
+
+def test_the_same_class_named_again_keeps_its_arguments_in_every_form() -> None:
+    before = "{class_path: TreeSampler, init_args: {steps: 6, plan: {class_path: FixedPlan, init_args: {eta: 0.5}}}}"
+    for plan in ("{eta: 0.5, splits: [2]}", "{class_path: FixedPlan, init_args: {eta: 0.5, splits: [2]}}"):
+        text = RUN.replace(before, f"{{class_path: TreeSampler, init_args: {{steps: 6, plan: {plan}}}}}")
+        run = parse("--sampler.plan=diffalign.samplers.FixedPlan", text=text)
+        assert run.build().sampler.plan == FixedPlan(splits=(2,), eta=0.5)
 
 
 def test_parts_by_name_are_no_arguments_of_the_part_that_replaces_them() -> None:

@@ -54,7 +54,7 @@ def policy_of(folder, name, lora=LoRA(rank=2, alpha=6)):  # noqa: B008  a frozen
 
 def pictures(policy):
     with torch.no_grad():
-        forest = DeterministicSampler(STEPS).sample(policy, policy.encode([Prompt(PROMPT)]), Progress(0, 1), Streams(3))
+        forest = DeterministicSampler(STEPS, samples=1).sample(policy, policy.encode([Prompt(PROMPT)]), Progress(0, 1), Streams(3))
         return policy.decode(forest.samples)
 
 

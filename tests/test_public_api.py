@@ -47,8 +47,8 @@ def test_the_list_sees_what_breaks_others(monkeypatch):
     assert "diffalign.core.AlignmentLoop(objectives)\n" in after
     assert "diffalign.core.AlignmentLoop.go(total)\n" in after
     assert "diffalign.core.AlignmentLoop.hidden\n" in after
-    assert "diffalign.core.AlignmentLoop.run(total, start)\n" in before
-    assert "diffalign.core.AlignmentLoop.run(total, start)\n" not in after
+    assert "diffalign.core.AlignmentLoop.advance(total, start, also)\n" in before
+    assert "diffalign.core.AlignmentLoop.advance(total, start, also)\n" not in after
     monkeypatch.setattr(core, "__all__", [name for name in core.__all__ if name != "Ledger"])
     assert "diffalign.core.Ledger" not in NAMES.listing()
 

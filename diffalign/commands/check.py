@@ -1,4 +1,4 @@
-"""Build everything and print the costs of a step, without running or writing anything."""
+"""Build everything and print the costs of a step, without writing anything; with --try, also do one small step."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,24 +17,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bandwidth", type=float, metavar="TB/S", help="memory bandwidth of a device that has no name here; with --teraflops"
     )
+    parser.add_argument("--try", dest="attempt", action="store_true", help="also do one step on two prompts, two rows at a time")
     parser.add_argument("--shard", action="store_true", help="plan with weights sharded over the devices")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from .. import config
     from ..core import ConfigError
+    from ..costs.attempt import attempt
     from ..costs.capacity import Cluster, capacity
     from ..costs.cards import asked
     from ..costs.forecast import forecast
+    from ..evaluation import HeldOutEvaluation
+    from ..rewards.requirements import reach
 
     try:
         known = asked(options.device, options.teraflops, options.bandwidth)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     job = config.parse(options.run, overrides)
-    loop = job.build()
+    loop, hook = job.build_evaluated()
+    evaluation = hook if isinstance(hook, HeldOutEvaluation) else None
+    reach([*loop.named_rewards().values(), *(evaluation.rewards.values() if evaluation else ())])
     print(job.yaml())
     print(forecast(loop, job.tree["total"]))
     memory = options.memory if options.memory is not None or known is None else known.memory
     print(capacity(loop, Cluster(options.devices, memory, options.teraflops, options.shard, known)))
+    if options.attempt:
+        print(attempt(loop, job.tree["total"], evaluation))
     return 0

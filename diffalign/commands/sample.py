@@ -10,14 +10,16 @@ from .options import positive, run_argument
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..core import AlignmentLoop
+    from ..core import Policy
+
+_STEPS = 28
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     run_argument(parser)
     parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="prompts; each gives a row of images")
     parser.add_argument("--n", type=positive, default=4, help="images per prompt (%(default)s)")
-    parser.add_argument("--steps", type=positive, default=28, help="denoising steps (%(default)s)")
+    parser.add_argument("--steps", type=positive, help="denoising steps (those of a few-step student, else 28)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
     parser.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="image size in pixels (the run's own)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture")
@@ -26,30 +28,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from PIL.Image import registered_extensions
 
-    from .. import config
     from ..core import ConfigError
     from ..prompts import require_readable
+    from ..runs.trained import trained_policy
     from ..threads import take_fair_threads
+    from .subject import Subject
 
     if options.out.suffix.lower() not in registered_extensions():
         raise ConfigError(f"--out must end in an image format such as .png; got {str(options.out)!r}")
     for text in options.prompt:
         require_readable(text, "--prompt")
-    job = config.parse(options.run, overrides)
-    loop = job.build()
-    take_fair_threads(loop.objective.policy.device)
-    if Path(options.run).is_dir():
-        from ..runs.checkpoints import Checkpoints
-
-        Checkpoints(Path(options.run), job.tree["checkpoint_every"], job.yaml()).restore(loop)
-    sheet = _drawn(loop, options)
+    subject = Subject.of(options.run, overrides)
+    policy = trained_policy(subject.job, subject.checkpoint)
+    take_fair_threads(policy.device)
+    sheet = _drawn(policy, options, int(subject.job.tree["chunk"]))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(options.out)
     print(options.out)
     return 0
 
 
-def _drawn(loop: "AlignmentLoop", options: argparse.Namespace) -> "Image":
+def _drawn(policy: "Policy", options: argparse.Namespace, rows: int) -> "Image":
     import torch
 
     from ..core import ConfigError, Progress, Prompt, Streams
@@ -57,13 +56,15 @@ def _drawn(loop: "AlignmentLoop", options: argparse.Namespace) -> "Image":
     from ..samplers import DeterministicSampler
 
     size = {} if options.size is None else dict(zip(("height", "width"), options.size, strict=True))
-    policy, prompts = loop.evaluation_policy(), [Prompt(text, size) for text in options.prompt]
-    sampler = DeterministicSampler(options.steps, options.n, rows=loop.chunk)
-    try:
-        policy.sized(prompts[0].size)
-    except ValueError as error:
-        raise ConfigError(f"--size: {error}") from error
+    prompts = [Prompt(text, size) for text in options.prompt]
+    steps = options.steps or next(iter(policy.step_counts), _STEPS)
+    sampler = DeterministicSampler(steps, options.n, rows=rows)
+    for option, require in (("--size", lambda: policy.sized(prompts[0].size)), ("--prompt", lambda: policy.require(prompts))):
+        try:
+            require()
+        except ValueError as error:
+            raise ConfigError(f"{option}: {error}") from error
     with torch.no_grad():
         latents = sampler.sample(policy, policy.encode(prompts), Progress(0, 1), Streams(options.seed)).samples
-        images = torch.cat([policy.decode(piece).cpu() for piece in latents.split(loop.chunk)])
+        images = torch.cat([policy.decode(piece).cpu() for piece in latents.split(rows)])
     return contact_sheet(images.view(len(prompts), options.n, *images.shape[1:]), options.prompt)

@@ -50,12 +50,14 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
     from ..runs.console import Console
     from ..runs.folder import clear
     from ..runs.offending import keep_offending_batch
+    from ..runs.pictures import FirstAndLast
     from ..runs.recording import Recorder
+    from ..runs.signs import Signs
     from ..threads import take_fair_threads
 
     text, total = job.yaml(), int(job.tree["total"])
     checkpoints = Checkpoints(job.folder, job.tree["checkpoint_every"], text, job.tree["checkpoint_keep"])
-    hooks = (Recorder(job.folder, text, job.name), checkpoints, Console())
+    hooks = (FirstAndLast(job.folder), Signs(), Recorder(job.folder, text, job.name, job.sources), checkpoints, Console())
     loop = job.build(hooks, devices, FullySharded() if options.shard else None)
     loop.meter = meter_of(loop, options.teraflops)
     take_fair_threads(loop.objective.policy.device)
@@ -66,7 +68,7 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
         clear(job.folder)
     devices.barrier()
     try:
-        loop.run(total, start)
+        loop.advance(total, start)
     except KeyboardInterrupt:
         saved = complete_checkpoints(job.folder, quiet=True)
         if not saved:
@@ -94,6 +96,7 @@ def _resumed(job: "Run", checkpoints: "Checkpoints", loop: "AlignmentLoop", opti
 
 def _require_new(run: "Run", options: argparse.Namespace) -> None:
     from ..core import ConfigError
+    from ..runs.folder import has_begun
 
     if options.resume and options.overwrite:
         raise ConfigError("--resume and --overwrite exclude each other: one keeps what the run folder holds, the other does not")
@@ -101,8 +104,8 @@ def _require_new(run: "Run", options: argparse.Namespace) -> None:
         raise ConfigError("--new-total needs --resume: a new run has no earlier total")
     if run.folder.exists() and not run.folder.is_dir():
         raise ConfigError(f"folder {run.folder} must be a folder; it is a file. Give another --folder.")
-    if (run.folder / "metrics.jsonl").exists() and not (options.resume or options.overwrite):
+    if has_begun(run.folder) and not (options.resume or options.overwrite):
         raise ConfigError(
-            f"folder {run.folder} must not hold another run; it has a metrics.jsonl. Give --resume to continue from its last checkpoint, "
+            f"folder {run.folder} must not hold another run; it has steps of one. Give --resume to continue from its last checkpoint, "
             "--overwrite to replace it, or another --folder."
         )

@@ -26,13 +26,15 @@ class Argument:
 
 @attrs.frozen
 class Inherited:
-    """Argument of a run file for a class that the command line has replaced.
+    """Argument of a run file for a class whose place the command line gives to a class.
 
     Args:
         value: value in the run file
+        of: class of the argument, as the file names it; None where the file leaves the class out
     """
 
     value: Any
+    of: str | None
 
 
 def override(content: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def _assign(node: Any, names: Sequence[str], value: Argument, path: str) -> None
         name = int(name)
     there = node[name] if isinstance(node, list) else node.get(name)
     if isinstance(there, Argument) and there.instead is not None:  # the command line comes here a second time
-        there = there.instead if len(names) == 1 else {"class_path": there.text, "init_args": inherited(there.instead)}
+        there = there.instead if len(names) == 1 else {"class_path": there.text, "init_args": inherited(there.instead, None)}
     there = there.value if isinstance(there, Inherited | Argument) else there
     if len(names) > 1:
         if isinstance(there, str):  # a class given only by its name
@@ -120,13 +122,16 @@ def _inside(node: Any, name: str) -> Any:
 
 
 def _other_class(there: Any, value: Argument) -> Any:
-    """Another class with the arguments of the one that it replaces; what is a part and what a mapping is known where types are."""
+    """Put a class in the place of another. Only the same class takes over the other's arguments: see `resolution`.
+
+    What is a part and what a mapping is known where types are.
+    """
     if isinstance(there, dict) and not {"class_path", "init_args"} & there.keys():
         return attrs.evolve(value, instead=there)
-    arguments = there.get("init_args") if isinstance(there, dict) else None
-    return {"class_path": value.text, "init_args": inherited(arguments or {})}
+    arguments, before = (there.get("init_args"), there.get("class_path")) if isinstance(there, dict) else (None, None)
+    return {"class_path": value.text, "init_args": inherited(arguments or {}, before if isinstance(before, str) else None)}
 
 
-def inherited(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a run file for a class that the command line names."""
-    return {name: entry if isinstance(entry, Inherited) else Inherited(entry) for name, entry in arguments.items()}
+def inherited(arguments: Mapping[str, Any], of: str | None) -> dict[str, Any]:
+    """Mark the arguments that the run file gives to a class of this name, because no other class may take them."""
+    return {name: entry if isinstance(entry, Inherited | Argument) else Inherited(entry, of) for name, entry in arguments.items()}

@@ -54,7 +54,7 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
         if slots and parameter.usual and implied is None and not set(value) & set(_KEYS):
             value = {"class_path": parameter.usual, "init_args": value}
         if slots and ("class_path" in value or implied is not None):
-            return _part(value, slots, where, implied, words(parameter.hint))
+            return _part(_owned(value, parameter, slots, where), slots, where, implied, words(parameter.hint))
         for member in members:
             if (inner := value_of(member)) is not MISSING:
                 entries = {_key(key, where): Parameter(str(key), inner, usual=parameter.usual) for key in value}
@@ -70,8 +70,8 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
                 items = [resolve(entry, Parameter("", inner), f"{where}.{place}") for place, entry in enumerate(value)]
                 return items if member is list or getattr(member, "__origin__", None) is list else tuple(items)
     elif isinstance(value, str) and slots and str not in members:
-        given = inherited(instead) if _takes(instead, parameter, slots, where) else {}
-        return _part({"class_path": value, "init_args": given}, slots, where, None, words(parameter.hint))
+        given = inherited(instead, None) if _takes(instead, parameter, slots, where) else {}
+        return _part(_owned({"class_path": value, "init_args": given}, parameter, slots, where), slots, where, None, words(parameter.hint))
     return _plain(value, text, members, parameter.hint, where)
 
 
@@ -113,6 +113,20 @@ def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any], where
 def _takes(instead: Mapping[str, Any], parameter: Parameter, slots: Sequence[Any], where: str) -> bool:
     """Check whether a mapping without class_path there holds the arguments of a part, and not parts by name."""
     return bool(parameter.usual) or _implied(instead, parameter.default, slots, where) is not None
+
+
+def _owned(value: Mapping[str, Any], parameter: Parameter, slots: Sequence[Any], where: str) -> Mapping[str, Any]:
+    """Name the class of inherited arguments where the file leaves the class out."""
+    arguments = value.get("init_args")
+    if not isinstance(arguments, Mapping) or not any(isinstance(entry, Inherited) and entry.of is None for entry in arguments.values()):
+        return value
+    implied = _implied({}, parameter.default, slots, where)
+    of = parameter.usual or ("" if implied is None else implied.name)
+    owned = {
+        name: Inherited(entry.value, of) if isinstance(entry, Inherited) and entry.of is None else entry
+        for name, entry in arguments.items()
+    }
+    return {**value, "init_args": owned}
 
 
 def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: Part | None, expected: str) -> Part:
@@ -174,7 +188,7 @@ def _with_arguments(part: Part, slot: Any) -> Part:
         if name in given:
             raise ConfigError(f"{where}.{name} must be left out: it is the run's own {name}. Remove it.")
         known.pop(name)
-    given = _without_dropped(given, known, where, title)
+    given = _without_dropped(given, part, slot, title)
     for name in given:
         if name not in known:
             raise ConfigError(f"{where}.{name} is no parameter of {title}, which takes {listed(known, 'and')}.{nearest(str(name), known)}")
@@ -190,10 +204,29 @@ def _with_arguments(part: Part, slot: Any) -> Part:
     return attrs.evolve(part, arguments=arguments, linked=linked)
 
 
-def _without_dropped(given: dict[str, Any], known: Mapping[str, Parameter], where: str, title: str) -> dict[str, Any]:
-    """Drop arguments of the file's class that the class from the command line does not take, with a warning."""
-    dropped = [name for name, value in given.items() if isinstance(value, Inherited) and name not in known]
+def _without_dropped(given: dict[str, Any], part: Part, slot: Any, title: str) -> dict[str, Any]:
+    """Drop arguments of another class than the one to build, with a warning: a number of the same name may mean something else."""
+    dropped = {name: value.of or "" for name, value in given.items() if isinstance(value, Inherited) and not _is_same(value.of, part, slot)}
     if dropped:
-        warnings.warn(f"{where}: {title} does not take {listed(dropped, 'and')} of the run file; dropped", ConfigWarning, stacklevel=2)
+        before = _title(next(iter(dropped.values())))
+        warnings.warn(
+            f"{part.where}: {listed(dropped, 'and')}{' of ' * bool(before)}{before} dropped; {title} is another class and takes its own "
+            "defaults where the command line gives nothing",
+            ConfigWarning,
+            stacklevel=2,
+        )
     kept = {name: value for name, value in given.items() if name not in dropped}
     return {name: value.value if isinstance(value, Inherited) else value for name, value in kept.items()}
+
+
+def _is_same(name: str | None, part: Part, slot: Any) -> bool:
+    try:
+        return bool(parts.find(name or "", (slot,)) == part.target)
+    except LookupError:
+        return False
+
+
+def _title(path: str) -> str:
+    """Name of a class, or of a class and its method, without its modules."""
+    names = path.replace(":", ".").split(".")
+    return ".".join(names[next((place for place, name in enumerate(names) if name[:1].isupper()), -1) :])

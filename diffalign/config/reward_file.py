@@ -10,6 +10,7 @@ from .files import read_yaml
 from .overrides import override
 from .resolution import resolve
 from .signature import Parameter
+from .sources import make_importable
 
 _PLACE = "reward"
 
@@ -31,6 +32,7 @@ def read_reward(file: Path, overrides: Sequence[str] = ()) -> tuple[RewardFuncti
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} must be a readable UTF-8 file: {error}") from error
+    make_importable(file.absolute().parent)
     content = read_yaml(text, str(file))
     if isinstance(content, str):
         content = {"class_path": content}

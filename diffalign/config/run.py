@@ -1,6 +1,9 @@
 """Run from a YAML file: reading, checking, writing the full configuration, and building."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,19 @@ from ..core import (
     Sourced,
 )
 from ..core.scoring import named_rewards, reward_name, rewards_by_source
+from ..embedded import WORLDS
 from ..placement import placed
 from ..rewards.requirements import require
 from .blueprint import Part, build, described, plain
 from .errors import listed, nearest, refused
-from .files import locate, read_run, read_yaml, write_yaml
+from .files import built_in, locate, read_run, read_yaml, write_yaml
 from .overrides import override
 from .resolution import resolve
 from .signature import MISSING, Parameter, parameters, words
+from .sources import make_importable, remember, sources
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+")
+_LONGEST_PATH = 4096
 
 _NOT_IN_FILES = ("devices", "sharding", "meter")
 
@@ -81,12 +89,22 @@ class Run:
         """Folder of the run's files."""
         return Path(self.tree["folder"])
 
+    def sources(self) -> dict[str, Path]:
+        """Find the source files of the user's own parts, with what they import: see `sources.sources`."""
+        return sources(_modules(self.tree))
+
     def yaml(self) -> str:
         """Write the resolved configuration as YAML, which gives the same run again."""
         return write_yaml(plain(self.tree))
 
     def build(self, hooks: Sequence[Hook] = (), devices: Devices | None = None, sharding: Sharding | None = None) -> AlignmentLoop:
-        """Build the loop. Parts that are quick to build come before the policy, so that their errors come early.
+        """Build the loop: see `build_evaluated`."""
+        return self.build_evaluated(hooks, devices, sharding)[0]
+
+    def build_evaluated(
+        self, hooks: Sequence[Hook] = (), devices: Devices | None = None, sharding: Sharding | None = None
+    ) -> tuple[AlignmentLoop, Hook | None]:
+        """Build the loop and its evaluation. Parts that are quick to build come before the policy, so that their errors come early.
 
         Args:
             hooks: further hooks, which come after the evaluation and the hooks of the file
@@ -100,28 +118,31 @@ class Run:
         made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
         self._check_weights(made["aggregation"], made["rewards"])
         prompts = made["prompts"].prompts if isinstance(made["prompts"], Listed) else ()
+        held_out = getattr(made["evaluation"], "held_out", ())
         try:
             rewards = rewards_by_source(named_rewards(made["rewards"]), made["prompts"])
             require(rewards.values(), list(map(Prompt.of, prompts)))
-            _check_held_out(made["prompts"], getattr(made["evaluation"], "held_out", ()), rewards)
+            _check_sources(made["prompts"], held_out)
         except ConfigError:
             raise
         except ValueError as error:
             raise refused("", error) from error
+        _check_scored({**rewards, **getattr(made["evaluation"], "rewards", {})}, held_out)
         torch.manual_seed(made["seed"])  # new adapters are drawn from torch's own generator
         policy = build(self.tree["policy"], {"sharding": sharding})
-        _check_sizes(policy, "prompts", prompts)
-        _check_sizes(policy, "evaluation.prompts", getattr(made["evaluation"], "held_out", ()))
+        _check_prompts(policy, "prompts", prompts)
+        _check_prompts(policy, "evaluation.prompts", held_out)
         made["objective"] = build(self.tree["objective"], {"policy": policy, "sharding": sharding})
         evaluation = [] if made["evaluation"] is None else [made["evaluation"]]
         made["hooks"] = (*evaluation, *made["hooks"], *hooks)
         made["devices"], made["sharding"] = devices or SingleProcess(), sharding
         try:
-            return AlignmentLoop(**{key: value for key, value in made.items() if key in attrs.fields_dict(AlignmentLoop)})
+            loop = AlignmentLoop(**{key: value for key, value in made.items() if key in attrs.fields_dict(AlignmentLoop)})
         except ConfigError:
             raise
         except (ValueError, TypeError) as error:
             raise refused("", error) from error
+        return loop, made["evaluation"]
 
     def _check_weights(self, aggregation: Aggregation, rewards: RewardFunction | Mapping[str, RewardFunction]) -> None:
         names = rewards if isinstance(rewards, Mapping) else [reward_name(rewards)]
@@ -144,7 +165,10 @@ def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
     content, name = read_run(file), file.stem
     if Path(run).is_dir():  # the folder may have been moved since it was written
         content, name = {**content, "folder": str(run)}, file.absolute().parent.name
-    return _resolved(name, override(content, overrides))
+        remember(Path(run))
+    elif file not in built_in().values():
+        make_importable(file.parent)
+    return _resolved(name, override(content, overrides), file.absolute().parent)
 
 
 def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> Run:
@@ -155,7 +179,7 @@ def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> R
     return _resolved(name, override(content, overrides))
 
 
-def _resolved(name: str, content: dict[str, Any]) -> Run:
+def _resolved(name: str, content: dict[str, Any], beside: Path | None = None) -> Run:
     known = keys()
     for key in content:
         if key not in known:
@@ -171,7 +195,50 @@ def _resolved(name: str, content: dict[str, Any]) -> Run:
     _check_numbers(tree)
     if tree["folder"] is None:
         tree["folder"] = Path("runs") / name
-    return Run(name, tree)
+    return Run(name, {key: _anchored(value, beside) for key, value in tree.items()})
+
+
+def _anchored(node: Any, beside: Path | None) -> Any:
+    """Make paths of files absolute in a part, so that the run can be read from any folder.
+
+    A text names a file if it looks like a path, and there is one: where the command is given, or else beside the run file.
+    """
+    if isinstance(node, Part):
+        return attrs.evolve(node, arguments={name: _anchored(value, beside) for name, value in node.arguments.items()})
+    if isinstance(node, dict):
+        return {name: _anchored(value, beside) if isinstance(value, Part | dict) else value for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(_anchored(value, beside) if isinstance(value, Part) else value for value in node)
+    if not isinstance(node, str) or isinstance(node, Prompt) or not _is_path(node):
+        return node
+    places = [Path(node), *([] if beside is None else [beside / node])]
+    return next((str(place.absolute()) for place in places if os.path.exists(place)), node)  # Path.exists raises at a name that is too long
+
+
+def _is_path(text: str) -> bool:
+    shipped = text.partition("/")[0] in WORLDS and not Path(text).suffix
+    return len(text) < _LONGEST_PATH and "\0" not in text and not shipped and ("/" in text or bool(Path(text).suffix))
+
+
+def _modules(node: Any) -> Iterator[str]:
+    """Names of the modules of a resolved value, by the names of its parts and by texts that are import paths."""
+    if isinstance(node, Part):
+        yield from filter(None, (_module_of(node.name), getattr(node.target, "__module__", None)))
+        yield from _modules(node.arguments)
+    elif isinstance(node, Mapping):
+        for value in node.values():
+            yield from _modules(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _modules(value)
+    elif isinstance(node, str) and _IMPORT_PATH.fullmatch(node):
+        yield from filter(None, [_module_of(node)])
+
+
+def _module_of(path: str) -> str:
+    """Name of the loaded module with which an import path begins; "" if there is none."""
+    names = path.replace(":", ".").split(".")
+    return next((module for length in range(len(names), 0, -1) if (module := ".".join(names[:length])) in sys.modules), "")
 
 
 def _check_devices(node: Any) -> None:
@@ -185,8 +252,8 @@ def _check_devices(node: Any) -> None:
         _check_devices(value)
 
 
-def _check_held_out(prompts: PromptSource, held_out: Sequence[Prompt], rewards: Mapping[str, RewardFunction]) -> None:
-    """Held-out prompts must be of sources that the run has, and have what the rewards of their source need."""
+def _check_sources(prompts: PromptSource, held_out: Sequence[Prompt]) -> None:
+    """Check that held-out prompts are of sources that the run has."""
     if not isinstance(prompts, Sourced):
         return
     for source in {prompt.source for prompt in held_out} - {None, *prompts.rewarded}:
@@ -194,11 +261,22 @@ def _check_held_out(prompts: PromptSource, held_out: Sequence[Prompt], rewards: 
             f"evaluation.prompts must name sources of the run, which are {listed(prompts.rewarded, 'and')}; got {source!r}."
             f"{nearest(str(source), prompts.rewarded)}"
         )
-    require(rewards.values(), held_out)
 
 
-def _check_sizes(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:
-    """Check that the policy can draw every image size that prompts ask for."""
+def _check_scored(rewards: Mapping[str, RewardFunction], held_out: Sequence[Prompt]) -> None:
+    """Check that every reward can score all held-out prompts."""
+    try:
+        require(rewards.values(), held_out)
+    except ConfigError as error:
+        raise ConfigError(f"evaluation.prompts: {error}") from error
+
+
+def _check_prompts(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:
+    """Check that the policy can read every prompt and draw every image size that a prompt asks for."""
+    try:
+        policy.require([Prompt.of(prompt) for prompt in prompts])
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
     for size, prompt in {prompt.size: prompt for prompt in map(Prompt.of, prompts)}.items():
         try:
             policy.sized(size)

@@ -25,6 +25,7 @@ from .schedule import Constant, Cosine, Delayed, Linear, Ramp, Scalar, ShiftedGr
 
 # the interfaces of parts, and what a part can do beyond its own
 from .interfaces import (
+    Outline,
     TrajectorySampler,
     Objective,
     Phase,
@@ -65,6 +66,7 @@ from .contract import check_first_step
 from .loop import AlignmentLoop, Hook
 from .rollout import Rollout, Sequential, Stages
 from .overlapped import Overlapped
+from .outcome import Outcome
 from .report import Evaluated, Report
 from .ledger import Ledger
 from .processes import Devices, Lockstep, Sharding, SingleProcess, agree
@@ -82,6 +84,7 @@ __all__ = [
     "Overlapped",
     "SingleProcess",
     "Hook",
+    "Outcome",
     "Report",
     "Evaluated",
     "Ledger",
@@ -141,6 +144,7 @@ __all__ += [
     "check_first_step",
     # a sampler
     "TrajectorySampler",
+    "Outline",
     # an objective
     "Objective",
     "Phase",

@@ -1,10 +1,14 @@
 """Row budget: limits how much is computed at once. It is halved when memory runs out."""
 
+from typing import TypeVar
+
 import attrs
 import torch
 
 from .interfaces import Budgeted, Objective, TrajectorySampler
 from .processes import Devices
+
+T = TypeVar("T")
 
 _STAGES = {"decode": 1, "reward": 1, "rollout": 2, "contract": 2, "update": 3}
 """Budget that is halved for a stage: 1 the images of a chunk, 2 the sampler's rows, 3 the objective's rows."""
@@ -83,6 +87,16 @@ def shrink(
 def rows_of(part: object) -> int | None:
     """Row budget of a part; None where it has none, or takes all rows at once."""
     return part.rows if isinstance(part, Budgeted) else None
+
+
+def limited(part: T, rows: int) -> T:
+    """A sampler or objective with another row budget: a sampler is made anew, an objective takes it in place."""
+    if not _has_rows(part):
+        return part
+    if isinstance(part, Objective):
+        part.rows = rows  # type: ignore[attr-defined]
+        return part
+    return attrs.evolve(part, rows=rows)  # type: ignore[misc]
 
 
 def _has_rows(owner: object) -> bool:

@@ -16,8 +16,41 @@ from .streams import Streams
 from .types import Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
 
 
+@attrs.frozen(eq=False)
+class Outline:
+    """Properties of the trajectories of a prompt that are known before they are drawn.
+
+    Args:
+        samples: number of finished samples
+        noise_levels: [T] eta of each denoising step, 0 = deterministic
+        sigmas: [T+1] the noise grid, on the host
+    """
+
+    samples: int
+    noise_levels: tuple[float, ...]
+    sigmas: Tensor
+
+
 class TrajectorySampler(ABC):
-    """Draws a forest of denoising trajectories."""
+    """Draws a forest of denoising trajectories.
+
+    A sampler that knows how its forest branches has a method `branching()` as well: `diffalign.samplers.Branches`, for forecasts.
+    """
+
+    def outline(self, policy: Policy) -> Outline | None:
+        """Describe the trajectories that the sampler will draw from a policy, without drawing them.
+
+        Args:
+            policy: policy that rolls out
+
+        Returns:
+            Outline of a prompt's trajectories; None if it is not known before.
+
+        Raises:
+            ValueError: the sampler cannot draw from this policy: the grid has no such number of steps, or the kernel no noise at a
+                stochastic step.
+        """
+        return None
 
     @abstractmethod
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
@@ -105,6 +138,16 @@ class Objective(ABC):
     def policies(self) -> Mapping[str, Policy]:
         """Every policy whose state a checkpoint must hold, trained or not (an old policy, an average), by name."""
         return {role: policy for phase in self.phases() for role, policy in phase.trains.items()}
+
+    def require(self, outline: Outline) -> None:  # noqa: B027  most samplers serve most objectives
+        """Refuse a sampler from whose trajectories the objective cannot learn. The loop calls this when it is built, before the first draw.
+
+        Args:
+            outline: properties of the trajectories that the sampler draws
+
+        Raises:
+            ValueError: the sampler does not fit; the message says what must hold and what to take instead.
+        """
 
     def update_rows(self, samples: int, parents: int) -> int | None:
         """Network rows that an update evaluates for one prompt, per policy. Forecasts use it. The default replays each stochastic edge.

@@ -1,45 +1,100 @@
 """Ctrl-C and SIGTERM, honoured between steps."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, Protocol
 
 import attrs
+import torch
+
+from .processes import Devices
+
+_STDERR = 2
 
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop and has stopped between two steps, so weights and optimizers fit together. The text names the signal.
 
-    A plain KeyboardInterrupt means a second signal, which ends the run at once.
+    A plain KeyboardInterrupt means a second signal, which ends the run at once: weights and optimizers are those of the last finished
+    step, but draws and observations of the current step are not taken back.
     """
 
 
 @attrs.define
 class StopRequest:
-    """A request to stop, as signals deliver it."""
+    """Request to stop, delivered by signals.
+
+    Args:
+        received: the first signal
+        step: number of the current step, from 1; None between steps
+        speaks: whether this process answers the user
+    """
 
     received: signal.Signals | None = None
+    step: int | None = None
+    speaks: bool = True
+    _held: bool = attrs.field(default=False, init=False)
 
     @property
     def number(self) -> int:
         """Number of the signal; 0 while none came."""
         return 0 if self.received is None else int(self.received)
 
+    def hold(self) -> None:
+        """Let a second signal wait as well, until `release`: weights begin to move and must not stop half-way."""
+        self._held = True
+
+    def release(self) -> None:
+        """End what `hold` began: weights and optimizers fit together again."""
+        self._held = False
+
+    def take(self, number: int) -> None:
+        """Receive a signal.
+
+        Raises:
+            KeyboardInterrupt: it is the second signal, and no weight moves.
+        """
+        if self.received is None:
+            self.received = signal.Signals(number)
+            if self.speaks:  # not by print: the signal may have come in the midst of one
+                os.write(_STDERR, f"{self._answer()}\n".encode())
+        elif not self._held:
+            raise KeyboardInterrupt
+
+    def honour(self, devices: Devices) -> None:
+        """Stop all processes after the same step, whichever of them received the signal.
+
+        Raises:
+            Interrupted: a process received one.
+        """
+        asked = int(devices.maximum(torch.tensor(self.number)))
+        if asked:
+            raise Interrupted(signal.Signals(asked).name)
+
+    def _answer(self) -> str:
+        if self.step is None:
+            return "stopping before the next step; again: stop now"
+        return f"finishing step {self.step}; again: stop now, without saving that step"
+
 
 @contextmanager
-def stop_between_steps() -> Iterator[StopRequest]:
-    """Delay the first SIGINT or SIGTERM to the end of the step, so that weights and optimizers fit together. The second acts at once."""
-    request = StopRequest()
+def stop_between_steps(speaks: bool = True) -> Iterator[StopRequest]:
+    """Delay the first SIGINT or SIGTERM to the end of the step, so that weights and optimizers fit together. The second acts at once.
+
+    Args:
+        speaks: print at once what the signal does; one process of a run prints
+    """
+    request = StopRequest(speaks=speaks)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.received is not None:
-            raise KeyboardInterrupt
-        request.received = signal.Signals(number)
+        request.take(number)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -47,3 +102,30 @@ def stop_between_steps() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class _Ends(Protocol):
+    """Part of a hook's interface that ends a run."""
+
+    def stop(self, loop: Any, step: int, error: BaseException | None) -> None: ...
+
+
+def end_all(hooks: Iterable[_Ends], loop: object, step: int, error: BaseException | None) -> None:
+    """Tell every hook that the run ends. If hooks fail, the first error is raised after all were told.
+
+    Args:
+        hooks: hooks of the run, in their order
+        loop: the loop that ends
+        step: number of steps done
+        error: error that ended the run; it gets a note if a hook fails as well
+    """
+    failed: Exception | None = None
+    for hook in hooks:
+        try:
+            hook.stop(loop, step, error)
+        except Exception as caught:
+            failed = failed or caught
+    if failed is not None and error is None:
+        raise failed
+    if failed is not None and error is not None:
+        error.add_note(f"then, while stopping: {type(failed).__name__}: {failed}")

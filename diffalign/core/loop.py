@@ -1,6 +1,5 @@
 """Training loop: roll out, score, aggregate within the group, then run each phase of the objective."""
 
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,11 +11,13 @@ from .average import Average
 from .budget import Budgets, rows_of, shrink
 from .contract import check_first_step, refuse_dropout
 from .errors import Evidence, NonFiniteError
+from .given import RUN, optimizers_of, prompts_of, require_fit, require_parts, require_roles, trainable, usual
 from .groups import Raw
 from .interfaces import Aggregation, Meter, Objective, OptimizerFactory, PromptSource, RewardFunction, TrajectorySampler
-from .interrupt import Interrupted, StopRequest, stop_between_steps
+from .interrupt import StopRequest, end_all, stop_between_steps
 from .learning_rates import adamw, scale_learning_rates
 from .ledger import Ledger
+from .outcome import Outcome
 from .policy import Policy
 from .processes import Devices, Free, Lockstep, Sharding, SingleProcess, together
 from .report import Evaluated, Metrics, Report, deviation
@@ -59,10 +60,11 @@ class AlignmentLoop:
         objective: gives the losses that move the weights
         sampler: draws the trajectories
         rewards: a reward, or several by name; raw scores are always logged by name
-        prompts: source of the prompts; a `Mixture` says as well which rewards score which of them
+        prompts: source of the prompts; a list of texts is `Prompts` of them. A `Mixture` also says which rewards score which prompts
         aggregation: turns raw scores into the reward that the objective sees
         prompts_per_step: prompt groups of a step, over all processes
-        optimizers: role -> factory; a role that is not named gets the entry "default", or AdamW at 1e-4
+        optimizers: role -> factory, or a learning rate for AdamW; one alone is for all roles. A role that is not named gets the entry
+            "default", or AdamW at 1e-4
         max_grad_norm: gradients are clipped to it per role; None leaves them
         lr_factor: factor on the learning rates of all optimizers, e.g. `Cosine(1.0, 0.05)`
         average: moving average of the policy for evaluation
@@ -82,10 +84,10 @@ class AlignmentLoop:
     objective: Objective
     sampler: TrajectorySampler
     rewards: RewardFunction | Mapping[str, RewardFunction]
-    prompts: PromptSource
+    prompts: PromptSource = attrs.field(converter=prompts_of)
     aggregation: Aggregation = attrs.field(factory=Raw)
     prompts_per_step: int = attrs.field(default=4, validator=attrs.validators.ge(1))
-    optimizers: Mapping[str, OptimizerFactory] = attrs.field(factory=dict)
+    optimizers: Mapping[str, OptimizerFactory] = attrs.field(factory=dict, converter=optimizers_of)
     max_grad_norm: float | None = attrs.field(default=1.0, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     lr_factor: Scalar | float = 1.0
     average: Average | None = None
@@ -105,11 +107,11 @@ class AlignmentLoop:
     evaluations: list[Evaluated] = attrs.field(factory=list, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        require_parts(self.objective, self.sampler, self.aggregation, self.hooks)
         self._rewards = rewards_by_source(named_rewards(self.rewards), self.prompts)
         phases = self.objective.phases()
         roles = [role for phase in phases for role in phase.trains]
-        if strangers := set(self.optimizers) - set(roles) - {"default"}:
-            raise ValueError(f"optimizers has an entry {sorted(strangers)[0]!r}; the roles are {', '.join(roles)}, or 'default' for all")
+        require_roles(self.optimizers, roles)
         if self.prompts_per_step < self.devices.size:
             raise ValueError(
                 f"prompts_per_step must be at least {self.devices.size}, one for each process, because a prompt group is never split; got "
@@ -118,22 +120,20 @@ class AlignmentLoop:
         if self.average is not None:
             self.average.start(self.objective.policy)
         self._lockstep = Free()
-        self._update = Update(self.objective, phases, self.running, self.devices, self._lockstep, self.max_grad_norm)
+        self._update = Update(self.objective, phases, self.running, self.devices, self._lockstep, self.max_grad_norm, self._hold)
         if self.sharding is not None:  # here all forks exist and no optimizer does
             self._lockstep = self._update.lockstep = self.sharding.shard(self.policies(), self.devices)
         for role, policy in self.trained().items():
-            parameters = list(policy.trainable_parameters().values())
-            if not parameters:
-                raise ValueError(
-                    f"role {role!r} has nothing to train: no parameter requires grad. Give the policy LoRA, or fork it trainable."
-                )
+            parameters = trainable(role, policy)
             refuse_dropout(role, policy)
             self.running[role] = self.optimizers.get(role, self.optimizers.get("default", adamw))(parameters)
+        require_fit(self.objective, self.sampler, self.prompts)
 
     # attrs.define makes slots, so these need a field of their own
     _rewards: dict[str, RewardFunction] = attrs.field(init=False, repr=False)
     _lockstep: Lockstep = attrs.field(init=False, repr=False)
     _update: Update = attrs.field(init=False, repr=False)
+    _request: StopRequest = attrs.field(factory=StopRequest, init=False, repr=False)
     _observed: int = attrs.field(default=-1, init=False, repr=False)
 
     def trained(self) -> dict[str, Policy]:
@@ -155,8 +155,26 @@ class AlignmentLoop:
         averaged = None if self.average is None else self.average.policy
         return self.objective.policy if averaged is None else averaged
 
-    def run(self, total: int, start: int = 0) -> None:
-        """Do the steps `start` .. `total` - 1.
+    def run(
+        self, total: int, start: int = 0, *, folder: str | Path | None = None, resume: bool = False, show: bool | None = None
+    ) -> Outcome:
+        """Do the steps `start` .. `total` - 1, and give what can be looked at.
+
+        Args:
+            total: steps of the run
+            start: steps done
+            folder: gets what `diffalign train` writes: metrics, checkpoints, pictures, LoRA with its card, report
+            resume: with a folder, go on from its last checkpoint, if it has one
+            show: progress, on stderr; None shows it on a terminal and in a notebook
+
+        Raises:
+            ValueError: the folder holds a run, and `resume` is not said.
+            Interrupted: as `advance`.
+        """
+        return usual(RUN)(self, total, start, folder=folder, resume=resume, show=show)  # type: ignore[no-any-return]
+
+    def advance(self, total: int, start: int = 0, also: Sequence[Hook] = ()) -> None:
+        """Do the steps `start` .. `total` - 1, and nothing around them but the loop's hooks and, after those, `also`.
 
         Raises:
             Interrupted: a process received SIGINT or SIGTERM; the current step was finished, and the hooks were stopped.
@@ -165,42 +183,31 @@ class AlignmentLoop:
             raise ValueError(f"start must lie between 0 and total = {total}; got {start}")
         step = start
         self.evaluations.clear()
-        with stop_between_steps() as request:
+        hooks = (*self.hooks, *also)
+        with stop_between_steps(speaks=self.devices.rank == 0) as request:
+            self._request = request
             try:
-                for hook in self.hooks:  # a hook may fail in one process only (the first one writes to a disk): then all stop
+                for hook in hooks:  # a hook may fail in one process only (the first one writes to a disk): then all stop
                     with together(self.devices, self._lockstep):
                         hook.start(self, start, total)
-                self._stop_if_asked(request)
+                request.honour(self.devices)
                 for step in range(start, total):
+                    request.step = step + 1
                     report = self.step(self.prompts.draw(step, self.prompts_per_step), Progress(step, total, self.reward))
                     step += 1  # noqa: PLW2901  steps done
-                    for hook in self.hooks:
+                    request.release()
+                    for hook in hooks:
                         with together(self.devices, self._lockstep):
                             hook.step(self, report)
-                    self._stop_if_asked(request)
+                    request.honour(self.devices)
             except BaseException as error:
-                self._stop(step, error)
+                request.release()
+                end_all(hooks, self, step, error)
                 raise
-            self._stop(step, None)
+            end_all(hooks, self, step, None)
 
-    def _stop_if_asked(self, request: StopRequest) -> None:
-        """Stop all processes after the same step, whichever of them received the signal."""
-        asked = int(self.devices.maximum(torch.tensor(request.number)))
-        if asked:
-            raise Interrupted(signal.Signals(asked).name)
-
-    def _stop(self, step: int, error: BaseException | None) -> None:
-        """Tell every hook that the run ends. If hooks fail, the first error is raised after all were told."""
-        failed: Exception | None = None
-        for hook in self.hooks:
-            try:
-                hook.stop(self, step, error)
-            except Exception as caught:
-                failed = failed or caught
-        if failed is not None and error is None:
-            raise failed
-        if failed is not None and error is not None:
-            error.add_note(f"then, while stopping: {type(failed).__name__}: {failed}")
+    def _hold(self) -> None:
+        self._request.hold()
 
     def step(self, prompts: Sequence[Prompt], progress: Progress) -> Report:
         """Do one step on the global list of prompts, of which this process takes its share."""
@@ -214,7 +221,7 @@ class AlignmentLoop:
                     self.sampler, self.objective, self.chunk, self.devices, ledger.failed or "", largest, error, self.sharding is not None
                 )
             self._take(less)
-            if self.devices.rank == 0:  # here the error is gone, and its frames no longer keep tensors alive
+            if self.devices.rank == 0:  # the error is gone, and with it the tensors of its frames
                 say(f"step {progress.step}: {less.said}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -222,7 +229,7 @@ class AlignmentLoop:
     def _take(self, budgets: Budgets) -> None:
         self.sampler, self.chunk = budgets.sampler, budgets.chunk
         if budgets.rows != rows_of(self.objective):
-            self.objective.rows = budgets.rows  # type: ignore[attr-defined]  # only one that has the field is given another number
+            self.objective.rows = budgets.rows  # type: ignore[attr-defined]  # it has the field
 
     def _attempt(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger) -> Report:
         metrics, streams = Metrics(), Streams(self.seed, progress.step)
@@ -247,6 +254,7 @@ class AlignmentLoop:
         except NonFiniteError as error:
             error.evidence = Evidence.of(progress.step, tuple(self.trained()), trajectories, batch)
             raise
+        self._hold()
         self.objective.after_step()
         if self.average is not None:
             self.average.update(policy, progress.step)

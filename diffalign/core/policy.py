@@ -99,6 +99,13 @@ class Policy(nn.Module, ABC):
             )
         return self
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that the policy cannot encode. The loop calls this when it is built, with all prompts that it knows.
+
+        Raises:
+            ValueError: names the first of them, and what can be read.
+        """
+
     @property
     def examples(self) -> tuple[Prompt, Prompt] | None:
         """Two prompts that the policy can read, for checks; None if it reads any text."""

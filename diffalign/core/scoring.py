@@ -1,6 +1,10 @@
 """Calls of rewards; refuses a result that is not one finite number per image."""
 
+import inspect
+import sysconfig
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import attrs
 import torch
@@ -10,6 +14,9 @@ from .errors import ConfigError, NonFiniteRewardError, RewardError
 from .interfaces import Demanding, GroupReward, PromptSource, Reward, RewardFunction, Sourced
 from .scores import Partial, Scores
 from .types import Prompt
+
+_PACKAGE = str(Path(__file__).parents[1])
+_LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
 
 
 def reward_name(reward: object) -> str:
@@ -25,7 +32,26 @@ def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dic
     for name, reward in named.items():
         if not callable(reward):
             raise ValueError(f"rewards[{name!r}] must be callable with (images, prompts); got {type(reward).__name__}")
+        require_order(name, reward)
     return named
+
+
+_IMAGES = frozenset(("image", "images", "pictures", "pixels", "imgs"))
+_PROMPTS = frozenset(("prompt", "prompts", "texts", "captions"))
+
+
+def require_order(name: str, reward: RewardFunction) -> None:
+    """Refuse a reward whose parameters are in the order (prompts, images).
+
+    Raises:
+        ValueError: it does.
+    """
+    try:
+        first, second, *_ = inspect.signature(reward).parameters
+    except (TypeError, ValueError):  # written in C, or it takes *arguments: its call will tell
+        return
+    if first in _PROMPTS and second in _IMAGES:
+        raise ValueError(f"rewards[{name!r}] must take (images, prompts), in this order; it takes ({first}, {second}). Exchange them.")
 
 
 @attrs.frozen(eq=False)
@@ -96,8 +122,8 @@ def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequen
         group: group of each image, [K], each group whole; None if the groups are not known
 
     Raises:
-        RewardError: a reward raised, or returned another shape, or a number that is not finite; one that scores the pictures of a prompt
-            together, where it is not known which they are.
+        RewardError: a reward raised, changed the images, or returned another shape or a number that is not finite; or a reward scores
+            the images of a prompt together, and it is not known which they are.
     """
     return Scores({name: _scored(name, reward, images, prompts, group) for name, reward in rewards.items()})
 
@@ -120,12 +146,35 @@ def _scored(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence
     return Partial(values.scatter(0, index, part.values), applies.scatter(0, index, part.applies))
 
 
+def _fingerprint(images: Tensor) -> tuple[int, int]:
+    """Changes with the images: how often torch has written into them, and, on the host, the sum of their bits, for what numpy writes.
+
+    A sum of whole numbers has no rounding, and is the same in any order. Of a device nothing else writes, and nothing is waited for.
+    """
+    version = 0 if images.is_inference() else images._version
+    if images.device.type != "cpu":
+        return version, 0
+    bits = images.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()])
+    return version, int(bits.sum(dtype=torch.int64))
+
+
+def _place(error: BaseException) -> str:
+    """' (file, line)' of the last frame outside the package and its libraries: the line that a user wrote. Nothing where there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+def _is_users(file: str) -> bool:
+    return not ({"site-packages", "dist-packages"} & set(Path(file).parts)) and not file.startswith((_PACKAGE, *_LIBRARY, "<frozen"))
+
+
 def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None) -> Tensor | Partial:
     if isinstance(reward, GroupReward) and group is None:
         raise RewardError(
             f"reward {name!r} scores all pictures of a prompt together, and here it cannot be known which they are. Name it among the "
             "rewards of the run, not inside another reward and not in an alarm."
         )
+    before = _fingerprint(images)
     try:
         result = (
             reward(images, prompts) if group is None or not isinstance(reward, GroupReward) else reward.of_groups(images, prompts, group)
@@ -133,7 +182,13 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
     except torch.OutOfMemoryError:  # not a fault of the reward: fewer images at once may fit
         raise
     except Exception as error:
-        raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}") from error
+        place = _place(error)
+        raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}{place}") from error
+    if _fingerprint(images) != before:
+        raise RewardError(
+            f"reward {name!r} must not change the images that it is given: other rewards and the record see the same ones. Let it work on "
+            "a copy, images.clone()."
+        )
     result, applies = (result.values, result.applies) if isinstance(result, Partial) else (result, None)
     try:
         scores = torch.as_tensor(result, dtype=torch.float32).detach()

@@ -132,21 +132,33 @@ class TrajectoryBatch:
     step; several deterministic steps may be stored as one edge. A sampler that numbers its network calls (`call`) promises: the rows of
     a call were the parents of its edges, in the order of the nodes, and no others. The first-step contract then repeats the call exactly.
 
+    Args:
+        condition: condition of the P prompts
+        sigmas: [T+1] the noise grid, decreasing to 0; some families start below 1
+        latents: [N, *] state of each stored node, as it was rounded
+        level: [N] place of each node's sigma in `sigmas`
+        parent: [N] the node before, ROOT for roots
+        prompt: [N] the prompt's place in `condition`
+        noise_level: [N] eta of the edge into the node; 0 = deterministic, and for roots
+        log_prob: [N] float64; log-probability of that edge when it was drawn, as the kernel counts; 0 where deterministic, and for roots
+        mean: [E, *] mean of each stochastic edge when it was drawn, in the order of the nodes
+        call: [N] number of the network call that gave the edge into the node; UNRECORDED where it is not known, and for roots
+
     Raises:
         ValueError: the shape of a field does not fit, a child comes before its parent, a level does not rise along an edge, or a
             stochastic edge spans more than one level or has siblings with another noise level.
     """
 
     condition: Condition
-    sigmas: Tensor  # [T+1]   decreasing, last is 0 (first may be < 1: some families start there)
-    latents: Tensor  # [N, *]  state of each stored node, as it was rounded
-    level: Tensor  # [N]     index into sigmas
-    parent: Tensor  # [N]     ROOT for roots
-    prompt: Tensor  # [N]     index into condition
-    noise_level: Tensor  # [N]     eta of the edge into the node; 0 = deterministic, and for roots
-    log_prob: Tensor  # [N]     float64; log-probability of that edge when it was drawn; 0 where deterministic, and for roots
-    mean: Tensor  # [E, *]  mean of each stochastic edge when it was drawn
-    call: Tensor = attrs.field()  # [N]     network call that gave the edge into the node; UNRECORDED where it is not known, and for roots
+    sigmas: Tensor  # [T+1]
+    latents: Tensor  # [N, *]
+    level: Tensor  # [N]
+    parent: Tensor  # [N]
+    prompt: Tensor  # [N]
+    noise_level: Tensor  # [N]
+    log_prob: Tensor  # [N]
+    mean: Tensor  # [E, *]
+    call: Tensor = attrs.field()  # [N]
 
     @call.default
     def _unrecorded(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Update: runs the phases of an objective in order. Either all of them take effect or none does."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 import torch
@@ -32,6 +32,7 @@ class Update:
         devices: the processes of the run
         lockstep: keeps their network calls in step
         max_grad_norm: gradients are clipped to it per role; None leaves them
+        moving: is called before weights move that nothing moves back
     """
 
     objective: Objective
@@ -40,6 +41,7 @@ class Update:
     devices: Devices
     lockstep: Lockstep
     max_grad_norm: float | None
+    moving: Callable[[], None] = lambda: None
 
     def trained(self) -> dict[str, Policy]:
         """Trained weights by role, over all phases."""
@@ -90,6 +92,8 @@ class Update:
 
     def _step(self, phase: Phase, batch: ScoredBatch, metrics: Metrics, repeatable: bool) -> None:
         norms = {role: self._norm(role, policy, batch.progress.step) for role, policy in phase.trains.items()}
+        if not repeatable:
+            self.moving()
         try:
             with together(self.devices, self.lockstep):
                 for role, policy in phase.trains.items():

@@ -55,6 +55,9 @@ class PolicyAround(Policy):
         inner = self.policy.sized(size)
         return self if inner is self.policy else view_of(self, policy=inner, latent_shape=inner.latent_shape)
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        self.policy.require(prompts)
+
     @property
     def examples(self) -> tuple[Prompt, Prompt] | None:
         return self.policy.examples

@@ -102,6 +102,10 @@ class DigitsPolicy(Policy):
         grey = ((latents + 1) / 2).clamp(0, 1)
         return F.interpolate(grey, scale_factor=SCALE, mode="nearest").expand(-1, 3, -1, -1)
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            parse(prompt)
+
     @property
     def examples(self) -> tuple[Prompt, Prompt]:
         return Prompt("an even digit"), Prompt("a thick seven")

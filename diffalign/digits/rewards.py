@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from ..core import Prompt, Reward
+from ..core import ConfigError, Prompt, Reward
 from .classes import CLASSES, classes_of
 from .grammar import STROKES, Thickness, Wish, parse
 from .handwriting import LEVELS
@@ -57,6 +57,18 @@ class DigitReward(Reward):
         for stroke in STROKES:
             right &= is_of(stroke, relative) | torch.tensor([wish.thickness != stroke for wish in wishes], dtype=torch.bool)
         return right.float().to(images.device)
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that cannot be read, or that ask for nothing.
+
+        Raises:
+            ConfigError: names the first of them.
+        """
+        for place, prompt in enumerate(prompts):
+            try:
+                _wish(prompt, place)
+            except ValueError as error:
+                raise ConfigError(f"DigitReward cannot score the prompt {str(prompt)!r}: {error}") from error
 
 
 def _wish(prompt: Prompt, place: int) -> Wish:

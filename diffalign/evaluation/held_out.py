@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from diffalign.core import AlignmentLoop, Hook, Prompt, Report, RewardFunction
+from diffalign.core import AlignmentLoop, Hook, Listed, Prompt, Report, RewardFunction
 from diffalign.core.unessential import unessential
 from diffalign.prompts import read_prompts
 
@@ -99,7 +99,9 @@ class HeldOutEvaluation(Hook):
         assert loop.folder is not None
         file = loop.folder / "evaluation.json"
         entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        entries = [entry for entry in entries if entry["step"] < result.step] + [result.summary()]
+        entries = [entry for entry in entries if entry["step"] < result.step] + [
+            {**result.summary(), "also_trained": _also_trained(loop, result)}
+        ]
         (loop.folder / "images").mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
@@ -108,3 +110,11 @@ class HeldOutEvaluation(Hook):
             with unessential(f"pictures of {loop.folder / 'images'}"):
                 sheet = contact_sheet(result.images, [str(prompt) for prompt in result.prompts[: len(result.images)]])
                 sheet.save(loop.folder / "images" / f"step-{result.step:06d}.png")
+
+
+def _also_trained(loop: AlignmentLoop, result: Evaluation) -> int | None:
+    """Count the held-out prompts that the run also trains on; None if the source of prompts has no list."""
+    if not isinstance(loop.prompts, Listed):
+        return None
+    trained = set(map(str, loop.prompts.prompts))
+    return sum(str(prompt) in trained for prompt in result.prompts)

@@ -35,6 +35,9 @@ CURVES = {
 }
 """Titles of the curves that come first; every other metric follows under its own name."""
 
+DRAWN = "drawn"
+"""Pictures of the run's own prompts: images/drawn-NNNNNN.png."""
+
 _NO_CURVE = ("step", "elapsed", "seconds/", "hidden/", "rows/", "calls/", "memory/")
 
 
@@ -122,20 +125,32 @@ def _headline(evaluations: Entries) -> str:
     return (
         f"<h2>Held-out prompts: step {first['step']} against step {last['step']}</h2>"
         f"{table(('', 'before', 'after', 'change [95 % interval]'), rows, 'wrapped')}"
-        f'<p class="soft">{len(last["by_prompt"])} prompts that were not trained on, the same noise before and after. Intervals are over '
+        f'<p class="soft">{_whose(last)}, the same noise before and after. Intervals are over '
         "prompts. More diversity is more of every measure.</p>"
     )
 
 
+def _whose(entry: Mapping[str, Any]) -> str:
+    """Say the number of prompts and, if it is known, how many of them were trained on."""
+    count, trained = len(entry["by_prompt"]), entry.get("also_trained")
+    if trained is None:
+        return f"{count} prompts"
+    return f"{count} prompts, of which {trained} were trained on as well" if trained else f"{count} prompts that were not trained on"
+
+
 def _pictures(folder: Path, evaluations: Entries) -> str:
-    if len(evaluations) < 2:
+    """Show the first and the last images: of held-out prompts if they were drawn, else of the run's own prompts."""
+    found = {entry["step"]: folder / "images" / f"step-{entry['step']:06d}.png" for entry in evaluations}
+    files = [(step, file) for step, file in found.items() if file.exists()]
+    if len(files) < 2:
+        drawn = {int(file.stem.rpartition("-")[2]): file for file in folder.glob(f"images/{DRAWN}-*.png")}
+        files = sorted(drawn.items())
+    if len(files) < 2:
         return ""
-    files = [folder / "images" / f"step-{entry['step']:06d}.png" for entry in (evaluations[0], evaluations[-1])]
-    if not all(file.exists() for file in files):
-        return ""
-    side_by_side(*(Image.open(file) for file in files)).save(folder / "images" / "before-after.png")
-    names = [f"{word}: step {entry['step']}" for word, entry in zip(("Before", "After"), (evaluations[0], evaluations[-1]), strict=True)]
-    figures = "".join(enlargeable(file, f"picture-{place}", name) for place, (file, name) in enumerate(zip(files, names, strict=True)))
+    ends = (files[0], files[-1])
+    side_by_side(*(Image.open(file) for _, file in ends)).save(folder / "images" / "before-after.png")
+    names = [f"{word}: step {step}" for word, (step, _) in zip(("Before", "After"), ends, strict=True)]
+    figures = "".join(enlargeable(file, f"picture-{place}", name) for place, ((_, file), name) in enumerate(zip(ends, names, strict=True)))
     return (
         f'<h2>Before and after: the same prompts and noise</h2><div class="grid">{figures}</div>'
         '<p class="soft">Click a picture to enlarge it, click again to go back.</p>'

@@ -12,6 +12,7 @@ from diffalign.core import (
     Linear,
     Loss,
     Objective,
+    Outline,
     Phase,
     Policy,
     Scalar,
@@ -109,6 +110,9 @@ class DGPO(Objective):
     def policies(self) -> Mapping[str, Policy]:
         named = {"policy": self.policy, "reference": self.reference, "old": self.old}
         return {name: policy for name, policy in named.items() if policy is not None}
+
+    def require(self, outline: Outline) -> None:
+        self._forward.require(outline)
 
     def update_rows(self, samples: int, parents: int) -> int:
         return self._forward.update_rows(samples)

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Follower, Linear, Loss, Objective, Phase, Policy, Scalar, ScoredBatch, group_normalize
+from diffalign.core import Follower, Linear, Loss, Objective, Outline, Phase, Policy, Scalar, ScoredBatch, group_normalize
 
 from .forward import ForwardBatch, ForwardLosses
 from .noised import Noised, mean_square
@@ -87,6 +87,9 @@ class DiffusionNFT(Objective):
     def policies(self) -> Mapping[str, Policy]:
         both = {"policy": self.policy, "old": self.old}
         return both if self.reference is None else {**both, "reference": self.reference}
+
+    def require(self, outline: Outline) -> None:
+        self._forward.require(outline)
 
     def update_rows(self, samples: int, parents: int) -> int:
         return self._forward.update_rows(samples)

@@ -7,12 +7,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Loss, Objective, Phase, Policy, ScoredBatch, group_normalize
+from diffalign.core import Loss, Objective, Outline, Phase, Policy, ScoredBatch, group_normalize
 
 from .path_losses import PathLosses
 from .paths import Center, Paths
 from .ratio import Shift, shift_numbers
-from .requirements import optional_reference, require_comparable
+from .requirements import optional_reference, require_comparable, require_comparable_outline
 from .terms import centered, clipped_surrogate
 
 _FLOOR = 1e-4
@@ -97,6 +97,9 @@ class FlowGRPO(Objective):
 
     def after_step(self) -> None:
         self._replay.forget()
+
+    def require(self, outline: Outline) -> None:
+        require_comparable_outline(outline, "FlowGRPO")
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "FlowGRPO")

@@ -9,10 +9,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Follower, Loss, Policy, Progress, ScoredBatch, micro_batched
+from diffalign.core import Follower, Loss, Outline, Policy, Progress, ScoredBatch, micro_batched
 
-from .noised import Noised, NoisedSamples
-from .requirements import require_groups
+from .noised import Noised, NoisedSamples, require_levels
+from .requirements import require_groups, require_several
 
 
 @attrs.frozen(eq=False)
@@ -149,6 +149,11 @@ class ForwardLosses:
         self._progress = batch.progress
         samples = NoisedSamples.draw(batch, self.levels, self.sigma_min, self.shared, f"{self.name}/{update}", self.objective)
         return ForwardBatch(samples, rows)
+
+    def require(self, outline: Outline) -> None:
+        """Refuse a sampler of one sample per prompt, or of fewer than M levels from `sigma_min` on: see `Objective.require`."""
+        require_several(outline, self.objective)
+        require_levels(outline.sigmas[:-1], self.levels, self.sigma_min, self.objective)
 
     def update_rows(self, samples: int) -> int:
         """Network rows of an update for one prompt, per policy: see `Objective.update_rows`."""

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import attrs
 import torch
 
-from diffalign.core import Loss, Phase, Policy, Scalar, ScoredBatch, scalar
+from diffalign.core import Loss, Outline, Phase, Policy, Scalar, ScoredBatch, scalar
 
 from .matching import PathMatching
 from .path_losses import PathLosses
 from .paths import Measure, Paths, reference_for
-from .requirements import group_has_spread, require_comparable
+from .requirements import group_has_spread, require_comparable, require_comparable_outline
 from .temperature import Budget, Temperature
 from .terms import effective_share, group_forward_kl
 
@@ -65,6 +65,9 @@ class GroupForwardKL(PathMatching):
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses),)
+
+    def require(self, outline: Outline) -> None:
+        require_comparable_outline(outline, "GroupForwardKL")
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "GroupForwardKL")

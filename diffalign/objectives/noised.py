@@ -76,13 +76,7 @@ class NoisedSamples:
             ValueError: fewer than M levels of the grid are at least `sigma_min`.
         """
         trajectories = batch.trajectories
-        grid = trajectories.sigmas[:-1]
-        grid = grid[grid >= sigma_min]
-        if len(grid) < levels:
-            raise ValueError(
-                f"{objective}.levels must be at most the number of noise levels of the rollout from sigma_min {sigma_min:g} on, "
-                f"{len(grid)}; got {levels}. Take fewer levels, a lower sigma_min, or more denoising steps."
-            )
+        grid = require_levels(trajectories.sigmas[:-1], levels, sigma_min, objective)
         group = trajectories.group
         place = torch.zeros_like(group)
         for index in range(len(trajectories.condition)):
@@ -142,6 +136,21 @@ class NoisedSamples:
                 f"the velocity of the {whose} is not finite at sigma {self.sigma.flatten()[unit].item():.4g}, prompt {prompt!r}. "
                 "Nothing was updated."
             )
+
+
+def require_levels(grid: Tensor, levels: int, sigma_min: float, objective: str) -> Tensor:
+    """Noise levels [n] of a rollout that are at least `sigma_min`, if there are as many as are to be drawn.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    high = grid[grid >= sigma_min]
+    if len(high) < levels:
+        raise ValueError(
+            f"{objective}.levels must be at most the number of noise levels of the rollout from sigma_min {sigma_min:g} on, "
+            f"{len(high)}; got {levels}. Take fewer levels, a lower sigma_min, or more denoising steps."
+        )
+    return high
 
 
 def mean_square(values: Tensor) -> Tensor:

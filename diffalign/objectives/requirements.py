@@ -3,7 +3,34 @@
 import torch
 from torch import Tensor
 
-from diffalign.core import NonFiniteError, Policy, TrajectoryBatch, require_frozen
+from diffalign.core import NonFiniteError, Outline, Policy, TrajectoryBatch, require_frozen
+
+
+def require_comparable_outline(outline: Outline, objective: str) -> None:
+    """Check what `require_comparable` checks, before anything is drawn.
+
+    Raises:
+        ValueError: no stochastic step, or a single sample of a prompt.
+    """
+    if not any(outline.noise_levels):
+        raise ValueError(
+            f"{objective} needs stochastic steps, but the sampler draws deterministic trajectories alone. Take TreeSampler or "
+            "ChainSampler, whose steps have an eta > 0, or an objective for deterministic trajectories."
+        )
+    require_several(outline, objective)
+
+
+def require_several(outline: Outline, objective: str) -> None:
+    """Check what `require_groups` checks, before anything is drawn.
+
+    Raises:
+        ValueError: a single sample of a prompt.
+    """
+    if outline.samples < 2:
+        raise ValueError(
+            f"{objective} needs at least 2 samples per prompt to compare; the sampler draws {outline.samples}. Give the sampler more "
+            "`samples`, or its plan a branching step or more roots."
+        )
 
 
 def require_comparable(trajectories: TrajectoryBatch, objective: str) -> None:

@@ -7,13 +7,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Linear, Loss, Phase, Policy, Scalar, ScoredBatch, scalar
+from diffalign.core import Linear, Loss, Outline, Phase, Policy, Scalar, ScoredBatch, scalar
 
 from .matching import PathMatching
 from .path_losses import PathLosses
 from .paths import Center, Measure, Paths, reference_for
 from .ratio import Ratio, RatioNorm, Shift, shift_numbers
-from .requirements import group_has_spread, require_comparable
+from .requirements import group_has_spread, require_comparable, require_comparable_outline
 from .temperature import Budget, Temperature
 from .terms import centered, clipped_surrogate, effective_share, softmax_tb, tb_residual
 
@@ -132,6 +132,9 @@ class SoftmaxTB(PathMatching):
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses, self.updates),)
+
+    def require(self, outline: Outline) -> None:
+        require_comparable_outline(outline, "SoftmaxTB")
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "SoftmaxTB")

@@ -8,7 +8,7 @@ import torch
 from attrs import validators
 from torch import Tensor
 
-from diffalign.core import Condition, Follower, Loss, Objective, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
+from diffalign.core import Condition, Follower, Loss, Objective, Outline, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
 
 from .few_step.advantages import Advantage, GroupAdvantage
 from .few_step.attribution import Attribution, Broadcast
@@ -27,7 +27,7 @@ from .few_step.stages import DrawnBy, Rows, drawn_rows
 from .few_step.surrogate import Preference, prefer, regress
 from .few_step.trust_regions import RatioClip, TrustRegion
 from .few_step.update_plans import Role, Together, UpdatePlan
-from .requirements import require_groups
+from .requirements import require_groups, require_several
 
 _OLD_DECAY = Ramp(0.001, 0.001, limit=0.3)
 
@@ -61,7 +61,7 @@ class SurrogateReward(Objective):
         group_objective: loss by which the surrogate learns from a group
         reference: p_ref of the surrogate's density ratio
         baseline: f_base of the generator's direction: the teacher, as released, so that all that
-            the surrogate has learned counts. An equal rule for both is one policy
+            the surrogate has learned counts. Equal rules share one policy
         trust_region: against the moving average of the surrogate
         old_decay: its share of itself at a step, in [0, 1]; a number or a schedule, by default 0.001 (n + 1) at step n up to 0.3
         runaway: mean ||v_phi - v_psi||^2 of a group beyond which its samples that beat the reference stop pulling; None never
@@ -77,13 +77,13 @@ class SurrogateReward(Objective):
         surrogate_floor, surrogate_ceiling: bounds of the taus of the surrogate's training
         reward_stages, reward_weights: the reward term reaches stages below this number, with a factor for each stage; None is all and 1
         stages, surrogate_stages: stages of fake and generator, and of the surrogate
-        plan: when the roles step, one phase (as released) or three (`InOrder`, the paper's); a reference that is trained comes first
+        plan: when the roles step, one phase (as released) or three (`InOrder`, the paper's); a trained reference comes first
         rows: rows of a micro-batch, which change no gradient; None takes all
         stages_by: stages are drawn once for a "step", or anew for each "prompt", as in the release's micro-batches, at no row more
         reward_noise: noise of the generator's reward term, one for a "group", as released, or a "sample"; the surrogate always shares one
 
     Raises:
-        ValueError: a teacher that could move, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a number
+        ValueError: a movable teacher, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a number
             out of range, bounds without room between them, a scale below that of no guidance.
 
     Reference: TDM-R1, arXiv:2603.07700; DGPO, arXiv:2510.08425.
@@ -135,11 +135,11 @@ class SurrogateReward(Objective):
     _reference: Policy = attrs.field(init=False, repr=False)
     _baseline: Policy = attrs.field(init=False, repr=False)
     _progress: Progress | None = attrs.field(init=False, default=None, repr=False)
-    """Progress of the present step; None between steps."""
+    """Progress of the step; None between steps."""
 
     def __attrs_post_init__(self) -> None:
         self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)
-        # guidance is no density that a surrogate could be compared with: what it starts from is also what it is held against
+        # guidance is no density to compare a surrogate with: it starts from what it is held against
         self._start = unguided(self._teacher)
         self._fake = self.fake = moving_fork(self._start, self.fake, "fake", self.policy)
         self._surrogate = self.surrogate = moving_fork(self._start, self.surrogate, "surrogate", self.policy)
@@ -175,8 +175,11 @@ class SurrogateReward(Objective):
             named["baseline"] = self._baseline
         return named
 
+    def require(self, outline: Outline) -> None:
+        require_several(outline, "SurrogateReward")
+
     def after_step(self) -> None:
-        # once all phases have succeeded, so that a failing one leaves nothing half moved
+        # once all phases have succeeded, so that a failure leaves nothing half moved
         progress, self._progress = self._progress, None
         if progress is None:
             return
@@ -193,12 +196,12 @@ class SurrogateReward(Objective):
         return drawn_rows(batch.trajectories, sampler, batch.streams, name, self.stages_by)
 
     def _condition(self, batch: ScoredBatch) -> Condition:
-        """The prompts as the teacher and the surrogate read them: a student may have a tag of its own."""
+        """Prompts encoded for teacher and surrogate: a student may have a tag of its own."""
         with torch.no_grad():
             return self._teacher.encode(batch.trajectories.condition.prompts)
 
     def _conditions(self, batch: ScoredBatch) -> tuple[Condition, Condition]:
-        """The prompts as the fake and as the teacher read them."""
+        """Prompts encoded for the fake and for the teacher."""
         plain = self._condition(batch)
         return fake_condition(self.policy, batch.trajectories.condition, plain), plain
 
@@ -218,7 +221,7 @@ class SurrogateReward(Objective):
 
     def _surrogate_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_groups(batch.trajectories, "SurrogateReward")
-        self._follower.kept(batch.progress)  # a decay that cannot be is refused before a weight moves
+        self._follower.kept(batch.progress)  # refuse an impossible decay before a weight moves
         self._progress = batch.progress
         rows, drawn, weight = self._compared(batch, update)
         values = self.attribution(batch.trajectories, self.advantage(batch.rewards, batch.trajectories.group, batch.deviation))

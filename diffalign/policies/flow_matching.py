@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,7 @@ class FlowMatchingPolicy(Policy):
         cache: str | None = None,
         quantization: Quantization | None = None,
         compute: Literal["bfloat16"] | None = None,
+        family: str | None = None,
         sharding: Sharding | None = None,
         variant: str | None = None,
         revision: str | None = None,
@@ -122,6 +123,7 @@ class FlowMatchingPolicy(Policy):
                 bfloat16 (torch.autocast). It is for full fine-tuning; with adapters, `dtype` saves more. A CPU without units for bfloat16
                 (AMX, AVX512-BF16) computes in float32, which is faster there, and prints a line; so a run that is resumed on another CPU
                 may continue with other numbers
+            family: import path of a model family of your own (docs/adapters.md); None finds it by the pipeline's class
             sharding: the same object that the loop gets. Until the loop shards the denoiser, it stays in the host's memory and cannot be
                 evaluated; so it is never whole on a device
             variant: variant of the weights' files, such as "fp16"
@@ -135,6 +137,12 @@ class FlowMatchingPolicy(Policy):
             ValueError: the pipeline class is unknown, files are missing or are not those that the model needs, the device does not exist,
                 the family does not have a setting, or half-precision or quantised weights would be trained.
         """
+        lora = LoRA(**lora) if isinstance(lora, dict) else lora  # as in a run file
+        dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+        if dtype not in get_args(Dtype):
+            raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}; got {dtype!r}")
+        if lora is not None and not isinstance(lora, LoRA):
+            raise ValueError(f"lora must be a LoRA, a dict of its arguments, or None; got {type(lora).__name__}")
         if lora is None and quantization is not None:
             raise ValueError(
                 f"quantization must be left out when all weights are trained, because {quantization} has no gradient; or give lora"
@@ -149,27 +157,27 @@ class FlowMatchingPolicy(Policy):
         setting = Setting(_sides(resolution), max_sequence_length, guidance, offload)
         host = None if sharding is None or quantization is not None else sharding.host
         source = Source(path, variant, revision, subfolder, single_file)
-        loaded = load_family(source, getattr(torch, dtype), place, setting, quantization, host)
-        family, network = loaded.family, loaded.network
+        loaded = load_family(source, getattr(torch, dtype), place, setting, quantization, host, family)
+        adapter, network = loaded.family, loaded.network
         for wanted, verb in ((slicing, "slicing"), (tiling, "tiling")):
             if wanted:
-                _enable(family, verb)
+                _enable(adapter, verb)
         network.eval()
         set_attention(network, attention, place)
         if dtype == "float32" and compute is None:
             keep_float32(place)
         if lora is not None:
             with nullcontext() if host is None else host.posing():  # peft rounds new adapters to the type of the base
-                lora.attach(network, family.lora_targets, family)
+                lora.attach(network, adapter.lora_targets, adapter)
         else:
             network.requires_grad_(True)
         if checkpointing:
             network.enable_gradient_checkpointing()
         if compilation is not None:
             compilation.apply(network)
-        encodings = None if cache is None else Encodings(family, Path(cache), encoder_revision(loaded.folder, loaded.encoders))
+        encodings = None if cache is None else Encodings(adapter, Path(cache), encoder_revision(loaded.folder, loaded.encoders))
         multiplied = None if compute is None else getattr(torch, compute)
-        return cls(network, family, kernel, grid, None, encodings, compilation, host, multiplied, attention)
+        return cls(network, adapter, kernel, grid, None, encodings, compilation, host, multiplied, attention)
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         tensors = self.encodings.of([str(prompt) for prompt in prompts], self.device)

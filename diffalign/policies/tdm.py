@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,7 +129,8 @@ class TDMPolicy(PolicyAround):
         if odd := sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name)):
             raise CheckpointError(
                 f"{file} must hold the policy's {len(mine)} own tensors; {len(odd)} differ (first: {odd[0]!r} has shape "
-                f"{shapes.get(odd[0])}, the policy's {expected.get(odd[0])}). Build the policy with the adapters of the student."
+                f"{shapes.get(odd[0])}, the policy's {expected.get(odd[0])}). {_unlike(shapes, expected)}Build the policy with the "
+                "adapters of the student."
             )
         for name, parameter in mine.items():
             parameter.copy_(spread_like(tensors[name], parameter))
@@ -226,3 +227,21 @@ def _digest(tensors: dict[str, nn.Parameter]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(whole(tensor).cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _unlike(student: Iterable[str], policy: Iterable[str]) -> str:
+    """Name the layers on which only one of the two has adapters, as a sentence, by the names that `LoRA.targets` takes."""
+    theirs, mine = _adapted(student), _adapted(policy)
+    parts = []
+    if absent := sorted(theirs - mine):
+        parts.append(f"the policy has no adapters on {', '.join(absent)}")
+    if more := sorted(mine - theirs):
+        parts.append(f"the student has none on {', '.join(more)}")
+    said = "; ".join(parts)
+    return f"{said[0].upper()}{said[1:]}: give LoRA.targets accordingly. " if said else ""
+
+
+def _adapted(names: Iterable[str]) -> set[str]:
+    """Ends of the paths of the layers that have adapters: to_q, to_out.0."""
+    paths = [name.partition(".lora_")[0].split(".") for name in names if ".lora_" in name]
+    return {".".join(path[-2:]) if path[-1].isdecimal() else path[-1] for path in paths}

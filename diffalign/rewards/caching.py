@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffalign.core import Prompt, Reward, RewardFunction, score
 
-from .requirements import require
+from .requirements import reach, require
 
 
 @attrs.define(eq=False)
@@ -32,6 +32,10 @@ class Cached(Reward):
     misses: int = attrs.field(default=0, init=False)
     _scores: OrderedDict[bytes, float] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
+
+    def reach(self) -> None:
+        """Check the server of the inner reward."""
+        reach([self.reward])
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Require what the reward inside requires."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffalign.core import Prompt, Reward, RewardFunction, score
 
-from .requirements import require
+from .requirements import reach, require
 
 
 @attrs.frozen(eq=False)
@@ -37,6 +37,10 @@ class Concurrent(Reward):
         if self.weights is not None and self.weights.keys() != self.rewards.keys():
             odd = sorted(self.weights.keys() ^ self.rewards.keys())
             raise ValueError(f"Concurrent.weights must name the same rewards as rewards; {odd[0]!r} is in only one of them")
+
+    def reach(self) -> None:
+        """Check the servers of the inner rewards."""
+        reach(self.rewards.values())
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Require what the rewards inside require."""

@@ -82,6 +82,22 @@ class Connections:
                 pass
         return self._exchange(self._connection(), path, body, headers, deadline, fresh=True)
 
+    def reach(self, seconds: float) -> None:
+        """Check that a server listens, without sending anything.
+
+        Args:
+            seconds: to wait at most
+
+        Raises:
+            NoAnswerError: nobody does; the message says why.
+        """
+        parts = urlsplit(self.url)
+        port = parts.port or {"http": http.client.HTTP_PORT, "https": http.client.HTTPS_PORT}[parts.scheme]
+        try:
+            socket.create_connection((parts.hostname or "", port), min(seconds, self.timeout)).close()
+        except OSError as error:
+            raise NoAnswerError(f"{type(error).__name__}: {error}") from error
+
     def close(self) -> None:
         """Close the connections that are open and idle."""
         with self._lock:

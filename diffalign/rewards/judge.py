@@ -104,6 +104,14 @@ class Judge(Reward):
         marks = self._servers.ask([self._question(pixels[place], text) for place, text in enumerate(texts)])
         return torch.tensor(marks, dtype=torch.float32, device=images.device)
 
+    def reach(self) -> None:
+        """Refuse servers that are not there.
+
+        Raises:
+            ConfigError: names them.
+        """
+        self._servers.reach()
+
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts without the metadata that the template names.
 

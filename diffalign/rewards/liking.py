@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffalign.core import Prompt, Reward, RewardFunction, score
 
-from .requirements import require
+from .requirements import reach, require
 
 
 @attrs.frozen(eq=False)
@@ -29,6 +29,10 @@ class BinaryLiking(Reward):
 
     reward: RewardFunction
     threshold: float
+
+    def reach(self) -> None:
+        """Check the server of the inner reward."""
+        reach([self.reward])
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Require what the reward inside requires."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffalign.core import Prompt, Reward, RewardFunction, score
 
-from .requirements import require
+from .requirements import reach, require
 
 
 @attrs.frozen(eq=False)
@@ -32,6 +32,10 @@ class Clipped(Reward):
             raise ValueError("Clipped needs low, high or both; got neither")
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"Clipped.low must be below high; got {self.low:g} and {self.high:g}")
+
+    def reach(self) -> None:
+        """Check the server of the inner reward."""
+        reach([self.reward])
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Require what the reward inside requires."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffalign.core import Partial, Prompt, Reward, RewardError, RewardFunction, Scores
 
-from .requirements import require
+from .requirements import reach, require
 
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")
 """Messages of allocators that raise a plain RuntimeError."""
@@ -55,6 +55,10 @@ class HalvedBatches(Reward):
             scores.append(Scores({"": part}))
             start = end
         return Scores.joined(scores).parts[""] if scores else self.reward(images, prompts)
+
+    def reach(self) -> None:
+        """Check the server of the inner reward."""
+        reach([self.reward])
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Require what the reward inside requires."""

@@ -79,6 +79,14 @@ class RemoteReward(Reward):
             raise RewardError(f"RemoteReward: {error}") from error
         return torch.tensor([score for scores in answers for score in scores], dtype=torch.float32, device=images.device)
 
+    def reach(self) -> None:
+        """Refuse servers that are not there.
+
+        Raises:
+            ConfigError: names them.
+        """
+        self._servers.reach()
+
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts whose metadata cannot be sent. The served reward checks its own needs when it is called.
 

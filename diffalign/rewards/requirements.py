@@ -1,8 +1,32 @@
 """Requirements of rewards on their prompts, checked before any image is drawn."""
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 from diffalign.core import Demanding, Prompt
+
+
+@runtime_checkable
+class Served(Protocol):
+    """Reward that asks a server for its scores, or that wraps one."""
+
+    def reach(self) -> None:
+        """Refuse a server that is not there. Nothing is scored.
+
+        Raises:
+            ConfigError: names it, and what happened.
+        """
+
+
+def reach(rewards: Iterable[object]) -> None:
+    """Ask every reward that has a server whether it is there.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for reward in rewards:
+        if isinstance(reward, Served):
+            reward.reach()
 
 
 def require(rewards: Iterable[object], prompts: Sequence[Prompt]) -> None:

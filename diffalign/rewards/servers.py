@@ -9,13 +9,15 @@ from typing import Generic, TypeVar
 
 import attrs
 
-from diffalign.core import RewardError
+from diffalign.core import ConfigError, RewardError
 
 from .connections import Answer, Connections, NoAnswerError
 
 T = TypeVar("T")
 
 _LONGEST_PAUSE = 30.0
+_PATIENCE = 5.0
+"""Seconds within which a server must accept a connection."""
 _WORTH_ANOTHER_TRY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _OK = 200
 
@@ -85,6 +87,20 @@ class Servers:
         if failed:
             raise failed[0]
         return [answer.result() for answer in answers]
+
+    def reach(self) -> None:
+        """Refuse servers of which none is there.
+
+        Raises:
+            ConfigError: names each, and what happened.
+        """
+        failures = []
+        for server in self.connections:
+            try:
+                return server.reach(_PATIENCE)
+            except NoAnswerError as error:
+                failures.append(f"{server.url}: {error}")
+        raise ConfigError(f"{self.owner}.url must name a server that runs; got {'; '.join(failures)}. Start it first, or correct the url.")
 
     def _ask(self, question: Question[T], stop: threading.Event) -> T:
         body, asked, first = question.body(), 0, next(self._turn)

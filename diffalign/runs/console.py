@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 import torch
@@ -14,9 +15,17 @@ from ..costs.utilisation import ROLLOUT, UPDATE
 from ..evaluation import paired_change
 
 _FIELDS = (
-    "reward {task.fields[reward]:.3f}  diversity {task.fields[diversity]:+.3f}  ratio check {task.fields[check]:.0e}  "
-    "{task.fields[rows]:.0f} rows/s{task.fields[peak]}"
+    "reward {task.fields[reward]}  diversity {task.fields[diversity]}  ratio check {task.fields[check]}  "
+    "{task.fields[rows]} rows/s{task.fields[peak]}"
 )
+_FORMATS = {"reward": ".3f", "diversity": "+.3f", "check": ".0e", "rows": ".0f"}
+UNKNOWN = "-"
+"""Text in place of a number that is not known yet, or not measured."""
+
+
+def _nothing() -> dict[str, Any]:
+    """Fields of the progress bar before the first step."""
+    return {**dict.fromkeys(_FORMATS, UNKNOWN), "peak": ""}
 
 
 @attrs.define(eq=False)
@@ -25,15 +34,20 @@ class Console(Hook):
 
     Args:
         lines: number of plain lines that a run prints without a terminal
+        stderr: prints to stderr instead of stdout
     """
 
     lines: int = 20
-    _terminal: Terminal = attrs.field(factory=lambda: Terminal(highlight=False), init=False)
+    stderr: bool = False
+    _terminal: Terminal = attrs.field(init=False)
     _progress: Progress | None = attrs.field(default=None, init=False)
     _task: int = attrs.field(default=0, init=False)
     _began: float = attrs.field(default=0.0, init=False)
     _first: int = attrs.field(default=0, init=False)
     _rows: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._terminal = Terminal(highlight=False, stderr=self.stderr)
 
     def _say(self, line: str) -> None:
         with unessential("lines on the terminal"):
@@ -58,9 +72,7 @@ class Console(Hook):
                 TimeRemainingColumn(),
             )
             self._progress = Progress(*columns, console=self._terminal)
-            self._task = self._progress.add_task(
-                "run", total=total, completed=step, reward=0.0, diversity=0.0, check=0.0, rows=0.0, peak=""
-            )
+            self._task = self._progress.add_task("run", total=total, completed=step, **_nothing())
             with unessential("progress on the terminal"):
                 self._progress.start()
 
@@ -70,20 +82,21 @@ class Console(Hook):
         self._rows += sum(report.ledger.rows.values())
         metrics, done = report.metrics, report.step + 1
         speed = self._rows / max(time.monotonic() - self._began, 1e-9)
-        values = {
+        numbers = {
             "reward": metrics["reward"],
             "diversity": metrics["diversity/l_gmd"],
-            "check": metrics.get("contract/deviation", 0.0),
+            "check": metrics.get("contract/deviation"),
             "rows": speed,
         }
+        values = {name: UNKNOWN if number is None else format(number, _FORMATS[name]) for name, number in numbers.items()}
         if self._progress is not None:
             with unessential("progress on the terminal"):
                 self._progress.update(self._task, completed=done, peak=_of_peak(metrics), **values)  # type: ignore[arg-type]
         elif done % max(1, report.total // self.lines) == 0 or done == report.total:
             left = seconds_left(time.monotonic() - self._began, self._first, done, report.total)
             self._say(
-                f"step {done}/{report.total}  reward {values['reward']:.3f}  diversity {values['diversity']:+.3f}  "
-                f"ratio check {values['check']:.0e}  {speed:.0f} rows/s{_of_peak(metrics)}  {left:.0f} s left"
+                f"step {done}/{report.total}  reward {values['reward']}  diversity {values['diversity']}  "
+                f"ratio check {values['check']}  {values['rows']} rows/s{_of_peak(metrics)}  {left:.0f} s left"
             )
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:

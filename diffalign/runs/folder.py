@@ -5,10 +5,11 @@ import tempfile
 from pathlib import Path
 
 from ..core import ConfigError
+from .snapshot import checkpoints, step_of
 
 _FILES = (
     *("metrics.jsonl", "watch.jsonl", "alarms.json", "evaluation.json", "config.yaml", "environment.json", "report.html", "*.tmp"),
-    *("images", "lora", "best", "offending", "trackers", "evaluations", "student", "step-*"),
+    *("images", "lora", "best", "offending", "trackers", "evaluations", "student", "code", "step-*"),
 )
 """Patterns of the files that a run, its hooks and its evaluations write into the folder."""
 
@@ -21,6 +22,12 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"folder {folder} must be writable; {error}. Give another --folder, or free disk space.") from error
+
+
+def has_begun(folder: Path) -> bool:
+    """True if a run has done a step there: a folder of a run that failed before that is as good as none."""
+    metrics = folder / "metrics.jsonl"
+    return any(step_of(path) for path in checkpoints(folder)) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def clear(folder: Path) -> None:

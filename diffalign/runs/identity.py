@@ -1,6 +1,8 @@
 """Comparison of two configurations: do they describe the same run?"""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,7 +32,11 @@ def differences(before: str, after: str) -> list[tuple[str, str, str]]:
     """
     old, new = (dict(_leaves(_identity(yaml.safe_load(text) or {}))) for text in (before, after))
     paths = [*old, *(path for path in new if path not in old)]
-    return [(path, _shown(old, path), _shown(new, path)) for path in paths if _shown(old, path) != _shown(new, path)]
+    return [
+        (path, _shown(old, path), _shown(new, path))
+        for path in paths
+        if _shown(old, path) != _shown(new, path) and not _are_one_file(old.get(path), new.get(path))
+    ]
 
 
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +50,12 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(_canonical(inner) if key == "class_path" else inner, f"{path}.{key}" if path else str(key))
     if not entries or not value:
         yield path, value
+
+
+def _are_one_file(before: Any, after: Any) -> bool:
+    """True for two paths that lead to one place, of which one may be relative: a file that a run made is looked up as a whole path."""
+    texts = isinstance(before, str) and isinstance(after, str) and os.sep in before and os.sep in after
+    return texts and Path(before).absolute() == Path(after).absolute()
 
 
 def _canonical(path: Any) -> Any:

@@ -7,14 +7,16 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
+from ..config.sources import keep
 from ..core import AlignmentLoop, Hook, Interrupted, Report
-from ..core.unessential import unessential
+from ..core.unessential import say, unessential
 from ..durable import append_line, write_whole
 from ..evaluation import write_report
 from ..evaluation.alarm import forget
@@ -63,17 +65,20 @@ def _commit(file: Path) -> str | None:
 class Recorder(Hook):
     """Writes `config.yaml`, `environment.json`, `metrics.jsonl` (one line a step), and at the end `lora/` and `report.html`.
 
-    What is written at the end is tried before the first step.
+    What is written at the end is tried before the first step. Source files of the user's own parts are kept in `code/`, from which they are
+    imported again when the folder is read.
 
     Args:
         folder: folder of the run
-        config: resolved configuration
+        config: resolved configuration; "" for a run that was composed in Python and has none
         name: title of the report
+        sources: function that gives path below `code/` -> file, once all parts are built
     """
 
     folder: Path
-    config: str
-    name: str
+    config: str = ""
+    name: str = "run"
+    sources: Callable[[], Mapping[str, Path]] = dict
     _began: float = attrs.field(init=False, default=0.0)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
@@ -81,7 +86,11 @@ class Recorder(Hook):
         if loop.devices.rank != 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "config.yaml", self.config)
+        if self.config:
+            write_whole(self.folder / "config.yaml", self.config)
+        changed = keep(self.sources(), self.folder)
+        if changed and step:
+            say(f"{', '.join(changed)} changed since the run began; the run continues with the present files")
         inner = pipeline_policy(loop.evaluation_policy())
         about = {**environment(), "attention": None if inner is None else inner.attention}
         write_whole(self.folder / "environment.json", json.dumps(about, indent=1))

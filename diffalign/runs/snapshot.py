@@ -1,5 +1,6 @@
 """State of a run on disk: written completely or not at all, read only if it is complete and unchanged."""
 
+import copy
 import hashlib
 import json
 import pickle
@@ -40,19 +41,30 @@ class RunSnapshot:
     state: Mapping[str, Any]
 
     @classmethod
-    def of(cls, loop: AlignmentLoop) -> "RunSnapshot":
-        """Collect the state. Every process of the run must call this; only the first keeps the gathered weights."""
+    def of(cls, loop: AlignmentLoop, state: Mapping[str, Any] | None = None) -> "RunSnapshot":
+        """Collect the state. Every process of the run must call this; only the first keeps the gathered weights.
+
+        Args:
+            loop: run to collect
+            state: earlier result of `state_of`, if the loop's parts have changed since; None takes the present state
+        """
         keep = loop.devices.rank == 0
-        parts = {name: _on_host(dict(part.state())) for name, part in _stateful(loop).items()}
-        device = loop.objective.policy.device
-        drawn = (
-            {} if device.type == "cpu" else {device.type: loop.devices.gather(torch.get_device_module(device).get_rng_state(device)[None])}
-        )
         return cls(
             {role: _weights(policy, keep) for role, policy in loop.policies().items()},
             {role: _state(optimizer, keep) for role, optimizer in loop.running.items()},
-            {"parts": parts, "generators": loop.devices.gather(torch.get_rng_state()[None]), "device_generators": drawn},
+            state_of(loop) if state is None else state,
         )
+
+
+def state_of(loop: AlignmentLoop) -> dict[str, Any]:
+    """Copy the state of the objective and of the parts that have one, and torch's random generators by rank.
+
+    Every process of the run must call this.
+    """
+    parts = {name: copy.deepcopy(_on_host(dict(part.state()))) for name, part in _stateful(loop).items()}
+    device = loop.objective.policy.device
+    drawn = {} if device.type == "cpu" else {device.type: loop.devices.gather(torch.get_device_module(device).get_rng_state(device)[None])}
+    return {"parts": parts, "generators": loop.devices.gather(torch.get_rng_state()[None]).clone(), "device_generators": drawn}
 
 
 def save(loop: AlignmentLoop, folder: Path, step: int, config: str, score: float | None = None) -> None:

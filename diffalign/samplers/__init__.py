@@ -5,7 +5,7 @@ from .chain import ChainSampler
 from .deterministic import DeterministicSampler
 from .drawn_steps import DrawnSteps
 from .fixed_plan import FixedPlan
-from .frontier import roll_out
+from .frontier import foreseen, roll_out
 from .plans import Branches, Branching, Plan
 from .progress_plan import ProgressPlan
 from .tree import TreeSampler
@@ -25,4 +25,4 @@ __all__ = [
 ]
 
 # For authors, who write a sampler or a plan.
-__all__ += ["Branches", "Branching", "Plan", "roll_out"]
+__all__ += ["Branches", "Branching", "Plan", "foreseen", "roll_out"]

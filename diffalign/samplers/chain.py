@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import attrs
 
-from diffalign.core import Condition, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
+from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
 
-from .frontier import roll_out
+from .frontier import foreseen, roll_out
 from .plans import Branching
 
 
@@ -42,6 +42,9 @@ class ChainSampler(TrajectorySampler):
             raise ValueError(f"ChainSampler.window must be (first, end) with 0 <= first < end < {self.steps} steps; got {window}")
         levels = [self.eta if window[0] <= step < window[1] else 0.0 for step in range(self.steps)]
         return Branching((1,) * self.steps, tuple(levels), roots=self.samples)
+
+    def outline(self, policy: Policy) -> Outline:
+        return foreseen(policy, self.branching())
 
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
         return roll_out(policy, condition, self.branching(), streams, self.rows)

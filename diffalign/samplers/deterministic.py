@@ -2,9 +2,9 @@
 
 import attrs
 
-from diffalign.core import Condition, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
+from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
 
-from .frontier import roll_out
+from .frontier import foreseen, roll_out
 from .plans import Branching
 
 
@@ -14,17 +14,20 @@ class DeterministicSampler(TrajectorySampler):
 
     Args:
         steps: denoising steps T
-        samples: number K of trajectories per prompt
+        samples: number K of trajectories per prompt; objectives that compare the samples of a prompt need at least 2
         rows: network rows per call; None takes all at once
     """
 
     steps: int = attrs.field(default=28, validator=attrs.validators.ge(1))
-    samples: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    samples: int = attrs.field(default=16, validator=attrs.validators.ge(1))
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
 
     def branching(self) -> Branching:
         """Branching with K roots and no noise."""
         return Branching((1,) * self.steps, (0.0,) * self.steps, roots=self.samples)
+
+    def outline(self, policy: Policy) -> Outline:
+        return foreseen(policy, self.branching())
 
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
         return roll_out(policy, condition, self.branching(), streams, self.rows, keep_all=True)

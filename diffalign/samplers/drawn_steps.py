@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import attrs
 import torch
 
-from diffalign.core import Condition, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
+from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
 
 from .deterministic import DeterministicSampler
+from .frontier import foreseen
 from .plans import Branching
 
 
@@ -41,6 +42,11 @@ class DrawnSteps(TrajectorySampler):
     def branching(self) -> Branching:
         """Branching of the largest number of steps, which needs the most memory."""
         return DeterministicSampler(max(self.steps), self.samples).branching()
+
+    def outline(self, policy: Policy) -> Outline:
+        """Outline of the smallest number of steps: what fits it fits the others."""
+        count = min(self.steps)
+        return foreseen(policy.at(count), DeterministicSampler(count, self.samples).branching())
 
     def drawn(self, streams: Streams) -> int:
         """Draw the number of steps of a training step."""

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Condition, Gaussian, Policy, Streams, TrajectoryBatch
+from diffalign.core import Condition, Gaussian, Outline, Policy, Streams, TrajectoryBatch
 
 from .nodes import Drawn, Frontier, Nodes
 from .plans import Branching
@@ -63,6 +63,15 @@ def roll_out(
             latents = transition.mean  # a step without noise does not branch
             frontier = nodes.add(step + 1, frontier, latents) if step + 1 in stored else frontier
     return nodes.forest(condition, sigmas.to(policy.device))
+
+
+def foreseen(policy: Policy, branching: Branching) -> Outline:
+    """Describe a rollout of this branching, without drawing it.
+
+    Raises:
+        ValueError: the policy's grid has no such number of steps, or a noisy step lies where the kernel gives no noise.
+    """
+    return Outline(branching.leaves, branching.noise_levels, _grid(policy, branching))
 
 
 def _stored(branching: Branching, keep_all: bool) -> set[int]:

@@ -2,10 +2,10 @@
 
 import attrs
 
-from diffalign.core import Condition, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
+from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
 
 from .fixed_plan import FixedPlan
-from .frontier import roll_out
+from .frontier import foreseen, roll_out
 from .plans import Branching, Plan
 
 
@@ -38,6 +38,9 @@ class TreeSampler(TrajectorySampler):
     def branching(self, progress: Progress | None = None, streams: Streams | None = None) -> Branching:
         """Branching that the plan draws; without arguments, at the first step of seed 0."""
         return self.plan.draw(self.steps, progress or Progress(0, 1), streams or Streams(0))
+
+    def outline(self, policy: Policy) -> Outline:
+        return foreseen(policy, self.branching())
 
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
         return roll_out(policy, condition, self.branching(progress, streams), streams, self.rows, keep_graph=self.keep_graph)

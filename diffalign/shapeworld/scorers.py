@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..core import Prompt, Reward
+from ..core import ConfigError, Prompt, Reward
 from .grammar import FAMILIES, Binding, Count, Item, Relation, Scene, Text, parse, scenes
 from .recognition import Found, Reading, check_images, find_objects, read_text
 
@@ -29,6 +29,10 @@ class CountReward(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return _scored("CountReward", ("count",), _partial, images, prompts)
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse captions that it cannot score: see `Demanding`."""
+        _require("CountReward", ("count",), prompts)
+
 
 class BindingReward(Reward):
     """Binding reward: checks that each of two shapes has its own colour, as in "a red circle and a blue square".
@@ -43,6 +47,10 @@ class BindingReward(Reward):
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return _scored("BindingReward", ("binding",), _partial, images, prompts)
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse captions that it cannot score: see `Demanding`."""
+        _require("BindingReward", ("binding",), prompts)
 
 
 class RelationReward(Reward):
@@ -60,6 +68,10 @@ class RelationReward(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return _scored("RelationReward", ("relation",), _partial, images, prompts)
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse captions that it cannot score: see `Demanding`."""
+        _require("RelationReward", ("relation",), prompts)
+
 
 class TextReward(Reward):
     """Text reward: checks that the text can be read in its colour, as in 'the text "K7" in blue'.
@@ -76,6 +88,10 @@ class TextReward(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return _scored("TextReward", ("text",), _partial, images, prompts)
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse captions that it cannot score: see `Demanding`."""
+        _require("TextReward", ("text",), prompts)
+
 
 class CompositionalReward(Reward):
     """Reward by the family of each caption: `CountReward`, `BindingReward`, `RelationReward` or `TextReward`.
@@ -86,6 +102,10 @@ class CompositionalReward(Reward):
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return _scored("CompositionalReward", FAMILIES, _partial, images, prompts)
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse captions that it cannot score: see `Demanding`."""
+        _require("CompositionalReward", FAMILIES, prompts)
 
 
 class ExactMatch(Reward):
@@ -101,12 +121,24 @@ class ExactMatch(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return _scored("ExactMatch", FAMILIES, _exact, images, prompts)
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse captions that it cannot score: see `Demanding`."""
+        _require("ExactMatch", FAMILIES, prompts)
 
-def _scored(name: str, families: Sequence[str], score: Score, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    device, images = images.device, images.detach().cpu()  # one copy, because everything below reads pixels on the host
-    check_images(images)
-    if len(images) != len(prompts):
-        raise ValueError(f"{name} needs one prompt per image; got {len(images)} images and {len(prompts)} prompts.")
+
+def _require(name: str, families: Sequence[str], prompts: Sequence[Prompt]) -> None:
+    """Check captions before images are drawn.
+
+    Raises:
+        ConfigError: a caption that cannot be read, or of another family.
+    """
+    try:
+        _wanted(name, families, prompts)
+    except ValueError as error:
+        raise ConfigError(f"{name} cannot score these prompts: {error}") from error
+
+
+def _wanted(name: str, families: Sequence[str], prompts: Sequence[Prompt]) -> list[Scene]:
     wanted = [parse(prompt) for prompt in prompts]
     for i, scene in enumerate(wanted):
         if scene.family not in families:
@@ -114,6 +146,15 @@ def _scored(name: str, families: Sequence[str], score: Score, images: Tensor, pr
                 f"{name} scores {families[0]} captions such as {scenes(families[0])[0].caption!r}; prompts[{i}] is of the family "
                 f"{scene.family}: {scene.caption!r}. Use CompositionalReward for mixed prompts."
             )
+    return wanted
+
+
+def _scored(name: str, families: Sequence[str], score: Score, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    device, images = images.device, images.detach().cpu()  # one copy; all that follows reads pixels on the host
+    check_images(images)
+    if len(images) != len(prompts):
+        raise ValueError(f"{name} needs one prompt per image; got {len(images)} images and {len(prompts)} prompts.")
+    wanted = _wanted(name, families, prompts)
     found: list[list[Found]] = [[] for _ in wanted]
     readings: list[Reading | None] = [None for _ in wanted]
     written = torch.tensor([isinstance(scene, Text) for scene in wanted], dtype=torch.bool)

@@ -251,7 +251,7 @@ def _learns(subject: Subject) -> None:
         check_rows=0,
     )
     before = policy.means[0, 0].item()
-    loop.run(40)
+    loop.advance(40)
     after = policy.means[0, 0].item()
     holds(
         after > before + 0.05,
@@ -284,7 +284,7 @@ def _stepped(subject: Subject) -> dict[str, Tensor]:
         optimizers={"default": lambda parameters: torch.optim.SGD(parameters, lr=0.1)},
         check_rows=0,
     )
-    loop.run(2)
+    loop.advance(2)
     return {f"{role}.{name}": tensor.detach() for role, policy in loop.policies().items() for name, tensor in policy.named_parameters()}
 
 

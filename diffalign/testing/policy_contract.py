@@ -153,7 +153,7 @@ def _second_device(policy: Policy) -> None:
     with torch.no_grad():
         agrees(there.decode(_noise(there)), policy.decode(_noise(policy)), "decode", tolerance)
     steps = _steps(policy)
-    samplers: list[TrajectorySampler] = [DeterministicSampler(steps)]
+    samplers: list[TrajectorySampler] = [DeterministicSampler(steps, samples=1)]
     samplers += [TreeSampler(steps, FixedPlan((1,), branches=2))] if steps > 2 else []
     for sampler in samplers:
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Prompt, RewardError, RewardFunction, score
-from diffalign.core.scoring import reward_name
+from diffalign.core.scoring import require_order, reward_name
 
 from .elsewhere import agrees, copied, on_a_second_device
 from .pretended_device import DEVICE
@@ -128,6 +128,7 @@ def cases(reward: RewardFunction, prompts: Sequence[str] | None = None, images: 
         raise ValueError("check_reward needs `prompts` for the images given, one each")
     if len(prompts) != len(images):
         raise ValueError(f"check_reward needs as many prompts as images; got {len(prompts)} and {len(images)}")
+    require_order(reward_name(reward), reward)
     return Scored(reward, images, [text if isinstance(text, Prompt) else Prompt(text) for text in prompts])
 
 

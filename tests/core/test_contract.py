@@ -36,7 +36,7 @@ def test_an_honest_policy_keeps_it_to_the_bit(kernel, data):
 
 def test_a_forest_without_noise_has_nothing_to_compare():
     policy = TinyPolicy()
-    forest = sample(policy, DeterministicSampler(3))
+    forest = sample(policy, DeterministicSampler(3, samples=1))
     rows = policy.counter.rows
     assert check_first_step(policy, forest).deviation == 0.0
     assert policy.counter.rows == rows

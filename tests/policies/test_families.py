@@ -83,7 +83,7 @@ def base(folder, name):
 
 def sample(policy, prompts=PROMPTS):
     with torch.no_grad():
-        return DeterministicSampler(STEPS).sample(policy, policy.encode(prompts), Progress(0, 1), Streams(3)).samples
+        return DeterministicSampler(STEPS, samples=1).sample(policy, policy.encode(prompts), Progress(0, 1), Streams(3)).samples
 
 
 def called(plain, name, policy, output="latent", size=(32, 32), **options):

@@ -76,7 +76,7 @@ def plainly(folder, lora=None, **options):
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2), LoRA(rank=2, init="zero")])
 def test_deterministic_samples_are_those_of_the_plain_pipeline(folder, load, lora):
     policy = load(lora=lora)
-    forest = sample(policy, DeterministicSampler(4))
+    forest = sample(policy, DeterministicSampler(4, samples=1))
     torch.testing.assert_close(forest.samples, plainly(folder, output_type="latent"), rtol=0, atol=1e-4)
     torch.testing.assert_close(policy.decode(forest.samples), plainly(folder, output_type="pt"), rtol=0, atol=1e-4)
 
@@ -84,7 +84,7 @@ def test_deterministic_samples_are_those_of_the_plain_pipeline(folder, load, lor
 def test_guided_samples_are_those_of_the_plain_pipeline(folder, load):
     policy = Guided(load(), 4.0, negative="a text")
     expected = plainly(folder, guidance_scale=4.0, negative_prompt=["a text"] * 2, output_type="latent")
-    torch.testing.assert_close(sample(policy, DeterministicSampler(4)).samples, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sample(policy, DeterministicSampler(4, samples=1)).samples, expected, rtol=0, atol=1e-4)
     assert (expected - plainly(folder, output_type="latent")).abs().max() > 1e-2
 
 
@@ -92,13 +92,13 @@ def test_the_usual_text_length_is_that_of_the_plain_pipeline(folder, load):
     policy = load(length=None)
     assert policy.encode(PROMPTS).tensors["embeds"].shape == (2, 16 + 256, 128)
     expected = plainly(folder, max_sequence_length=256, output_type="latent", num_inference_steps=2)
-    torch.testing.assert_close(sample(policy, DeterministicSampler(2)).samples, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sample(policy, DeterministicSampler(2, samples=1)).samples, expected, rtol=0, atol=1e-4)
 
 
 def test_saved_adapters_load_into_plain_diffusers_with_equal_images(folder, load, tmp_path):
     policy = moved(load())
     policy.save_lora(str(tmp_path))
-    policy_images = policy.decode(sample(policy, DeterministicSampler(4)).samples)
+    policy_images = policy.decode(sample(policy, DeterministicSampler(4, samples=1)).samples)
     torch.testing.assert_close(plainly(folder, lora=str(tmp_path), output_type="pt"), policy_images, rtol=0, atol=1e-4)
     assert (plainly(folder, output_type="pt") - policy_images).abs().max() > 1e-2  # the adapters matter, and so does their alpha
 

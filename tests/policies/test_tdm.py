@@ -196,6 +196,6 @@ def test_a_run_ends_with_the_files_of_its_averaged_student(tmp_path):
 def test_a_run_without_a_student_has_no_student_files():
     policy = TinyPolicy((2, 2))
     objective = TrajectoryDistributionMatching(policy)
-    loop = AlignmentLoop(objective, DeterministicSampler(4), ConstantReward(), Prompts(PROMPTS), hooks=[StudentFiles()])
+    loop = AlignmentLoop(objective, DeterministicSampler(4, samples=1), ConstantReward(), Prompts(PROMPTS), hooks=[StudentFiles()])
     with pytest.raises(ValueError, match="StudentFiles needs a run whose policy is a TDMPolicy; got a TinyPolicy"):
         loop.run(1)

@@ -190,7 +190,7 @@ def test_deterministic_samples_store_every_level():
     assert torch.equal(forest.level[forest.paths], torch.arange(5).expand(6, 5))
 
 
-@pytest.mark.parametrize(("sampler", "frontier"), [(TreeSampler, 81), (ChainSampler, 48), (DeterministicSampler, 3)])
+@pytest.mark.parametrize(("sampler", "frontier"), [(TreeSampler, 81), (ChainSampler, 48), (DeterministicSampler, 48)])
 def test_samplers_hand_their_row_budget_on(sampler, frontier):
     policy, sizes = TinyPolicy(), []
     policy.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))

@@ -36,7 +36,7 @@ def test_every_word_is_one_token(pipeline):
 def test_the_policy_draws_what_plain_diffusers_draws(pipeline, length):
     policy = FlowMatchingPolicy.from_pretrained("shapeworld", max_sequence_length=length)
     condition, streams = policy.encode([Prompt(caption) for caption in CAPTIONS]), Streams(3)
-    trajectories = DeterministicSampler(steps=5).sample(policy, condition, Progress(0, 1), streams)
+    trajectories = DeterministicSampler(steps=5, samples=1).sample(policy, condition, Progress(0, 1), streams)
     noise = trajectories.latents[trajectories.level == 0]
     with torch.no_grad():
         images = pipeline(

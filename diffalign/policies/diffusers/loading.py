@@ -62,6 +62,24 @@ class Loaded:
     encoders: Path | None = None
 
 
+def _named(path: str) -> type[Family]:
+    """Import a family by its path.
+
+    Raises:
+        ValueError: there is no such class, or it is no family.
+    """
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        found = vars(importlib.import_module(module))[name]
+    except (ImportError, ValueError, KeyError) as error:
+        raise ValueError(f"family must be the import path of a Family, such as mypackage.MyFamily; got {path!r}: {error!r}") from error
+    if not inspect.isclass(found) or not issubclass(found, Family) or inspect.isabstract(found):
+        raise ValueError(
+            f"family must be the import path of a concrete subclass of Family; {path!r} is none. docs/adapters.md has an example."
+        )
+    return found
+
+
 def load_family(
     source: Source,
     dtype: torch.dtype,
@@ -69,6 +87,7 @@ def load_family(
     setting: Setting,
     quantization: Quantization | None = None,
     host: HostWeights | None = None,
+    named: str | None = None,
 ) -> Loaded:
     """Load a pipeline and find its family.
 
@@ -79,6 +98,7 @@ def load_family(
         setting: settings of the run
         quantization: quantization of the denoiser's blocks; None keeps them in `dtype`
         host: holds the denoiser's weights until they are sharded; None moves the denoiser to the device
+        named: import path of the family; None finds it by the pipeline's class
 
     Raises:
         ValueError: there is no pipeline, no family serves its class, or the weights do not fit it.
@@ -91,7 +111,7 @@ def load_family(
     transformers_logging.disable_progress_bar()
     config = source.index()
     name = config["_class_name"]
-    family = next((family for family in families() if name in family.pipelines), None)
+    family = next((family for family in families() if name in family.pipelines), None) if named is None else _named(named)
     if family is None:
         known = ", ".join(sorted({pipeline for family in families() for pipeline in family.pipelines}))
         raise ValueError(

@@ -1,0 +1,140 @@
+"""Source files of a user's own parts: what a run imports beside libraries. They are kept in the run's folder and imported from there."""
+
+import ast
+import importlib.util
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from ..core import ConfigError
+
+CODE = "code"
+"""Name of the folder of source files in a run folder. Commands that read the run put it on the import path."""
+
+_OWN = "diffalign"
+_LIBRARY = tuple(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib"))
+
+
+def make_importable(folder: Path) -> None:
+    """Let parts be found beside a run file, after everything that is found already."""
+    if str(folder.absolute()) not in sys.path:
+        sys.path.append(str(folder.absolute()))
+
+
+def remember(folder: Path) -> None:
+    """Let the parts of a run be found in its own folder, or in that of a checkpoint's run, before anything else.
+
+    Args:
+        folder: folder of a run, or of a checkpoint in it
+
+    Raises:
+        ConfigError: another module of the same name is loaded already, from a file that differs.
+    """
+    run = folder.absolute().parent if (folder / "manifest.json").exists() else folder.absolute()
+    code = run / CODE
+    if not code.is_dir():
+        return
+    for file in sorted(code.rglob("*.py")):
+        name = _module_of(file.relative_to(code))
+        loaded = _loaded(name)
+        if loaded is not None and loaded != file and loaded.exists() and loaded.read_bytes() != file.read_bytes():
+            raise ConfigError(
+                f"{file} must be the module {name!r} of this run; {loaded} is loaded as that, and differs. Look at such runs one at a "
+                "time, each in a process of its own."
+            )
+    if str(code) in sys.path:
+        sys.path.remove(str(code))
+    sys.path.insert(0, str(code))
+
+
+def sources(names: Iterable[str]) -> dict[str, Path]:
+    """Find the source files of modules, and of all modules that they import at any depth, without libraries.
+
+    Args:
+        names: names of modules; libraries, Python's own modules and this package are skipped
+
+    Returns:
+        Path below an import path, "package/module.py" -> file.
+    """
+    found: dict[str, Path] = {}
+    left, seen = [*names], set()
+    while left:
+        name = left.pop()
+        if name in seen or name == "__main__":
+            continue
+        seen.add(name)
+        file = _source(name)
+        if file is None:
+            continue
+        leaf = ["__init__.py"] if file.name == "__init__.py" else []
+        found["/".join([*name.split("."), *leaf]) + ("" if leaf else ".py")] = file
+        left += [name.rpartition(".")[0]] if "." in name else []
+        left += _imported(file, name, bool(leaf))
+    return dict(sorted(found.items()))
+
+
+def keep(files: Mapping[str, Path], folder: Path) -> list[str]:
+    """Copy source files into a run folder.
+
+    Args:
+        files: result of `sources`
+        folder: folder of the run
+
+    Returns:
+        Those that were there already, and differed.
+    """
+    changed = []
+    for name, file in files.items():
+        kept = folder / CODE / name
+        if kept.exists() and kept.samefile(file):
+            continue
+        if kept.exists() and kept.read_bytes() != file.read_bytes():
+            changed.append(name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, kept)
+    return changed
+
+
+def _module_of(file: Path) -> str:
+    parts = file.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _loaded(name: str) -> Path | None:
+    file = vars(sys.modules[name]).get("__file__") if name in sys.modules else None
+    return None if file is None else Path(file)
+
+
+def _source(name: str) -> Path | None:
+    """Find the file of a module that belongs to no library, without importing the module."""
+    if name.partition(".")[0] in {_OWN, *sys.stdlib_module_names}:
+        return None
+    file = _loaded(name)
+    if file is None and "." not in name:
+        spec = importlib.util.find_spec(name) if name not in sys.modules else None
+        file = None if spec is None or spec.origin is None else Path(spec.origin)
+    if file is None and "." in name:
+        parent, _, leaf = name.rpartition(".")
+        above = _source(parent)
+        places = [] if above is None or above.name != "__init__.py" else [above.parent / f"{leaf}.py", above.parent / leaf / "__init__.py"]
+        file = next((place for place in places if place.exists()), None)
+    return None if file is None or file.suffix != ".py" or _is_library(file) else file.absolute()
+
+
+def _is_library(file: Path) -> bool:
+    return bool({"site-packages", "dist-packages"} & set(file.parts)) or any(file.is_relative_to(place) for place in _LIBRARY)
+
+
+def _imported(file: Path, name: str, package: bool) -> Iterator[str]:
+    """Names of the modules that a file imports, also inside functions; `from a import b` gives both a and a.b."""
+    here = name if package else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = here.split(".")[: len(here.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            if source:
+                yield from (source, *(f"{source}.{alias.name}" for alias in node.names))

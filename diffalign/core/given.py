@@ -1,0 +1,119 @@
+"""Arguments of a loop in the forms that users write, and the parts above the core that serve as defaults.
+
+The parts above are named and not imported, like entry points, because the core imports nothing above it.
+"""
+
+import functools
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .interfaces import Aggregation, Listed, Objective, OptimizerFactory, PromptSource, TrajectorySampler
+from .policy import Policy
+from .types import Prompt
+
+RUN = "diffalign.runs.around:run"
+PROMPTS = "diffalign.prompts:Prompts"
+
+
+def usual(name: str) -> Any:
+    """Import the object of a name such as `RUN`."""
+    return pkgutil.resolve_name(name)
+
+
+def prompts_of(given: PromptSource) -> PromptSource:
+    """Accept a source of prompts, or make one of a list, in a shuffled, endless order.
+
+    The parameter's type is that of the loop's field, because run files are checked by it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    value: Any = given
+    if isinstance(value, list | tuple):
+        return usual(PROMPTS)(value)  # type: ignore[no-any-return]
+    if isinstance(value, str) or not callable(vars(type(given)).get("draw", _inherited(given, "draw"))):
+        raise ValueError(f'prompts must be a source of prompts, such as PromptFile("file.txt"), or a list of texts; got {given!r}')
+    return given
+
+
+def _inherited(given: Any, name: str) -> Any:
+    return next((vars(kind)[name] for kind in type(given).__mro__ if name in vars(kind)), None)
+
+
+def optimizers_of(given: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerFactory]:
+    """Make the table role -> factory. One factory or class alone is for all roles; a number is the learning rate of AdamW.
+
+    Raises:
+        ValueError: an entry is something else.
+    """
+    value: Any = given
+    table = value if isinstance(value, Mapping) else {"default": value}
+    return {role: _factory(role, entry) for role, entry in table.items()}
+
+
+def _factory(role: str, given: Any) -> OptimizerFactory:
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return functools.partial(torch.optim.AdamW, lr=float(given), weight_decay=1e-4)
+    if not callable(given):
+        raise ValueError(
+            f"optimizers[{role!r}] must be a learning rate, an optimizer class, or a function of the parameters that gives an optimizer; "
+            f"got {type(given).__name__}"
+        )
+    return given  # type: ignore[no-any-return]
+
+
+def require_parts(objective: object, sampler: object, aggregation: object, hooks: object) -> None:
+    """Refuse arguments of the wrong kind.
+
+    Raises:
+        ValueError: an argument is of another kind; the message names the first.
+    """
+    for name, given, kind in (
+        ("objective", objective, Objective),
+        ("sampler", sampler, TrajectorySampler),
+        ("aggregation", aggregation, Aggregation),
+    ):
+        if not isinstance(given, kind):
+            article = "an" if kind.__name__[0] in "AO" else "a"
+            called = f"the class {given.__name__} itself; call it" if isinstance(given, type) else type(given).__name__
+            raise ValueError(f"{name} must be {article} {kind.__name__}; got {called}")
+    if not isinstance(hooks, Sequence):
+        raise ValueError(f"hooks must be a list of hooks; got {type(hooks).__name__}")
+
+
+def require_roles(optimizers: Mapping[str, OptimizerFactory], roles: Sequence[str]) -> None:
+    """Refuse an optimizer for a role that the objective does not have.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if strangers := set(optimizers) - set(roles) - {"default"}:
+        raise ValueError(f"optimizers has an entry {sorted(strangers)[0]!r}; the roles are {', '.join(roles)}, or 'default' for all")
+
+
+def trainable(role: str, policy: Policy) -> list[nn.Parameter]:
+    """Trainable parameters of a role.
+
+    Raises:
+        ValueError: there is none.
+    """
+    parameters = list(policy.trainable_parameters().values())
+    if not parameters:
+        raise ValueError(f"role {role!r} has nothing to train: no parameter requires grad. Give the policy LoRA, or fork it trainable.")
+    return parameters
+
+
+def require_fit(objective: Objective, sampler: TrajectorySampler, prompts: PromptSource) -> None:
+    """Let parts refuse each other before the first step.
+
+    Raises:
+        ValueError: the objective cannot learn from the sampler's trajectories, or the policy cannot read a prompt.
+    """
+    if (outline := sampler.outline(objective.behavior())) is not None:
+        objective.require(outline)
+    if isinstance(prompts, Listed):
+        objective.policy.require([Prompt.of(prompt) for prompt in prompts.prompts])

@@ -1,0 +1,69 @@
+"""Pictures of the first and the last step, so that a run without evaluation can be looked at, too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from ..core import AlignmentLoop, Hook, Prompt
+from ..evaluation import contact_sheet, evaluate
+from ..evaluation.report import DRAWN
+
+_STEPS = 28
+
+
+@attrs.define(eq=False)
+class FirstAndLast(Hook):
+    """Draws some of the run's prompts before the first step and after the last, from the same noise: `images/drawn-NNNNNN.png`.
+
+    They are drawn by the weights that evaluation takes, with as many denoising steps as the sampler has. The report sets both side by side.
+    Where an evaluation that stands before this hook keeps pictures of its own, nothing is drawn.
+
+    Args:
+        folder: folder of the run
+        prompts: number of prompts
+        samples: number of images of each prompt
+        seed: seed of the noise
+    """
+
+    folder: Path
+    prompts: int = attrs.field(default=4, validator=attrs.validators.ge(1))
+    samples: int = attrs.field(default=4, validator=attrs.validators.ge(1))
+    seed: int = 0
+
+    def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
+        if step == 0 or not [*self.folder.glob(f"images/{DRAWN}-*.png")]:
+            self._draw(loop, step)
+
+    def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
+        if error is None and step:
+            self._draw(loop, step)
+
+    def _draw(self, loop: AlignmentLoop, step: int) -> None:
+        if any(len(result.images) for result in loop.evaluations):
+            return
+        policy, prompts = loop.evaluation_policy(), self._chosen(loop)
+        outline = loop.sampler.outline(policy)
+        steps = next(iter(policy.step_counts), _STEPS if outline is None else len(outline.noise_levels))
+        with loop.ledger.stage("pictures"):
+            result = evaluate(
+                policy,
+                prompts,
+                {},
+                features={},
+                samples=self.samples,
+                steps=steps,
+                seed=self.seed,
+                step=step,
+                rows=loop.chunk,
+                pictures=len(prompts),
+                devices=loop.devices,
+            )
+        if loop.devices.rank == 0:
+            file = self.folder / "images" / f"{DRAWN}-{step:06d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            contact_sheet(result.images, [str(prompt) for prompt in prompts]).save(file)
+
+    def _chosen(self, loop: AlignmentLoop) -> Sequence[Prompt]:
+        """Take the first distinct prompts of the first step."""
+        return list(dict.fromkeys(map(Prompt.of, loop.prompts.draw(0, max(self.prompts, loop.prompts_per_step)))))[: self.prompts]
