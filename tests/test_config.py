@@ -537,7 +537,7 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--sampler={class_path: TreeSampler, init_arg: {}}", r"sampler\.init_arg must stand under .* Did you mean init_args\?"),
         ("--sampler={class_path: TreeSampler, init_args: [1]}", r"sampler: init_args must be a mapping from parameters to values; got \[1\]"),
         ("--sampler={steps: 3}", r"sampler must name its class: class_path, one of ChainSampler, .* TreeSampler, and its arguments as init_args; got the keys steps"),
-        ("--evaluation.every=5", r"evaluation\.prompts is missing: HeldOutEvaluation needs it \(text\)\."),
+        ("--evaluation.every=5", r"evaluation\.prompts is missing: HeldOutEvaluation needs it \(text or a mapping \(each text\)\)\."),
         ("--evaluation={init_args: {every: 5}}", r"evaluation must name its class: class_path, one of .*HeldOutEvaluation.*; got the keys init_args"),
         ("--optimizers={policy: {rate: 1}}", r"optimizers\.policy\.rate is no parameter of AdamW, which takes lr, .*"),
         ("--sampler=[1]", r"sampler must be a TrajectorySampler; got '\[1\]'"),

@@ -94,4 +94,7 @@ def _described(reward: Any) -> str:
     """Describe a reward; rewards that are built alike have equal descriptions."""
     import attrs
 
+    from ..core.scoring import OfSources
+
+    reward = reward.reward if isinstance(reward, OfSources) else reward
     return repr(reward) if attrs.has(type(reward)) else getattr(reward, "__qualname__", type(reward).__qualname__)

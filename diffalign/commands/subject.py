@@ -75,11 +75,12 @@ class Subject:
         return hook if isinstance(hook, HeldOutEvaluation) else None
 
     def rewards(self, evaluation: "HeldOutEvaluation | None") -> "dict[str, RewardFunction]":
-        """Build the rewards that the run trains on or only evaluates, without the policy."""
+        """Build the rewards that the run trains on or only evaluates, each held to its sources of prompts, without the policy."""
         from ..config.blueprint import build
-        from ..core.scoring import named_rewards
+        from ..core.scoring import named_rewards, rewards_by_source
 
-        return {**named_rewards(build(self.job.tree["rewards"], {})), **(evaluation.rewards if evaluation else {})}
+        named = rewards_by_source(named_rewards(build(self.job.tree["rewards"], {})), build(self.job.tree["prompts"], {}))
+        return {**named, **(evaluation.rewards if evaluation else {})}
 
     @property
     def identity(self) -> str:
@@ -110,7 +111,7 @@ class Measuring:
         """
         from ..core import ConfigError
         from ..evaluation.evaluate import DEFAULT_FEATURES
-        from ..prompts import read_prompts
+        from ..evaluation.held_out import read_held_out
         from ..rewards.requirements import require
 
         hook = subject.evaluation()
@@ -127,7 +128,7 @@ class Measuring:
         settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
         if settings["samples"] < 2:
             raise ConfigError("--samples must be at least 2: one image of a prompt has no diversity")
-        prompts = read_prompts(file)
+        prompts = read_held_out(file)
         require(rewards.values(), prompts)
         return cls(
             prompts,

@@ -7,8 +7,22 @@ from typing import Any
 import attrs
 import torch
 
-from ..core import Aggregation, AlignmentLoop, ConfigError, Devices, Hook, Listed, Policy, Prompt, RewardFunction, Sharding, SingleProcess
-from ..core.scoring import named_rewards, reward_name
+from ..core import (
+    Aggregation,
+    AlignmentLoop,
+    ConfigError,
+    Devices,
+    Hook,
+    Listed,
+    Policy,
+    Prompt,
+    PromptSource,
+    RewardFunction,
+    Sharding,
+    SingleProcess,
+    Sourced,
+)
+from ..core.scoring import named_rewards, reward_name, rewards_by_source
 from ..placement import placed
 from ..rewards.requirements import require
 from .blueprint import Part, build, described, plain
@@ -87,7 +101,9 @@ class Run:
         self._check_weights(made["aggregation"], made["rewards"])
         prompts = made["prompts"].prompts if isinstance(made["prompts"], Listed) else ()
         try:
-            require(named_rewards(made["rewards"]).values(), list(map(Prompt.of, prompts)))
+            rewards = rewards_by_source(named_rewards(made["rewards"]), made["prompts"])
+            require(rewards.values(), list(map(Prompt.of, prompts)))
+            _check_held_out(made["prompts"], getattr(made["evaluation"], "held_out", ()), rewards)
         except ConfigError:
             raise
         except ValueError as error:
@@ -167,6 +183,18 @@ def _check_devices(node: Any) -> None:
             except ValueError as error:
                 raise refused(node.where, error) from error
         _check_devices(value)
+
+
+def _check_held_out(prompts: PromptSource, held_out: Sequence[Prompt], rewards: Mapping[str, RewardFunction]) -> None:
+    """Held-out prompts must be of sources that the run has, and have what the rewards of their source need."""
+    if not isinstance(prompts, Sourced):
+        return
+    for source in {prompt.source for prompt in held_out} - {None, *prompts.rewarded}:
+        raise ConfigError(
+            f"evaluation.prompts must name sources of the run, which are {listed(prompts.rewarded, 'and')}; got {source!r}."
+            f"{nearest(str(source), prompts.rewarded)}"
+        )
+    require(rewards.values(), held_out)
 
 
 def _check_sizes(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:

@@ -36,9 +36,13 @@ from .interfaces import (
     Listed,
     Planned,
     Stateful,
+    GroupReward,
+    Sourced,
+    Demanding,
 )
 
 # rewards: called, then brought to one number within the group
+from .scores import Partial, Scores
 from .scoring import score
 from .groups import (
     Raw,
@@ -158,12 +162,17 @@ __all__ += [
     # a reward, an aggregation, a source of prompts
     "Reward",
     "RewardFunction",
+    "GroupReward",
+    "Partial",
+    "Scores",
     "Aggregation",
     "PromptSource",
     # what any of them can do beyond its interface
     "Budgeted",
+    "Demanding",
     "Listed",
     "Planned",
+    "Sourced",
     "Stateful",
     # a rollout, and the processes of a run
     "Rollout",

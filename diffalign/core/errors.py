@@ -32,7 +32,7 @@ class Evidence:
         tensors |= {"prompt_ids": trajectories.condition.ids}
         tensors |= {f"condition/{name}": tensor for name, tensor in trajectories.condition.tensors.items()}
         if batch is not None:
-            tensors |= {"rewards": batch.rewards, **{f"reward/{name}": values for name, values in batch.parts.items()}}
+            tensors |= {"rewards": batch.rewards, **batch.parts.tensors("reward")}
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         return cls(step, roles, tuple(map(str, trajectories.condition.prompts)), copies)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .interfaces import Aggregation
+from .scores import Partial, Scores
 
 
 def _count(group: Tensor) -> int:
@@ -57,6 +58,35 @@ def group_normalize(values: Tensor, group: Tensor, floor: float = 1e-4) -> Tenso
     return centred / variance.clamp(min=floor**2).sqrt()  # clamped below the root, whose gradient is infinite at 0
 
 
+def filled(part: Partial, group: Tensor) -> Tensor:
+    """A number for every sample, without favour: [K].
+
+        R_i                                                    where the reward applies to sample i
+        mean of R over the samples of i's group where it does  else
+        0                                                      where it applies to none of the group
+
+    So a sample to which a reward does not apply is neither better nor worse than its group for it.
+    """
+    values = torch.where(part.applies, part.values, torch.zeros_like(part.values))
+    known = part.applies.to(values.dtype)
+    mean = group_sum(values, group) / group_sum(known, group).clamp(min=1)
+    return torch.where(part.applies, values, mean)
+
+
+def _standardized(part: Tensor | Partial, group: Tensor, floor: float) -> Tensor:
+    """`group_normalize` over the samples of each group that a reward applies to, 0 at the others: [K]."""
+    if isinstance(part, Tensor):
+        return group_normalize(part, group, floor)
+    index = part.applies.nonzero().squeeze(1)
+    return torch.zeros_like(part.values).scatter(0, index, group_normalize(part.values[index], group[index], floor))
+
+
+def dense(parts: Mapping[str, Tensor], group: Tensor) -> dict[str, Tensor]:
+    """Every reward as a number for every sample; see `filled`."""
+    split = Scores.of(parts).parts
+    return {name: part if isinstance(part, Tensor) else filled(part, group) for name, part in split.items()}
+
+
 def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:
     """Weighted sum of rewards, sum_m w_m R_m: [K]. Rewards without a weight are left out; `weights` None weighs each 1.
 
@@ -74,6 +104,9 @@ def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float] | Non
 class Raw(Aggregation):
     """Weighted sum of raw rewards, sum_m w_m R_m, in the rewards' own units.
 
+    A sample takes the sum over the rewards that apply to it. One to which a reward does not apply, though it does to others of its group,
+    is given their mean of it; a reward that applies to none of a group adds nothing there.
+
     Args:
         weights: by reward name; None weighs each 1, rewards without a weight are logged but not trained on
     """
@@ -81,13 +114,14 @@ class Raw(Aggregation):
     weights: Mapping[str, float] | None = None
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        return weighted_sum(parts, self.weights)
+        return weighted_sum(dense(parts, group), self.weights)
 
 
 @attrs.frozen
 class StandardizedParts(Aggregation):
     """Weighted sum of standardised rewards, sum_m w_m z(R_m): each is standardised within its group. A constant reward adds nothing.
 
+    Mean and deviation are those of the group's samples that the reward applies to; for the others z is 0, as for an average sample.
     The effective inverse temperature of an objective then is beta / std of the group.
 
     Args:
@@ -99,12 +133,13 @@ class StandardizedParts(Aggregation):
     floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        return weighted_sum({name: group_normalize(values, group, self.floor) for name, values in parts.items()}, self.weights)
+        split = Scores.of(parts).parts
+        return weighted_sum({name: _standardized(part, group, self.floor) for name, part in split.items()}, self.weights)
 
 
 @attrs.frozen
 class StandardizedSum(Aggregation):
-    """Standardised sum z(sum_m w_m R_m): the weighted sum of the rewards is standardised within its group.
+    """Standardised sum z(sum_m w_m R_m): the weighted sum of the rewards, as in `Raw`, is standardised within its group.
 
     Args:
         weights: see `Raw`
@@ -115,7 +150,7 @@ class StandardizedSum(Aggregation):
     floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        return group_normalize(weighted_sum(parts, self.weights), group, self.floor)
+        return group_normalize(weighted_sum(dense(parts, group), self.weights), group, self.floor)
 
 
 def log_geometric_mean_distance(latents: Tensor, group: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .ledger import Ledger
 from .policy import Policy
 from .processes import Devices
+from .scores import Partial
 from .streams import Streams
 from .types import Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
 
@@ -27,11 +28,30 @@ class Reward(ABC):
     """Scores finished images. Any function of the same signature serves as well."""
 
     @abstractmethod
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Score images [K, 3, H, W] in [0, 1] with their K prompts: [K] finite numbers, larger is better. No gradient is taken."""
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+        """Score images [K, 3, H, W] in [0, 1] with their K prompts: [K] finite numbers, larger is better. No gradient is taken.
+
+        A reward that does not apply to every image returns a `Partial`, which says to which it does.
+        """
 
 
-RewardFunction = Reward | Callable[[Tensor, Sequence[Prompt]], Tensor]
+class GroupReward(Reward):
+    """Scores all images of a prompt together: a rank, a judge that compares them.
+
+    The loop and evaluations give it whole groups. It stands among the rewards of a run under its own name, not inside another reward.
+    """
+
+    @abstractmethod
+    def of_groups(self, images: Tensor, prompts: Sequence[Prompt], group: Tensor) -> Tensor | Partial:
+        """Score images [K, 3, H, W] in [0, 1] with their K prompts and their groups [K], each group whole: [K], as a reward."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+        """Score images where nothing is said of groups: those of equal prompts are one group."""
+        place = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(str, prompts)))}
+        return self.of_groups(images, prompts, torch.tensor([place[str(prompt)] for prompt in prompts], device=images.device))
+
+
+RewardFunction = Reward | Callable[[Tensor, Sequence[Prompt]], Tensor | Partial]
 
 
 class Aggregation(ABC):
@@ -48,7 +68,10 @@ class Aggregation(ABC):
 
     @abstractmethod
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        """Aggregate scores by reward name, each [K], with the group of each sample [K], to one number per sample [K]."""
+        """Aggregate scores by reward name, each [K], with the group of each sample [K], to one number per sample [K].
+
+        The loop gives `Scores`: `parts[name]` is refused where a reward does not apply to all, `parts.partial(name)` says to which.
+        """
 
 
 @attrs.frozen(eq=False)
@@ -159,6 +182,29 @@ class Listed(Protocol):
     @property
     def prompts(self) -> Sequence[Prompt | str]:
         """All prompts that it may draw."""
+        ...
+
+
+@runtime_checkable
+class Sourced(Protocol):
+    """Prompt source made of several, each with its own rewards; every prompt says its `source`."""
+
+    @property
+    def rewarded(self) -> Mapping[str, Sequence[str] | None]:
+        """Name of a source -> names of the rewards that score its images; None stands for all rewards of the run."""
+        ...
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """Reward that needs more of a prompt than its text (metadata, a text in quotes), or that wraps such a reward."""
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that cannot be scored.
+
+        Raises:
+            ConfigError: a prompt lacks something; the message names the first such prompt and what it lacks.
+        """
         ...
 
 

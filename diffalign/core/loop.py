@@ -22,7 +22,8 @@ from .processes import Devices, Free, Lockstep, Sharding, SingleProcess, togethe
 from .report import Evaluated, Metrics, Report, deviation
 from .rollout import Rollout, Sequential, Stages
 from .schedule import Scalar
-from .scoring import named_rewards
+from .scores import Scores
+from .scoring import named_rewards, rewards_by_source
 from .streams import Streams
 from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
 from .unessential import say
@@ -58,7 +59,7 @@ class AlignmentLoop:
         objective: gives the losses that move the weights
         sampler: draws the trajectories
         rewards: a reward, or several by name; raw scores are always logged by name
-        prompts: source of the prompts
+        prompts: source of the prompts; a `Mixture` says as well which rewards score which of them
         aggregation: turns raw scores into the reward that the objective sees
         prompts_per_step: prompt groups of a step, over all processes
         optimizers: role -> factory; a role that is not named gets the entry "default", or AdamW at 1e-4
@@ -104,7 +105,7 @@ class AlignmentLoop:
     evaluations: list[Evaluated] = attrs.field(factory=list, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._rewards = named_rewards(self.rewards)
+        self._rewards = rewards_by_source(named_rewards(self.rewards), self.prompts)
         phases = self.objective.phases()
         roles = [role for phase in phases for role in phase.trains]
         if strangers := set(self.optimizers) - set(roles) - {"default"}:
@@ -146,7 +147,7 @@ class AlignmentLoop:
         return named if averaged is None else {**named, "average": averaged}
 
     def named_rewards(self) -> dict[str, RewardFunction]:
-        """The rewards by name."""
+        """The rewards by name, each held to its sources of prompts where there are several."""
         return dict(self._rewards)
 
     def evaluation_policy(self) -> Policy:
@@ -265,7 +266,7 @@ class AlignmentLoop:
 
     def _roll_out(
         self, prompts: Sequence[Prompt], progress: Progress, streams: Streams, ledger: Ledger, metrics: Metrics
-    ) -> tuple[TrajectoryBatch, dict[str, Tensor], Tensor]:
+    ) -> tuple[TrajectoryBatch, Scores, Tensor]:
         """Trajectories of this process, their raw scores, and its first images."""
         policy, behavior = self.objective.policy, self.objective.behavior()
         precision = behavior.precision

@@ -7,10 +7,10 @@ from threading import Thread
 
 import attrs
 import torch
-from torch import Tensor
 
 from .joining import join
-from .rollout import Pictures, Rollout, Scores, Stages, joined, pieces
+from .rollout import Pictures, Rollout, Stages, pieces
+from .scores import Scores
 from .types import Condition, TrajectoryBatch
 
 Running = deque["Future[tuple[Scores, float]]"]
@@ -36,7 +36,7 @@ class Overlapped(Rollout):
     prompts: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     workers: int = attrs.field(default=1, validator=attrs.validators.ge(1))
 
-    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, dict[str, Tensor]]:
+    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, Scores]:
         forests: list[TrajectoryBatch] = []
         scores: list[Scores] = []
         running: Running = deque()
@@ -54,7 +54,7 @@ class Overlapped(Rollout):
         except Exception:  # not KeyboardInterrupt: Ctrl-C should not wait for a server
             wait(running)
             raise
-        return join(condition, forests), joined(scores)
+        return join(condition, forests), Scores.joined(scores)
 
 
 def _scores(running: Running, stages: Stages) -> Scores:

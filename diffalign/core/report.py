@@ -10,6 +10,7 @@ from torch import Tensor
 from .groups import Raw, group_std, log_geometric_mean_distance
 from .ledger import Ledger, peak_memory
 from .processes import Devices, gather_texts
+from .scores import Partial
 from .types import Prompt, ScoredBatch
 
 
@@ -94,18 +95,37 @@ class Metrics:
     def describe(self, batch: ScoredBatch, weights: Mapping[str, float] | None) -> None:
         """Add the raw rewards of a batch, their standard deviation within groups, and the diversity.
 
+        If prompts come from several sources, add those of each source as well. A reward that applies to no sample has no entry.
+
         Args:
             batch: the scored batch
             weights: weights of the rewards in their sum
         """
         group = batch.trajectories.group
         raw = Raw(weights)(batch.parts, group)
-        self.add("reward", raw.sum(), len(raw))
-        for name, values in batch.parts.items():
-            self.add(f"reward/{name}", values.sum(), len(values))
-        self.add("reward/group_std", group_std(raw, group).sum(), len(raw))
+        std = group_std(raw, group)
         spread = log_geometric_mean_distance(batch.trajectories.samples, group)
+        self.add("reward", raw.sum(), len(raw))
+        for name, part in batch.parts.parts.items():
+            self._score(f"reward/{name}", part)
+        self.add("reward/group_std", std.sum(), len(raw))
         self.add("diversity/l_gmd", spread.sum(), len(spread))
+        prompts = batch.trajectories.condition.prompts
+        for source in dict.fromkeys(prompt.source for prompt in prompts if prompt.source is not None):
+            mine = torch.tensor([prompt.source == source for prompt in prompts])
+            theirs = mine.to(group.device)[group]
+            self.add(f"source/{source}/share", mine.sum(), len(mine))
+            self.add(f"source/{source}/reward", raw[theirs].sum(), theirs.sum())
+            for name in batch.parts:
+                self._score(f"reward/{name}/{source}", batch.parts.partial(name).where(theirs))
+            self.add(f"reward/group_std/{source}", std[theirs].sum(), theirs.sum())
+            self.add(f"diversity/l_gmd/{source}", spread[mine.to(spread.device)].sum(), mine.sum())
+
+    def _score(self, name: str, part: Tensor | Partial) -> None:
+        """Add the mean of a reward over the samples that it applies to, if there are any."""
+        values = part if isinstance(part, Tensor) else part.scores
+        if len(values):
+            self.add(name, values.sum(), len(values))
 
     def means(self, devices: Devices) -> dict[str, float]:
         """Mean of every name over all processes: sum / count. Names that only some processes have are included."""

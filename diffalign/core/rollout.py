@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 
 import attrs
 import torch
@@ -13,12 +14,10 @@ from .interfaces import RewardFunction, TrajectorySampler
 from .joining import join
 from .ledger import Ledger
 from .policy import Policy
-from .scoring import score
+from .scores import Scores
+from .scoring import score, together
 from .streams import Streams
 from .types import Condition, Progress, Prompt, TrajectoryBatch
-
-Scores = Mapping[str, Tensor]
-"""Raw scores of some samples by reward name, each [B]."""
 
 
 @attrs.frozen(eq=False)
@@ -28,11 +27,13 @@ class Pictures:
     Args:
         images: [B, 3, H, W]
         prompts: prompt of each sample
+        group: group of each sample, [B]; whole groups where a reward scores all images of a prompt together
         trajectories: forest whose leaves the samples are
     """
 
     images: Tensor
     prompts: Sequence[Prompt]
+    group: Tensor
     trajectories: TrajectoryBatch
 
 
@@ -86,14 +87,25 @@ class Stages:
         return trajectories
 
     def decode(self, trajectories: TrajectoryBatch) -> Iterator[Pictures]:
-        """Decode the leaves of a forest, `chunk` at a time."""
-        prompts = [trajectories.condition.prompts[i] for i in trajectories.group.tolist()]
+        """Decode the leaves of a forest, `chunk` at a time; where a reward scores groups, yield as many as make groups whole."""
+        group = trajectories.group
+        prompts = [trajectories.condition.prompts[i] for i in group.tolist()]
+        ends = _whole(group.tolist()) if together(self.rewards) else set(range(1, len(prompts) + 1))
+        waiting: list[Tensor] = []
+        first = 0
         for start in range(0, len(prompts), self.chunk):
             with self.ledger.stage("decode"):
                 images = self.policy.decode(trajectories.samples[start : start + self.chunk])
             missing = self.keep - sum(map(len, self._kept))
             self._kept.append(images[: max(0, missing)].cpu())
-            yield Pictures(images, prompts[start : start + self.chunk], trajectories)
+            waiting.append(images)
+            done = start + len(images)
+            end = max((end for end in ends if end <= done), default=0)
+            if end <= first:
+                continue
+            decoded = torch.cat(waiting) if len(waiting) > 1 else images
+            yield Pictures(decoded[: end - first], prompts[first:end], group[first:end], trajectories)
+            waiting, first = [decoded[end - first :]], end
 
     def score(self, pictures: Pictures) -> Scores:
         """Compute raw scores by reward name. It changes no state of the step and no ledger, so it may run in another thread.
@@ -102,7 +114,7 @@ class Stages:
             RewardError: a reward has failed.
         """
         try:
-            return score(self.rewards, pictures.images, pictures.prompts)
+            return score(self.rewards, pictures.images, pictures.prompts, pictures.group)
         except NonFiniteError as error:
             error.evidence = Evidence.of(self.progress.step, (self.role,), pictures.trajectories)
             raise
@@ -118,7 +130,7 @@ class Rollout(ABC):
     prompts: int | None = None
 
     @abstractmethod
-    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, dict[str, Tensor]]:
+    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, Scores]:
         """Sample, decode and score all prompts of this process. Called without gradients.
 
         Args:
@@ -140,14 +152,21 @@ class Sequential(Rollout):
 
     prompts: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
 
-    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, dict[str, Tensor]]:
+    def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, Scores]:
         forests, scores = [], []
         for piece in pieces(condition, self.prompts):
             forests.append(stages.sample(piece))
             for pictures in stages.decode(forests[-1]):
                 with stages.ledger.stage("reward"):
                     scores.append(stages.score(pictures))
-        return join(condition, forests), joined(scores)
+        return join(condition, forests), Scores.joined(scores)
+
+
+def _whole(group: Sequence[int]) -> set[int]:
+    """The numbers of leading samples that make all groups among them whole."""
+    last = {number: place for place, number in enumerate(group)}
+    reach = accumulate((last[number] for number in group), max)
+    return {place + 1 for place, far in enumerate(reach) if far == place}
 
 
 def pieces(condition: Condition, prompts: int | None) -> Iterator[Condition]:
@@ -157,8 +176,3 @@ def pieces(condition: Condition, prompts: int | None) -> Iterator[Condition]:
         return
     for index in torch.arange(len(condition)).split(prompts):
         yield condition.select(index)
-
-
-def joined(scores: Sequence[Scores]) -> dict[str, Tensor]:
-    """Join the scores of pieces: by reward name, each [K]."""
-    return {name: torch.cat([part[name] for part in scores]) for name in scores[0]}

@@ -7,9 +7,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from .groups import group_mean, weighted_sum
+from .groups import dense, group_mean, weighted_sum
 from .interfaces import Aggregation
 from .processes import Devices
+from .scores import Scores
 
 
 @attrs.define(eq=False)
@@ -19,7 +20,8 @@ class RunningScale(Aggregation):
         V_n = mean over samples of (R - mean of its group)^2,   s^2 = (1 - decay) sum_j decay^j V_{n-j} / (1 - decay^{n+1})
 
     All groups of a step share one scale, unlike with a z-score. So small differences within a group stay small, and a group of equal
-    rewards stays equal. The unit of an objective's beta is then 1 / s.
+    rewards stays equal. The unit of an objective's beta is then 1 / s. The samples are those that the reward applies to; a step in which it
+    applies to none is no step of its mean. What it adds elsewhere is as in `Raw`.
 
     Args:
         weights: by reward name; None weighs each 1, rewards without a weight are logged but not trained on
@@ -31,14 +33,17 @@ class RunningScale(Aggregation):
     decay: float = attrs.field(default=0.95, validator=[attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
     floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0.0))
     _sums: dict[str, float] = attrs.field(factory=dict, init=False)
-    _weight: float = attrs.field(default=0.0, init=False)
+    _masses: dict[str, float] = attrs.field(factory=dict, init=False)
 
     def observe(self, parts: Mapping[str, Tensor], group: Tensor, devices: Devices) -> None:
-        self._weight = self.decay * self._weight + (1 - self.decay)
-        for name, values in parts.items():
-            squares = (values.double() - group_mean(values.double(), group)).square()
+        scores = Scores.of(parts)
+        for name, part in scores.parts.items():
+            values, groups = (part, group) if isinstance(part, Tensor) else (part.scores, group[part.applies])
+            squares = (values.double() - group_mean(values.double(), groups)).square()
             total, count = devices.sum(torch.stack([squares.sum(), squares.new_tensor(float(len(squares)))])).tolist()
-            self._sums[name] = self.decay * self._sums.get(name, 0.0) + (1 - self.decay) * total / count
+            if count:
+                self._masses[name] = self.decay * self._masses.get(name, 0.0) + (1 - self.decay)
+                self._sums[name] = self.decay * self._sums.get(name, 0.0) + (1 - self.decay) * total / count
 
     def scale(self, name: str) -> float:
         """Scale s of a reward, at least `floor`.
@@ -48,13 +53,18 @@ class RunningScale(Aggregation):
         """
         if name not in self._sums:
             raise ValueError(f"RunningScale has not observed the reward {name!r} yet; call observe() with the scores of a step first")
-        return max(self.floor, float((self._sums[name] / self._weight) ** 0.5))
+        return max(self.floor, float((self._sums[name] / self._masses[name]) ** 0.5))
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        return weighted_sum({name: values / self.scale(name) for name, values in parts.items()}, self.weights)
+        numbers = dense(parts, group)
+        absent = {name for name, part in Scores.of(parts).parts.items() if not isinstance(part, Tensor) and not bool(part.applies.any())}
+        scaled = {name: values if name in absent else values / self.scale(name) for name, values in numbers.items()}  # 0 where absent
+        return weighted_sum(scaled, self.weights)
 
     def state(self) -> Mapping[str, Any]:
-        return {"sums": dict(self._sums), "weight": self._weight}
+        return {"sums": dict(self._sums), "weights": dict(self._masses)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._sums, self._weight = dict(state["sums"]), float(state["weight"])
+        self._sums = dict(state["sums"])
+        # one weight for all rewards stands in checkpoints from before a reward could be without samples in a step
+        self._masses = dict(state["weights"]) if "weights" in state else dict.fromkeys(self._sums, float(state["weight"]))

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+import attrs
 import torch
 from torch import Tensor
 
-from .errors import NonFiniteRewardError, RewardError
-from .interfaces import RewardFunction
+from .errors import ConfigError, NonFiniteRewardError, RewardError
+from .interfaces import Demanding, GroupReward, PromptSource, Reward, RewardFunction, Sourced
+from .scores import Partial, Scores
 from .types import Prompt
 
 
@@ -26,23 +28,113 @@ def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dic
     return named
 
 
-@torch.no_grad()
-def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Score images: raw scores by reward name, each [K], float32, on the device of the images.
+@attrs.frozen(eq=False)
+class OfSources(Reward):
+    """Reward that applies only to the prompts of some sources, and to those that name none.
+
+    Args:
+        reward: reward that scores
+        sources: names of sources
+    """
+
+    reward: RewardFunction
+    sources: tuple[str, ...]
+
+    def applies(self, prompt: str) -> bool:
+        """Say whether an image of this prompt is scored."""
+        source = Prompt.of(prompt).source
+        return source is None or source in self.sources
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Ask the inner reward about its own prompts only."""
+        if isinstance(self.reward, Demanding):
+            self.reward.require([prompt for prompt in prompts if self.applies(prompt)])
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+        return score({reward_name(self.reward): self}, images, prompts).partial(reward_name(self.reward))
+
+
+def rewards_by_source(rewards: Mapping[str, RewardFunction], prompts: PromptSource) -> dict[str, RewardFunction]:
+    """Hold each reward of a run to the sources of prompts that it belongs to; without sources, return the rewards as they are.
 
     Raises:
-        RewardError: a reward raised, or returned another shape, or a number that is not finite.
+        ConfigError: a source names a reward that there is not, or a reward belongs to no source.
     """
-    return {name: _checked(name, reward, images, prompts) for name, reward in rewards.items()}
+    if not isinstance(prompts, Sourced):
+        return dict(rewards)
+    for source, names in prompts.rewarded.items():
+        for name in names or ():
+            if name not in rewards:
+                raise ConfigError(
+                    f"prompts.sources.{source}.rewards must name rewards of the run, which are {', '.join(rewards)}; got {name!r}"
+                )
+    held: dict[str, RewardFunction] = {}
+    for name, reward in rewards.items():
+        sources = tuple(source for source, names in prompts.rewarded.items() if names is None or name in names)
+        if not sources:
+            raise ConfigError(
+                f"the reward {name!r} belongs to no source of prompts. Name it in prompts.sources.NAME.rewards, or remove it."
+            )
+        held[name] = reward if len(sources) == len(prompts.rewarded) else OfSources(reward, sources)
+    return held
 
 
-def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+def together(rewards: Mapping[str, RewardFunction]) -> set[str]:
+    """Names of the rewards that score all images of a prompt together, so that groups must not be cut."""
+    inner = {name: reward.reward if isinstance(reward, OfSources) else reward for name, reward in rewards.items()}
+    return {name for name, reward in inner.items() if isinstance(reward, GroupReward)}
+
+
+@torch.no_grad()
+def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt], group: Tensor | None = None) -> Scores:
+    """Score images: raw scores by reward name, each [K], float32, on the device of the images.
+
+    Args:
+        rewards: by name
+        images: [K, 3, H, W]
+        prompts: K
+        group: group of each image, [K], each group whole; None if the groups are not known
+
+    Raises:
+        RewardError: a reward raised, or returned another shape, or a number that is not finite; one that scores the pictures of a prompt
+            together, where it is not known which they are.
+    """
+    return Scores({name: _scored(name, reward, images, prompts, group) for name, reward in rewards.items()})
+
+
+def _scored(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None) -> Tensor | Partial:
+    """Score the images to whose prompts the reward belongs."""
+    if not isinstance(reward, OfSources):
+        return _checked(name, reward, images, prompts, group)
+    applies = torch.tensor([reward.applies(prompt) for prompt in prompts], dtype=torch.bool, device=images.device)
+    places = [place for place, prompt in enumerate(prompts) if reward.applies(prompt)]
+    if len(places) == len(prompts):
+        return _checked(name, reward.reward, images, prompts, group)
+    values = torch.zeros(len(images), device=images.device)
+    if not places:
+        return Partial(values, applies)
+    chosen = None if group is None else group[places]
+    inner = _checked(name, reward.reward, images[places], [prompts[place] for place in places], chosen)
+    part = inner if isinstance(inner, Partial) else Partial(inner, torch.ones_like(inner, dtype=torch.bool))
+    index = torch.tensor(places, device=images.device)
+    return Partial(values.scatter(0, index, part.values), applies.scatter(0, index, part.applies))
+
+
+def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None) -> Tensor | Partial:
+    if isinstance(reward, GroupReward) and group is None:
+        raise RewardError(
+            f"reward {name!r} scores all pictures of a prompt together, and here it cannot be known which they are. Name it among the "
+            "rewards of the run, not inside another reward and not in an alarm."
+        )
     try:
-        result = reward(images, prompts)
+        result = (
+            reward(images, prompts) if group is None or not isinstance(reward, GroupReward) else reward.of_groups(images, prompts, group)
+        )
     except torch.OutOfMemoryError:  # not a fault of the reward: fewer images at once may fit
         raise
     except Exception as error:
         raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}") from error
+    result, applies = (result.values, result.applies) if isinstance(result, Partial) else (result, None)
     try:
         scores = torch.as_tensor(result, dtype=torch.float32).detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -52,10 +144,14 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
             f"{name} returned shape {tuple(scores.shape)} for {len(images)} images; a reward must return one number per image, "
             f"shape ({len(images)},)."
         )
+    if applies is not None:  # what has no score is not looked at
+        applies = applies.to(scores.device)
+        scores = torch.where(applies, scores, torch.zeros_like(scores))
     bad = (~scores.isfinite()).nonzero().squeeze(1)
     if len(bad):
         first = int(bad[0])
         raise NonFiniteRewardError(
             f"{name} returned {scores[first].item()} for image {first} of {len(images)}, prompt {str(prompts[first])!r}"
         )
-    return scores.to(images.device)
+    scores = scores.to(images.device)
+    return scores if applies is None else Partial(scores, applies.to(images.device))

@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from .scores import Scores
 from .streams import Streams
 
 ROOT = -1
@@ -29,13 +30,18 @@ Size = tuple[int, int]
 
 
 class Prompt(str):
-    """Prompt: a plain string for every function, with `metadata` for rewards that need more (target text, counts, boxes)."""
+    """Prompt: a plain string for every function, with `metadata` for rewards that need more (target text, counts, boxes).
+
+    `source` is the name of the source that it comes from, where a run has several; rewards may belong to some of them alone.
+    """
 
     metadata: Mapping[str, object]
+    source: str | None
 
-    def __new__(cls, text: str, metadata: Mapping[str, object] | None = None) -> Self:
+    def __new__(cls, text: str, metadata: Mapping[str, object] | None = None, source: str | None = None) -> Self:
         prompt = super().__new__(cls, text)
         prompt.metadata = MappingProxyType(dict(metadata or {}))
+        prompt.source = source
         return prompt
 
     @classmethod
@@ -60,7 +66,7 @@ class Prompt(str):
         return height, width
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (str(self), dict(self.metadata)))
+        return (type(self), (str(self), dict(self.metadata), self.source))
 
 
 @attrs.frozen(eq=False)
@@ -256,6 +262,10 @@ class Progress:
         return min(1.0, self.step / max(1, self.total - 1))
 
 
+def _scores(parts: Mapping[str, Tensor]) -> Scores:
+    return Scores.of(parts)
+
+
 @attrs.frozen(eq=False)
 class ScoredBatch:
     """Trajectories with the rewards of their leaves.
@@ -263,7 +273,7 @@ class ScoredBatch:
     Args:
         trajectories: the forest
         rewards: [K] aggregated, finite
-        parts: each [K], the raw scores by reward name
+        parts: each [K], the raw scores by reward name, and which samples they apply to
         groups: prompt groups of this step over all ranks; losses are means over this number
         progress: progress of the run
         streams: random draws of this step
@@ -272,7 +282,7 @@ class ScoredBatch:
 
     trajectories: TrajectoryBatch
     rewards: Tensor  # [K]
-    parts: Mapping[str, Tensor]  # each [K]
+    parts: Scores = attrs.field(converter=_scores)  # each [K]
     groups: int
     progress: Progress
     streams: Streams

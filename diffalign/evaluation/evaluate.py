@@ -15,12 +15,15 @@ from diffalign.core import (
     Progress,
     Prompt,
     RewardFunction,
+    Scores,
     SingleProcess,
     Streams,
     log_geometric_mean_distance,
     score,
 )
+from diffalign.core.groups import filled
 from diffalign.core.processes import agree
+from diffalign.core.scoring import together
 from diffalign.samplers import DeterministicSampler
 
 from .diversity import cosine_distance, cosine_distance_across, effective_modes, modes, vendi_score
@@ -50,6 +53,9 @@ def evaluate(
     rounds: Rounds | None = None,
 ) -> Evaluation:
     """Sample every prompt deterministically from fixed noise, score the samples, and measure diversity.
+
+    A reward that belongs to some sources of prompts alone scores those of them, and is left out where there are none. Where it has no
+    score for some samples of a prompt, they are given the mean of the others, which leaves the prompt's mean as it is.
 
     Prompts that ask for an image size ("height", "width") are sampled size by size. Kept images of several sizes are scaled down to fit one
     canvas.
@@ -140,7 +146,7 @@ class _Task:
     devices: Devices
 
     def names(self) -> dict[str, object]:
-        texts = [[str(prompt), dict(prompt.metadata)] for prompt in self.prompts]
+        texts = [[str(prompt), dict(prompt.metadata), *([] if prompt.source is None else [prompt.source])] for prompt in self.prompts]
         return {
             "prompts": texts,
             "ids": self.ids,
@@ -160,15 +166,25 @@ class _Task:
         forest = sampler.sample(self.policy, condition, Progress(0, 1), Streams(self.seed))
         repeated = [prompt for prompt in some for _ in range(self.samples)]
         drawn: list[Tensor] = []
-        scored: list[dict[str, Tensor]] = []
+        grouped = together(self.rewards)
+        alone = {name: reward for name, reward in self.rewards.items() if name not in grouped}
+        scored: list[Scores] = []
         for latents in forest.samples.split(self.rows):
             decoded = self.policy.decode(latents)
             # scored on the policy's device, because a reward's network is there during training already
             first = sum(map(len, drawn))
-            scored.append(score(self.rewards, decoded, repeated[first : first + len(decoded)]))
+            scored.append(score(alone, decoded, repeated[first : first + len(decoded)]))
             drawn.append(decoded.cpu())
         images = torch.cat(drawn)
-        scores = {f"rewards/{name}": torch.cat([part[name] for part in scored]) for name in self.rewards}
+        parts = dict(Scores.joined(scored).parts)
+        if grouped:  # they see a prompt's pictures together, however many rows a call has
+            whole = images.to(self.policy.device)
+            parts |= score({name: self.rewards[name] for name in grouped}, whole, repeated, forest.group.to(whole.device)).parts
+        all_scores = Scores(parts)
+        scores: dict[str, Tensor] = {}
+        for name in self.rewards:
+            part = all_scores.partial(name)
+            scores |= {f"rewards/{name}": filled(part, forest.group), f"applies/{name}": part.applies.float()}
         vectors = {f"features/{name}": extract(images).float().cpu() for name, extract in self.features.items()}
         by_sample = {name: values.cpu().unflatten(0, (len(some), self.samples)) for name, values in {**scores, **vectors}.items()}
         pictures = images.unflatten(0, (len(some), self.samples))
@@ -197,5 +213,11 @@ def _result(step: int, prompts: tuple[Prompt, ...], table: Mapping[str, Tensor],
             diversity[f"modes/{name}"] = torch.stack([effective_modes(modes(rows)) for rows in vectors])
             across[f"cosine/{name}"] = cosine_distance_across(vectors).item()
             across[f"vendi/{name}"] = vendi_score(vectors.flatten(0, 1)).item()
-    rewards = {name.removeprefix("rewards/"): values for name, values in table.items() if name.startswith("rewards/")}
-    return Evaluation(step, prompts, rewards, diversity, across, images, settings)
+    rewards: dict[str, Tensor] = {}
+    scored: dict[str, Tensor] = {}
+    for name in (name.removeprefix("rewards/") for name in table if name.startswith("rewards/")):
+        known = (table[f"applies/{name}"] > 0).any(dim=1)  # samples without a score have the mean of the others of their prompt
+        if bool(known.any()):
+            rewards[name] = table[f"rewards/{name}"][known]
+            scored |= {} if bool(known.all()) else {name: known}
+    return Evaluation(step, prompts, rewards, diversity, across, images, settings, scored=scored)

@@ -15,6 +15,13 @@ from .pictures import contact_sheet
 from .result import Evaluation
 
 
+def read_held_out(files: str | Mapping[str, str]) -> list[Prompt]:
+    """The prompts of a file, or of files by the source that they belong to."""
+    if isinstance(files, str):
+        return read_prompts(files)
+    return [Prompt(str(prompt), prompt.metadata, source) for source, file in files.items() for prompt in read_prompts(file)]
+
+
 @attrs.define(eq=False)
 class HeldOutEvaluation(Hook):
     """Evaluates on prompts that are not trained on: before the first step, every `every` steps, and after the last step.
@@ -23,7 +30,8 @@ class HeldOutEvaluation(Hook):
     `images/step-NNNNNN.png` into the run folder. Hooks after it find the results in `loop.evaluations`.
 
     Args:
-        prompts: prompt file, see `PromptFile.path`
+        prompts: prompt file, see `PromptFile.path`; for a run whose prompts are a `Mixture`, a file for each source by its name, so that
+            its rewards score them. The prompts of one file alone are scored by all rewards
         every: steps between evaluations; None evaluates only before and after training
         samples: samples per prompt
         steps: denoising steps
@@ -34,7 +42,7 @@ class HeldOutEvaluation(Hook):
         rows: network rows per call
     """
 
-    prompts: str
+    prompts: str | Mapping[str, str]
     every: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     samples: int = attrs.field(default=4, validator=attrs.validators.ge(2))
     steps: int = attrs.field(default=28, validator=attrs.validators.ge(1))
@@ -47,11 +55,11 @@ class HeldOutEvaluation(Hook):
     _prompts: list[Prompt] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._prompts = read_prompts(self.prompts)
+        self._prompts = read_held_out(self.prompts)
 
     @property
     def held_out(self) -> Sequence[Prompt]:
-        """Prompts of the file."""
+        """Prompts of the files."""
         return self._prompts
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:

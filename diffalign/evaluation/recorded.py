@@ -34,5 +34,5 @@ def measures(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def by_prompt(entry: Mapping[str, Any], kind: str, name: str) -> Tensor:
-    """Values of one measure by prompt: [P]."""
-    return torch.tensor([row[kind][name] for row in entry["by_prompt"]], dtype=torch.float64)
+    """Values of one measure by prompt: [P], fewer where a reward does not apply to all prompts."""
+    return torch.tensor([row[kind][name] for row in entry["by_prompt"] if name in row[kind]], dtype=torch.float64)

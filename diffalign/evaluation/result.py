@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from diffalign.core import Prompt
@@ -18,13 +19,14 @@ class Evaluation:
     Args:
         step: training steps done
         prompts: P prompts
-        rewards: rewards by name, each [P, n]
+        rewards: rewards by name, each [P, n]; of a reward that does not apply to all prompts, the rows of those that it does
         diversity: diversity within the samples of a prompt, each [P]: l_gmd (of latents), ms_ssim_distance, and for each kind of features
             cosine/NAME, vendi/NAME, modes/NAME; larger is more diverse
         across: diversity over all prompts: cosine/NAME between samples of different prompts, vendi/NAME of all samples
         images: [p, n, 3, H, W] on the CPU, the first few prompts only
         settings: samples, steps and seed, which must be equal if two evaluations are compared prompt by prompt
         repeated: whether the run repeats this evaluation while it trains, so that its steps can be compared
+        scored: reward name -> [P] bool, of a reward that does not apply to all prompts
     """
 
     step: int
@@ -35,6 +37,7 @@ class Evaluation:
     images: Tensor
     settings: Mapping[str, int]
     repeated: bool = False
+    scored: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     @property
     def l_gmd(self) -> Tensor:
@@ -42,13 +45,35 @@ class Evaluation:
         return self.diversity["l_gmd"]
 
     def measures(self) -> dict[str, Tensor]:
-        """Collect rewards and diversity by prompt in one table, each [P]: reward NAME, diversity NAME."""
-        rewards = {f"reward {name}": values.mean(dim=1) for name, values in self.rewards.items()}
-        return {**rewards, **{f"diversity {name}": values for name, values in self.diversity.items()}}
+        """Collect rewards and diversity by prompt in one table, each [P]: reward NAME, diversity NAME.
+
+        Where prompts come from several sources, reward NAME/SOURCE and diversity NAME/SOURCE as well, each over that source's prompts. A
+        reward has as many numbers as there are prompts that it applies to.
+        """
+        rewards, diversity = self._by_name().values()
+        return {**{f"reward {name}": values for name, values in rewards.items()}, **{f"diversity {n}": v for n, v in diversity.items()}}
+
+    def _by_name(self) -> dict[str, dict[str, Tensor]]:
+        """Collect the numbers by prompt of "rewards" and "diversity", over all prompts and of each source."""
+        rewards = {name: values.mean(dim=1) for name, values in self.rewards.items()}
+        table = {"rewards": dict(rewards), "diversity": dict(self.diversity)}
+        for source in self._sources():
+            theirs = torch.tensor([Prompt.of(prompt).source == source for prompt in self.prompts])
+            for kind, whole in (("rewards", rewards), ("diversity", self.diversity)):
+                for name, values in whole.items():
+                    mine = theirs[self.scored[name]] if kind == "rewards" and name in self.scored else theirs
+                    if bool(mine.any()):
+                        table[kind][f"{name}/{source}"] = values[mine]
+        return table
+
+    def _sources(self) -> list[str]:
+        """List the sources that the prompts name."""
+        found = dict.fromkeys(Prompt.of(prompt).source for prompt in self.prompts)
+        return [source for source in found if source is not None]
 
     def summary(self) -> dict[str, Any]:
         """Means over prompts and samples with 95 % intervals over prompts, and the values by prompt, as plain JSON."""
-        by_name = {"rewards": {name: values.mean(dim=1) for name, values in self.rewards.items()}, "diversity": self.diversity}
+        by_name = self._by_name()
         intervals = {kind: {name: bootstrap(values) for name, values in table.items()} for kind, table in by_name.items()}
         return {
             "step": self.step,
@@ -56,14 +81,24 @@ class Evaluation:
             **{kind: {name: interval.mean for name, interval in table.items()} for kind, table in intervals.items()},
             "across": dict(self.across),
             "intervals": {kind: {name: interval.plain() for name, interval in table.items()} for kind, table in intervals.items()},
-            "by_prompt": [
-                {
-                    "prompt": str(prompt),
-                    **{kind: {name: values[row].item() for name, values in table.items()} for kind, table in by_name.items()},
-                }
-                for row, prompt in enumerate(self.prompts)
-            ],
+            "by_prompt": [self._of_prompt(row) for row in range(len(self.prompts))],
         }
+
+    def _of_prompt(self, row: int) -> dict[str, Any]:
+        """The numbers of one prompt, as plain JSON; without rewards that do not apply to it."""
+        rewards: dict[str, float] = {}
+        for name, values in self.rewards.items():
+            known = self.scored.get(name)
+            if known is None or bool(known[row]):
+                rewards[name] = values[row if known is None else int(known[:row].sum())].mean().item()
+        prompt = Prompt.of(self.prompts[row])
+        numbers = {"rewards": rewards, "diversity": {name: values[row].item() for name, values in self.diversity.items()}}
+        if prompt.source is None:
+            return {"prompt": str(prompt), **numbers}
+        by_source = {
+            kind: {**table, **{f"{name}/{prompt.source}": value for name, value in table.items()}} for kind, table in numbers.items()
+        }
+        return {"prompt": str(prompt), "source": prompt.source, **by_source}
 
     def table(self) -> str:
         """Format the means with their intervals as text, one line each."""

@@ -179,8 +179,9 @@ def _trained(folder: Path, steps: int | None, window: int = 10) -> tuple[tuple[t
         return (), ""
     count = min(window, len(lines))
     rows = []
-    for name in lines[-1]:
+    for name in dict.fromkeys(name for line in lines[-count:] for name in line):
         if name == "reward" or name.startswith(("reward/", "diversity/")):
+            # a step may hold nothing of a source, and then has no number of it
             before, after = ([line[name] for line in part if name in line] for part in (lines[:count], lines[-count:]))
             rows.append((name, f"{sum(before) / len(before):.4f}" if before else "", f"{sum(after) / len(after):.4f}"))
     return tuple(rows), f"while training, means over the first and the last {count} steps; not held out"

@@ -15,6 +15,9 @@ from .ratio import Shift, shift_numbers
 from .requirements import optional_reference, require_comparable
 from .terms import centered, clipped_surrogate
 
+_FLOOR = 1e-4
+"""Least standard deviation, as in `group_normalize`."""
+
 Metrics = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -30,8 +33,9 @@ class FlowGRPO(Objective):
     With `kl_in="reward"` there is no KL_e. Instead, R_i is replaced by R_i - kl (log p_old(tau_i) - log p_ref(tau_i)), in nats. If it is
     not standardised and kl = 1 / beta, the on-policy gradient is 1 / beta times that of the centred, relative `SoftmaxTB`.
 
-    The sampler decides the method: `ChainSampler` gives Flow-GRPO (whose paper divides the loss by the number of steps), `ChainSampler`
-    with a `window` gives MixGRPO, and `TreeSampler` gives BranchGRPO. A step that all samples of a prompt share has no advantage.
+    The sampler decides the method: `ChainSampler` gives Flow-GRPO (whose paper divides the loss by the number of steps), `TreeSampler` with
+    a `SlidingWindow` or `RandomWindow` gives MixGRPO, and with another plan BranchGRPO. A step that all samples of a prompt share has no
+    advantage.
 
     Args:
         policy: the weights being aligned
@@ -40,7 +44,10 @@ class FlowGRPO(Objective):
             for every log-density, because KL_e and the ratio use the same one. 1 / kl corresponds to beta of `SoftmaxTB`: 0.05 means 20
             nats per standard deviation
         kl_in: see above
-        standardize: divide the centred advantage by the group's standard deviation
+        standardize: divide the centred advantage by a standard deviation
+        deviation: deviation that divides: of the rewards of the "group", or of all rewards of the step over all processes ("batch"),
+            whatever their prompts, which keeps small differences small (the authors' `global_std`). The latter is that of R alone, without
+            the reference
         clip: half width of the trust region of a step's ratio; None does not clip. The authors' release takes 1e-4 with density "mean"
         ratio_norm: normalise the log-ratio of each step as `RatioNorm` does, so that early and late steps are clipped alike (GRPO-Guard)
         level_weights: correct the gradient of edges that many leaves of a group share, which is too small (`Paths.level_weights`)
@@ -59,6 +66,7 @@ class FlowGRPO(Objective):
     kl: float = 0.04
     kl_in: Literal["loss", "reward"] = "loss"
     standardize: bool = True
+    deviation: Literal["group", "batch"] = attrs.field(default="group", validator=attrs.validators.in_(("group", "batch")))
     clip: float | None = attrs.field(default=1e-3, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     ratio_norm: bool = False
     level_weights: bool = False
@@ -105,7 +113,7 @@ class FlowGRPO(Objective):
             metrics["log_ratio/reference"] = (drift.sum(), count)
             if self.kl_in == "reward":
                 rewards = rewards - self.kl * drift
-        advantage = group_normalize(rewards, group) if self.standardize else centered(rewards, group)
+        advantage = self._advantage(rewards, batch)
         log_ratio = self._log_ratio(paths)
         surrogate = clipped_surrogate(trajectories.node_mean(advantage)[child], log_ratio, self.clip)
         weight = paths.share()  # turns the mean over leaves of path sums into a sum over edges
@@ -123,6 +131,16 @@ class FlowGRPO(Objective):
             "advantage/std": (advantage.std() * count, count),
         }
         return Loss(value, metrics)
+
+    def _advantage(self, rewards: Tensor, batch: ScoredBatch) -> Tensor:
+        """[K] A of the rewards, from which the reference may have been taken."""
+        group = batch.trajectories.group
+        if self.standardize and self.deviation == "group":
+            return group_normalize(rewards, group)
+        if not self.standardize:
+            return centered(rewards, group)
+        spread = float(batch.rewards.double().std(unbiased=False)) if batch.deviation is None else batch.deviation
+        return centered(rewards, group) / max(spread, _FLOOR)
 
     def _log_ratio(self, paths: Paths) -> Tensor:
         """Log-ratio of each step, with its gradient: [E]."""

@@ -3,5 +3,6 @@
 from .benchmark import geneval
 from .files import PromptFile, Prompts, read_prompts, require_readable
 from .lists import generated
+from .mixture import Mixture, Source
 
-__all__ = ["PromptFile", "Prompts", "generated", "geneval", "read_prompts", "require_readable"]
+__all__ = ["Mixture", "PromptFile", "Prompts", "Source", "generated", "geneval", "read_prompts", "require_readable"]

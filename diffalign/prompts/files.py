@@ -2,11 +2,11 @@
 
 import codecs
 import csv
+import functools
 import io
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,15 @@ class Prompts:
         bucket = self._buckets[sizes[-1]]
         return bucket, rounds * len(bucket) + sizes[:-1].count(sizes[-1])
 
-    def _order(self, epoch: int, length: int) -> list[int]:
-        order = list(range(length))
-        if self.shuffle:
-            random.Random(f"prompts {self.seed} {epoch}").shuffle(order)
-        return order
+    def _order(self, epoch: int, length: int) -> Sequence[int]:
+        return _shuffled(self.seed, epoch, length) if self.shuffle else range(length)
+
+
+@functools.lru_cache(maxsize=16)  # a mixture asks for one prompt at a time, and a list may be long
+def _shuffled(seed: int, epoch: int, length: int) -> tuple[int, ...]:
+    order = list(range(length))
+    random.Random(f"prompts {seed} {epoch}").shuffle(order)
+    return tuple(order)
 
 
 @attrs.frozen
@@ -233,8 +237,8 @@ _READERS: Mapping[str, Callable[[str, str], Entries]] = {
     ".json": _json_list,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".csv": partial(_table, delimiter=","),
-    ".tsv": partial(_table, delimiter="\t"),
+    ".csv": functools.partial(_table, delimiter=","),
+    ".tsv": functools.partial(_table, delimiter="\t"),
 }
 
 

@@ -6,7 +6,9 @@ from .combine import WeightedSum
 from .compressibility import JPEGCompressibility
 from .concurrent import Concurrent
 from .geneval import GenEval
+from .group_rank import GroupRank
 from .hps import HPSv2
+from .hpsv3 import HPSv3
 from .image_reward import ImageReward
 from .judge import Judge
 from .liking import BinaryLiking
@@ -25,7 +27,9 @@ __all__ = [
     "Clipped",
     "Concurrent",
     "GenEval",
+    "GroupRank",
     "HPSv2",
+    "HPSv3",
     "HalvedBatches",
     "ImageReward",
     "JPEGCompressibility",

@@ -38,8 +38,9 @@ class Judge(Reward):
     Args:
         url: address including the version, "http://127.0.0.1:8000/v1"
         model: name of the model at the end point
-        template: text file with $prompt and optionally $low, $high and names of metadata ($target); None takes the template of the
-            package. "$$" is a dollar sign
+        template: text file with $prompt and optionally $low, $high and names of metadata ($target). "$$" is a dollar sign. Two ship with
+            the package: "judge" (one short sentence, then the score; None is the same) and "reasoned", which has the judge go through the
+            request point by point, and say what it sees, before it gives the score; give that one a `max_tokens` of 1,024
         low: the worst score
         high: the best score
         answer_format: way to request JSON: "json_schema", "json_object", or "none" if the end point supports neither
@@ -144,13 +145,18 @@ class Judge(Reward):
         return (score - self.low) / (self.high - self.low)
 
 
+_SHIPPED = ("judge", "reasoned")
+
+
 def _template(path: str | None) -> str:
-    if path is None:
-        return files("diffalign.rewards").joinpath("templates/judge.txt").read_text(encoding="utf-8")
+    name = "judge" if path is None else path
+    if name in _SHIPPED:
+        return files("diffalign.rewards").joinpath(f"templates/{name}.txt").read_text(encoding="utf-8")
+    path = name
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Judge.template must be a readable UTF-8 file; got {path!r}: {error}") from error
+        raise ConfigError(f"Judge.template must be {', '.join(_SHIPPED)} or a readable UTF-8 file; got {path!r}: {error}") from error
 
 
 def _score(content: Any) -> float | None:

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, Reward, RewardError, RewardFunction
+from diffalign.core import Partial, Prompt, Reward, RewardError, RewardFunction, Scores
 
 from .requirements import require
 
@@ -37,8 +37,8 @@ class HalvedBatches(Reward):
     reward: RewardFunction
     _fits: int | None = attrs.field(default=None, init=False)
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        scores: list[Tensor] = []
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+        scores: list[Scores] = []
         start = 0
         while start < len(images):
             end = min(len(images), start + (self._fits or len(images)))
@@ -48,17 +48,19 @@ class HalvedBatches(Reward):
                 continue
             if not scores and end == len(images):
                 return piece  # unchanged, because the caller checks its shape
-            scores.append(torch.as_tensor(piece))
-            if scores[-1].shape != (end - start,):
-                raise RewardError(f"the shape for {end - start} images must be ({end - start},); got {tuple(scores[-1].shape)}")
+            part = piece if isinstance(piece, Partial) else torch.as_tensor(piece)
+            shape = tuple(part.values.shape if isinstance(part, Partial) else part.shape)
+            if shape != (end - start,):
+                raise RewardError(f"the shape for {end - start} images must be ({end - start},); got {shape}")
+            scores.append(Scores({"": part}))
             start = end
-        return torch.cat(scores) if scores else self.reward(images, prompts)
+        return Scores.joined(scores).parts[""] if scores else self.reward(images, prompts)
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Require what the reward inside requires."""
         require([self.reward], prompts)
 
-    def _scored(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | None:
+    def _scored(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial | None:
         """Score the images; None if memory ran out. The tensors of the failed call are free then."""
         try:
             return self.reward(images, prompts)

@@ -1,22 +1,8 @@
 """Requirements of rewards on their prompts, checked before any image is drawn."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
 
-from diffalign.core import Prompt
-
-
-@runtime_checkable
-class Demanding(Protocol):
-    """Reward that needs more of a prompt than its text (metadata, a text in quotes), or that wraps such a reward."""
-
-    def require(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that cannot be scored.
-
-        Raises:
-            ConfigError: a prompt lacks something; the message names the first such prompt and what it lacks.
-        """
-        ...
+from diffalign.core import Demanding, Prompt
 
 
 def require(rewards: Iterable[object], prompts: Sequence[Prompt]) -> None:

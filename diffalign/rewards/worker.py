@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, Reward, RewardError
+from diffalign.core import Partial, Prompt, Reward, RewardError, Scores
 
 from .memory import HalvedBatches
 from .wire import WireError, plain_prompt, require_portable
@@ -92,7 +92,7 @@ class WorkerReward(Reward):
             self.close()
             raise
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
         if len(images) != len(prompts):
             raise RewardError(f"WorkerReward needs one prompt per image; got {len(images)} images and {len(prompts)} prompts")
         if not len(images):
@@ -106,7 +106,7 @@ class WorkerReward(Reward):
                     for place, (start, end) in enumerate(itertools.pairwise(bounds))
                 ]
             )
-        return parts[0] if count == 1 else torch.cat(parts)
+        return parts[0] if count == 1 else Scores.joined([Scores({"": part}) for part in parts]).parts[""]
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts whose metadata cannot be sent. The reward in the process checks its own needs when it is called.

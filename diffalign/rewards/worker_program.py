@@ -113,6 +113,8 @@ def _reward(name: str, arguments: dict[str, Any]) -> Any:
     target: Any = importlib.import_module(module)
     for attribute in path.split("."):
         target = getattr(target, attribute)
+    if isinstance(target, type) and hasattr(target, "of_groups"):  # pictures come in pieces, and a group may be cut
+        raise TypeError(f"{name} scores all pictures of a prompt together, which a worker cannot: put it around the WorkerReward")
     if isinstance(target, type):
         return target(**arguments)
     if arguments:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from ..core import AlignmentLoop, CheckpointError, Raw
+from ..core import AlignmentLoop, CheckpointError
 from ..durable import publish
 from .snapshot import read_manifest
 
@@ -44,16 +44,18 @@ def evaluated(loop: AlignmentLoop) -> bool:
 def held_out_score(loop: AlignmentLoop, step: int) -> Score | None:
     """Mean reward on held-out prompts after `step` steps; None if the weights of that step have not been evaluated.
 
-    The rewards are those of the run, with the aggregation's weights, as in the metric `reward`.
+    The rewards are those of the run, with the aggregation's weights, as in the metric `reward`; a prompt has the sum over the rewards
+    that apply to it.
     """
     result = next((result for result in loop.evaluations if result.step == step), None)
     if result is None:
         return None
-    parts = {name: result.rewards[name].flatten().double() for name in loop.named_rewards()}
-    value = Raw(loop.aggregation.weights)(parts, next(iter(parts.values()))).mean()
+    sums = {name: result.rewards[name].mean(dim=1).double().sum() for name in loop.named_rewards() if name in result.rewards}
+    weights = dict.fromkeys(sums, 1.0) if loop.aggregation.weights is None else loop.aggregation.weights
+    value = sum(weight * float(sums[name]) for name, weight in weights.items() if name in sums) / len(result.prompts)
     texts = hashlib.sha256("\n".join(map(str, result.prompts)).encode()).hexdigest()[:8]
     settings = ", ".join(f"{name} {number}" for name, number in result.settings.items())
-    return Score(float(value), f"held-out reward on {len(result.prompts)} prompts {texts}, {settings}")
+    return Score(value, f"held-out reward on {len(result.prompts)} prompts {texts}, {settings}")
 
 
 def value_to_beat(folder: Path, measure: str) -> float:

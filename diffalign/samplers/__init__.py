@@ -9,9 +9,20 @@ from .frontier import roll_out
 from .plans import Branches, Branching, Plan
 from .progress_plan import ProgressPlan
 from .tree import TreeSampler
+from .window_plans import RandomWindow, SlidingWindow
 
 # For users, who compose a run, run it and look at it.
-__all__ = ["AdaptivePlan", "ChainSampler", "DeterministicSampler", "DrawnSteps", "FixedPlan", "ProgressPlan", "TreeSampler"]
+__all__ = [
+    "AdaptivePlan",
+    "ChainSampler",
+    "DeterministicSampler",
+    "DrawnSteps",
+    "FixedPlan",
+    "ProgressPlan",
+    "RandomWindow",
+    "SlidingWindow",
+    "TreeSampler",
+]
 
 # For authors, who write a sampler or a plan.
 __all__ += ["Branches", "Branching", "Plan", "roll_out"]

@@ -19,7 +19,8 @@ class ChainSampler(TrajectorySampler):
         samples: number K of chains per prompt
         eta: noise level of the window's steps
         window: (first, end): the steps first, ..., end - 1 are stochastic. The default (1, steps - 1) leaves out the first step, where
-            FlowSDE is singular, and the last, where no noise is left. A short window is MixGRPO (arXiv:2507.21802).
+            FlowSDE is singular, and the last, where no noise is left. `SlidingWindow` and `RandomWindow` are plans of a short window that
+            moves (MixGRPO, arXiv:2507.21802).
         rows: network rows per call; None takes all chains at once
 
     Reference: Flow-GRPO, arXiv:2505.05470.

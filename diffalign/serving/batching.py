@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from ..core import Prompt, RewardFunction, score
+from ..core import Partial, Prompt, RewardFunction, score
 from ..rewards.memory import HalvedBatches
 
 
@@ -120,5 +120,5 @@ class Batcher:
         self.images += len(images)
         return scores
 
-    def _on_device(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def _on_device(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
         return self.reward(images.to(self.device).float() / 255, prompts)

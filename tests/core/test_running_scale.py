@@ -68,7 +68,7 @@ def test_the_loop_observes_every_step_once():
     loop = ring_loop()
     loop.aggregation = scale
     loop.run(3)
-    weight = scale.state()["weight"]
+    weight = scale.state()["weights"][next(iter(scale.state()["weights"]))]
     assert weight == pytest.approx(1 - 0.95**3)
 
 

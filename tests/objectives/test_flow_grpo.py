@@ -177,6 +177,19 @@ def test_without_standardising_a_shift_changes_nothing_and_a_scale_scales():
     assert_same(gradient(FlowGRPO(policy, kl=0.0, standardize=False), scaled), 3.0 * once)
 
 
+def test_the_deviation_of_the_step_takes_the_place_of_the_groups():
+    policy, _ = pair()
+    batch = batch_of(policy)
+    centred = gradient(FlowGRPO(policy, kl=0.0, standardize=False), batch)
+    of_step = gradient(FlowGRPO(policy, kl=0.0, deviation="batch"), attrs.evolve(batch, deviation=0.25))
+    assert_same(of_step, centred / 0.25)
+    by_hand = gradient(FlowGRPO(policy, kl=0.0, deviation="batch"), attrs.evolve(batch, deviation=None))
+    assert_same(by_hand, centred / float(batch.rewards.double().std(unbiased=False)))
+    assert float((of_step - gradient(FlowGRPO(policy, kl=0.0), batch)).norm()) > 1e-6
+    with pytest.raises(ValueError, match="deviation"):
+        FlowGRPO(policy, deviation="prompt")
+
+
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
 def test_at_the_reference_equal_rewards_move_nothing_and_away_from_it_they_pull_back(kl_in):
     policy, reference = pair(CPS("sum"))

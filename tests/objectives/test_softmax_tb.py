@@ -271,11 +271,11 @@ def test_a_later_update_of_another_batch_is_refused():
     policy, reference = pair(CPS("mean"))
     first, second = batch_of(policy), batch_of(policy)
     objective = SoftmaxTB(policy, reference, updates=2)
-    with pytest.raises(RuntimeError, match="update 1 of a batch comes after update 0 of the same batch"):
+    with pytest.raises(RuntimeError, match="update 1 of a batch needs the numbers of update 0 of the same batch"):
         losses(objective, first, 1)
     losses(objective, first, 0)
     losses(objective, attrs.evolve(first, rewards=first.rewards + 1), 1)  # scored again: its paths are those that are known
-    with pytest.raises(RuntimeError, match="update 1 of a batch comes after update 0 of the same batch"):
+    with pytest.raises(RuntimeError, match="update 1 of a batch needs the numbers of update 0 of the same batch"):
         losses(objective, second, 1)
 
 

@@ -68,13 +68,26 @@ def test_a_template_of_ones_own(tmp_path):
         assert len(server.bodies) == 1
 
 
+def test_the_template_that_reasons_first_asks_for_reasons_and_reads_the_mark_behind_them():
+    thought = '<think>hm, a 3?</think>```json\n{"reason": "1. a cat: there. 2. black: {it is grey}.", "score": 4}\n```'
+    with FakeServer(answers(thought)) as server:
+        assert judge(server, template="reasoned", max_tokens=1024)(IMAGES[:1], PROMPTS[:1]).tolist() == pytest.approx([0.4])
+        (body,) = map(json.loads, server.bodies)
+    text = body["messages"][0]["content"][0]["text"]
+    assert "\nblack\n" in text
+    assert text.index('"reason"') < text.index('"score"')
+    assert "from 0 (nothing fits) to 10\n(everything fits" in text
+    assert body["max_tokens"] == 1024
+    assert list(body["response_format"]["json_schema"]["schema"]["properties"]) == ["reason", "score"]
+
+
 @pytest.mark.parametrize("text", ["no place for it", "costs $ 5: $prompt"])
 def test_a_template_that_cannot_be_used_is_refused(tmp_path, text):
     file = tmp_path / "template.txt"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"must hold \$prompt, and '\$\$'"):
         Judge("http://127.0.0.1:9/v1", "vlm", template=str(file))
-    with pytest.raises(ConfigError, match=r"must be a readable UTF-8 file; got 'nowhere\.txt'"):
+    with pytest.raises(ConfigError, match=r"must be judge, reasoned or a readable UTF-8 file; got 'nowhere\.txt'"):
         Judge("http://127.0.0.1:9/v1", "vlm", template="nowhere.txt")
 
 

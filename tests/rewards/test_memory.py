@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffalign.core import ConfigError, RewardError
+from diffalign import Prompt
+from diffalign.core import ConfigError, Partial, RewardError
 from diffalign.rewards.memory import HalvedBatches, is_out_of_memory
 
 IMAGES = torch.rand(11, 3, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -66,3 +67,15 @@ def test_what_the_reward_needs_is_passed_on():
 
     with pytest.raises(ConfigError, match="11 prompts without a target"):
         HalvedBatches(Demanding(1, MemoryError())).require(PROMPTS)
+
+
+def test_pieces_that_apply_to_some_pictures_alone_are_put_together():
+    def picky(images, prompts):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return Partial(images.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)) > 0.5)
+
+    images = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 3, 2, 2)
+    part = HalvedBatches(picky)(images, [Prompt("a")] * 5)
+    assert part.applies.tolist() == [False, False, False, True, True]
+    assert part.scores.tolist() == [0.75, 1.0]

@@ -21,6 +21,11 @@ def bright(images, prompts):
     print("a reward may print")
     return images.mean(dim=(1, 2, 3)) + sum(prompts[0].metadata["n"])
 
+class Ranked:
+    def of_groups(self, images, prompts, group):
+        return group
+
+
 class Faulty:
     def __init__(self, start=None):
         if start is not None:
@@ -174,6 +179,8 @@ def test_a_process_that_is_late_is_ended(faulty):
 def test_what_cannot_be_built_is_known_at_once():
     with pytest.raises(RewardError, match=r"cannot be built by .*: FileNotFoundError: weights.bin"):
         WorkerReward("worker_parts:Faulty", arguments={"start": "weights.bin"})
+    with pytest.raises(RewardError, match="Ranked scores all pictures of a prompt together, which a worker cannot"):
+        WorkerReward("worker_parts:Ranked")
     with pytest.raises(RewardError, match=r"was not ready within 0\.01 s"):
         WorkerReward("worker_parts:Faulty", start_timeout=0.01)
 

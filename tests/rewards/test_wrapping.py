@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffalign import Prompt
-from diffalign.core import ConfigError, Reward, RewardError
+from diffalign.core import ConfigError, Partial, Reward, RewardError, score
 from diffalign.rewards import BinaryLiking, Cached, Clipped, Concurrent, WeightedSum
 from diffalign.rewards.requirements import require
 
@@ -52,6 +52,13 @@ def test_clipped():
 def test_binary_liking_is_a_threshold():
     assert BinaryLiking(brightness, 0.5)(IMAGES, PROMPTS).tolist() == [0.0, 1.0, 1.0]
     assert BinaryLiking(brightness, 0.51)(IMAGES, PROMPTS).tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("around", [lambda r: Clipped(r, 0.0), lambda r: BinaryLiking(r, 0.5), Cached, lambda r: WeightedSum({"x": r})])
+def test_scores_that_do_not_apply_everywhere_are_refused_and_not_made_up(around):
+    wrapped = around(lambda images, prompts: Partial(brightness(images, prompts), torch.tensor([True, False, True])))
+    with pytest.raises(RewardError, match=r"reward 'r' raised ValueError .* applies to 2 of 3 pictures"):
+        score({"r": wrapped}, IMAGES, PROMPTS)
 
 
 @pytest.mark.parametrize("wrapped", [Clipped(broken, 0.0, 1.0), BinaryLiking(broken, 0.5), Cached(broken), Concurrent({"x": broken})])
