@@ -119,7 +119,7 @@ def test_no_memory_inside_a_collective_ends_both_within_a_minute(tmp_path, fails
     assert done.returncode != 0
     assert f"error: process 1 of 2 ran out of memory in {where}" in done.stderr
     assert "Continue by --resume with smaller --sampler.rows (rollout) and --objective.rows (update)" in done.stderr
-    assert "error: process 0 of 2 left " in done.stderr
+    assert "error: process 0 of 2 failed in " in done.stderr
     assert "look for its message, and continue by --resume" in done.stderr
     saved = complete_checkpoints(tmp_path / "run", quiet=True)
     loop = config.parse(tmp_path / "run.yaml").build()
