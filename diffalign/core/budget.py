@@ -48,7 +48,7 @@ def shrink(
         devices: the processes of the run
         failed: the stage that ran out of memory in this process; "" where none did
         largest: rows of the largest network call of that step, in this process
-        error: what it said
+        error: message of that error
         sharded: whether weights are spread over the processes
 
     Returns:
