@@ -219,7 +219,7 @@ CARDS = {
     "latin-1": (b"---\nlicense: mit\n---\nMod\xe8le fran\xe7ais\n", "mit"),
     "several": (b"---\nlicense:\n- mit\n- apache-2.0\n---\n", "mit, apache-2.0"),
     "a name of two lines": (b"---\nlicense_name: |\n  our\n  own | terms\n---\n", "our own / terms"),
-    "a date that is none": (b"---\nlicense: mit\ndate: 2024-13-45\n---\n", "the licence of the base is not read"),
+    "a date that is none": (b"---\nlicense: mit\ndate: 2024-13-45\n---\n", "the licence of the base cannot be read"),
     "no mapping": (b"---\n- license\n---\n", ""),
     "empty": (b"", ""),
 }

@@ -131,7 +131,7 @@ def test_the_bar_shows_no_number_that_is_not_known(monkeypatch) -> None:
     try:
         assert console._progress is not None
         fields = console._progress.tasks[0].fields
-        assert fields == dict.fromkeys(("reward", "diversity", "check", "rows"), UNKNOWN)
+        assert fields == {**dict.fromkeys(("reward", "diversity", "check", "rows"), UNKNOWN), "peak": ""}
         loop.hooks = [console]
         shown = console._progress.get_renderable()
         assert shown is not None
