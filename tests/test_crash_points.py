@@ -96,11 +96,9 @@ def test_a_crash_at_any_point_leaves_a_folder_that_goes_on(tmp_path, monkeypatch
 
 
 def test_a_few_kills_in_earnest():
-    script = Path(__file__).parents[1] / "benchmarks" / "kill_study.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
-    done = subprocess.run(
-        [sys.executable, script, "--kills", "3", "--steps", "8"], env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "benchmarks", "break", "kill", "--kills", "3", "--steps", "8"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     tally = dict(line.split() for line in done.stdout.splitlines())
     assert (tally["kills"], tally["lost"], tally["torn"], tally["equal"]) == ("3", "0", "0", "True")

@@ -1,18 +1,11 @@
 """The measurement of how much of a gradient is signal."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from gradient_noise import signal  # noqa: E402
+from benchmarks.study.gradient_noise import main, signal
 
 
 def test_signal_is_the_squared_cosine_with_the_true_gradient():
@@ -27,17 +20,9 @@ def test_signal_is_the_squared_cosine_with_the_true_gradient():
     assert abs(noise) < 3 * error
 
 
-def test_a_run_is_measured_and_left_alone(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks/gradient_noise.py"), "shapeworld_tmpo", "--batches", "3", "--json", "table.json"]
-    done = subprocess.run(
-        [*command, "--prompts_per_step", "1"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_run_is_measured_and_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main("shapeworld_tmpo", changes=("prompts_per_step=1",), batches=3, json=tmp_path / "table.json")
     layers = json.loads((tmp_path / "table.json").read_text())["layers"]
     assert layers.pop("all")["share of the squared norm"] == pytest.approx(1.0)
     assert sum(row["share of the squared norm"] for row in layers.values()) == pytest.approx(1.0)

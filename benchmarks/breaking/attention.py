@@ -1,26 +1,51 @@
 """Forward and backward passes of a large model's shape under one attention setting: a program of its own, because a fault ends the process.
 
-python benchmarks/attention_probe.py SHAPE KERNELS [--lora bfloat16] [--rows 2] [--tokens 512] [--checkpointing] [--device cuda]
-
 Prints one line of JSON: `ok`, the error if there is one, whether gradients are finite, how far they are from those under "math" alone
 (--against), the kernels that ran forward and backward, milliseconds and memory. KERNELS are those that torch may choose from, joined by
 "+": flash, efficient, cudnn, math.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import attrs
 import torch
-from random_families import FLUX_DEV, SD35_MEDIUM, TINY_FLUX, TINY_SD35, condition_of, policy_of
 from torch import Tensor
 
+from benchmarks.subjects.random_families import FLUX_DEV, SD35_MEDIUM, TINY_FLUX, TINY_SD35, condition_of, policy_of
 from diffalign.policies import FlowMatchingPolicy
 
 SHAPES = {"flux": FLUX_DEV, "sd3": SD35_MEDIUM, "tiny-flux": TINY_FLUX, "tiny-sd3": TINY_SD35}
 _SWITCHES = {"flash": "flash", "efficient": "mem_efficient", "cudnn": "cudnn", "math": "math"}
+
+
+@attrs.frozen
+class Options:
+    """What is tried.
+
+    Args:
+        shape: of the model
+        kernels: that torch may choose from
+        against: kernels that give the gradients to compare with
+        lora: type of the adapters
+        rows: of the passes
+        tokens: of the text; null is as many as the model has
+        repeats: of the passes, of which the fastest is told
+        checkpointing: recompute activations
+        device: of the model
+    """
+
+    shape: Literal[*SHAPES]
+    kernels: str
+    against: str | None = None
+    lora: Literal["float32", "bfloat16"] = "float32"
+    rows: int = 2
+    tokens: int | None = None
+    repeats: int = 3
+    checkpointing: bool = False
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def allow(kernels: str) -> None:
@@ -50,7 +75,7 @@ def attention_of(run: Callable[[], object]) -> list[str]:
     return sorted(name.removeprefix("aten::") for name in names if "attention" in name and name != "_scaled_dot_product_attention_math")
 
 
-def probe(options: argparse.Namespace) -> dict[str, object]:
+def probe(options: Options) -> dict[str, object]:
     shape = attrs.evolve(SHAPES[options.shape], tokens=options.tokens or SHAPES[options.shape].tokens)
     dtype = torch.float32 if options.shape.startswith("tiny") else torch.bfloat16
     policy = policy_of(shape, dtype, options.device, options.checkpointing)
@@ -84,26 +109,10 @@ def probe(options: argparse.Namespace) -> dict[str, object]:
     return {**result, "ok": result["finite"] and result.get("gap", 0.0) < 0.1}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=list(SHAPES))
-    parser.add_argument("kernels")
-    parser.add_argument("--against", help="kernels that give the gradients to compare with")
-    parser.add_argument("--lora", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--tokens", type=int, help="of the text")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+def main(options: Options) -> None:
     try:
         result = probe(options)
     except RuntimeError as error:  # torch reports a fault of the device so; the process is lost, the line is not
         result = {"ok": False, "error": f"{type(error).__name__}: {error}"[:600]}
-    print(
-        json.dumps({"shape": options.shape, "allowed": options.kernels, "lora": options.lora, "rows": options.rows, **result}), flush=True
-    )
-
-
-if __name__ == "__main__":
-    main()
+    about = {"shape": options.shape, "allowed": options.kernels, "lora": options.lora, "rows": options.rows}
+    print(json.dumps({**about, **result}), flush=True)

@@ -1,4 +1,4 @@
-"""The parts whose contracts the mutation study runs, where a class alone is not enough: `pytest --diffalign contract_parts:tree`."""
+"""The parts whose contracts the study of mutations runs, where a class alone is not enough: `pytest --diffalign MODULE:tree`."""
 
 from diffalign.core import Guided, Policy, TrajectorySampler
 from diffalign.objectives import SurrogateReward, TrajectoryDistributionMatching

@@ -1,6 +1,6 @@
 """Small runs of every objective, sampler, plan, kernel, rollout and wrapper, which end on any device where they end on the CPU.
 
-Shared by the tests, which walk it on the pretended device, and by gpu_check.py, which walks it on a real one.
+Shared by the tests, which walk it on the pretended device, and by the GPU check, which walks it on a real one.
 """
 
 from collections.abc import Callable, Mapping

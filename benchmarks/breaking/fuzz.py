@@ -1,9 +1,5 @@
-"""Feeds broken run files, overrides and prompt files to the readers: whatever comes out of them is a result or one of our errors.
+"""Feeds broken run files, overrides and prompt files to the readers: whatever comes out of them is a result or one of our errors."""
 
-python benchmarks/fuzz.py --cases 10000
-"""
-
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -116,12 +112,14 @@ def check_prompts(ending: str, content: bytes, folder: Path) -> bool:
     return True
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=10000, help="of each kind")
-    options = parser.parse_args()
+def main(cases: int = 10000) -> None:
+    """Try them.
+
+    Args:
+        cases: of each kind
+    """
     quiet = settings(
-        max_examples=options.cases,
+        max_examples=cases,
         deadline=None,
         database=None,
         phases=[Phase.generate, Phase.shrink],
@@ -145,8 +143,4 @@ def main() -> None:
         runs()
         prompts()
     spent = time.monotonic() - start
-    print(f"{options.cases} of each kind in {spent:.0f} s; accepted: {accepted}; every refusal was a ConfigError")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"{cases} of each kind in {spent:.0f} s; accepted: {accepted}; every refusal was a ConfigError")

@@ -1,6 +1,5 @@
 """What the GPU check asks of the machine: memory that runs out, the demo, rounding of convolutions, several runs at once."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_subjects import Row, embedded, forest_of
 
+from benchmarks.breaking.gpu_subjects import Options, Row, embedded, forest_of
 from diffalign import AlignmentLoop
 from diffalign.core import Hook, StandardizedSum, check_first_step
 from diffalign.objectives import SoftmaxTB
@@ -23,7 +22,7 @@ from diffalign.samplers import ChainSampler
 from diffalign.shapeworld import CountReward
 
 
-def memory(options: argparse.Namespace) -> Iterator[Row]:
+def memory(options: Options) -> Iterator[Row]:
     if not options.device.startswith("cuda"):
         yield {"case": "out of memory", "ok": True, "skipped": "needs CUDA's allocator"}
         return
@@ -53,22 +52,12 @@ def memory(options: argparse.Namespace) -> Iterator[Row]:
     }
 
 
-def demo(options: argparse.Namespace) -> Iterator[Row]:
+def demo(options: Options) -> Iterator[Row]:
     from diffalign import config
 
     with tempfile.TemporaryDirectory() as place:
-        words = [
-            "--policy.device",
-            options.device,
-            "--total",
-            str(options.steps),
-            "--folder",
-            place,
-            "--evaluation",
-            "null",
-            "--hooks",
-            "[]",
-        ]
+        words = ["--policy.device", options.device, "--total", str(options.steps), "--folder", place]
+        words += ["--evaluation", "null", "--hooks", "[]"]
         words += ["--prompts_per_step", "2", "--sampler.plan.branches", "2"] if options.tiny else []
         loop = config.parse("shapeworld_tmpo", words).build()
         seconds: list[float] = []
@@ -100,7 +89,7 @@ def demo(options: argparse.Namespace) -> Iterator[Row]:
         }
 
 
-def tf32(options: argparse.Namespace) -> Iterator[Row]:
+def tf32(options: Options) -> Iterator[Row]:
     if not options.device.startswith("cuda"):
         yield {"case": "convolutions", "ok": True, "skipped": "needs CUDA's convolutions"}
         return
@@ -112,7 +101,7 @@ def tf32(options: argparse.Namespace) -> Iterator[Row]:
         yield {"case": f"TF32 in convolutions: {allowed}", "ok": found.deviation == 0.0, "part": part.deviation, "rounding": found.rounding}
 
 
-def together(options: argparse.Namespace) -> Iterator[Row]:
+def together(options: Options) -> Iterator[Row]:
     if not options.device.startswith("cuda"):
         yield {"case": "several runs at once", "ok": True, "skipped": "needs a GPU and its many cores"}
         return

@@ -1,8 +1,9 @@
-"""The policy and the forests that the GPU check looks at."""
+"""What the GPU check is asked for, and the policy and the forests that it looks at."""
 
-import argparse
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import attrs
 import torch
 
 from diffalign import Progress, Prompt, Streams
@@ -12,9 +13,40 @@ from diffalign.prompts import PromptFile
 
 Row = dict[str, Any]
 """What came of a case: its name, whether it holds, and numbers."""
+PARTS = ("matrix", "contract", "faults", "resume", "memory", "demo", "tf32", "attention", "together")
+SHAPES = ("flux", "sd3", "tiny-flux", "tiny-sd3")
+GPU = torch.cuda.is_available()
+SOME = attrs.validators.min_len(1)
 
 
-def embedded(options: argparse.Namespace, dtype: str = "float32", **settings: Any) -> FlowMatchingPolicy:
+@attrs.frozen
+class Options:
+    """What is checked.
+
+    Args:
+        only: parts; `together` only if it is named
+        device: cuda, or far for the pretended one
+        large: shapes of `attention`
+        settings: of `attention`: the first so many of 6
+        tiny: a few grids and no large batches; always without a GPU
+        every: every so many cases of the matrix
+        quick: `contract` in float32 with two chains alone, `resume` of TMPO alone
+        steps: of `demo`
+        json: also write the rows here, after each
+    """
+
+    only: tuple[Literal[*PARTS], ...] = attrs.field(default=PARTS[:-1], validator=SOME)
+    device: str = "cuda" if GPU else "far"
+    large: tuple[Literal[*SHAPES], ...] = attrs.field(default=SHAPES[:2] if GPU else SHAPES[2:], validator=SOME)
+    settings: int = 2
+    tiny: bool = not GPU
+    every: int = 1
+    quick: bool = False
+    steps: int = 10
+    json: Path | None = None
+
+
+def embedded(options: Options, dtype: str = "float32", **settings: Any) -> FlowMatchingPolicy:
     torch.manual_seed(0)
     given = {
         "lora": LoRA(rank=4),

@@ -1,13 +1,10 @@
 """Kills a run with SIGKILL at random moments, resumes it each time, and compares the end with a run that nobody disturbed.
 
-    python benchmarks/kill_study.py --kills 100
-
 A child trains the ring (a Gaussian mixture, milliseconds a step) with a checkpoint after every step, so that many of the moments lie
 inside the writing of one. After each kill the parent looks at the run folder: every line of the metrics must be whole, and there must be
 a checkpoint to go on from, unless none was due yet.
 """
 
-import argparse
 import json
 import os
 import random
@@ -19,14 +16,11 @@ from pathlib import Path
 import attrs
 import torch
 
-from diffalign.core import AlignmentLoop, Average, StandardizedSum
-from diffalign.objectives import SoftmaxTB
-from diffalign.policies import GaussianMixturePolicy
-from diffalign.prompts import Prompts
+from benchmarks.breaking.small_run import small_run
+from diffalign.core import AlignmentLoop
 from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints
 from diffalign.runs.recording import Recorder
 from diffalign.runs.snapshot import checkpoints
-from diffalign.samplers import FixedPlan, TreeSampler
 
 
 @attrs.define
@@ -55,18 +49,7 @@ class Tally:
 
 
 def ring(folder: Path | None) -> AlignmentLoop:
-    modes = [[4.0, 0.0], [0.0, 4.0], [-4.0, 0.0], [0.0, -4.0]]
-    hooks = [] if folder is None else [Recorder(folder, "", "ring"), Checkpoints(folder, every=1, keep=2)]
-    return AlignmentLoop(
-        SoftmaxTB(GaussianMixturePolicy(modes, 0.3)),
-        TreeSampler(6, FixedPlan(splits=(1, 2))),
-        lambda images, prompts: images[:, 0, 0, 0],
-        Prompts(["left", "right", "up"]),
-        StandardizedSum(),
-        prompts_per_step=2,
-        average=Average(0.9),
-        hooks=hooks,
-    )
+    return small_run([] if folder is None else [Recorder(folder, "", "ring"), Checkpoints(folder, every=1, keep=2)])
 
 
 def resume(folder: Path, total: int) -> None:
@@ -150,19 +133,16 @@ def is_whole(line: str) -> bool:
         return False
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=24, help="of a run (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def main(kills: int = 100, steps: int = 24, seed: int = 0) -> int:
+    """Kill, resume, compare.
+
+    Args:
+        kills: in all
+        steps: of a run
+        seed: of the moments
+    """
     with tempfile.TemporaryDirectory() as folder:
-        tally = study(Path(folder), options.kills, options.steps, options.seed)
+        tally = study(Path(folder), kills, steps, seed)
     for name, value in attrs.asdict(tally).items():
         print(f"{name:<8} {value}")
-    raise SystemExit(0 if tally.equal and not (tally.torn or tally.lost) else 1)
-
-
-if __name__ == "__main__":
-    main()
+    return 0 if tally.equal and not (tally.torn or tally.lost) else 1

@@ -1,13 +1,10 @@
 """Have the tests teeth? Plants a fault in a copy of the package, runs the tests that should see it, and says which did.
 
-python benchmarks/mutation_study.py [--only TEXT] [--contracts] [--json FILE]
-
-The faults are those of benchmarks/faults/*.toml: a sign, a sigma off by one, a missing stop-gradient, a wrong group. The working tree is
-never touched. First all tests run on the copy without a fault; then each fault gets its tests, until the first that fails, in a process
+The faults are those of faults/*.toml: a sign, a sigma off by one, a missing stop-gradient, a wrong group. The working tree is never
+touched. First all tests run on the copy without a fault; then each fault gets its tests, until the first that fails, in a process
 of its own. A fault that Python itself refuses (SyntaxError, ImportError, NameError) is no fault and is reported as invalid.
 """
 
-import argparse
 import collections
 import gc
 import json
@@ -24,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from planted import Fault, copy_of_the_package, faults, with_fault
+
+from benchmarks.breaking.planted import Fault, copy_of_the_package, faults, with_fault
+from benchmarks.record import write
 
 LIMIT = 180
 """Seconds of a processor within which a fault must be caught: other programs on the machine do not lengthen them."""
@@ -79,7 +78,9 @@ def _child(copy: str, folder: str, arguments: Sequence[str], output: str, limit:
     os.dup2(stream, 2)
     os.chdir(folder)
     os.environ |= {"PYTHONPATH": copy, "COLUMNS": "400", "OMP_NUM_THREADS": "1"}
-    sys.path[:0] = [copy, f"{copy}/benchmarks"]
+    sys.path.insert(0, copy)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:  # of the working tree
+        del sys.modules[name]
     import pytest
 
     code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", *arguments], plugins=[_Unshrunk()])
@@ -165,15 +166,17 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="TEXT", default="", help="faults with this in their name, kind or file")
-    parser.add_argument("--contracts", action="store_true", help="run the contracts of diffalign.testing on each fault, too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here; with --only, into those that it holds")
-    arguments = parser.parse_args()
-    chosen = [fault for fault in faults() if any(arguments.only in text for text in (fault.name, fault.kind, fault.file))]
+def main(only: str = "", contracts: bool = False, json: Path | None = None) -> int:
+    """Plant the faults.
+
+    Args:
+        only: faults with this in their name, kind or file
+        contracts: run the contracts of diffalign.testing on each fault, too
+        json: also write the results here, after each fault; with --only, into those that it holds
+    """
+    chosen = [fault for fault in faults() if any(only in text for text in (fault.name, fault.kind, fault.file))]
     if not chosen:
-        parser.error(f"--only {arguments.only!r}: no fault has this in its name, kind or file")
+        raise SystemExit(f"--only {only!r}: no fault has this in its name, kind or file")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         copy, empty = Path(folder) / "copy", Path(folder) / "empty"
@@ -182,7 +185,7 @@ def main() -> int:
         for fault in chosen:  # a list that is older than the package is found before hours are spent
             fault.planted((copy / fault.file).read_text())
         tests = sorted({test for fault in chosen for test in fault.tests})
-        parts = sorted({part for fault in chosen for part in fault.contracts}) if arguments.contracts else []
+        parts = sorted({part for fault in chosen for part in fault.contracts}) if contracts else []
         for where, options in [(copy, tests), *((empty, contract_arguments(part)) for part in parts)]:
             outcome = examined(copy, where, options, 10 * LIMIT)
             print(f"{outcome.state} without a fault: {' '.join(options)} ({outcome.wall:.0f} s, {outcome.cpu:.0f} s cpu)", flush=True)
@@ -190,13 +193,13 @@ def main() -> int:
                 print(f"the tests must pass before a fault is planted; {outcome.by}")
                 return 1
         for fault in chosen:
-            rows.append(study(copy, empty, fault, arguments.contracts))
+            rows.append(study(copy, empty, fault, contracts))
             row = rows[-1]
             by = " | ".join(text for text in (row["by"], row.get("contract", ""), row.get("reason", "")) if text)
             print(f"{row['state']:10} {row['wall']:5.1f} s {row['cpu']:5.1f} s cpu  {row['name']}: {by[:150]}", flush=True)
-            if arguments.json is not None:
-                _record(arguments.json, rows, merge=bool(arguments.only))
-    print(json.dumps(summary(rows)))
+            if json is not None:
+                _record(json, rows, merge=bool(only))
+    print(", ".join(f"{name} {value}" for name, value in summary(rows).items()))
     return 0
 
 
@@ -205,8 +208,4 @@ def _record(file: Path, rows: Sequence[dict[str, Any]], merge: bool) -> None:
     known = json.loads(file.read_text())["faults"] if merge and file.exists() else []
     merged = {row["name"]: row for row in [*known, *rows]}
     rows = [merged[fault.name] for fault in faults() if fault.name in merged]
-    file.write_text(json.dumps({"summary": summary(rows), "faults": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write(file, {"summary": summary(rows), "faults": rows})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LISTS = Path(__file__).parent / "faults"
 COPIED = ("diffalign", "tests", "examples", "benchmarks", "docs")
 

@@ -1,19 +1,16 @@
 """What crosses between host and device in one step of TMPO and of TDM-R1, counted on the pretended device.
 
-python benchmarks/crossings.py [--places 12] [--json FILE]
-
 The embedded pipeline, two prompts: a tree of 27 trajectories in 6 steps with an update in pieces of 4 rows (SoftmaxTB), and a student of 4
 steps with 6 samples (SurrogateReward); the second step of a run, so that nothing is loaded or encoded for the first time. A wait is a place
 where the host stands still until the device has caught up: `.item()`, `bool(tensor)`, a mask, a copy down, a copy up that is not
 `non_blocking`, an index on the CPU. Counts are exact and do not depend on the machine.
 """
 
-import argparse
-import json
 from pathlib import Path
 
 import torch
 
+from benchmarks.record import write
 from diffalign import AlignmentLoop
 from diffalign.core import Objective, ShiftedGrid, StandardizedSum, TrajectorySampler
 from diffalign.objectives import SoftmaxTB, SurrogateReward
@@ -57,19 +54,16 @@ def table() -> dict[str, dict[str, object]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--places", type=int, default=12, help="that are printed, the busiest first")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+def main(places: int = 12, json: Path | None = None) -> None:
+    """Count.
+
+    Args:
+        places: that are printed, the busiest first
+        json: also write the table here
+    """
     found = table()
     for name, row in found.items():
         print(f"{name:8s} {row['waits']} waits, {row['bytes up']:,} bytes up, {row['bytes down']:,} down, {row['copies']} copies")
-        for place, times in list(row["places"].items())[: options.places]:
+        for place, times in list(row["places"].items())[:places]:
             print(f"  {times:4d}  {place}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    write(json, found)

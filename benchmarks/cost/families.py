@@ -1,7 +1,5 @@
 """One TMPO step of real model sizes: seconds, network rows/s, share of the device's peak, memory, and how exactly a replay repeats.
 
-python benchmarks/families.py [--tiny] [--json FILE]
-
 Random weights of the published shapes (FLUX.1-dev, Stable Diffusion 3.5 Medium; nothing is downloaded, no text encoder and no autoencoder)
 in bfloat16 with LoRA, 512 x 512, one prompt group: a tree of 27 leaves (3 x 3 x 3). Without a GPU, and with --tiny, small networks of the
 same families in float32, whose seconds say nothing about the large ones. The ways of doing the same step:
@@ -18,19 +16,29 @@ is reported as such. Memory is the most that a GPU's allocator has given out; wi
 weights not counted.
 """
 
-import argparse
 import gc
-import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import attrs
 import torch
-from live_bytes import LiveBytes
-from random_families import FLUX_DEV, SD35_MEDIUM, TINY_FLUX, TINY_SD35, Counted, Shape, condition_of, counted, policy_of
-from tree_steps import SUB_BATCH, Rollout, Update, branch_by_branch, measured, ours
 
+from benchmarks.cost.live_bytes import LiveBytes
+from benchmarks.cost.tree_steps import SUB_BATCH, Rollout, Update, branch_by_branch, measured, ours
+from benchmarks.record import Record
+from benchmarks.subjects.random_families import (
+    FLUX_DEV,
+    SD35_MEDIUM,
+    TINY_FLUX,
+    TINY_SD35,
+    Counted,
+    Shape,
+    condition_of,
+    counted,
+    policy_of,
+)
 from diffalign import Progress, Streams
 from diffalign.core.contract import check_first_step
 from diffalign.policies import FlowMatchingPolicy
@@ -76,6 +84,46 @@ WAYS = (
 )
 
 
+GPU = torch.cuda.is_available()
+
+
+@attrs.frozen
+class Options:
+    """What is measured.
+
+    Args:
+        tiny: small networks; always where there is no GPU
+        families: by their shapes
+        ways: of doing a step
+        device: of the networks
+        dtype: of the weights; null is bfloat16, and float32 for tiny networks
+        rows: network rows a piece of the update
+        rollout_rows: network rows a call of the rollout
+        sub_batch: leaves a call of the release's update
+        repeats: steps after the one that warms up
+        peak: TFLOP/s of the device; by default that of an H200 on a GPU
+        backend: of torch.compile
+        json: also write the table here; families that it has from an equal call stay
+    """
+
+    tiny: bool = not GPU
+    families: tuple[Literal[*LARGE], ...] = tuple(LARGE)
+    ways: tuple[Literal[*(way.name for way in WAYS)], ...] = tuple(way.name for way in WAYS)
+    device: str = "cuda" if GPU else "cpu"
+    dtype: Literal["bfloat16", "float32"] | None = None
+    rows: int = 2
+    rollout_rows: int = 27
+    sub_batch: int = SUB_BATCH
+    repeats: int = 3
+    peak: float | None = H200 if GPU else None
+    backend: str = "inductor" if GPU else "eager"
+    json: Path | None = None
+
+    def number(self) -> str:
+        """The type of the weights."""
+        return self.dtype or ("float32" if self.tiny else "bfloat16")
+
+
 @attrs.define
 class GradientRows:
     """Counts the network rows that carry a gradient; recomputation happens inside the network and is not seen."""
@@ -89,17 +137,17 @@ class GradientRows:
         self.rows += len(keywords["hidden_states"]) if torch.is_grad_enabled() else 0
 
 
-def step_of(way: Way, shape: Shape, policy: FlowMatchingPolicy, options: argparse.Namespace) -> tuple[Rollout, Update]:
+def step_of(way: Way, shape: Shape, policy: FlowMatchingPolicy, options: Options) -> tuple[Rollout, Update]:
     condition, (steps, plan) = condition_of(shape, policy), SCHEDULES[shape]
     if way.dense:
         return branch_by_branch(policy, condition, plan.draw(steps, Progress(0, 1), Streams(0)), options.sub_batch)
     return ours(policy, condition, steps, plan, rollout_rows=options.rollout_rows, update_rows=None if way.whole else options.rows)
 
 
-def measure(way: Way, shape: Shape, model: Counted, options: argparse.Namespace) -> dict[str, float | None]:
+def measure(way: Way, shape: Shape, model: Counted, options: Options) -> dict[str, float | None]:
     """The numbers of one way; the first step warms up, and compiles."""
     compilation = Compilation(backend=options.backend) if way.compiled else None
-    policy = policy_of(shape, getattr(torch, options.dtype), options.device, way.checkpointing, compilation)
+    policy = policy_of(shape, getattr(torch, options.number()), options.device, way.checkpointing, compilation)
     gradient = GradientRows()
     gradient.watch(policy.network)
     rollout, update = step_of(way, shape, policy, options)
@@ -132,9 +180,9 @@ def measure(way: Way, shape: Shape, model: Counted, options: argparse.Namespace)
     return result
 
 
-def ways_of(shape: Shape, model: Counted, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, float | None]]]:
+def ways_of(shape: Shape, model: Counted, options: Options) -> Iterator[tuple[str, dict[str, float | None]]]:
     for way in WAYS:
-        if options.ways and way.name not in options.ways:
+        if way.name not in options.ways:
             continue
         try:
             result = measure(way, shape, model, options)
@@ -159,36 +207,13 @@ def line(name: str, row: dict[str, float | None]) -> str:
     return f"{'  ' + name:26s} {' '.join(parts)} {peak:>9s} {row['deviation']:10.2e} {row['rounding']:10.2e}"
 
 
-def _before(file: Path | None, about: dict[str, object]) -> dict[str, object]:
-    """The families that a file has from a call on the same device with the same options."""
-    written = json.loads(file.read_text()) if file is not None and file.exists() else {}
-    return written["families"] if all(written.get(key) == value for key, value in about.items()) else {}
-
-
-def main() -> None:
-    gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", default=not gpu, help="small networks; always where there is no GPU")
-    parser.add_argument("--families", nargs="+", choices=list(LARGE), default=list(LARGE))
-    parser.add_argument("--ways", nargs="+", choices=[way.name for way in WAYS], help="all by default")
-    parser.add_argument("--device", default="cuda" if gpu else "cpu")
-    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="bfloat16; float32 for tiny networks")
-    parser.add_argument("--rows", type=int, default=2, help="network rows a piece of the update (%(default)s)")
-    parser.add_argument("--rollout-rows", type=int, default=27, help="network rows a call of the rollout (%(default)s)")
-    parser.add_argument("--sub-batch", type=int, default=SUB_BATCH, help="leaves a call of the release's update (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="steps after the one that warms up (%(default)s)")
-    parser.add_argument("--peak", type=float, default=H200 if gpu else None, help=f"TFLOP/s of the device; {H200:g} (H200) on a GPU")
-    parser.add_argument("--backend", default="inductor" if gpu else "eager", help="of torch.compile (%(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the table here; families that it has from an equal call stay")
-    options = parser.parse_args()
-    options.dtype = options.dtype or ("float32" if options.tiny else "bfloat16")
-    name = torch.cuda.get_device_name() if gpu else "CPU, 1 thread"
-    if not gpu:
-        torch.set_num_threads(1)
-    made = {key: value for key, value in vars(options).items() if key not in ("json", "families", "ways")}
-    about = {"device": name, "torch": torch.__version__, "options": made}
-    result: dict[str, object] = {**about, "families": _before(options.json, about)}
-    print(f"{name}, torch {torch.__version__}, {options.dtype}")
+def main(options: Options) -> None:
+    name = torch.cuda.get_device_name() if GPU else "CPU, 1 thread"
+    made = attrs.asdict(
+        attrs.evolve(options, dtype=options.number()), filter=lambda field, _: field.name not in ("json", "families", "ways")
+    )
+    record = Record(options.json, {"device": name, "torch": torch.__version__, "options": made})
+    print(f"{name}, torch {torch.__version__}, {options.number()}")
     columns = (
         f"{'rollout: rows, s, rows/s, peak':>28s} {'update: rows, s, rows/s, peak':>28s} {'GiB':>9s} {'deviation':>10s} {'rounding':>10s}"
     )
@@ -202,10 +227,6 @@ def main() -> None:
         for way, row in ways_of(shape, model, options):
             table[way] = row
             print(line(way, row), flush=True)
-        result["families"][shape.name] = {"model": attrs.asdict(model), "steps": steps, "splits": list(plan.splits), "ways": table}
-        if options.json:  # after every family, in case that a later one ends the process
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        about = {"model": attrs.asdict(model), "steps": steps, "splits": list(plan.splits)}
+        record.content.setdefault("families", {})[shape.name] = {**about, "ways": table}
+        record.save()  # a later family may end the process

@@ -1,7 +1,5 @@
 """What a step gains when a slow remote reward scores one prompt while the next is rolled out.
 
-python benchmarks/overlap.py [--sleep 0.5] [--steps 2] [--prompts 4] [--json FILE]
-
 TMPO on the embedded pipeline, with a reward server in a process of its own that sleeps before it answers. The same run three times: all
 prompts sampled and then scored; prompt by prompt, one after the other; prompt by prompt, scored beside the next rollout. "scored samples"
 is the time of a step up to the update: rollout, decoding, and waiting for scores; "waited" is the last of them, "hidden" what the reward
@@ -9,16 +7,12 @@ took beside. The last column is the largest difference of a reward of the first 
 against the second: the first sends fewer, larger requests.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import torch
 
+from benchmarks.cost.reward_process import served
+from benchmarks.record import write
 from diffalign import AlignmentLoop
 from diffalign.core import Hook, Overlapped, Rollout, Sequential, ShiftedGrid, StandardizedSum
 from diffalign.objectives import SoftmaxTB
@@ -52,7 +46,7 @@ class Watch(Hook):
         self.hidden += report.ledger.hidden.get("reward", 0.0)
 
 
-def measured(rollout: Rollout, url: str, arguments: argparse.Namespace) -> Watch:
+def measured(rollout: Rollout, url: str, steps: int, prompts: int) -> Watch:
     torch.manual_seed(0)
     hook = Watch()
     policy = FlowMatchingPolicy.from_pretrained("shapeworld", lora=LoRA(), grid=ShiftedGrid(2.0), max_sequence_length=16)
@@ -62,45 +56,31 @@ def measured(rollout: Rollout, url: str, arguments: argparse.Namespace) -> Watch
         rewards=RemoteReward(url, batch=32),
         prompts=PromptFile("shapeworld/count"),
         aggregation=StandardizedSum(),
-        prompts_per_step=arguments.prompts,
+        prompts_per_step=prompts,
         rollout=rollout,
         hooks=[hook],
     )
-    loop.run(arguments.steps + 1)
+    loop.run(steps + 1)
     return hook
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sleep", type=float, default=0.5, help="seconds that the server takes for a request")
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
-    parser.add_argument("--json", type=Path, help="also write the table here")
-    arguments = parser.parse_args()
+def main(sleep: float = 0.5, steps: int = 2, prompts: int = 4, json: Path | None = None) -> None:
+    """Make the run three times.
 
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "slow_reward.py").write_text(REWARD.format(sleep=arguments.sleep))
-        Path(folder, "reward.yaml").write_text("slow_reward.slow\n")
-        command = [sys.executable, "-m", "diffalign", "serve-reward", "reward.yaml", "--port", "0", "--device", "cpu"]
-        server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        try:
-            url = server.stdout.readline().split()[-1]
-            rollouts = {"Sequential()": Sequential(), "Sequential(1)": Sequential(1), "Overlapped(1)": Overlapped(1)}
-            found = {name: measured(rollout, url, arguments) for name, rollout in rollouts.items()}
-        finally:
-            server.kill()
-            server.communicate()
-
+    Args:
+        sleep: seconds that the server takes for a request
+        steps: after the one that warms up
+        prompts: of a step
+        json: also write the table here
+    """
+    rollouts = {"Sequential()": Sequential(), "Sequential(1)": Sequential(1), "Overlapped(1)": Overlapped(1)}
+    with served(REWARD.format(sleep=sleep), "slow") as server:
+        found = {name: measured(rollout, server.url, steps, prompts) for name, rollout in rollouts.items()}
     print(f"{'rollout':<16}{'scored samples, ms':>20}{'waited':>10}{'hidden':>10}{'difference':>14}")
     table, before = {}, None
     for name, hook in found.items():
-        scored, waited, hidden = (1000 * seconds / arguments.steps for seconds in (hook.scored, hook.waited, hook.hidden))
+        scored, waited, hidden = (1000 * seconds / steps for seconds in (hook.scored, hook.waited, hook.hidden))
         apart = 0.0 if before is None else float((hook.rewards - before).abs().max())
         print(f"{name:<16}{scored:>20.0f}{waited:>10.0f}{hidden:>10.0f}{apart:>14.2g}")
         table[name], before = {"scored samples": scored, "waited": waited, "hidden": hidden, "difference": apart}, hook.rewards
-    if arguments.json:
-        arguments.json.write_text(json.dumps({**vars(arguments), "json": None, "milliseconds": table}, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    write(json, {"sleep": sleep, "steps": steps, "prompts": prompts, "milliseconds": table})

@@ -1,7 +1,5 @@
 """CPU seconds that each built-in reward takes for an image of 512 x 512, on one core.
 
-    OMP_NUM_THREADS=1 python benchmarks/rewards.py [name ...]
-
 Networks have the size of the published ones and random weights: nothing is downloaded, and the time is the same. Processor time of this
 process and its children is counted, so that other programs on the machine do not matter much. The largest needs 5 GB of memory.
 """
@@ -13,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,7 +69,7 @@ def clip(text: tuple[int, int, int], vision: tuple[int, int, int], patch: int, p
 
 def image_reward() -> Call:
     """ImageReward with random weights in the authors' format, by way of a file."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "rewards"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "rewards"))
     from tiny_models import published
 
     from diffalign.rewards import ImageReward
@@ -121,26 +119,26 @@ def per_image(reward: Call, images: torch.Tensor, prompts: Sequence[Prompt]) -> 
     return (seconds() - start) / len(images)
 
 
-def main(chosen: Sequence[str]) -> None:
-    torch.set_num_threads(1)
+def main(only: tuple[Literal["ShapeWorld", *REWARDS], ...] = ("ShapeWorld", *REWARDS)) -> None:
+    """Time the rewards.
+
+    Args:
+        only: rewards
+    """
     table = Table("reward", "CPU seconds per image")
     drawn = [scenes(family)[0] for family in ("count", "binding", "relation", "text")] * 4
     small = torch.from_numpy(np.stack([draw(scene, np.random.default_rng(n)) for n, scene in enumerate(drawn)]))
     captions = [Prompt(scene.caption) for scene in drawn]
     written = [(image, prompt) for image, prompt, scene in zip(small, captions, drawn, strict=True) if scene.family == "text"] * 3
-    if not chosen or "ShapeWorld" in chosen:
+    if "ShapeWorld" in only:
         table.add_row("ShapeWorld scorers, 64 x 64", f"{per_image(CompositionalReward(), small, captions):.4f}")
         words = torch.stack([image for image, _ in written]), [prompt for _, prompt in written]
         table.add_row("OCR, rapidocr, 64 x 64", f"{per_image(OCR(), *words):.3f}")
     for name, (build, count) in REWARDS.items():
-        if chosen and name not in chosen:
+        if name not in only:
             continue
         if "tesseract" in name and not shutil.which("tesseract"):
             table.add_row(name, "not installed here")
             continue
         table.add_row(name, f"{per_image(build(), pictures(count), [PROMPT] * count):.3f}")
     Console().print(table)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

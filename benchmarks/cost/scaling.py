@@ -1,18 +1,15 @@
 """Bytes that a step moves and the arithmetic it does, by counting on networks without weights. Prints the tables of docs/scaling.md.
 
-    python benchmarks/scaling.py
-
 Networks are built on torch's meta device: their shapes are those of the published models, nothing is downloaded, and torch's own counter
 counts the floating point operations of a forward pass.
 """
 
-import argparse
-
 import attrs
 import torch
-from random_families import FLUX_DEV, SD35_MEDIUM
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.subjects.random_families import FLUX_DEV, SD35_MEDIUM
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 RANK = 32
@@ -87,12 +84,14 @@ def gathered_bytes(model: Counted, processes: int, calls: int, full: bool) -> fl
     return calls * (4 if full else 2) * model.weights * (processes - 1) / processes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teraflops", type=float, default=400.0, help="what a device really reaches (%(default)s)")
-    parser.add_argument("--link", type=float, default=50.0, help="GB/s between two machines (%(default)s)")
-    parser.add_argument("--inside", type=float, default=400.0, help="GB/s between devices of one machine (%(default)s)")
-    options = parser.parse_args()
+def main(teraflops: float = 400.0, link: float = 50.0, inside: float = 400.0) -> None:
+    """Print the tables.
+
+    Args:
+        teraflops: what a device really reaches, a second
+        link: GB/s between two machines
+        inside: GB/s between devices of one machine
+    """
     models = networks()
     print("| model | weights | LoRA r 32 | TFLOP a row | TFLOP a group, LoRA | full |\n|---|---|---|---|---|---|")
     for m in models:
@@ -104,7 +103,7 @@ def main() -> None:
         for full in (False, True):
             size = gradient_bytes(m, full)
             sent = [ring(size, n) for n in (2, 8, 64)]
-            seconds, compute = sent[2] / options.link / 1e9, step_flops(m, full) / options.teraflops / 1e12
+            seconds, compute = sent[2] / link / 1e9, step_flops(m, full) / teraflops / 1e12
             kind = "full" if full else "LoRA"
             cells = " | ".join(f"{value / 1e6:,.0f} MB" for value in sent)
             share = seconds / compute
@@ -114,12 +113,8 @@ def main() -> None:
     for m, full in [(m, full) for m in models for full in (False, True)]:
         calls = 6 + 3 + full  # a rollout of 6 steps, replay forward and backward, the reference's replay; gradients are scattered
         one, step = gathered_bytes(m, 8, 1, full), gathered_bytes(m, 8, calls, full)
-        hide = [one / speed / 1e9 / (m.flops / options.teraflops / 1e12) for speed in (options.inside, options.link)]
-        seconds = [step / speed / 1e9 for speed in (options.inside, options.link)]
+        hide = [one / speed / 1e9 / (m.flops / teraflops / 1e12) for speed in (inside, link)]
+        seconds = [step / speed / 1e9 for speed in (inside, link)]
         rows = f"{hide[0]:.1f} / {hide[1]:.1f}"
         kind = "full" if full else "LoRA"
         print(f"| {m.name} {kind} | {one / 1e9:.1f} GB | {step / 1e9:.0f} GB | {seconds[0]:.2f} s | {seconds[1]:.2f} s | {rows} |")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,5 @@
 """Memory of each process while a denoiser is loaded, forked and spread over two processes. Prints the table of docs/scaling.md.
 
-    python benchmarks/spread_loading.py
-
 A Stable Diffusion 3 transformer of random weights, 104 M numbers, is written into a copy of the embedded pipeline, in float32 and in
 bfloat16; a run with reference and average is built from it in two gloo processes: as with `--shard`, and with each process loading the
 whole denoiser first. A process's private memory is the `Pss_Anon` of Linux's /proc/self/smaps_rollup, and what it shares with the files
@@ -9,7 +7,6 @@ whole denoiser first. A process's private memory is the `Pss_Anon` of Linux's /p
 count as private memory; elsewhere they lie on the device.
 """
 
-import argparse
 import gc
 import json
 import os
@@ -26,6 +23,7 @@ from typing import Any
 import attrs
 import torch
 
+from benchmarks.record import RESULTS, write
 from diffalign.core import AlignmentLoop, Average, Devices, Lockstep, Policy
 from diffalign.embedded import SHAPEWORLD
 from diffalign.objectives import SoftmaxTB
@@ -36,7 +34,6 @@ from diffalign.prompts import Prompts
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.testing import channel_reward
 
-RESULTS = Path(__file__).parent / "results" / "spread_loading.json"
 CASES = {"LoRA, float32 files": ("float32", True), "full, float32 files": ("float32", False), "full, bfloat16 files": ("bfloat16", False)}
 
 
@@ -143,12 +140,16 @@ def measure(pipeline: str, lora: bool, waits: bool, out: Path) -> None:
     disconnect(devices)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--process", nargs=4, metavar=("PIPELINE", "LORA", "WAITS", "OUT"), help=argparse.SUPPRESS)
-    process = parser.parse_args().process
-    if process:
-        return measure(process[0], process[1] == "1", process[2] == "1", Path(process[3]))
+def seen_by(out: Path) -> list[dict[str, Any]]:
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def main(json: Path = RESULTS / "spread_loading.json") -> None:
+    """Start two processes for each case.
+
+    Args:
+        json: where the table is written
+    """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         sizes = {dtype: write_pipeline(Path(folder) / dtype, dtype) for dtype in ("float32", "bfloat16")}
@@ -157,18 +158,18 @@ def main() -> None:
                 out = Path(folder) / f"{name}-{waits}"
                 out.mkdir()
                 words = [Path(folder) / dtype, int(lora), int(waits), out]
-                torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, "--process"]
+                torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--module", __name__]
                 subprocess.run([*torchrun, *map(str, words)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-                seen = [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+                seen = seen_by(out)
                 rows.append({"run": name, "waits": waits, "file_mb": sizes[dtype], "processes": seen})
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    write(json, rows)
     print("| run | denoiser is loaded | loaded | forked | spread | peak |\n|---|---|---|---|---|---|")
     for row in rows:
         most = [max(one[stage]["private"] for one in row["processes"]) for stage in ("loaded", "forked", "spread")]
         cells = " | ".join(f"{value:,.0f} MB" for value in [*most, max(one["peak"] for one in row["processes"])])
         print(f"| {row['run']} | {'to be spread' if row['waits'] else 'whole'} | {cells} |")
-    return None
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # one of the two processes
+    pipeline, lora, waits, out = sys.argv[1:]
+    measure(pipeline, lora == "1", waits == "1", Path(out))

@@ -1,7 +1,5 @@
 """Network rows, calls and seconds of one TMPO step: one batched call a step and unique-parent replay, against one branch at a time.
 
-python benchmarks/tmpo_step.py [--repeats 5] [--only steps|memory] [--json FILE]
-
 For each schedule three ways of doing the same step (rollout of one prompt, one update) are timed in turns in one process:
   branches   every branch is forwarded alone, and the update evaluates every stochastic step of every leaf (as TMPO's release does)
   diffalign  TreeSampler and SoftmaxTB
@@ -16,19 +14,19 @@ alone. A tree of 9 leaves has 4 rows to replay and does not fill a budget of 9. 
 on, so they are part of the peak wherever there is one: 4.8 MB of the tiny Flux, which trains every weight.
 """
 
-import argparse
 import gc
-import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import FluxTransformer2DModel
-from live_bytes import LiveBytes
 from torch import Tensor, nn
-from tree_steps import branch_by_branch, measured, ours
 
+from benchmarks.cost.live_bytes import LiveBytes
+from benchmarks.cost.tree_steps import branch_by_branch, measured, ours
+from benchmarks.record import Record
 from diffalign import Progress, Prompt, Streams
 from diffalign.core import CPS, Condition, Policy, ShiftedGrid
 from diffalign.objectives import RatioNorm
@@ -137,7 +135,7 @@ def update_memory(policy: Policy, splits: tuple[int, ...], rows: int, ratio_norm
     return {"peak": live.peak, "batch": batch.trajectories.latents.nbytes + batch.trajectories.mean.nbytes}
 
 
-def memory(budgets: list[int]) -> dict[str, dict[int, dict[int, dict[str, int]]]]:
+def memory(budgets: Sequence[int]) -> dict[str, dict[int, dict[int, dict[str, int]]]]:
     """Name -> row budget -> leaves -> bytes, printed as they come."""
     print("\npeak of live tensors in the update, above what was there before it (MB)")
     print(f"{'':22s} {'rows':>5s} " + " ".join(f"{leaves:>5d} leaves" for leaves in SPLITS) + "   bytes a leaf, 81 to 243")
@@ -175,23 +173,21 @@ def seconds(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rows", type=int, nargs="+", default=[2, 9], help="row budgets of the memory table")
-    parser.add_argument("--only", choices=["steps", "memory"], help="one of the tables")
-    parser.add_argument("--json", type=Path, help="also write the tables here; one that is not made stays as it is in the file")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    result: dict[str, dict] = {}
-    if arguments.only != "memory":
-        result["steps"] = seconds(arguments.repeats)
-    if arguments.only != "steps":
-        result["memory"] = memory(arguments.rows)
-    if arguments.json:
-        before = json.loads(arguments.json.read_text()) if arguments.only and arguments.json.exists() else {}
-        arguments.json.write_text(json.dumps(before | result, indent=1))
+def main(
+    repeats: int = 5,
+    rows: tuple[int, ...] = (2, 9),
+    only: tuple[Literal["steps", "memory"], ...] = ("steps", "memory"),
+    json: Path | None = None,
+) -> None:
+    """Make the tables.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        repeats: of each way, after the one that warms up
+        rows: budgets of the table of memory
+        only: tables
+        json: also write the tables here; one that is not made stays as it is in the file
+    """
+    record = Record(json)
+    for table in only:
+        record.content[table] = seconds(repeats) if table == "steps" else memory(rows)
+        record.save()

@@ -1,4 +1,4 @@
-"""Ways of doing one TMPO step on any policy, and how they are measured: shared by tmpo_step.py and families.py."""
+"""Ways of doing one TMPO step on any policy, and how they are measured: shared by the costs `tmpo_step` and `families`."""
 
 import time
 from collections.abc import Callable

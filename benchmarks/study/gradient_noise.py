@@ -1,7 +1,5 @@
 """How much of a step's gradient is signal, layer by layer: which layers to adapt, and which tree to draw.
 
-python benchmarks/gradient_noise.py RUN [--batches 40] [--json FILE] [--KEY VALUE ...]
-
 Takes the gradients g_1 .. g_n of n steps of a run without moving any weight (same weights, other prompts, other noise) and prints by kind
 of layer
 
@@ -9,17 +7,16 @@ of layer
 
 the squared cosine between one step's gradient and the true one, and its jackknife error. About 1 / signal steps are needed before what was
 learned outweighs what was gathered by chance, so where the noise is high it is better to adapt the layers with a high share, and to compare
-trees of equal cost by it. `--policy.lora null` looks at all weights of the model; LoRA's A matrices have no gradient at the start.
+trees of equal cost by it. `--changes policy.lora=null` looks at all weights of the model; LoRA's A matrices have no gradient at the start.
 """
 
-import argparse
-import json
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.record import write
 from diffalign import Progress
 from diffalign.config import parse
 
@@ -49,22 +46,25 @@ def signal(products: Tensor) -> tuple[float, float]:
     return float(share(products)), float(((count - 1) * (without - without.mean()).square().mean()).sqrt())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run file, or the name of a built-in run")
-    parser.add_argument("--batches", type=int, default=40, help="steps whose gradients are taken")
-    parser.add_argument("--json", type=Path, help="also write the table here")
-    arguments, overrides = parser.parse_known_args()
+def main(run: str, changes: tuple[str, ...] = (), batches: int = 40, json: Path | None = None) -> None:
+    """Measure a run.
 
-    loop = parse(arguments.run, [*overrides, "--max_grad_norm", "null"]).build()
+    Args:
+        run: a run file, or the name of a built-in run
+        changes: KEY=VALUE each, what is other than in the run file
+        batches: steps whose gradients are taken
+        json: also write the table here
+    """
+    overrides = [f"--{change}" for change in changes]
+    loop = parse(run, [*overrides, "--max_grad_norm", "null"]).build()
     (role,) = loop.running
     policy = loop.trained()[role]
     recorder = loop.running[role] = Recorder(policy.trainable_parameters().values())
-    for step in range(arguments.batches):
-        loop.step(loop.prompts.draw(step, loop.prompts_per_step), Progress(step, arguments.batches))
+    for step in range(batches):
+        loop.step(loop.prompts.draw(step, loop.prompts_per_step), Progress(step, batches))
 
     products: dict[str, Tensor] = {}
-    everything = torch.zeros(arguments.batches, arguments.batches, dtype=torch.float64)
+    everything = torch.zeros(batches, batches, dtype=torch.float64)
     for number, name in enumerate(policy.trainable_parameters()):
         rows = torch.stack([gradients[number].flatten().double() for gradients in recorder.seen])
         kind = re.sub(r"\d+", "*", name)
@@ -76,14 +76,7 @@ def main() -> None:
         if norm > 0:
             share, error = signal(inner)
             table[kind] = {"share of the squared norm": norm, "signal": share, "error": error}
-    print(f"{'signal':>8}{'+-':>8}{'norm^2':>8}  layer ({arguments.batches} steps)")
+    print(f"{'signal':>8}{'+-':>8}{'norm^2':>8}  layer ({batches} steps)")
     for kind, row in sorted(table.items(), key=lambda item: (item[0] != "all", -item[1]["signal"])):
         print(f"{row['signal']:>8.4f}{row['error']:>8.4f}{row['share of the squared norm']:>8.1%}  {kind}")
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"run": arguments.run, "overrides": overrides, "batches": arguments.batches, "layers": table}, indent=1)
-        )
-
-
-if __name__ == "__main__":
-    main()
+    write(json, {"run": run, "overrides": overrides, "batches": batches, "layers": table})

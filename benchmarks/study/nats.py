@@ -1,21 +1,18 @@
 """One temperature in 2 to 65,536 dimensions: beta is in nats, so equal numbers lead to equal policies.
 
-python benchmarks/nats_study.py [--sizes 2 64 2048 65536] [--betas 1 5 20 100] [--total 120] [--json FILE]
-
 A mixture of eight Gaussians on a ring in the first two of D latent numbers, of which the weights alone are trained (so that the number of
 trained numbers is the same in every D), by Softmax-TB with a kernel of density "mean" and a reward that says yes to every second mode.
 Printed: reward, KL to the reference in nats, and `reference/felt` at the end. Below, the same with beta per dimension as it was before
 temperatures were nats: beta times D nats.
 """
 
-import argparse
-import json
 import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.record import Record
 from diffalign import AlignmentLoop, Progress, Prompt
 from diffalign.core import CPS
 from diffalign.objectives import SoftmaxTB
@@ -68,25 +65,26 @@ def run(size: int, beta: float, total: int, seed: int) -> dict[str, float]:
     return {short: sum(step[name] for step in last) / len(last) for short, name in names.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="*", type=int, default=[2, 64, 2048, 65536])
-    parser.add_argument("--betas", nargs="*", type=float, default=[1.0, 5.0, 20.0, 100.0])
-    parser.add_argument("--total", type=int, default=100, help="steps of a run")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
+def main(
+    sizes: tuple[int, ...] = (2, 64, 2048, 65536),
+    betas: tuple[float, ...] = (1.0, 5.0, 20.0, 100.0),
+    total: int = 100,
+    seed: int = 0,
+    json: Path | None = None,
+) -> None:
+    """Run the study.
+
+    Args:
+        sizes: numbers of a latent
+        betas: nats per unit of reward; beside them that of each size in the convention before
+        total: steps of a run
+        seed: of every run
+        json: also write the rows here, after each; those that it holds are not run again
+    """
+    record = Record(json, {"total": total, "seed": seed})
     print(f"{'D':>6} {'beta':>12} {'reward':>8} {'KL, nats':>9} {'felt':>10}")
-    for size in arguments.sizes:
-        for beta in [*arguments.betas, 4.0 * size]:
-            row = {"size": size, "beta": beta, **run(size, beta, arguments.total, arguments.seed)}
-            rows.append(row)
+    for size in sizes:
+        for beta in [*betas, 4.0 * size]:
+            settings = {"size": size, "beta": beta}
+            row = record.run("rows", settings, lambda settings=settings: run(**settings, total=total, seed=seed))
             print(f"{size:>6} {beta:>12g} {row['reward']:>8.3f} {row['kl']:>9.3f} {row['felt']:>10.5f}", flush=True)
-            if arguments.json:
-                arguments.json.write_text(json.dumps({"total": arguments.total, "seed": arguments.seed, "rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

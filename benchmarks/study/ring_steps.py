@@ -1,18 +1,13 @@
 """One student for 1, 2 and 4 steps, beside a student for each: distillation on the ring of eight modes.
 
-python benchmarks/ring_steps.py [--pretrain 2500] [--distil 400] [--seed 0] [--json FILE]
-
 The network of the ring reads no text, so here a policy around it reads the number of steps from the tag of the prompt, and adds to the
 velocity what a small network makes of it. The student of several numbers draws one at each step (`DrawnSteps`), so it gets as many
 steps of each number as a student of that number alone if it is trained for three times as many in all; both are given.
 Distance to the nearest mode is the root of the mean square, 0.42 for exact modes.
 """
 
-import argparse
 import copy
-import json
 import re
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +16,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import ring
-import ring_tdm_r1
-
+from benchmarks.record import write
+from benchmarks.subjects.examples import ring, ring_tdm_r1
 from diffalign.core import Condition, Policy, PolicyAround, Prompt, ShiftedGrid
 from diffalign.objectives import TrajectoryDistributionMatching
 from diffalign.policies import TDMPolicy
@@ -82,17 +75,17 @@ def student_of(base: Policy, counts: Sequence[int], total: int, seed: int) -> Po
     return ring_tdm_r1.trained(objective, optimizers, total, seed, sampler)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrain", type=int, default=2500, help="steps of the base's training")
-    parser.add_argument("--distil", type=int, default=400, help="steps of distillation of a student of one number of steps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the table here")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)  # tensors are tiny
+def main(pretrain: int = 2500, distil: int = 400, seed: int = 0, json: Path | None = None) -> None:
+    """Distil the students.
 
+    Args:
+        pretrain: steps of the base's training
+        distil: steps of distillation of a student of one number of steps
+        seed: of all training
+        json: also write the table here
+    """
     start = time.process_time()
-    base = ring.trained_base(arguments.seed, arguments.pretrain).fork()
+    base = ring.trained_base(seed, pretrain).fork()
     table: dict[str, Row] = {}
 
     def measure(name: str, policy: Policy, steps: int) -> None:
@@ -103,14 +96,9 @@ def main() -> None:
     for steps in STEPS:
         measure("base", TDMPolicy(base, steps, ShiftedGrid(3.0)), steps)
     for name, factor in (("one for all", 1), ("one for all, three times", 3)):
-        student = student_of(base, STEPS, factor * arguments.distil, arguments.seed)
+        student = student_of(base, STEPS, factor * distil, seed)
         for steps in STEPS:
             measure(name, student.at(steps), steps)
     for steps in STEPS:
-        measure("alone", student_of(base, [steps], arguments.distil, arguments.seed), steps)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        measure("alone", student_of(base, [steps], distil, seed), steps)
+    write(json, table)

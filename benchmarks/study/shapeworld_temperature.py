@@ -1,19 +1,17 @@
 """Softmax-TB on ShapeWorld over inverse temperatures in nats, for a convention of the log-density.
 
-python benchmarks/shapeworld_temperature.py FOLDER [--only DENSITY:BETA ...] [--seed 0] [--json FILE]
-
 Each run is `diffalign train shapeworld_tmpo --objective.beta=BETA --policy.kernel.density=DENSITY`, the demo otherwise, into
 FOLDER/DENSITY-BETA; a run whose folder has its last evaluation is not made again. Five minutes a run on one free core. Printed: the change
 of the held-out rewards and of L-GMD, with 95 % intervals over prompts.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record import Record
 from diffalign.evaluation import paired_change
 from diffalign.evaluation.recorded import by_prompt
 
@@ -35,31 +33,27 @@ def changes(folder: Path) -> dict[str, list[float]] | None:
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", nargs="+", default=RUNS, metavar="DENSITY:BETA")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
-    arguments = parser.parse_args()
-    table = {}
+def main(folder: Path, only: tuple[str, ...] = RUNS, seed: int = 0, json: Path | None = None) -> None:
+    """Make the runs that are not there yet, and print the changes.
+
+    Args:
+        folder: of the runs
+        only: runs, DENSITY:BETA each
+        seed: of every run
+        json: also write the numbers here
+    """
+    record = Record(json, {"seed": seed})
     print(f"{'density':<10}{'beta':>6}" + "".join(f"{column:>26}" for column, _, _ in SHOWN))
-    for run in arguments.only:
+    for run in only:
         density, beta = run.split(":")
-        folder = arguments.folder / f"{density}-{beta}"
-        if changes(folder) is None:
+        place = folder / f"{density}-{beta}"
+        if changes(place) is None:
             command = ["diffalign", "train", "shapeworld_tmpo", f"--objective.beta={beta}", f"--policy.kernel.density={density}"]
-            command += [f"--seed={arguments.seed}", f"--folder={folder}"]
+            command += [f"--seed={seed}", f"--folder={place}"]
             subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
-        row = changes(folder)
+        row = changes(place)
         assert row is not None
-        print(
-            f"{density:<10}{beta:>6}" + "".join(f"{mean:>+10.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in row.values()), flush=True
-        )
-        table[run] = row
-        if arguments.json:
-            arguments.json.write_text(json.dumps({"seed": arguments.seed, "runs": table}, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+        numbers = "".join(f"{mean:>+10.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in row.values())
+        print(f"{density:<10}{beta:>6}{numbers}", flush=True)
+        record.content.setdefault("runs", {})[run] = row
+        record.save()

@@ -1,7 +1,5 @@
 """What TDM-R1 gives to a student of four steps, and which of its parts it needs.
 
-python benchmarks/tdm_r1_study.py [--world shapeworld] [--seeds N] [--steps N] [--only ARM ...] [--json FILE] [--figure FILE]
-
     TDM-R1                      the run file `shapeworld_tdm_r1`, or the settings of `examples/ring_tdm_r1.py`
     last stage spared           the reward pulls at the first three stages, whose ends are noisy, not at the last; weight 12 instead of 8
     no reward term              the control: distillation goes on, with as many steps and samples
@@ -13,23 +11,19 @@ python benchmarks/tdm_r1_study.py [--world shapeworld] [--seeds N] [--steps N] [
 `--world shapeworld`: held-out prompts of all four families, of which the run trains on counts; beside the arms the base with 100 and with 8
 network evaluations and the student that they start from, all with the seed's noise. L-GMD is diversity. Minutes to hours.
 `--world ring`: seconds a run; reward, share of samples on rewarded modes, and distance to the nearest mode (0.42 for exact modes).
-`--json` is written after every row, and rows that it holds already are not run again.
 """
 
-import argparse
-import json
-import sys
-from collections.abc import Callable, Mapping
+import functools
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-import torch
+from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import ring
-import ring_tdm_r1
-from bars import bars
-
+from benchmarks.record import Record
+from benchmarks.study.bars import bars
+from benchmarks.subjects.examples import ring, ring_tdm_r1
 from diffalign import config
 from diffalign.config.blueprint import build
 from diffalign.core import CPS, Guided, Policy
@@ -42,6 +36,8 @@ from diffalign.samplers import ChainSampler
 from diffalign.shapeworld import CompositionalReward, ExactMatch
 
 Row = dict[str, float]
+Runs = Iterator[tuple[str, int, Callable[[], Row]]]
+"""Name and seed of what is measured, and how."""
 FAMILIES = ("count", "binding", "relation", "text")
 START = "student, 4 evaluations"
 ETA = 0.8
@@ -131,40 +127,34 @@ def ring_row(arm: str, base: Policy, student: TDMPolicy, steps: int, seed: int) 
     return ring_tdm_r1.measured(ring_tdm_r1.points_of(after, 4))
 
 
-def ring_world(arguments: argparse.Namespace, found: dict[str, dict[str, Row]], save: Callable[[], None]) -> None:
-    steps = 800 if arguments.steps is None else arguments.steps
-    for seed in range(arguments.seeds):
-        key = str(seed)
-        arms = [arm for arm in arguments.only if arm not in ON_SHAPEWORLD]
-        wanted = [arm for arm in (START, *arms) if key not in found.get(arm, {})]
-        if not wanted:
-            continue
-        base = ring.trained_base(seed, arguments.pretrain).fork()
-        student = ring_tdm_r1.distilled(base, arguments.distil, seed)
+def ring_world(only: Sequence[str], seeds: int, steps: int, pretrain: int, distil: int) -> Runs:
+    @functools.cache
+    def start(seed: int) -> tuple[Policy, TDMPolicy]:
+        base = ring.trained_base(seed, pretrain).fork()
+        student = ring_tdm_r1.distilled(base, distil, seed)
         assert isinstance(student, TDMPolicy)
-        for arm in wanted:
-            before = ring_tdm_r1.measured(ring_tdm_r1.points_of(student, 4)) if arm == START else None
-            _note(found, arm, key, before or ring_row(arm, base, student, steps, seed), save)
+        return base, student
+
+    for seed in range(seeds):
+        yield START, seed, lambda seed=seed: ring_tdm_r1.measured(ring_tdm_r1.points_of(start(seed)[1], 4))
+        for arm in only:
+            if arm not in ON_SHAPEWORLD:
+                yield arm, seed, lambda seed=seed, arm=arm: ring_row(arm, *start(seed), steps, seed)
 
 
-def shapeworld(arguments: argparse.Namespace, found: dict[str, dict[str, Row]], save: Callable[[], None]) -> None:
-    prompts = dict(zip(FAMILIES, arguments.prompts, strict=True))
-    for name, make in baselines(not arguments.skip_base).items():
-        for seed in range(arguments.seeds):
-            if str(seed) not in found.get(name, {}):
-                policy, steps = make()
-                _note(found, name, str(seed), measured(policy, steps, prompts, arguments.samples, seed), save)
-    for arm in arguments.only:
-        for seed in range(arguments.seeds):
-            if str(seed) not in found.get(arm, {}):
-                after = trained(arm, seed, arguments.steps)
-                _note(found, arm, str(seed), measured(after, 4, prompts, arguments.samples, seed), save)
+def shapeworld(only: Sequence[str], seeds: int, steps: int | None, prompts: Sequence[int], samples: int, many_steps: bool) -> Runs:
+    measure = functools.partial(measured, prompts=dict(zip(FAMILIES, prompts, strict=True)), samples=samples)
+    for name, make in baselines(many_steps).items():
+        for seed in range(seeds):
+            yield name, seed, lambda make=make, seed=seed: measure(*make(), seed=seed)
+    for arm in only:
+        for seed in range(seeds):
+            yield arm, seed, lambda arm=arm, seed=seed: measure(trained(arm, seed, steps), 4, seed=seed)
 
 
-def _note(found: dict[str, dict[str, Row]], name: str, key: str, row: Row, save: Callable[[], None]) -> None:
-    found.setdefault(name, {})[key] = row
-    print(f"{name:26s} seed {key}  " + "  ".join(f"{measure} {value:.3f}" for measure, value in row.items()), flush=True)
-    save()
+def told(name: str, seed: int, row: Row) -> Row:
+    print(f"{name:26s} seed {seed}  " + "  ".join(f"{measure} {value:.3f}" for measure, value in row.items()), flush=True)
+    return row
 
 
 def table(found: Mapping[str, Mapping[str, Row]], measures: list[str]) -> None:
@@ -173,51 +163,61 @@ def table(found: Mapping[str, Mapping[str, Row]], measures: list[str]) -> None:
     for name, rows in found.items():
         line = f"{name:26s} {len(rows):5d}  "
         for measure in measures:
-            values = torch.tensor([row[measure] for row in rows.values()], dtype=torch.float64)
-            spread = f" +- {float(values.std()):.3f}" if len(values) > 1 else ""
-            line += f"{float(values.mean()):.3f}{spread}".rjust(18)
+            values = [row[measure] for row in rows.values()]
+            spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            line += f"{statistics.mean(values):.3f}{spread}".rjust(18)
         print(line)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=("shapeworld", "ring"), default="shapeworld")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each arm")
-    parser.add_argument("--steps", type=int, help="of a run; by default those of the run file, or 800 on the ring")
-    parser.add_argument("--only", nargs="*", choices=list(ARMS), default=list(ARMS), help="some of the arms")
-    parser.add_argument("--prompts", type=int, nargs=4, default=(24, 12, 12, 12), help="held-out prompts of " + ", ".join(FAMILIES))
-    parser.add_argument("--samples", type=int, default=8, help="of each prompt")
-    parser.add_argument("--skip-base", action="store_true", help="leave out the base with 100 evaluations, the dearest of the baselines")
-    parser.add_argument("--pretrain", type=int, default=2500, help="steps of the ring's base")
-    parser.add_argument("--distil", type=int, default=400, help="steps of the ring's student")
-    parser.add_argument("--json", type=Path, help="rows by world, name and seed; continued where it exists")
-    parser.add_argument("--figure", type=Path, help="bars of the means, one dot for each seed (PNG)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    record: dict[str, dict[str, dict[str, Row]]] = {}
-    if arguments.json and arguments.json.exists():
-        record = json.loads(arguments.json.read_text())
-    found = record.setdefault(arguments.world, {})
+def figure_of(worlds: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> Image.Image:
+    """Bars of the means, one dot for each seed."""
+    panels = []
+    for world, measures in (("shapeworld", ["count exact", *FAMILIES]), ("ring", ["reward", "mass"])):
+        if rows := worlds.get(world):
+            values = {name: {m: [row[m] for row in seeds.values()] for m in measures} for name, seeds in rows.items()}
+            panels.append((f"{world}: mean {'reward by family' if world == 'shapeworld' else 'on the rewarded modes'}", values))
+    return bars(panels)
 
-    def save() -> None:
-        if arguments.json:
-            arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
-    if arguments.world == "ring":
-        ring_world(arguments, found, save)
-        table(found, ["reward", "mass", "modes", "distance"])
+def main(
+    world: Literal["shapeworld", "ring"] = "shapeworld",
+    seeds: int = 1,
+    steps: int | None = None,
+    only: tuple[Literal[*ARMS], ...] = tuple(ARMS),
+    prompts: tuple[int, int, int, int] = (24, 12, 12, 12),
+    samples: int = 8,
+    skip_base: bool = False,
+    pretrain: int = 2500,
+    distil: int = 400,
+    json: Path | None = None,
+    figure: Path | None = None,
+) -> None:
+    """Run the study in one of the worlds.
+
+    Args:
+        world: where
+        seeds: runs of each arm
+        steps: of a run; by default those of the run file, or 800 on the ring
+        only: arms
+        prompts: held-out prompts of count, binding, relation and text
+        samples: of each prompt
+        skip_base: leave out the base with 100 evaluations, the dearest of the baselines
+        pretrain: steps of the ring's base
+        distil: steps of the ring's student
+        json: rows by world, name and seed, written after each; those that it holds are not run again
+        figure: bars of the means, one dot for each seed (PNG)
+    """
+    record = Record(json)
+    found = record.content.setdefault(world, {})
+    if world == "ring":
+        runs = ring_world(only, seeds, 800 if steps is None else steps, pretrain, distil)
     else:
-        shapeworld(arguments, found, save)
-        table(found, ["count exact", *FAMILIES, *(f"{family} L-GMD" for family in FAMILIES)])
-    if arguments.figure:
-        panels = []
-        for world, measures in (("shapeworld", ["count exact", *FAMILIES]), ("ring", ["reward", "mass"])):
-            if rows := record.get(world):
-                values = {name: {m: [row[m] for row in seeds.values()] for m in measures} for name, seeds in rows.items()}
-                panels.append((f"{world}: mean {'reward by family' if world == 'shapeworld' else 'on the rewarded modes'}", values))
-        bars(panels).save(arguments.figure)
-        print(arguments.figure)
-
-
-if __name__ == "__main__":
-    main()
+        runs = shapeworld(only, seeds, steps, prompts, samples, not skip_base)
+    for name, seed, make in runs:
+        record.once(found.setdefault(name, {}), str(seed), lambda name=name, seed=seed, make=make: told(name, seed, make()))
+    table(
+        found, ["reward", "mass", "modes", "distance"] if world == "ring" else ["count exact", *FAMILIES, *(f"{f} L-GMD" for f in FAMILIES)]
+    )
+    if figure:
+        figure_of(record.content).save(figure)
+        print(figure)

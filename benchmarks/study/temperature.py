@@ -1,18 +1,16 @@
 """Softmax-TB on the ring over decades of the inverse temperature, for each convention of the log-density.
 
-python benchmarks/temperature_study.py [--seeds 3] [--total 700] [--json FILE]
-
 Beta is nats per unit of reward in all of them: what differs is the gradient, whose edges a "squared" log-density weighs by their noise.
-Reward and kept modes are measured as in ring_study.py; intervals are 95 % (t) over seeds.
+Reward and kept modes are measured as in the study of the ring; intervals are 95 % (t) over seeds.
 """
 
-import argparse
-import json
+import functools
+import itertools
 from pathlib import Path
 
-import torch
-from ring_study import interval, ring
-
+from benchmarks.intervals import shown
+from benchmarks.record import Record
+from benchmarks.subjects.examples import ring
 from diffalign.core import CPS
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import NetworkPolicy
@@ -22,29 +20,26 @@ BETAS = (0.2, 2.0, 20.0, 200.0)
 MODES = (0, 2, 4, 6)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--total", type=int, default=700, help="alignment steps")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    bases = [ring.trained_base(seed) for seed in range(arguments.seeds)]
-    table = []
+def run(base: NetworkPolicy, density: str, beta: float, seed: int, total: int) -> dict[str, float]:
+    policy = NetworkPolicy(base.network, base.latent_shape, ring.as_image, CPS(density))
+    aligned = ring.align(policy, lambda student: SoftmaxTB(student, beta=beta), MODES, seed, total)
+    row: dict[str, float] = ring.measure(ring.samples_of(aligned, ring.tree(), 6000), MODES)
+    return row
+
+
+def main(seeds: int = 3, total: int = 700, json: Path | None = None) -> None:
+    """Run the study.
+
+    Args:
+        seeds: runs of each density and beta
+        total: alignment steps
+        json: also write the numbers here, after every run; those that it holds are not run again
+    """
+    record, base = Record(json, {"total": total}), functools.cache(ring.trained_base)
     print(f"{'density':<10}{'beta':>7}{'reward':>18}{'modes of 4':>16}")
-    for density in DENSITIES:
-        for beta in BETAS:
-            rows = []
-            for seed, base in enumerate(bases):
-                policy = NetworkPolicy(base.network, base.latent_shape, ring.as_image, CPS(density))
-                aligned = ring.align(policy, lambda student, beta=beta: SoftmaxTB(student, beta=beta), MODES, seed, arguments.total)
-                rows.append(ring.measure(ring.samples_of(aligned, ring.tree(), 6000), MODES))
-            reward, kept = (interval([row[key] for row in rows]) for key in ("reward", "modes"))
-            print(f"{density:<10}{beta:>7g}{reward[0]:>10.3f} +- {reward[1]:.3f}{kept[0]:>8.2f} +- {kept[1]:.2f}", flush=True)
-            table.append({"density": density, "beta": beta, "seeds": rows})
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"total": arguments.total, "rows": table}, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    for density, beta in itertools.product(DENSITIES, BETAS):
+        rows = record.run("rows", {"density": density, "beta": beta}, lambda: {"seeds": []})["seeds"]
+        for seed in range(seeds):
+            record.once(rows, seed, lambda density=density, beta=beta, seed=seed: run(base(seed), density, beta, seed, total))
+        reward, kept = (shown([row[key] for row in rows[:seeds]], digits) for key, digits in (("reward", 3), ("modes", 2)))
+        print(f"{density:<10}{beta:>7g}{reward:>18s}{kept:>16s}", flush=True)

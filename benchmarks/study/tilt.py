@@ -1,27 +1,21 @@
 """Where relative Softmax-TB ends: at the tilt of the reference per initial noise, and not at p_ref exp(beta R) / Z.
 
-python benchmarks/tilt_study.py [--steps 3000] [--json FILE]
-
 Four neighbouring modes of the ring are rewarded. The initial noise already leans to one side of the ring, and no update can move it,
 so the optimum is E_root[p_ref(. | root) exp(beta R) / Z(root)]. The first table computes both distributions over the eight modes by
 Monte Carlo for several numbers of stochastic steps; the second trains a policy and says how far it ends from each.
 """
 
-import argparse
-import json
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.record import write
+from benchmarks.subjects.examples import ring
 from diffalign import Streams
 from diffalign.core import CPS, Policy
 from diffalign.objectives import SoftmaxTB
 from diffalign.samplers import Branching, roll_out
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import ring
 
 MODES = (0, 1, 2, 3)
 
@@ -50,45 +44,41 @@ def divergence(of: Tensor, other: Tensor) -> float:
     return float(torch.special.xlogy(of, of / other.clamp(min=1e-12)).sum())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--beta", type=float, default=3.0)
-    parser.add_argument("--steps", type=int, default=3000, help="training steps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the tables here")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    base = ring.trained_base(arguments.seed)
+def main(beta: float = 3.0, steps: int = 3000, seed: int = 0, json: Path | None = None) -> None:
+    """Compute the first table and train for the second.
+
+    Args:
+        beta: nats per unit of reward
+        steps: of training
+        seed: of the base and of the training
+        json: also write the tables here
+    """
+    base = ring.trained_base(seed)
     base.kernel = CPS("sum")
     result: dict[str, dict[str, float]] = {}
     print(f"{'stochastic steps of 8':24s} {'KL(per root || overall)':>24s}")
     for noisy in ((3,), (1, 2, 3), (1, 2, 3, 4, 5), (0, 1, 2, 3), (0, 1, 2, 3, 4, 5, 6)):
-        found = distributions(base, noisy, arguments.beta, roots=800, leaves=64)
+        found = distributions(base, noisy, beta, roots=800, leaves=64)
         result[f"stochastic {list(noisy)}"] = {"KL(per root || overall)": divergence(found["per root"], found["overall"])}
         print(f"{list(noisy)!s:24s} {result[f'stochastic {list(noisy)}']['KL(per root || overall)']:24.4f}")
-    wanted = distributions(base, (1, 2, 3), arguments.beta, roots=2000, leaves=64)
+    wanted = distributions(base, (1, 2, 3), beta, roots=2000, leaves=64)
     policy, done = base, 0
     print(f"\n{'trained steps':24s} {'KL(policy || per root)':>24s} {'KL(policy || overall)':>24s}")
     for share, rate in ((0.0, 0.0), (0.5, 3e-4), (0.3, 1e-4), (0.2, 3e-5)):  # the last rates leave no noise of the optimizer
-        count = round(share * arguments.steps)
+        count = round(share * steps)
         if count:
             reference = base.fork()
             policy = ring.align(
                 policy,
-                lambda student, reference=reference: SoftmaxTB(student, reference, beta=arguments.beta),
+                lambda student, reference=reference: SoftmaxTB(student, reference, beta=beta),
                 MODES,
-                arguments.seed + done,
+                seed + done,
                 count,
                 rate,
             )
             done += count
-        got = distributions(policy, (1, 2, 3), arguments.beta, roots=2000, leaves=64)["policy"]
+        got = distributions(policy, (1, 2, 3), beta, roots=2000, leaves=64)["policy"]
         row = {"KL(policy || per root)": divergence(got, wanted["per root"]), "KL(policy || overall)": divergence(got, wanted["overall"])}
         result[f"after {done} steps"] = row
         print(f"{done:<24d} {row['KL(policy || per root)']:24.4f} {row['KL(policy || overall)']:24.4f}", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    write(json, result)

@@ -1,28 +1,27 @@
 """Every objective on the same handwriting: reward against what is kept of the rewarded digits.
 
-python benchmarks/digits_study.py [--arms NAME ...] [--seeds 10] [--steps 600] [--rates 1e-4] [--task even|tilt] [--json FILE]
-
 The prompt is "a digit" and the reward a black box: `even` says yes to even digits; `tilt` adds 0.2 to zeros, so that the optimum of a
 temperature is a known distribution over digits. Every arm starts from the embedded flow, draws the same trees of 27 leaves for 8 groups a
 step from the noise of its seed, and is measured under the sampler that it was trained with, on the same further noise: reward, effective
 classes among the five even ones, distance to the nearest real picture, and the divergence of the class shares from the exact tilt of the
 base by exp(beta R), root by root, because the initial noise does not move.
 
-Runs that the JSON file holds are not run again. Without --seeds it prints the tables of the file: seeds from 100 on are the search, those
+Runs that the file holds are not run again. Without --seeds it prints the tables of the file: seeds from 100 on are the search, those
 below are reported.
 """
 
-import argparse
+import itertools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from ring_study import interval
 from torch import Tensor
 
+from benchmarks.intervals import shown
+from benchmarks.record import RESULTS, Record
 from diffalign import AlignmentLoop, Progress, Prompt, Streams
 from diffalign.core import CPS, Objective, Policy
 from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_to_real, effective_classes, kl
@@ -132,6 +131,7 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor)
         if step + 1 in MEASURED:
             row = {"step": step + 1, "seconds": time.perf_counter() - begun, **measured(policy, sampler, seed, task, target)}
             rows.append(row | {name: report.metrics[name] for name in ("log_ratio/reference", "reference/felt") if name in report.metrics})
+    print(arm, rate, seed, json.dumps({name: round(value, 3) for name, value in rows[-1].items()}), flush=True)
     return rows
 
 
@@ -151,16 +151,10 @@ def measured(policy: Policy, sampler: Any, seed: int, task: str, target: Tensor)
     }
 
 
-def shown(values: list[float]) -> str:
-    """Mean and half of its 95 % interval (t)."""
-    mean, half = interval(values)
-    return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} +- {half:.3f}"
-
-
-def table(known: Mapping[str, Any], search: bool) -> str:
+def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
     """One line a task, arm, rate and step, of the seeds that are reported or of those of the search."""
     groups: dict[tuple[str, str, float, int], list[dict[str, float]]] = {}
-    for entry in (entry for entry in known["runs"] if (entry["seed"] >= SEARCH) == search):
+    for entry in (entry for entry in runs if (entry["seed"] >= SEARCH) == search):
         for row in entry["rows"]:
             groups.setdefault((entry["task"], entry["arm"], entry["rate"], row["step"]), []).append(row)
     lines = []
@@ -170,34 +164,30 @@ def table(known: Mapping[str, Any], search: bool) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=0, help="runs of each arm and rate")
-    parser.add_argument("--first", type=int, default=0, help=f"the first seed; {SEARCH} begins a search")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--rates", nargs="*", type=float, default=[1e-4])
-    parser.add_argument("--task", choices=list(BETA), default="even")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "digits_study.json")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    known: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"runs": [], "targets": {}}
-    task = arguments.task
-    if arguments.seeds and task not in known["targets"]:
-        known["targets"][task] = exact_tilt(task, BETA[task]).tolist()
-    done = {(entry["task"], entry["arm"], entry["rate"], entry["seed"], entry["steps"]) for entry in known["runs"]}
-    for seed in range(arguments.first, arguments.first + arguments.seeds):
-        for arm in arguments.arms:
-            for rate in arguments.rates:
-                if (task, arm, rate, seed, arguments.steps) in done:
-                    continue
-                target = torch.tensor(known["targets"][task], dtype=torch.float64)
-                rows = run(arm, task, seed, arguments.steps, rate, target)
-                known["runs"].append({"task": task, "arm": arm, "rate": rate, "seed": seed, "steps": arguments.steps, "rows": rows})
-                arguments.json.write_text(json.dumps(known, indent=1) + "\n")
-                print(arm, rate, seed, json.dumps({name: round(value, 3) for name, value in rows[-1].items()}), flush=True)
-    print(f"search\n{table(known, True)}\n\nreported\n{table(known, False)}")
+def main(
+    arms: tuple[Literal[*ARMS], ...] = tuple(ARMS),
+    seeds: int = 0,
+    first: int = 0,
+    steps: int = 600,
+    rates: tuple[float, ...] = (1e-4,),
+    task: Literal["even", "tilt"] = "even",
+    json: Path = RESULTS / "digits_study.json",
+) -> None:
+    """Run the study, and print its tables.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        arms: objectives
+        seeds: runs of each arm and rate
+        first: the first seed; 100 begins a search
+        steps: of a run
+        rates: of learning
+        task: what the reward says
+        json: the runs, written after each; those that it holds are not run again
+    """
+    record = Record(json)
+    runs, targets = (record.content.setdefault(name, empty) for name, empty in (("runs", []), ("targets", {})))
+    for seed, arm, rate in itertools.product(range(first, first + seeds), arms, rates):
+        settings = {"task": task, "arm": arm, "rate": rate, "seed": seed, "steps": steps}
+        target = torch.tensor(record.once(targets, task, lambda: exact_tilt(task, BETA[task]).tolist()), dtype=torch.float64)
+        record.run("runs", settings, lambda settings=settings, target=target: {"rows": run(**settings, target=target)})
+    print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")

@@ -1,6 +1,6 @@
 """Model families with random weights: the published shapes, and tiny ones, as policies without text encoders and autoencoder.
 
-Shared by families.py, which runs them, and scaling.py, which only counts them on torch's meta device.
+The cost `families` runs them, `scaling` only counts them on torch's meta device; the GPU check looks at the tiny ones.
 """
 
 from collections.abc import Callable, Mapping
