@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.subjects.random_families import FLUX_DEV, SD35_MEDIUM
+from benchmarks.subjects.random_families import FLUX_DEV, SD35_MEDIUM, Shape, condition_of, policy_of
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 RANK = 32
@@ -34,34 +34,17 @@ class Counted:
     flops: float
 
 
-def count(name: str, network: nn.Module, inputs: dict[str, torch.Tensor]) -> Counted:
-    layers = {layer: module for layer, module in network.named_modules() if isinstance(module, nn.Linear) and layer.endswith(TARGETS)}
-    adapter = sum(RANK * (module.in_features + module.out_features) for module in layers.values())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(**inputs)
-    return Counted(name, sum(p.numel() for p in network.parameters()), adapter, counter.get_total_flops())
-
-
-def networks() -> list[Counted]:
+def count(shape: Shape) -> Counted:
     with torch.device("meta"):
-        sd3, flux = SD35_MEDIUM.network(), FLUX_DEV.network()
-        text = torch.zeros(1, 333, 4096)
-        of_sd3 = {
-            "hidden_states": torch.zeros(1, 16, 64, 64),
-            "timestep": torch.zeros(1),
-            "encoder_hidden_states": text,
-            "pooled_projections": torch.zeros(1, 2048),
-        }
-        of_flux = {
-            "hidden_states": torch.zeros(1, 1024, 64),
-            "timestep": torch.zeros(1),
-            "guidance": torch.zeros(1),
-            "encoder_hidden_states": torch.zeros(1, 512, 4096),
-            "pooled_projections": torch.zeros(1, 768),
-            "img_ids": torch.zeros(1024, 3),
-            "txt_ids": torch.zeros(512, 3),
-        }
-        return [count("SD3.5-M", sd3, of_sd3), count("FLUX.1", flux, of_flux)]
+        network = shape.network()
+    layers = [module for name, module in network.named_modules() if isinstance(module, nn.Linear) and name.endswith(TARGETS)]
+    adapter = sum(RANK * (module.in_features + module.out_features) for module in layers)
+    policy = policy_of(shape, torch.float32, "meta")
+    policy.network.disable_adapters()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        latents = torch.zeros(1, *policy.latent_shape, device="meta")
+        policy.velocity(latents, torch.zeros(1, device="meta"), condition_of(shape, policy))
+    return Counted(shape.name.removesuffix("-dev"), sum(p.numel() for p in network.parameters()), adapter, counter.get_total_flops())
 
 
 def gradient_bytes(model: Counted, full: bool) -> int:
@@ -92,7 +75,7 @@ def main(teraflops: float = 400.0, link: float = 50.0, inside: float = 400.0) ->
         link: GB/s between two machines
         inside: GB/s between devices of one machine
     """
-    models = networks()
+    models = [count(shape) for shape in (SD35_MEDIUM, FLUX_DEV)]
     print("| model | weights | LoRA r 32 | TFLOP a row | TFLOP a group, LoRA | full |\n|---|---|---|---|---|---|")
     for m in models:
         lora, full = (step_flops(m, way) / 1e12 for way in (False, True))

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from benchmarks.cost.live_bytes import LiveBytes
 from benchmarks.cost.tree_steps import branch_by_branch, measured, ours
 from benchmarks.record import Record
+from benchmarks.subjects.random_families import small_flux
 from diffalign import Progress, Prompt, Streams
 from diffalign.core import CPS, Condition, Policy, ShiftedGrid
 from diffalign.objectives import RatioNorm
@@ -39,26 +39,18 @@ SCHEDULES = {
     "T=28 [7,14,21]": (28, FixedPlan((7, 14, 21))),
 }
 
+TABLES = ("steps", "memory")
 SPLITS = {9: (1, 2), 27: (1, 2, 3), 81: (1, 2, 3, 4), 243: (1, 2, 3, 4, 5)}
 """Leaves of the trees of the memory table, and the steps of 8 at which each node has three children."""
 
 
 class FluxField(nn.Module):
-    """A small random FLUX.1 transformer (0.5 M parameters, 64 image and 32 text tokens) as an unconditional velocity field."""
+    """A small random FLUX.1 transformer (64 image and 32 text tokens) as an unconditional velocity field."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.network = FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=1,
-            num_single_layers=2,
-            attention_head_dim=32,
-            num_attention_heads=4,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
-            axes_dims_rope=(8, 12, 12),
-        )
+        self.network = small_flux()
         self.register_buffer("text", torch.randn(1, 32, 32))
         self.register_buffer("pooled", torch.randn(1, 32))
         rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
@@ -173,12 +165,7 @@ def seconds(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
     return result
 
 
-def main(
-    repeats: int = 5,
-    rows: tuple[int, ...] = (2, 9),
-    only: tuple[Literal["steps", "memory"], ...] = ("steps", "memory"),
-    json: Path | None = None,
-) -> None:
+def main(repeats: int = 5, rows: tuple[int, ...] = (2, 9), only: tuple[Literal[*TABLES], ...] = TABLES, json: Path | None = None) -> None:
     """Make the tables.
 
     Args:

@@ -4,6 +4,7 @@ The cost `families` runs them, `scaling` only counts them on torch's meta device
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import attrs
 import torch
@@ -49,65 +50,28 @@ class Shape:
     lora: LoRA
 
 
-FLUX_DEV = Shape(
-    "FLUX.1-dev", lambda: FluxTransformer2DModel(guidance_embeds=True), Flux, pixels=512, tokens=512, lora=LoRA(rank=64, alpha=128)
-)
+_SD35 = partial(SD3Transformer2DModel, patch_size=2, in_channels=16, out_channels=16, qk_norm="rms_norm")
+_SD35_SIZES = {"num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64, "sample_size": 128, "pos_embed_max_size": 384}
+_SD35_WIDTHS = {"joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048}
+_SMALL_SIZES = {"num_layers": 3, "num_attention_heads": 4, "attention_head_dim": 32, "sample_size": 16, "pos_embed_max_size": 16}
+_SMALL_WIDTHS = {"joint_attention_dim": 32, "caption_projection_dim": 128, "pooled_projection_dim": 32}
+_SMALL_FLUX = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)}
+small_flux = partial(FluxTransformer2DModel, **_SMALL_FLUX, joint_attention_dim=32, pooled_projection_dim=32)
+"""0.5 M parameters."""
+
+FLUX_DEV = Shape("FLUX.1-dev", partial(FluxTransformer2DModel, guidance_embeds=True), Flux, 512, 512, LoRA(rank=64, alpha=128))
 SD35_MEDIUM = Shape(
     "SD3.5-M",
-    lambda: SD3Transformer2DModel(
-        sample_size=128,
-        patch_size=2,
-        in_channels=16,
-        num_layers=24,
-        attention_head_dim=64,
-        num_attention_heads=24,
-        joint_attention_dim=4096,
-        caption_projection_dim=1536,
-        pooled_projection_dim=2048,
-        out_channels=16,
-        pos_embed_max_size=384,
-        dual_attention_layers=tuple(range(13)),
-        qk_norm="rms_norm",
-    ),
+    partial(_SD35, **_SD35_SIZES, **_SD35_WIDTHS, dual_attention_layers=tuple(range(13))),
     StableDiffusion3,
     pixels=512,
     tokens=77 + 256,
     lora=LoRA(rank=32, alpha=32),
 )
-TINY_FLUX = Shape(
-    "tiny FLUX.1",
-    lambda: FluxTransformer2DModel(
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(8, 12, 12),
-        guidance_embeds=True,
-    ),
-    Flux,
-    pixels=64,
-    tokens=32,
-    lora=LoRA(rank=8, alpha=16),
-)
+TINY_FLUX = Shape("tiny FLUX.1", partial(small_flux, guidance_embeds=True), Flux, 64, 32, LoRA(rank=8, alpha=16))
 TINY_SD35 = Shape(
     "tiny SD3.5",
-    lambda: SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=16,
-        num_layers=3,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=32,
-        caption_projection_dim=128,
-        pooled_projection_dim=32,
-        out_channels=16,
-        pos_embed_max_size=16,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
-    ),
+    partial(_SD35, **_SMALL_SIZES, **_SMALL_WIDTHS, dual_attention_layers=(0,)),
     StableDiffusion3,
     pixels=64,
     tokens=32,
