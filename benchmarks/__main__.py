@@ -10,6 +10,7 @@ from .options import called, parser_of
 from .programs import ROOMS, Program, programs_of, summary_of
 
 COMMAND = "python -m benchmarks"
+ASKING = ("", "-h", "--help")
 
 
 def listed(rooms: Sequence[str]) -> str:
@@ -31,25 +32,16 @@ def run(program: Program, words: Sequence[str]) -> int:
     return called(main, parser_of(main, f"{COMMAND} {program.room} {program.name}", program.told), words) or 0
 
 
-def refused(asked: str, known: Sequence[str]) -> int:
-    print(f"{COMMAND}: there is no {asked!r}; there are {', '.join(known)}", file=sys.stderr)
-    return 2
-
-
 def main(words: Sequence[str]) -> int:
     room, name = [*words, "", ""][:2]
-    if room in ("", "-h", "--help"):
-        print(listed(list(ROOMS)))
+    programs = programs_of(room) if room in ROOMS else {}
+    if name in programs:
+        return run(programs[name], words[2:])
+    if room in ASKING or (programs and name in ASKING):
+        print(listed([room] if room in ROOMS else list(ROOMS)))
         return 0
-    if room not in ROOMS:
-        return refused(room, list(ROOMS))
-    programs = programs_of(room)
-    if name in ("", "-h", "--help"):
-        print(listed([room]))
-        return 0
-    if name not in programs:
-        return refused(f"{room} {name}", list(programs))
-    return run(programs[name], words[2:])
+    print(f"{COMMAND}: there is no {f'{room} {name}'.strip()!r}; there are {', '.join(programs or ROOMS)}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

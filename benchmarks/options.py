@@ -1,4 +1,4 @@
-"""The options of a program, read off the signature of its `main`, with the help of the docstring's Args."""
+"""The options of a program: the arguments of its `main`, with the help of the Args in the docstring of its file."""
 
 import argparse
 import inspect
@@ -17,10 +17,14 @@ def parser_of(main: Callable[..., object], name: str, told: str) -> jsonargparse
     Args:
         main: a function of typed arguments, or of one attrs class, whose fields they then are
         name: of the program, for the line of usage
-        told: what it is
+        told: what it is, and what the arguments are; those of a class stand in its docstring
     """
     owner = _owner(main)
-    helps = {entry.arg_name: entry.description for entry in docstring_parser.parse(inspect.getdoc(owner) or "").params}
+    told, _, listed = told.partition("\n\nArgs:\n")
+    documented = f"{told}\n\nArgs:\n{listed}" if owner is main else inspect.getdoc(owner) or ""
+    helps = {
+        entry.arg_name: entry.description for entry in docstring_parser.parse(documented, docstring_parser.DocstringStyle.GOOGLE).params
+    }
     parser = jsonargparse.ArgumentParser(prog=name, description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
     for parameter in inspect.signature(owner).parameters.values():
         option = parameter.name if _is_required(parameter) else f"--{parameter.name.replace('_', '-')}"

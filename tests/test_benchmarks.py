@@ -22,6 +22,7 @@ def test_every_program_is_imported_told_in_one_line_and_says_what_its_options_ar
     assert program.summary.endswith((".", "!", "?"))
     told = parser_of(program.main(), program.name, program.told).format_help()
     assert program.summary in told
+    assert "Args:" not in told
     assert f"usage: {program.name}" in told
 
 
@@ -55,16 +56,18 @@ def program(
     fast: bool = False,
     rate: float | None = None,
 ):
-    """Say what came.
-
-    Args:
-        place: where
-        kinds: of things
-        pair: of numbers
-        fast: or not
-        rate: per cent (%)
-    """
     return place, kinds, pair, fast, rate
+
+
+TOLD = """A program.
+
+Args:
+    place: where
+    kinds: of things
+    pair: of numbers
+    fast: or not
+    rate: per cent (%)
+"""
 
 
 @attrs.frozen
@@ -83,7 +86,7 @@ def of_a_class(options: Options):
 
 
 def given(function, *words):
-    return called(function, parser_of(function, "program", "A program."), words)
+    return called(function, parser_of(function, "program", TOLD), words)
 
 
 def test_options_are_the_arguments_of_main():
@@ -92,7 +95,7 @@ def test_options_are_the_arguments_of_main():
     assert given(program, *words) == (Path("there"), ("c",), (3, 4), True, 1e-4)
     assert given(program, "there", "--kinds") == (Path("there"), (), (1, 2), False, None)
     assert given(of_a_class, "--some-rows", "2", "3") == Options((2, 3))
-    told = parser_of(program, "program", "A program.").format_help()
+    told = parser_of(program, "program", TOLD).format_help()
     assert "of things; of 'a, b', 'c' (default: all)" in told
     assert "per cent (%)" in told
 
@@ -116,11 +119,10 @@ def test_other_words_are_refused(function, words, told, capsys):
 
 
 def test_an_argument_without_help_is_an_error():
-    def untold(seeds: int = 1) -> None:
-        """Do it."""
+    def untold(seeds: int = 1) -> None: ...
 
     with pytest.raises(KeyError, match="seeds"):
-        parser_of(untold, "program", "A program.")
+        parser_of(untold, "program", TOLD)
 
 
 def test_a_record_makes_no_run_twice(tmp_path):

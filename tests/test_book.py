@@ -162,7 +162,8 @@ def test_commands_and_their_options_exist(file, capsys):
             assert all(f"\n{target}:" in makefile for target in targets), f"{file.name}: {entry}"
         elif rest[:2] == ["-m", "benchmarks"]:
             for room, name, *options in [rest[2:]] if len(rest) > 3 else []:
-                told = parser_of(programs_of(room)[name].main(), name, "").format_help()
+                found = programs_of(room)[name]
+                told = parser_of(found.main(), name, found.told).format_help()
                 assert all(option in told for option in options if option.startswith("--")), f"{file.name}: {entry}"
         elif program == "python" and rest[0] == "-m":
             assert importlib.util.find_spec(rest[1]), f"{file.name}: {entry}"

@@ -32,8 +32,6 @@ class Options:
         lora: type of the adapters
         rows: of the passes
         tokens: of the text; null is as many as the model has
-        repeats: of the passes, of which the fastest is told
-        checkpointing: recompute activations
         device: of the model
     """
 
@@ -43,8 +41,6 @@ class Options:
     lora: Literal["float32", "bfloat16"] = "float32"
     rows: int = 2
     tokens: int | None = None
-    repeats: int = 3
-    checkpointing: bool = False
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -78,7 +74,7 @@ def attention_of(run: Callable[[], object]) -> list[str]:
 def probe(options: Options) -> dict[str, object]:
     shape = attrs.evolve(SHAPES[options.shape], tokens=options.tokens or SHAPES[options.shape].tokens)
     dtype = torch.float32 if options.shape.startswith("tiny") else torch.bfloat16
-    policy = policy_of(shape, dtype, options.device, options.checkpointing)
+    policy = policy_of(shape, dtype, options.device)
     if options.lora != "float32":
         for parameter in policy.trainable_parameters().values():
             parameter.data = parameter.data.to(getattr(torch, options.lora))
@@ -92,7 +88,7 @@ def probe(options: Options) -> dict[str, object]:
     on_gpu = policy.device.type == "cuda"
     result: dict[str, object] = {"kernels": attention_of(lambda: gradients(forward, weights))}
     times = []
-    for _ in range(options.repeats):
+    for _ in range(3):
         begun = time.perf_counter()
         found = gradients(forward, weights)
         if on_gpu:

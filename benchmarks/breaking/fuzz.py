@@ -1,4 +1,8 @@
-"""Feeds broken run files, overrides and prompt files to the readers: whatever comes out of them is a result or one of our errors."""
+"""Feeds broken run files, overrides and prompt files to the readers: whatever comes out of them is a result or one of our errors.
+
+Args:
+    cases: of each kind
+"""
 
 import tempfile
 import time
@@ -113,17 +117,8 @@ def check_prompts(ending: str, content: bytes, folder: Path) -> bool:
 
 
 def main(cases: int = 10000) -> None:
-    """Try them.
-
-    Args:
-        cases: of each kind
-    """
     quiet = settings(
-        max_examples=cases,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
+        max_examples=cases, deadline=None, database=None, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck)
     )
     accepted = {"run files": 0, "prompt files": 0}
     start = time.monotonic()

@@ -48,15 +48,8 @@ class Options:
 
 def embedded(options: Options, dtype: str = "float32", **settings: Any) -> FlowMatchingPolicy:
     torch.manual_seed(0)
-    given = {
-        "lora": LoRA(rank=4),
-        "grid": ShiftedGrid(3.0),
-        "max_sequence_length": 16,
-        "device": options.device,
-        "dtype": dtype,
-        **settings,
-    }
-    policy = FlowMatchingPolicy.from_pretrained("shapeworld", **given)
+    given = {"lora": LoRA(rank=4), "grid": ShiftedGrid(3.0), "max_sequence_length": 16, "dtype": dtype, **settings}
+    policy = FlowMatchingPolicy.from_pretrained("shapeworld", device=options.device, **given)
     with torch.no_grad():  # adapters that say something
         for name, parameter in policy.trainable_parameters().items():
             if "lora_B" in name:

@@ -3,6 +3,11 @@
 A child trains the ring (a Gaussian mixture, milliseconds a step) with a checkpoint after every step, so that many of the moments lie
 inside the writing of one. After each kill the parent looks at the run folder: every line of the metrics must be whole, and there must be
 a checkpoint to go on from, unless none was due yet.
+
+Args:
+    kills: in all
+    steps: of a run
+    seed: of the moments
 """
 
 import json
@@ -134,13 +139,6 @@ def is_whole(line: str) -> bool:
 
 
 def main(kills: int = 100, steps: int = 24, seed: int = 0) -> int:
-    """Kill, resume, compare.
-
-    Args:
-        kills: in all
-        steps: of a run
-        seed: of the moments
-    """
     with tempfile.TemporaryDirectory() as folder:
         tally = study(Path(folder), kills, steps, seed)
     for name, value in attrs.asdict(tally).items():

@@ -3,6 +3,11 @@
 The faults are those of faults/*.toml: a sign, a sigma off by one, a missing stop-gradient, a wrong group. The working tree is never
 touched. First all tests run on the copy without a fault; then each fault gets its tests, until the first that fails, in a process
 of its own. A fault that Python itself refuses (SyntaxError, ImportError, NameError) is no fault and is reported as invalid.
+
+Args:
+    only: faults with this in their name, kind or file
+    contracts: run the contracts of diffalign.testing on each fault, too
+    json: also write the results here, after each fault; with --only, into those that it holds
 """
 
 import collections
@@ -27,17 +32,7 @@ from benchmarks.record import write
 
 LIMIT = 180
 """Seconds of a processor within which a fault must be caught: other programs on the machine do not lengthen them."""
-PRELOADED = [
-    "torch",
-    "torch.distributed.tensor",
-    "numpy.random",
-    "attrs",
-    "hypothesis.strategies",
-    "pytest",
-    "safetensors.torch",
-    "PIL.Image",
-    "yaml",
-]
+PRELOADED = ["torch.distributed.tensor", "numpy.random", "hypothesis.strategies", "pytest", "safetensors.torch", "PIL.Image", "yaml"]
 """Imported once for all faults; the package itself never is."""
 REFUSED = ("SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError", "NameError", "UnboundLocalError")
 
@@ -132,13 +127,8 @@ def study(copy: Path, empty: Path, fault: Fault, contracts: bool) -> dict[str, A
     row = {"name": fault.name, "kind": fault.kind, "file": fault.file}
     with with_fault(copy, fault):
         outcome = examined(copy, copy, fault.tests, LIMIT)
-        states = {
-            "passed": "equivalent" if fault.equivalent else "survived",
-            "failed": "caught",
-            "refused": "invalid",
-            "timeout": "timeout",
-        }
-        row |= {"state": states[outcome.state], "by": outcome.by, "wall": round(outcome.wall, 1), "cpu": outcome.cpu}
+        states = {"failed": "caught", "refused": "invalid", "passed": "equivalent" if fault.equivalent else "survived"}
+        row |= {"state": states.get(outcome.state, outcome.state), "by": outcome.by, "wall": round(outcome.wall, 1), "cpu": outcome.cpu}
         if fault.equivalent:
             row["reason"] = fault.equivalent
         if contracts:
@@ -167,13 +157,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(only: str = "", contracts: bool = False, json: Path | None = None) -> int:
-    """Plant the faults.
-
-    Args:
-        only: faults with this in their name, kind or file
-        contracts: run the contracts of diffalign.testing on each fault, too
-        json: also write the results here, after each fault; with --only, into those that it holds
-    """
     chosen = [fault for fault in faults() if any(only in text for text in (fault.name, fault.kind, fault.file))]
     if not chosen:
         raise SystemExit(f"--only {only!r}: no fault has this in its name, kind or file")

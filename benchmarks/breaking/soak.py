@@ -2,6 +2,9 @@
 
 Memory is what the process holds (resident set) after a garbage collection, at the end of the warm-up and at the end; files are those of
 the run folder, of which only the metrics may grow, by one line a step.
+
+Args:
+    steps: of the run; the first quarter warms up
 """
 
 import gc
@@ -57,11 +60,6 @@ def soak(folder: Path, steps: int, warm_up: int) -> dict[str, float]:
 
 
 def main(steps: int = 2000) -> int:
-    """Train and watch.
-
-    Args:
-        steps: of the run; the first quarter warms up
-    """
     with tempfile.TemporaryDirectory() as folder:
         result = soak(Path(folder), steps, steps // 4)
     print(json.dumps(result, indent=1))

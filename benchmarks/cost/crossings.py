@@ -4,6 +4,10 @@ The embedded pipeline, two prompts: a tree of 27 trajectories in 6 steps with an
 steps with 6 samples (SurrogateReward); the second step of a run, so that nothing is loaded or encoded for the first time. A wait is a place
 where the host stands still until the device has caught up: `.item()`, `bool(tensor)`, a mask, a copy down, a copy up that is not
 `non_blocking`, an index on the CPU. Counts are exact and do not depend on the machine.
+
+Args:
+    places: that are printed, the busiest first
+    json: also write the table here
 """
 
 from pathlib import Path
@@ -55,12 +59,6 @@ def table() -> dict[str, dict[str, object]]:
 
 
 def main(places: int = 12, json: Path | None = None) -> None:
-    """Count.
-
-    Args:
-        places: that are printed, the busiest first
-        json: also write the table here
-    """
     found = table()
     for name, row in found.items():
         print(f"{name:8s} {row['waits']} waits, {row['bytes up']:,} bytes up, {row['bytes down']:,} down, {row['copies']} copies")

@@ -43,7 +43,7 @@ from diffalign import Progress, Streams
 from diffalign.core.contract import check_first_step
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.compilation import Compilation
-from diffalign.samplers import FixedPlan
+from diffalign.samplers import FixedPlan, TreeSampler
 
 SCHEDULES = {
     FLUX_DEV: (6, FixedPlan((1, 2, 3))),
@@ -141,7 +141,7 @@ def step_of(way: Way, shape: Shape, policy: FlowMatchingPolicy, options: Options
     condition, (steps, plan) = condition_of(shape, policy), SCHEDULES[shape]
     if way.dense:
         return branch_by_branch(policy, condition, plan.draw(steps, Progress(0, 1), Streams(0)), options.sub_batch)
-    return ours(policy, condition, steps, plan, rollout_rows=options.rollout_rows, update_rows=None if way.whole else options.rows)
+    return ours(policy, condition, TreeSampler(steps, plan, rows=options.rollout_rows), rows=None if way.whole else options.rows)
 
 
 def measure(way: Way, shape: Shape, model: Counted, options: Options) -> dict[str, float | None]:
@@ -161,10 +161,7 @@ def measure(way: Way, shape: Shape, model: Counted, options: Options) -> dict[st
         if turn:
             runs.append(run | {"gradient_rows": gradient.rows})
     result: dict[str, float | None] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    useful = {
-        "rollout": result["rollout_rows"] * model.forward,
-        "update": result["gradient_rows"] * (model.forward + model.backward),
-    }
+    useful = {"rollout": result["rollout_rows"] * model.forward, "update": result["gradient_rows"] * (model.forward + model.backward)}
     seconds = {part: result[f"{part}_s"] for part in useful}
     for part in useful:
         result[f"{part}_rows_per_s"] = result[f"{part}_rows"] / seconds[part]

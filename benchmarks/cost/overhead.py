@@ -2,6 +2,11 @@
 
 Runs TMPO on the embedded pipeline as the demo does. "network" is every denoiser forward pass of policy and reference, and the backward
 pass; what is left is the loop: noise, indexing, losses, clipping, optimizer, metrics. Read the shares, not the seconds.
+
+Args:
+    steps: after the one that warms up
+    prompts: of a step
+    json: also write the table here
 """
 
 import time
@@ -37,13 +42,6 @@ class Stopwatch:
 
 
 def main(steps: int = 6, prompts: int = 4, json: Path | None = None) -> None:
-    """Time some steps.
-
-    Args:
-        steps: after the one that warms up
-        prompts: of a step
-        json: also write the table here
-    """
     policy = FlowMatchingPolicy.from_pretrained("shapeworld", lora=LoRA(), grid=ShiftedGrid(2.0), max_sequence_length=16)
     forward, backward = Stopwatch(), Stopwatch()
     policy.family.velocity = forward.around(policy.family.velocity)

@@ -5,6 +5,12 @@ prompts sampled and then scored; prompt by prompt, one after the other; prompt b
 is the time of a step up to the update: rollout, decoding, and waiting for scores; "waited" is the last of them, "hidden" what the reward
 took beside. The last column is the largest difference of a reward of the first step from the run before; 0 is bit for bit. Read the third
 against the second: the first sends fewer, larger requests.
+
+Args:
+    sleep: seconds that the server takes for a request
+    steps: after the one that warms up
+    prompts: of a step
+    json: also write the table here
 """
 
 from pathlib import Path
@@ -65,17 +71,9 @@ def measured(rollout: Rollout, url: str, steps: int, prompts: int) -> Watch:
 
 
 def main(sleep: float = 0.5, steps: int = 2, prompts: int = 4, json: Path | None = None) -> None:
-    """Make the run three times.
-
-    Args:
-        sleep: seconds that the server takes for a request
-        steps: after the one that warms up
-        prompts: of a step
-        json: also write the table here
-    """
     rollouts = {"Sequential()": Sequential(), "Sequential(1)": Sequential(1), "Overlapped(1)": Overlapped(1)}
-    with served(REWARD.format(sleep=sleep), "slow") as server:
-        found = {name: measured(rollout, server.url, steps, prompts) for name, rollout in rollouts.items()}
+    with served(REWARD.format(sleep=sleep), "slow") as (url, _, _):
+        found = {name: measured(rollout, url, steps, prompts) for name, rollout in rollouts.items()}
     print(f"{'rollout':<16}{'scored samples, ms':>20}{'waited':>10}{'hidden':>10}{'difference':>14}")
     table, before = {}, None
     for name, hook in found.items():

@@ -8,27 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import attrs
-
-
-@attrs.frozen
-class Served:
-    """A server.
-
-    Args:
-        url: where it answers
-        pid: of its process
-        folder: in which it runs
-    """
-
-    url: str
-    pid: int
-    folder: Path
-
 
 @contextmanager
-def served(source: str, function: str, *options: str) -> Iterator[Served]:
-    """`diffalign serve-reward` of a function of a module with this source, as long as the block lasts."""
+def served(source: str, function: str, *options: str) -> Iterator[tuple[str, int, Path]]:
+    """`diffalign serve-reward` of a function of a module with this source, as long as the block lasts: its url, process and folder."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "own_reward.py").write_text(source)
         Path(folder, "reward.yaml").write_text(f"own_reward.{function}\n")
@@ -36,7 +19,7 @@ def served(source: str, function: str, *options: str) -> Iterator[Served]:
         server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert server.stdout is not None
         try:
-            yield Served(server.stdout.readline().split()[-1], server.pid, Path(folder))
+            yield server.stdout.readline().split()[-1], server.pid, Path(folder)
         finally:
             server.kill()
             server.communicate()

@@ -4,6 +4,14 @@ The server runs in a process of its own (`diffalign serve-reward`), with fewer s
 requests are told to come back. Its reward writes down what it scores and answers with a number that only this prompt has: every answer
 is compared with its question, and the list with what was asked. "growth" is the server's resident memory at the end over that after a
 tenth of the requests. Read the counts; the seconds depend on the machine.
+
+Args:
+    requests: in all
+    clients: that ask at once
+    images: of a request
+    size: of an image, in pixels
+    queue: seats of the server
+    json: also write the table here
 """
 
 import collections
@@ -47,19 +55,9 @@ class Watch(threading.Thread):
 
 
 def main(requests: int = 1000, clients: int = 16, images: int = 4, size: int = 64, queue: int = 8, json: Path | None = None) -> None:
-    """Ask the server.
-
-    Args:
-        requests: in all
-        clients: that ask at once
-        images: of a request
-        size: of an image, in pixels
-        queue: seats of the server
-        json: also write the table here
-    """
-    with served(REWARD, "number", "--queue", str(queue)) as server:
-        numbers = measure(requests, clients, images, size, server.url, server.pid)
-        scored = collections.Counter((server.folder / "scored.txt").read_text().split())
+    with served(REWARD, "number", "--queue", str(queue)) as (url, process, folder):
+        numbers = measure(requests, clients, images, size, url, process)
+        scored = collections.Counter((folder / "scored.txt").read_text().split())
     expected = {f"r{request}i{image}" for request in range(requests) for image in range(images)}
     numbers["images never scored"] = len(expected - scored.keys())
     numbers["images scored twice"] = sum(count - 1 for count in scored.values())

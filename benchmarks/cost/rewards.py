@@ -2,6 +2,9 @@
 
 Networks have the size of the published ones and random weights: nothing is downloaded, and the time is the same. Processor time of this
 process and its children is counted, so that other programs on the machine do not matter much. The largest needs 5 GB of memory.
+
+Args:
+    only: rewards
 """
 
 import os
@@ -120,11 +123,6 @@ def per_image(reward: Call, images: torch.Tensor, prompts: Sequence[Prompt]) -> 
 
 
 def main(only: tuple[Literal["ShapeWorld", *REWARDS], ...] = ("ShapeWorld", *REWARDS)) -> None:
-    """Time the rewards.
-
-    Args:
-        only: rewards
-    """
     table = Table("reward", "CPU seconds per image")
     drawn = [scenes(family)[0] for family in ("count", "binding", "relation", "text")] * 4
     small = torch.from_numpy(np.stack([draw(scene, np.random.default_rng(n)) for n, scene in enumerate(drawn)]))

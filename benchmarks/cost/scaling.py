@@ -2,6 +2,11 @@
 
 Networks are built on torch's meta device: their shapes are those of the published models, nothing is downloaded, and torch's own counter
 counts the floating point operations of a forward pass.
+
+Args:
+    teraflops: what a device really reaches, a second
+    link: GB/s between two machines
+    inside: GB/s between devices of one machine
 """
 
 import attrs
@@ -68,13 +73,6 @@ def gathered_bytes(model: Counted, processes: int, calls: int, full: bool) -> fl
 
 
 def main(teraflops: float = 400.0, link: float = 50.0, inside: float = 400.0) -> None:
-    """Print the tables.
-
-    Args:
-        teraflops: what a device really reaches, a second
-        link: GB/s between two machines
-        inside: GB/s between devices of one machine
-    """
     models = [count(shape) for shape in (SD35_MEDIUM, FLUX_DEV)]
     print("| model | weights | LoRA r 32 | TFLOP a row | TFLOP a group, LoRA | full |\n|---|---|---|---|---|---|")
     for m in models:

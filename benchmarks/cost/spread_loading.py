@@ -5,6 +5,9 @@ bfloat16; a run with reference and average is built from it in two gloo processe
 whole denoiser first. A process's private memory is the `Pss_Anon` of Linux's /proc/self/smaps_rollup, and what it shares with the files
 `Pss_File`, both less than before the load; the table shows private memory, of the process that has more. On a CPU the parts that are kept
 count as private memory; elsewhere they lie on the device.
+
+Args:
+    json: where the table is written
 """
 
 import gc
@@ -145,11 +148,6 @@ def seen_by(out: Path) -> list[dict[str, Any]]:
 
 
 def main(json: Path = RESULTS / "spread_loading.json") -> None:
-    """Start two processes for each case.
-
-    Args:
-        json: where the table is written
-    """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         sizes = {dtype: write_pipeline(Path(folder) / dtype, dtype) for dtype in ("float32", "bfloat16")}

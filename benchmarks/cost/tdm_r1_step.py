@@ -1,6 +1,12 @@
 """What one step of TDM-R1 costs: network rows by role, and what each role keeps in memory.
 
 Runs the released form (one phase, three roles) on the embedded pipeline. Rows and bytes are exact counts; a guided evaluation is two rows.
+
+Args:
+    prompts: of the step
+    samples: of a prompt
+    guidance: of the teacher and of the surrogate; 1 is none
+    json: also write the table here
 """
 
 from pathlib import Path
@@ -31,14 +37,6 @@ def bytes_of(policies: dict[str, Policy]) -> dict[str, int]:
 
 
 def main(prompts: int = 2, samples: int = 4, guidance: float = 3.0, json: Path | None = None) -> None:
-    """Make one step.
-
-    Args:
-        prompts: of the step
-        samples: of a prompt
-        guidance: of the teacher and of the surrogate; 1 is none
-        json: also write the table here
-    """
     base = FlowMatchingPolicy.from_pretrained("shapeworld", lora=LoRA(rank=32), max_sequence_length=16)
     objective = SurrogateReward(
         TDMPolicy(base, steps=4, grid=ShiftedGrid(3.0)),

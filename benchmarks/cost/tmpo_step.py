@@ -12,6 +12,12 @@ A second table shows how much memory the update takes beyond what was there befo
 fixed row budgets: bytes of live tensors, counted, hence exact. RatioNorm looks at the means of the steps and not at log-probabilities
 alone. A tree of 9 leaves has 4 rows to replay and does not fill a budget of 9. The gradients of all weights are there from the second piece
 on, so they are part of the peak wherever there is one: 4.8 MB of the tiny Flux, which trains every weight.
+
+Args:
+    repeats: of each way, after the one that warms up
+    rows: budgets of the table of memory
+    only: tables
+    json: also write the tables here; one that is not made stays as it is in the file
 """
 
 import gc
@@ -31,7 +37,7 @@ from diffalign import Progress, Prompt, Streams
 from diffalign.core import CPS, Condition, Policy, ShiftedGrid
 from diffalign.objectives import RatioNorm
 from diffalign.policies import FlowMatchingPolicy, LoRA, NetworkPolicy
-from diffalign.samplers import Branching, FixedPlan
+from diffalign.samplers import Branching, FixedPlan, TreeSampler
 
 SCHEDULES = {
     "T=6 [1,3,4] promoted": (6, FixedPlan((1, 3, 4), promote_roots=True)),
@@ -103,8 +109,8 @@ def compare(policy: Policy, steps: int, plan: FixedPlan, repeats: int) -> dict[s
     condition = policy.encode([Prompt("three red circles")])
     ways = {
         "branches": branch_by_branch(policy, condition, branching),
-        "diffalign": ours(policy, condition, steps, plan),
-        "graph": ours(policy, condition, steps, plan, keep_graph=True),
+        "diffalign": ours(policy, condition, TreeSampler(steps, plan)),
+        "graph": ours(policy, condition, TreeSampler(steps, plan, keep_graph=True)),
         "by hand": by_hand(policy, condition, steps, branching),
     }
     table: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
@@ -119,7 +125,7 @@ def compare(policy: Policy, steps: int, plan: FixedPlan, repeats: int) -> dict[s
 def update_memory(policy: Policy, splits: tuple[int, ...], rows: int, ratio_norm: RatioNorm | None) -> dict[str, int]:
     """Peak bytes of an update above what was there before it, and bytes of the batch, which was."""
     condition = policy.encode([Prompt("three red circles")])
-    rollout, update = ours(policy, condition, 8, FixedPlan(splits), update_rows=rows, ratio_norm=ratio_norm)
+    rollout, update = ours(policy, condition, TreeSampler(8, FixedPlan(splits)), rows=rows, ratio_norm=ratio_norm)
     batch = rollout()
     gc.collect()
     with LiveBytes() as live:
@@ -166,14 +172,6 @@ def seconds(repeats: int) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def main(repeats: int = 5, rows: tuple[int, ...] = (2, 9), only: tuple[Literal[*TABLES], ...] = TABLES, json: Path | None = None) -> None:
-    """Make the tables.
-
-    Args:
-        repeats: of each way, after the one that warms up
-        rows: budgets of the table of memory
-        only: tables
-        json: also write the tables here; one that is not made stays as it is in the file
-    """
     record = Record(json)
     for table in only:
         record.content[table] = seconds(repeats) if table == "steps" else memory(rows)

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
 from diffalign import Progress, Streams
 from diffalign.core import Condition, Policy, ScoredBatch, TrajectoryBatch
-from diffalign.objectives import RatioNorm, SoftmaxTB
-from diffalign.samplers import Branching, FixedPlan, TreeSampler, roll_out
+from diffalign.objectives import SoftmaxTB
+from diffalign.samplers import Branching, TreeSampler, roll_out
 
 SUB_BATCH = 9
 """Leaves per call in the update of TMPO's release."""
@@ -24,19 +25,9 @@ def scored(trajectories: TrajectoryBatch) -> ScoredBatch:
     return ScoredBatch(trajectories, rewards, {"r": rewards}, 1, Progress(0, 1), Streams(0))
 
 
-def ours(
-    policy: Policy,
-    condition: Condition,
-    steps: int,
-    plan: FixedPlan,
-    keep_graph: bool = False,
-    rollout_rows: int | None = None,
-    update_rows: int | None = None,
-    ratio_norm: RatioNorm | None = None,
-) -> tuple[Rollout, Update]:
-    """TreeSampler and SoftmaxTB, with row budgets."""
-    objective = SoftmaxTB(policy, measure="path", rows=update_rows, ratio_norm=ratio_norm)
-    sampler = TreeSampler(steps, plan, rows=rollout_rows, keep_graph=keep_graph)
+def ours(policy: Policy, condition: Condition, sampler: TreeSampler, **options: Any) -> tuple[Rollout, Update]:
+    """TreeSampler and SoftmaxTB, which takes the options."""
+    objective = SoftmaxTB(policy, measure="path", **options)
 
     def rollout() -> ScoredBatch:
         with torch.no_grad():

@@ -6,6 +6,15 @@ and the exact match. `--healthy` puts the recorded `watch.jsonl` of other runs t
 kind came, in standard errors (of two steps in a row, the one that came less near). `--noise` does the same for series of
 independent noise as long as the run, with as many prompts a step, and gives the share that rings: false alarms of one held-out reward, the
 trained reward always rising.
+
+Args:
+    seeds: of the hacked runs
+    hacks: their rewards
+    total: steps of a run
+    healthy: run folders with a watch.jsonl
+    noise: series of noise
+    folder: keep the hacked runs here
+    json: also write the tables here, after each row; those that it holds are not measured again
 """
 
 import random
@@ -106,17 +115,6 @@ def main(
     folder: Path | None = None,
     json: Path | None = None,
 ) -> None:
-    """Put hacked runs, recorded ones and noise to the alarm.
-
-    Args:
-        seeds: of the hacked runs
-        hacks: their rewards
-        total: steps of a run
-        healthy: run folders with a watch.jsonl
-        noise: series of noise
-        folder: keep the hacked runs here
-        json: also write the tables here, after each row; those that it holds are not measured again
-    """
     record = Record(json)
     for seed in seeds:
         for hack in hacks:

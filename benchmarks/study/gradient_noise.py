@@ -8,6 +8,12 @@ of layer
 the squared cosine between one step's gradient and the true one, and its jackknife error. About 1 / signal steps are needed before what was
 learned outweighs what was gathered by chance, so where the noise is high it is better to adapt the layers with a high share, and to compare
 trees of equal cost by it. `--changes policy.lora=null` looks at all weights of the model; LoRA's A matrices have no gradient at the start.
+
+Args:
+    run: a run file, or the name of a built-in run
+    changes: KEY=VALUE each, what is other than in the run file
+    batches: steps whose gradients are taken
+    json: also write the table here
 """
 
 import re
@@ -47,14 +53,6 @@ def signal(products: Tensor) -> tuple[float, float]:
 
 
 def main(run: str, changes: tuple[str, ...] = (), batches: int = 40, json: Path | None = None) -> None:
-    """Measure a run.
-
-    Args:
-        run: a run file, or the name of a built-in run
-        changes: KEY=VALUE each, what is other than in the run file
-        batches: steps whose gradients are taken
-        json: also write the table here
-    """
     overrides = [f"--{change}" for change in changes]
     loop = parse(run, [*overrides, "--max_grad_norm", "null"]).build()
     (role,) = loop.running

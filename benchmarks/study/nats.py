@@ -4,23 +4,28 @@ A mixture of eight Gaussians on a ring in the first two of D latent numbers, of 
 trained numbers is the same in every D), by Softmax-TB with a kernel of density "mean" and a reward that says yes to every second mode.
 Printed: reward, KL to the reference in nats, and `reference/felt` at the end. Below, the same with beta per dimension as it was before
 temperatures were nats: beta times D nats.
+
+Args:
+    sizes: numbers of a latent
+    betas: nats per unit of reward; beside them that of each size in the convention before
+    total: steps of a run
+    seed: of every run
+    json: also write the rows here, after each; those that it holds are not run again
 """
 
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.record import Record
+from benchmarks.subjects.examples import ring as circle
 from diffalign import AlignmentLoop, Progress, Prompt
 from diffalign.core import CPS
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
 from diffalign.samplers import FixedPlan, TreeSampler
-
-ANGLES = torch.arange(8) * math.pi / 4
 
 
 class Ring(GaussianMixturePolicy):
@@ -33,16 +38,14 @@ class Ring(GaussianMixturePolicy):
 def ring(size: int) -> Ring:
     """Eight modes, all but the first two coordinates 0; the weights alone are trained."""
     means = torch.zeros(8, size)
-    means[:, 0], means[:, 1] = 4 * ANGLES.cos(), 4 * ANGLES.sin()
+    means[:, :2] = circle.MODES
     policy = Ring(means, 0.3, kernel=CPS("mean"))
     policy.means.requires_grad_(False)
     return policy
 
 
 def even(images: Tensor, prompts: list[Prompt]) -> Tensor:
-    places = (images[:, :2, 0, 0] - 0.5) * 16
-    modes = torch.stack([4 * ANGLES.cos(), 4 * ANGLES.sin()], dim=1)
-    near = torch.cdist(places, modes).min(dim=1)
+    near = torch.cdist(circle.as_points(images), circle.MODES).min(dim=1)
     return ((near.indices % 2 == 0) & (near.values < 1.5)).float()
 
 
@@ -72,15 +75,6 @@ def main(
     seed: int = 0,
     json: Path | None = None,
 ) -> None:
-    """Run the study.
-
-    Args:
-        sizes: numbers of a latent
-        betas: nats per unit of reward; beside them that of each size in the convention before
-        total: steps of a run
-        seed: of every run
-        json: also write the rows here, after each; those that it holds are not run again
-    """
     record = Record(json, {"total": total, "seed": seed})
     print(f"{'D':>6} {'beta':>12} {'reward':>8} {'KL, nats':>9} {'felt':>10}")
     for size in sizes:

@@ -3,6 +3,13 @@
 Every objective starts from the same base of a seed, takes the same steps on the same noise, and is measured under the sampler that it was
 trained with. "modes" is exp of the entropy of the rewarded samples over the rewarded modes, 4 at best. Intervals are 95 % (t) over seeds;
 differences are paired with Softmax-TB seed by seed.
+
+Args:
+    seeds: runs of each objective
+    total: alignment steps
+    adjacent: reward four neighbours instead of every second mode
+    only: objectives
+    json: also write the numbers here, after every run; those that it holds are not run again
 """
 
 import functools
@@ -41,15 +48,6 @@ def main(
     only: tuple[Literal[*OBJECTIVES], ...] = tuple(OBJECTIVES),
     json: Path | None = None,
 ) -> None:
-    """Run the study.
-
-    Args:
-        seeds: runs of each objective
-        total: alignment steps
-        adjacent: reward four neighbours instead of every second mode
-        only: objectives
-        json: also write the numbers here, after every run; those that it holds are not run again
-    """
     modes = (0, 1, 2, 3) if adjacent else (0, 2, 4, 6)
     record = Record(json, {"total": total, "modes": modes})
     runs = {name: record.content.setdefault("runs", {}).setdefault(name, []) for name in only}

@@ -4,6 +4,12 @@ The network of the ring reads no text, so here a policy around it reads the numb
 velocity what a small network makes of it. The student of several numbers draws one at each step (`DrawnSteps`), so it gets as many
 steps of each number as a student of that number alone if it is trained for three times as many in all; both are given.
 Distance to the nearest mode is the root of the mean square, 0.42 for exact modes.
+
+Args:
+    pretrain: steps of the base's training
+    distil: steps of distillation of a student of one number of steps
+    seed: of all training
+    json: also write the table here
 """
 
 import copy
@@ -76,14 +82,6 @@ def student_of(base: Policy, counts: Sequence[int], total: int, seed: int) -> Po
 
 
 def main(pretrain: int = 2500, distil: int = 400, seed: int = 0, json: Path | None = None) -> None:
-    """Distil the students.
-
-    Args:
-        pretrain: steps of the base's training
-        distil: steps of distillation of a student of one number of steps
-        seed: of all training
-        json: also write the table here
-    """
     start = time.process_time()
     base = ring.trained_base(seed, pretrain).fork()
     table: dict[str, Row] = {}

@@ -3,6 +3,12 @@
 Each run is `diffalign train shapeworld_tmpo --objective.beta=BETA --policy.kernel.density=DENSITY`, the demo otherwise, into
 FOLDER/DENSITY-BETA; a run whose folder has its last evaluation is not made again. Five minutes a run on one free core. Printed: the change
 of the held-out rewards and of L-GMD, with 95 % intervals over prompts.
+
+Args:
+    folder: of the runs
+    only: runs, DENSITY:BETA each
+    seed: of every run
+    json: also write the numbers here
 """
 
 import json
@@ -34,14 +40,6 @@ def changes(folder: Path) -> dict[str, list[float]] | None:
 
 
 def main(folder: Path, only: tuple[str, ...] = RUNS, seed: int = 0, json: Path | None = None) -> None:
-    """Make the runs that are not there yet, and print the changes.
-
-    Args:
-        folder: of the runs
-        only: runs, DENSITY:BETA each
-        seed: of every run
-        json: also write the numbers here
-    """
     record = Record(json, {"seed": seed})
     print(f"{'density':<10}{'beta':>6}" + "".join(f"{column:>26}" for column, _, _ in SHOWN))
     for run in only:

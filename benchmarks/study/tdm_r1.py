@@ -11,6 +11,19 @@
 `--world shapeworld`: held-out prompts of all four families, of which the run trains on counts; beside the arms the base with 100 and with 8
 network evaluations and the student that they start from, all with the seed's noise. L-GMD is diversity. Minutes to hours.
 `--world ring`: seconds a run; reward, share of samples on rewarded modes, and distance to the nearest mode (0.42 for exact modes).
+
+Args:
+    world: where
+    seeds: runs of each arm
+    steps: of a run; by default those of the run file, or 800 on the ring
+    only: arms
+    prompts: held-out prompts of count, binding, relation and text
+    samples: of each prompt
+    skip_base: leave out the base with 100 evaluations, the dearest of the baselines
+    pretrain: steps of the ring's base
+    distil: steps of the ring's student
+    json: rows by world, name and seed, written after each; those that it holds are not run again
+    figure: bars of the means, one dot for each seed (PNG)
 """
 
 import functools
@@ -192,21 +205,6 @@ def main(
     json: Path | None = None,
     figure: Path | None = None,
 ) -> None:
-    """Run the study in one of the worlds.
-
-    Args:
-        world: where
-        seeds: runs of each arm
-        steps: of a run; by default those of the run file, or 800 on the ring
-        only: arms
-        prompts: held-out prompts of count, binding, relation and text
-        samples: of each prompt
-        skip_base: leave out the base with 100 evaluations, the dearest of the baselines
-        pretrain: steps of the ring's base
-        distil: steps of the ring's student
-        json: rows by world, name and seed, written after each; those that it holds are not run again
-        figure: bars of the means, one dot for each seed (PNG)
-    """
     record = Record(json)
     found = record.content.setdefault(world, {})
     if world == "ring":

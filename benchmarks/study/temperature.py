@@ -2,6 +2,11 @@
 
 Beta is nats per unit of reward in all of them: what differs is the gradient, whose edges a "squared" log-density weighs by their noise.
 Reward and kept modes are measured as in the study of the ring; intervals are 95 % (t) over seeds.
+
+Args:
+    seeds: runs of each density and beta
+    total: alignment steps
+    json: also write the numbers here, after every run; those that it holds are not run again
 """
 
 import functools
@@ -28,13 +33,6 @@ def run(base: NetworkPolicy, density: str, beta: float, seed: int, total: int) -
 
 
 def main(seeds: int = 3, total: int = 700, json: Path | None = None) -> None:
-    """Run the study.
-
-    Args:
-        seeds: runs of each density and beta
-        total: alignment steps
-        json: also write the numbers here, after every run; those that it holds are not run again
-    """
     record, base = Record(json, {"total": total}), functools.cache(ring.trained_base)
     print(f"{'density':<10}{'beta':>7}{'reward':>18}{'modes of 4':>16}")
     for density, beta in itertools.product(DENSITIES, BETAS):

@@ -3,6 +3,12 @@
 Four neighbouring modes of the ring are rewarded. The initial noise already leans to one side of the ring, and no update can move it,
 so the optimum is E_root[p_ref(. | root) exp(beta R) / Z(root)]. The first table computes both distributions over the eight modes by
 Monte Carlo for several numbers of stochastic steps; the second trains a policy and says how far it ends from each.
+
+Args:
+    beta: nats per unit of reward
+    steps: of training
+    seed: of the base and of the training
+    json: also write the tables here
 """
 
 from pathlib import Path
@@ -45,14 +51,6 @@ def divergence(of: Tensor, other: Tensor) -> float:
 
 
 def main(beta: float = 3.0, steps: int = 3000, seed: int = 0, json: Path | None = None) -> None:
-    """Compute the first table and train for the second.
-
-    Args:
-        beta: nats per unit of reward
-        steps: of training
-        seed: of the base and of the training
-        json: also write the tables here
-    """
     base = ring.trained_base(seed)
     base.kernel = CPS("sum")
     result: dict[str, dict[str, float]] = {}
@@ -69,12 +67,7 @@ def main(beta: float = 3.0, steps: int = 3000, seed: int = 0, json: Path | None 
         if count:
             reference = base.fork()
             policy = ring.align(
-                policy,
-                lambda student, reference=reference: SoftmaxTB(student, reference, beta=beta),
-                MODES,
-                seed + done,
-                count,
-                rate,
+                policy, lambda student, reference=reference: SoftmaxTB(student, reference, beta=beta), MODES, seed + done, count, rate
             )
             done += count
         got = distributions(policy, (1, 2, 3), beta, roots=2000, leaves=64)["policy"]

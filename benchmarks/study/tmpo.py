@@ -8,6 +8,15 @@ base by exp(beta R), root by root, because the initial noise does not move.
 
 Runs that the file holds are not run again. Without --seeds it prints the tables of the file: seeds from 100 on are the search, those
 below are reported.
+
+Args:
+    arms: objectives
+    seeds: runs of each arm and rate
+    first: the first seed; 100 begins a search
+    steps: of a run
+    rates: of learning
+    task: what the reward says
+    json: the runs, written after each; those that it holds are not run again
 """
 
 import itertools
@@ -173,17 +182,6 @@ def main(
     task: Literal["even", "tilt"] = "even",
     json: Path = RESULTS / "digits_study.json",
 ) -> None:
-    """Run the study, and print its tables.
-
-    Args:
-        arms: objectives
-        seeds: runs of each arm and rate
-        first: the first seed; 100 begins a search
-        steps: of a run
-        rates: of learning
-        task: what the reward says
-        json: the runs, written after each; those that it holds are not run again
-    """
     record = Record(json)
     runs, targets = (record.content.setdefault(name, empty) for name, empty in (("runs", []), ("targets", {})))
     for seed, arm, rate in itertools.product(range(first, first + seeds), arms, rates):

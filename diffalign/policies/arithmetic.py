@@ -19,8 +19,8 @@ def attention_kernels(attention: str | None, dispatched: bool) -> tuple[str, ...
     cuDNN's is left out unless it is asked for: its backward pass has known faults, among them a gradient of NaN for the queries where there
     is a mask (https://github.com/pytorch/pytorch/issues/196678), and from torch 2.11 on it is the first choice on Hopper, where a forward
     and backward pass of FLUX.1-dev's shape ends in an execution error (`python -m benchmarks break attention flux cudnn+math`). A kernel
-    that is named by "_native_..." is opened by diffusers where its attention layers go by the name; where they call torch themselves, it is left
-    alone with "math", which takes what it cannot (float32, the wide head of an autoencoder).
+    that is named by "_native_..." is opened by diffusers where its attention layers go by the name; where they call torch themselves, it is
+    left alone with "math", which takes what it cannot (float32, the wide head of an autoencoder).
 
     Args:
         attention: as in `FlowMatchingPolicy.from_pretrained`
