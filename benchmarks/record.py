@@ -50,19 +50,20 @@ class Record:
 
     def once(self, container: Any, key: str | int, make: Callable[[], Any]) -> Any:
         """What a part of the content has at a key, or next in a list; if nothing, it is made and the file written."""
-        if key not in (range(len(container)) if isinstance(container, list) else container):
-            value = make()
-            if isinstance(container, list):
-                container.append(value)
-            else:
-                container[key] = value
+        if isinstance(container, list):
+            if key == len(container):
+                container.append(make())
+                self.save()
+        elif key not in container:
+            container[key] = make()
             self.save()
         return container[key]
 
     def run(self, kind: str, settings: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The entry of the list `kind` with these settings; if there is none, it is made of them and of what `make` gives."""
-        entries = self.content.setdefault(kind, [])
+        entries: list[dict[str, Any]] = self.content.setdefault(kind, [])
         for entry in entries:
             if all(entry.get(name) == value for name, value in settings.items()):
                 return entry
-        return self.once(entries, len(entries), lambda: {**settings, **make()})
+        self.once(entries, len(entries), lambda: {**settings, **make()})
+        return entries[-1]

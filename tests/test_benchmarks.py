@@ -143,6 +143,8 @@ def test_a_record_makes_no_run_twice(tmp_path):
     assert content["runs"][2] == {"arm": "a", "seed": 2, "reward": 1.0}
     assert content["rows"] == [0, 10, 20]
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+    with pytest.raises(IndexError):
+        Record(file).once(content["rows"], 5, lambda: 50)
 
 
 def test_a_run_that_ends_early_leaves_those_before_it(tmp_path):
