@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test check format lint types coverage bench gpu-check reference docs package wheels-gpu clean
+.PHONY: install demo test check format lint types coverage bench gpu-check reference docs package package-clean wheels-gpu clean
 
 install: $(VENV)/.installed
 
@@ -67,6 +67,10 @@ docs: install
 # wheel and sdist in dist/; the wheel is installed into an environment of its own and trains outside the checkout
 package: install
 	$(BIN)/python book/package.py
+
+# the same with every dependency installed anew from the index, as a user does
+package-clean: install
+	$(BIN)/python book/package.py --clean
 
 # in wheels/: what a machine with Python 3.12 and a CUDA build of torch, but without a network, lacks
 wheels-gpu: install

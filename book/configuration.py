@@ -13,7 +13,7 @@ from diffalign.core import AlignmentLoop
 
 FILE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
-HEADER = """\
+HEADER = f"""\
 # Configuration reference
 
 Written by `make reference` from the constructors; a test compares it with them. `diffalign parts NAME` prints the same about one part, a
@@ -25,8 +25,21 @@ A run file is YAML. A value whose type is a part is a class with its arguments, 
 objective:
   class_path: SoftmaxTB        # a name from this page, or the import path of a class of yours
   init_args:
-    beta: {class_path: Linear, init_args: {start: 5.0, end: 20.0, steps: 100}}
+    beta: {{class_path: Linear, init_args: {{start: 5.0, end: 20.0, steps: 100}}}}
 rewards: JPEGCompressibility
+```
+
+The class may be left out where it goes without saying, and only the arguments are written: where the default is a part of that class, where
+there is one class only, and as {", as ".join(f"`{name}` in `{key}`" for key, name in run.USUAL.items())}.
+
+```yaml
+sampler:
+  class_path: TreeSampler
+  init_args: {{steps: 8, plan: {{splits: [1, 2], eta: 0.7}}}}  # a FixedPlan, as the default is
+prompts: {{path: shapeworld/count}}
+optimizers:
+  default: {{lr: 1e-4, weight_decay: 0.0}}  # the others are those of torch's AdamW
+average: {{decay: 0.9}}
 ```
 
 Any value can be replaced on the command line by its dotted name: `diffalign train RUN.yaml --objective.beta=2 --sampler.steps 6`. The

@@ -2,11 +2,13 @@
 
 python book/package.py [--clean]
 
-The environment takes the dependencies from the one that runs this, and the package from the wheel; with --clean it installs everything
-from the index, as a user does (minutes, mostly torch).
+The environment takes the dependencies from the one that runs this, and the package from the wheel. With --clean it installs everything
+from the index, as a user does: about a minute of a core, beside the downloads. torch alone has the version of the environment that runs
+this, so that pip finds it in its cache where that one was installed from the same index, and the largest download is not made twice.
 """
 
 import argparse
+import importlib.metadata
 import subprocess
 import sys
 import sysconfig
@@ -29,7 +31,12 @@ def environment(folder: Path, wheel: Path, clean: bool) -> Path:
     """A virtual environment with the wheel; returns its folder of programs."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *([] if clean else ["--no-deps"]), wheel], check=True)
+    options = ["--no-deps"]
+    if clean:
+        pinned = folder / "pinned.txt"
+        pinned.write_text(f"torch=={importlib.metadata.version('torch').partition('+')[0]}\n")
+        options = ["--no-compile", "--constraint", str(pinned)]  # what is imported is compiled then; the rest is never looked at
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *options, wheel], check=True)
     if not clean:  # a line of a .pth file adds a folder and not what its own .pth files name: the checkout stays out
         (site,) = (folder / "lib").glob("python*/site-packages")
         (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from public_names import kinds
 
 ROOT = Path(__file__).parents[1]
+LOWER = "    options:\n      heading_level: 3\n"
 OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)\)")
 
 
@@ -39,11 +41,9 @@ def _modules(nav: list[Any]) -> list[str]:
 
 def _page(name: str) -> str:
     module = importlib.import_module(name)
-    title = f"# {name}\n\n{module.__doc__}\n"
-    return title + "".join(f"\n::: {name}.{public}\n" for public in sorted(_public(module)))
-
-
-def _public(module: Any) -> list[str]:
-    return list(
-        getattr(module, "__all__", [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__ and n[0] != "_"])
-    )
+    text, parted = f"# {name}\n\n{module.__doc__}\n", kinds(module)
+    for kind, names in parted.items():
+        if len(parted) > 1:  # in the order of reading, as the module has them
+            text += f"\n## {kind}\n"
+        text += "".join(f"\n::: {name}.{public}\n{LOWER if len(parted) > 1 else ''}" for public in names)
+    return text

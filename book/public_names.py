@@ -1,10 +1,12 @@
 """Writes tests/data/public_api.txt, what others may rely on: `python book/public_names.py`, or `make reference`."""
 
+import ast
 import enum
 import importlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 FILE = Path(__file__).parents[1] / "tests" / "data" / "public_api.txt"
@@ -22,18 +24,33 @@ MODULES = (
 )
 
 
+USERS, AUTHORS = "For users", "For authors of parts"
+
+
 def listing() -> str:
     """One line for each public name, with the names of its parameters; one for each public method and computed attribute of a class."""
     return "".join(f"{line}\n" for module in MODULES for line in _of(module))
 
 
+def kinds(module: ModuleType) -> dict[str, list[str]]:
+    """The public names of a module: those for users, and, where a second list is added to its `__all__`, that one for authors of parts."""
+    names = _names(module)
+    additions = [node.value for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.AugAssign)]
+    authors = {name for value in additions for name in ast.literal_eval(value)}
+    parted = {USERS: [name for name in names if name not in authors], AUTHORS: [name for name in names if name in authors]}
+    return {kind: members for kind, members in parted.items() if members}
+
+
 def _of(name: str) -> Iterator[str]:
     module = importlib.import_module(name)
-    for public in sorted(_names(module)):
-        target = getattr(module, public)
-        yield f"{name}.{public}{_signature(target)}"
-        if inspect.isclass(target) and name != "diffalign":  # there again under diffalign.core
-            yield from sorted(f"{name}.{public}.{line}" for line in _members(target))
+    parted = kinds(module)
+    for kind, names in parted.items():
+        yield f"# {name}{f': {kind.lower()}' if len(parted) > 1 else ''}"
+        for public in sorted(names):
+            target = getattr(module, public)
+            yield f"{name}.{public}{_signature(target)}"
+            if inspect.isclass(target) and name != "diffalign":  # there again under their rooms
+                yield from sorted(f"{name}.{public}.{line}" for line in _members(target))
 
 
 def _names(module: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command `diffalign`. Nothing heavy is imported before a command needs it."""
+"""Command `diffalign`. Large packages such as torch are imported only when a command needs them."""
 
 import argparse
 import importlib
@@ -16,15 +16,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: without the program's name; those of the process by default
+        arguments: arguments without the program's name; by default those of the process
 
     Returns:
-        Exit code: 0, 1 after an error at run time, 2 after one of configuration or usage, 130 after an interrupt.
+        Exit code: 0, 1 after an error at run time, 2 after an error of configuration or usage, 130 after an interrupt.
     """
     options, overrides = _parser().parse_known_args(arguments)
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # notes about optional packages would stand between the lines of a run
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # else their notes about optional packages mix with the output of a run
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    if os.getcwd() not in sys.path and "" not in sys.path:  # as `python -m diffalign`: a user's own parts lie beside the run file
+    if os.getcwd() not in sys.path and "" not in sys.path:  # as `python -m diffalign` does, to find a user's parts beside the run file
         sys.path.append(os.getcwd())
     with warnings.catch_warnings():
         try:
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _exit_code(error: Exception) -> int | None:
-    """None for what no user has caused."""
+    """Exit code of a user error; None for a bug."""
     from torch import OutOfMemoryError
 
     from .core import CheckpointError, ConfigError, ContractError, NonFiniteError, ProcessError, RewardError
@@ -69,7 +69,7 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _show_configuration_warnings() -> None:
-    """One line each on stderr, without the line of code that raised it."""
+    """Show each configuration warning as one line on stderr, without the line of code that raised it."""
     from .config import ConfigWarning
 
     shown = warnings.showwarning

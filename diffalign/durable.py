@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what a crash, a full disk or a power cut cannot tear."""
+"""Files that are complete or not there, even after a crash, a full disk or a power cut."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until a file's content, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -16,10 +16,10 @@ def sync(path: Path) -> None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Replace the content of a file: a reader, or the next start after a crash, sees the old or the new one."""
+    """Replace the content of a file. A reader, or the next start after a crash, sees either the old or the new content."""
     temporary = file.with_name(f"{file.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         sync(temporary)
         temporary.replace(file)
     except OSError:
@@ -29,7 +29,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line in one write; where the disk is full, the part of it that fitted is taken back.
+    """Add a line in one write. If the disk is full, the part that was written is removed again.
 
     Raises:
         OSError: it could not be written; the file is as it was.
@@ -47,9 +47,9 @@ def append_line(file: Path, line: str) -> None:
 
 
 def publish(temporary: Path, folder: Path) -> None:
-    """Give a folder whose files are written its name, in place of what may have it.
+    """Rename a folder, once its files are written, and replace an old folder of that name.
 
-    A crash leaves the old folder, or the new one under one of its two names.
+    After a crash there is the old folder, or the new one under its old or its new name.
     """
     for file in temporary.iterdir():
         sync(file)
@@ -66,7 +66,7 @@ def publish(temporary: Path, folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder so that a crash half-way leaves nothing under its name."""
+    """Remove a folder so that even a crash half-way leaves nothing under its name."""
     old = folder.with_name(f"{folder.name}.old.tmp")
     shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)

@@ -1,12 +1,12 @@
-"""Where the data that ships with the package lies. Paths only: importing this imports nothing of the package."""
+"""Paths of the data that ships with the package. Importing this module imports nothing else of the package."""
 
 from pathlib import Path
 
 SHAPEWORLD = Path(__file__).parent / "shapeworld"
-"""`model/` the embedded pipeline, `prompts/` its lists, `runs/` the built-in runs."""
+"""Folder of ShapeWorld: `model/` holds the pipeline, `prompts/` the prompt lists, `runs/` the built-in runs."""
 
 DIGITS = Path(__file__).parent / "digits"
-"""Real handwriting: `model/` the embedded flow, `data/` the pictures, `prompts/` its lists, `runs/` the built-in runs."""
+"""Folder of the digits: `model/` holds the flow, `data/` the images, `prompts/` the prompt lists, `runs/` the built-in runs."""
 
 WORLDS = {"shapeworld": SHAPEWORLD, "digits": DIGITS}
-"""The embedded worlds by name."""
+"""Folders of the worlds, by name."""

@@ -1,30 +1,30 @@
-"""Where a network runs: the name of a device, judged before anything is loaded."""
+"""Devices by name, checked before anything is loaded."""
 
 import torch
 
 
 def placed(device: str) -> torch.device:
-    """The device that a name means.
+    """Find the device of a name.
 
     Args:
-        device: "cpu", "cuda", "cuda:1", ..., or "auto", which is CUDA where there is one
+        device: "cpu", "cuda", "cuda:1", ..., or "auto", which takes CUDA if there is one
 
     Raises:
-        ValueError: no device, or none that torch finds on this machine.
+        ValueError: the name is no device, or torch does not find it on this machine.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, ImportError) as error:  # of a device that it was not built for torch asserts
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch raises AssertionError for a device that it was not built for
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ValueError(f"device must be one that torch finds on this machine ({_found()}) or auto; got {device!r}: {reason}") from error
     return place
 
 
 def is_there(instance: object, attribute: object, device: str | None) -> None:
-    """For a field of attrs: None, or as `placed` takes it."""
+    """Check a field of an attrs class: None, or a name that `placed` accepts."""
     if device is not None:
         placed(device)
 

@@ -1,4 +1,4 @@
-"""A pytest plug-in: `pytest --diffalign mypackage:MyObjective` runs the contract of a part, one test a property."""
+"""Plug-in of pytest: `pytest --diffalign mypackage:MyObjective` runs the contract of a part, with one test per property."""
 
 import importlib
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption(OPTION):
         from .testing.elsewhere import prepare_second_device
 
-        prepare_second_device()  # before a test makes a backward pass
+        prepare_second_device()  # must come before any backward pass
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,7 +45,7 @@ def _loaded(path: str) -> Any:
 
 
 class PropertyItem(pytest.Item):
-    """One property of one part."""
+    """Test of one property of one part."""
 
     def __init__(self, subject: Any, known: Any, **options: Any) -> None:
         super().__init__(**options)

@@ -1,6 +1,6 @@
-"""Experiment trackers through accelerate: TensorBoard, W&B, trackio and others, by name."""
+"""Experiment trackers by accelerate: TensorBoard, W&B, trackio and others, by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from .core import AlignmentLoop, Evaluated, Hook, Report
+from .core.unessential import unessential
 
 _EXTRAS = ("tensorboard", "wandb")
 
@@ -19,18 +20,19 @@ def _names(names: str | Sequence[str]) -> tuple[str, ...]:
 
 @attrs.define(eq=False)
 class Trackers(Hook):
-    """Sends metrics, held-out evaluations, pictures and the configuration to trackers; `metrics.jsonl` is written in any case.
+    """Sends metrics, held-out evaluations, images and the configuration to trackers. `metrics.jsonl` is written in any case.
 
-    The first process alone speaks. What a tracker needs (an account, an offline mode) it takes from its own environment variables.
+    Only the first process sends. A tracker that cannot be started stops the run before its first step; one that fails later is left out
+    from then on, with one message. A tracker reads its own environment variables for an account or an offline mode.
 
     Args:
-        names: as accelerate knows them: tensorboard, wandb, trackio, mlflow, swanlab, aim, comet_ml, clearml, dvclive
-        project: what the runs of a tracker stand under; the name of the run folder by default
-        images_every: steps between pictures of the step's samples, for trackers that take pictures; 0 sends none
-        pictures: how many
+        names: accelerate's names of trackers: tensorboard, wandb, trackio, mlflow, swanlab, aim, comet_ml, clearml, dvclive
+        project: project of the run at a tracker; by default the name of the run folder
+        images_every: steps between images of the step's samples, for trackers that take images; 0 sends none
+        pictures: number of images that are sent at a time
 
     Raises:
-        ValueError: a name that accelerate does not know.
+        ValueError: accelerate does not know a name.
         ImportError: the tracker's package is not installed; the message names it.
     """
 
@@ -82,16 +84,15 @@ class Trackers(Hook):
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         if self._running:
             self._send_evaluations(loop)
-        for tracker in self._running.values():
-            tracker.finish()
+        self._each(lambda name, tracker: tracker.finish())
         self._running = {}
 
     def _configure(self, loop: AlignmentLoop) -> None:
-        """At the first step: the configuration is in the run folder by then."""
+        """Send the configuration. It is called at the first step, when the configuration is in the run folder."""
         file = None if loop.folder is None else loop.folder / "config.yaml"
         if not self._configured and file is not None and file.exists():
-            for tracker in self._running.values():
-                tracker.store_init_configuration(flattened(yaml.safe_load(file.read_text()) or {}))
+            values = flattened(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+            self._each(lambda name, tracker: tracker.store_init_configuration(values))
         self._configured = True
 
     def _send_evaluations(self, loop: AlignmentLoop) -> None:
@@ -107,19 +108,29 @@ class Trackers(Hook):
             self._show("held_out/samples", result.images.flatten(0, 1), result.step)
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
-        for tracker in self._running.values():
-            tracker.log(dict(values), step=step)
+        self._each(lambda name, tracker: tracker.log(dict(values), step=step))
 
     def _show(self, name: str, images: torch.Tensor, step: int) -> None:
         pixels = (images[: self.pictures].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        for kind, tracker in self._running.items():
-            send = getattr(tracker, "log_images", None)  # not every tracker of accelerate takes pictures
-            if send is not None:
-                send({name: pixels}, step=step, **({"dataformats": "NHWC"} if kind == "tensorboard" else {}))
+
+        def send(kind: str, tracker: Any) -> None:
+            log = getattr(tracker, "log_images", None)  # not every tracker of accelerate takes pictures
+            if log is not None:
+                log({name: pixels}, step=step, **({"dataformats": "NHWC"} if kind == "tensorboard" else {}))
+
+        self._each(send)
+
+    def _each(self, call: Callable[[str, Any], object]) -> None:
+        """Call something on every tracker; one that fails is not called again."""
+        for name, tracker in list(self._running.items()):
+            del self._running[name]
+            with unessential(f"tracker {name}"):
+                call(name, tracker)
+                self._running[name] = tracker
 
 
 def flattened(tree: Any, place: str = "") -> dict[str, str | int | float | bool]:
-    """A configuration as one level: {"sampler.init_args.steps": 8}; None is left out."""
+    """Flatten a configuration to one level: {"sampler.init_args.steps": 8}. None values are left out."""
     if isinstance(tree, Mapping | list):
         entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
         flat: dict[str, str | int | float | bool] = {}

@@ -17,7 +17,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from diffalign import AlignmentLoop, Objective, Policy, Progress, Prompt, Streams
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import Objective, Policy, Progress, Streams
 from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_to_real, effective_classes, kl, tilt
 from diffalign.objectives import FlowGRPO, SoftmaxTB
 from diffalign.prompts import Prompts

@@ -1,18 +1,24 @@
 """The demo in Python: align the embedded pipeline with a reward that is a plain function, and watch it with a hook.
 
-python examples/quickstart.py [--total 20] [--json FILE]
+python examples/quickstart.py [--total 20] [--prompts 4] [--json FILE]
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from diffalign import AlignmentLoop
-from diffalign.core import Hook, ShiftedGrid, StandardizedSum
-from diffalign.objectives import SoftmaxTB
-from diffalign.policies import FlowMatchingPolicy, LoRA
-from diffalign.prompts import PromptFile
-from diffalign.samplers import FixedPlan, TreeSampler
+from diffalign import (
+    AlignmentLoop,
+    FixedPlan,
+    FlowMatchingPolicy,
+    Hook,
+    LoRA,
+    PromptFile,
+    ShiftedGrid,
+    SoftmaxTB,
+    StandardizedSum,
+    TreeSampler,
+)
 from diffalign.shapeworld.recognition import find_objects
 
 
@@ -36,6 +42,7 @@ class Table(Hook):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--total", type=int, default=20, help="training steps")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts of a step (%(default)s)")
     parser.add_argument("--lora", default="runs/quickstart-lora", help="folder for the adapters")
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args()
@@ -48,6 +55,7 @@ def main() -> None:
         rewards=reward,
         prompts=PromptFile("shapeworld/count"),
         aggregation=StandardizedSum(),
+        prompts_per_step=arguments.prompts,
         hooks=[table],
     )
     loop.run(arguments.total)

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from diffalign import AlignmentLoop, Progress, Streams
-from diffalign.core import CPS, Objective, Policy, Prompt, TrajectorySampler
+from diffalign import AlignmentLoop
+from diffalign.core import CPS, Objective, Policy, Progress, Prompt, Streams, TrajectorySampler
 from diffalign.objectives import FlowGRPO, SoftmaxTB
 from diffalign.policies import NetworkPolicy
 from diffalign.prompts import Prompts

@@ -17,8 +17,8 @@ import torch
 from ring import EXTENT, MODES, PROMPT, draw, likes, measure, trained_base
 from torch import Tensor, nn
 
-from diffalign import AlignmentLoop, Progress, Streams
-from diffalign.core import Objective, Policy, ShiftedGrid, TrajectorySampler
+from diffalign import AlignmentLoop
+from diffalign.core import Objective, Policy, Progress, ShiftedGrid, Streams, TrajectorySampler
 from diffalign.core.average import Average
 from diffalign.objectives import SurrogateReward, TrajectoryDistributionMatching
 from diffalign.objectives.few_step import CleanerStages, RatioClip, ShareMix

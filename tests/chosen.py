@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny import assert_same, gradient
 
-from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import ScoredBatch
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import Progress, ScoredBatch, Streams
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, roll_out

@@ -171,7 +171,18 @@ def test_commands_and_their_options_exist(file, capsys):
             script = ROOT / rest[0]
             assert script.exists(), f"{file.name}: {entry}"
             assert all(option in script.read_text() for option in rest if option.startswith("--")), f"{file.name}: {entry}"
-        elif len(rest) > 1 and rest[0] in ("train", "check", "sample", "evaluate", "compare", "export", "parts", "check-part", "bundle"):
+        elif len(rest) > 1 and rest[0] in (
+            "train",
+            "check",
+            "sample",
+            "evaluate",
+            "compare",
+            "export",
+            "parts",
+            "check-part",
+            "prompts",
+            "bundle",
+        ):
             _, overrides = parsed(rest)
             unknown = [option for option in overrides if option.startswith("--") and option[2:].split(".")[0].split("=")[0] not in RUN_KEYS]
             assert not unknown, f"{file.name}: {entry} has {unknown}"

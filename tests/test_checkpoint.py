@@ -135,8 +135,8 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(tm
     loop = ring_loop()
     other = CONFIG.replace("4.0", "2.0").replace("total: 4", "total: 8\nseed: 1")
     message = (
-        r"step-000002 is of another configuration: objective.init_args.beta was 4.0, is now 2.0; total was 4, is now 8; "
-        r"seed was -, is now 1. Give the same values, or another folder \(a new total is accepted with --new-total\)."
+        r"step-000002 has another configuration: objective.init_args.beta was 4.0, is now 2.0; total was 4, is now 8; "
+        r"seed was -, is now 1. Give the same values or another folder \(a new total is accepted with --new-total\)."
     )
     with pytest.raises(CheckpointError, match=message):
         Checkpoints(tmp_path, config=other).resume(loop)
@@ -216,7 +216,7 @@ def test_no_pickle_is_trusted(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["state.pt"] = hashlib.sha256((folder / "state.pt").read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"state.pt must hold tensors and plain values"):
+    with pytest.raises(CheckpointError, match=r"state.pt must hold only tensors and plain values"):
         Checkpoints(tmp_path).restore(ring_loop())
     assert not (tmp_path / "owned").exists()
 

@@ -33,7 +33,7 @@ total: 2
 """
 PARTS = '''
 import os, signal
-from diffalign import Reward
+from diffalign.core import Reward
 
 def red(images, prompts):
     """How red it is."""
@@ -172,7 +172,7 @@ def test_an_interrupt_names_the_checkpoint(workplace: Path, capsys: pytest.Captu
     assert len(metrics(workplace / "runs" / "toy")) == 1
     assert signal.getsignal(signal.SIGINT) is before
     assert main(["train", "toy.yaml", "--resume"]) == 1
-    assert "is of another configuration: rewards was my_parts.interrupt, is now my_parts.red" in capsys.readouterr().err
+    assert "has another configuration: rewards was my_parts.interrupt, is now my_parts.red" in capsys.readouterr().err
     assert main(["train", "toy.yaml", "--resume", "--rewards", "my_parts.interrupt"]) == 130
 
 
@@ -233,7 +233,7 @@ def test_errors_of_configuration_write_nothing(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (RUN + "total: 3\n", "error: toy.yaml, line 9: key 'total' stands here a second time (first in line 8); keep one\n"),
+        (RUN + "total: 3\n", "error: toy.yaml, line 9: key 'total' appears a second time (first in line 8); keep one\n"),
         (RUN + "seed: [1\n", "error: toy.yaml, line 10: expected ',' or ']', but got '<stream end>'\n"),
         (RUN.replace("rewards: my_parts.red\n", ""), "error: rewards is missing: a run needs it (a Reward, a function or a mapping (each a Reward or a function)).\n"),
     ],
@@ -286,7 +286,7 @@ def test_the_forecast_knows_what_it_does_not_know(workplace: Path, capsys: pytes
     with (workplace / "my_parts.py").open("a") as file:
         file.write(
             textwrap.dedent("""
-            from diffalign import TrajectorySampler
+            from diffalign.core import TrajectorySampler
             from diffalign.samplers import DeterministicSampler
 
             class Other(TrajectorySampler):
@@ -335,7 +335,7 @@ def test_sample_takes_the_last_checkpoint_of_a_folder(workplace: Path) -> None:
 @pytest.mark.parametrize(("arguments", "code"), [(["--out", "x.docx"], 2), (["--out", "x"], 2)])
 def test_sample_refuses_what_is_no_picture(arguments: list[str], code: int, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "toy.yaml", "--prompt", "one", *arguments]) == code
-    assert "--out must end in the name of a picture format" in capsys.readouterr().err
+    assert "--out must end in an image format" in capsys.readouterr().err
     assert written(workplace) == set()
 
 
@@ -374,7 +374,7 @@ def test_parts_lists_everything_by_slot(workplace: Path, monkeypatch: pytest.Mon
     assert {"Sequential", "Overlapped"} == slots["Rollout"].keys()
     assert "HeldOutEvaluation" in slots["Hook"]
     assert {"Constant", "Linear", "Cosine"} <= slots["Scalar"].keys()
-    assert slots["TrajectorySampler"]["TreeSampler"].startswith("Branches where a plan says;")
+    assert slots["TrajectorySampler"]["TreeSampler"].startswith("Branches at the steps that a plan gives.")
     assert slots["Reward"]["red"] == "How red it is. (theirs 0.3)"
     assert slots["cannot be loaded"]["blue"].startswith("AttributeError: ")
     assert slots["cannot be loaded"]["blue"].endswith("(theirs 0.3)")
@@ -419,7 +419,7 @@ def test_a_run_folder_without_a_checkpoint_begins_at_the_first_step(workplace: P
     assert metrics(workplace / "whole") == metrics(workplace / "parts")
     shutil.rmtree(workplace / "parts" / "step-000002")
     assert main(["train", "toy.yaml", "--folder", "parts", "--resume", "--seed", "1"]) == 1
-    assert "parts is of another configuration: seed was 0, is now 1." in capsys.readouterr().err
+    assert "parts has another configuration: seed was 0, is now 1." in capsys.readouterr().err
 
 
 def test_a_finished_run_whose_end_was_cut_off_is_ended_again(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,4 +434,4 @@ def test_check_plans_for_other_devices(workplace: Path, capsys: pytest.CaptureFi
     assert main(["check", "toy.yaml", "--devices", "3"]) == 0
     assert "3 devices cannot share 2 prompt groups" in capsys.readouterr().out
     assert main(["train", "toy.yaml", "--new-total"]) == 2
-    assert "--new-total goes with --resume" in capsys.readouterr().err
+    assert "--new-total needs --resume" in capsys.readouterr().err

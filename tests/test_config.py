@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import attrs
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse.typing import ClosedUnitInterval, NotEmptyStr
@@ -405,6 +406,57 @@ def test_a_change_of_class_keeps_what_fits_and_says_what_does_not() -> None:
     assert "sampler.plan is no parameter of ChainSampler" in refusal("--sampler", "ChainSampler", "--sampler.plan.eta", "1")
 
 
+def test_a_class_that_is_usual_at_its_place_need_not_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("one\ntwo\n")
+    evaluation = {"prompts": "prompts.txt", "samples": 2, "steps": 4}
+    named = {
+        "prompts": {"class_path": "PromptFile", "init_args": {"path": "prompts.txt"}},
+        "optimizers": {"default": {"class_path": "AdamW", "init_args": {"lr": 1e-3}}},
+        "evaluation": {"class_path": "HeldOutEvaluation", "init_args": evaluation},
+    }
+    short = {"prompts": {"path": "prompts.txt"}, "optimizers": {"default": {"lr": 1e-3}}, "evaluation": evaluation}
+    texts = [yaml.safe_dump(yaml.safe_load(RUN) | keys) for keys in (named, short)]
+    assert parse(text=texts[1]).yaml() == parse(text=texts[0]).yaml()
+    optimizer = parse(text=texts[1]).build().running["policy"]
+    assert (type(optimizer), optimizer.defaults["lr"]) == (torch.optim.AdamW, 1e-3)
+
+
+NAMED = "{class_path: TreeSampler, init_args: {steps: 6, plan: {class_path: FixedPlan, init_args: {eta: 0.5, splits: [2]}}}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dropped"),
+    [
+        (["--sampler.plan=ProgressPlan"], "sampler.plan: ProgressPlan does not take splits"),
+        (["--sampler.plan.class_path=ProgressPlan"], "sampler.plan: ProgressPlan does not take splits"),
+        (["--sampler.plan=AdaptivePlan", "--sampler.plan=ProgressPlan"], "sampler.plan: ProgressPlan does not take splits"),
+        (["--sampler.plan=ProgressPlan", "--sampler.plan.branches=4"], "sampler.plan: ProgressPlan does not take splits"),
+        (["--sampler.plan=ProgressPlan", "--sampler.plan.eta=0.25"], "sampler.plan: ProgressPlan does not take splits"),
+        (["--optimizers.default=SGD"], "optimizers.default: SGD does not take betas"),
+        (["--optimizers.default=SGD", "--optimizers.default.momentum=0.5"], "optimizers.default: SGD does not take betas"),
+    ],
+)
+def test_a_change_of_class_keeps_as_much_where_the_file_names_none(overrides: list[str], dropped: str) -> None:
+    before = "{class_path: TreeSampler, init_args: {steps: 6, plan: {class_path: FixedPlan, init_args: {eta: 0.5}}}}"
+    run = RUN.replace("{lr: 1e-3}", "{lr: 1e-3, betas: [0.0, 0.5]}")
+    named = run.replace(before, NAMED)
+    short = run.replace(before, "{class_path: TreeSampler, init_args: {steps: 6, plan: {eta: 0.5, splits: [2]}}}")
+    short = short.replace("{class_path: AdamW, init_args: {lr: 1e-3, betas: [0.0, 0.5]}}", "{lr: 1e-3, betas: [0.0, 0.5]}")
+    with pytest.warns(config.ConfigWarning) as said:
+        trees = [parse(*overrides, text=text) for text in (named, short)]
+    assert trees[0].yaml() == trees[1].yaml()
+    assert [str(warning.message) for warning in said] == [f"{dropped} of the run file; dropped"] * 2
+
+
+def test_parts_by_name_are_no_arguments_of_the_part_that_replaces_them() -> None:
+    text = RUN.replace(
+        "rewards: test_config.first_channel", "rewards: {exponent: test_config.first_channel, other: test_config.first_channel}"
+    )
+    assert parse(text=text).tree["rewards"].keys() == {"exponent", "other"}
+    assert "rewards.exponent is missing: Power needs it" in refusal("--rewards=test_config.Power", text=text)
+
+
 @pytest.mark.parametrize(
     ("hint", "value", "expected"),
     [
@@ -481,11 +533,13 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--sampler=diffalign.core.TrajectorySampler", r"sampler must be a TrajectorySampler; the class 'diffalign.core.TrajectorySampler' is abstract\..*"),
         ("--sampler=test_config.PLAN", r"sampler must be a TrajectorySampler; 'test_config.PLAN' is an object of class FixedPlan\..*"),
         ("--sampler={class_path: 3}", r"sampler must be a TrajectorySampler, named by class_path; got 3"),
-        ("--sampler={class_path: TreeSampler, steps: 3}", r"sampler\.steps must stand under init_args: beside class_path there is nothing else\."),
+        ("--sampler={class_path: TreeSampler, steps: 3}", r"sampler\.steps must stand under init_args: only class_path and init_args are allowed here\."),
         ("--sampler={class_path: TreeSampler, init_arg: {}}", r"sampler\.init_arg must stand under .* Did you mean init_args\?"),
         ("--sampler={class_path: TreeSampler, init_args: [1]}", r"sampler: init_args must be a mapping from parameters to values; got \[1\]"),
         ("--sampler={steps: 3}", r"sampler must name its class: class_path, one of ChainSampler, .* TreeSampler, and its arguments as init_args; got the keys steps"),
-        ("--evaluation.every=5", r"evaluation must name its class: class_path, one of .*HeldOutEvaluation.*; got the keys every"),
+        ("--evaluation.every=5", r"evaluation\.prompts is missing: HeldOutEvaluation needs it \(text\)\."),
+        ("--evaluation={init_args: {every: 5}}", r"evaluation must name its class: class_path, one of .*HeldOutEvaluation.*; got the keys init_args"),
+        ("--optimizers={policy: {rate: 1}}", r"optimizers\.policy\.rate is no parameter of AdamW, which takes lr, .*"),
         ("--sampler=[1]", r"sampler must be a TrajectorySampler; got '\[1\]'"),
         ("--rewards=no_such_module.thing", r"rewards must be a Reward, a function or .*; got 'no_such_module.thing': there is no module 'no_such_module'"),
         ("--rewards=no_such_module:thing", r".*: there is no module 'no_such_module'"),
@@ -501,7 +555,7 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--total=0", r"total must be >= 1; got 0"),
         ("--total=", r"total must be an integer; got ''"),
         ("--hooks=3", r"hooks must be a list \(each a Hook\); got '3'"),
-        ("--policy.means.7=3", r"--policy\.means\.7: '7' must be a place in a list of 2, from 0"),
+        ("--policy.means.7=3", r"--policy\.means\.7: '7' must be an index into a list of 2, from 0"),
         ("sampler", r"the command line must override by --key value; got 'sampler'"),
         ("--sampler", r"--sampler must be followed by a value; got nothing"),
         ("--sampler..x=3", r"the command line must override by --key value with a dotted key; got '--sampler\.\.x=3'"),
@@ -556,7 +610,7 @@ def test_a_missing_prompt_file_is_named_with_its_place() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "run, line 5: key 'c' stands here a second time (first in line 3); keep one"),
+        ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "run, line 5: key 'c' appears a second time (first in line 3); keep one"),
         ("policy: {a: [1, 2\nb: 3", "run, line 2: "),
         ("policy: !!python/object:os.system x", "run, line 1: could not determine a constructor"),
         ("[1]: 2", "run, line 1: a key must be a plain word"),

@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ring import ring_loop
+from started import start
 
 from diffalign import durable
 from diffalign.core import Hook
@@ -96,9 +95,8 @@ def test_a_crash_at_any_point_leaves_a_folder_that_goes_on(tmp_path, monkeypatch
 
 
 def test_a_few_kills_in_earnest():
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "benchmarks", "break", "kill", "--kills", "3", "--steps", "8"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    words = ["break", "kill", "--kills", 3, "--steps", 6]
+    done = start("-m", "benchmarks", *words, environment={"PYTHONPATH": str(Path(__file__).parents[1])}, limit=200)
     assert done.returncode == 0, done.stdout + done.stderr
     tally = dict(line.split() for line in done.stdout.splitlines())
     assert (tally["kills"], tally["lost"], tally["torn"], tally["equal"]) == ("3", "0", "0", "True")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import two_processes
+from started import start_two
 from torchrun import launch
 
 from diffalign.core import SingleProcess
@@ -19,7 +20,7 @@ FAULTS = ("nan_reward", "nan_weight", "full_disk", "small_memory", "stops", "sha
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("two")
-    done = launch(HERE / "two_processes.py", path, *EQUAL, *FAULTS)
+    done = start_two(HERE / "two_processes.py", path, *EQUAL, *FAULTS)
     assert done.returncode == 0, done.stderr[-3000:]
     return path
 
@@ -99,8 +100,8 @@ def test_a_process_that_dies_ends_the_other_with_a_message_within_a_minute(tmp_p
     assert done.returncode != 0
     assert time.monotonic() - start < 60
     message = (tmp_path / "dies" / "said-0").read_text()
-    assert message.startswith("ProcessError: process 0 of 2 lost contact with another one in ")
-    assert "go on by --resume" in message
+    assert message.startswith("ProcessError: process 0 of 2 lost contact with another process in ")
+    assert "continue by --resume" in message
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):
@@ -108,4 +109,4 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
     assert connect() == SingleProcess()
     assert described(SingleProcess(), 4) == ""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert described(SingleProcess(), 4).startswith("1 process, whatever accelerate launch was told")
+    assert described(SingleProcess(), 4).startswith("1 process: on a CPU accelerate launch starts only one")

@@ -55,9 +55,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_anything_is_built
 
     monkeypatch.setattr(reads, read_only)
     assert main(["train", "shapeworld_tmpo", "--folder", "somewhere/run"]) == 2
-    assert capsys.readouterr().err.startswith(
-        "error: folder somewhere/run must be one that can be written; [Errno 30] Read-only file system"
-    )
+    assert capsys.readouterr().err.startswith("error: folder somewhere/run must be writable; [Errno 30] Read-only file system")
     assert list(tmp_path.iterdir()) == []
 
 

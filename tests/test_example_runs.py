@@ -15,11 +15,24 @@ from diffalign.cli import main
 from diffalign.core import Cosine, Linear, Prompt
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.prompts import read_prompts
+from diffalign.rewards.geneval_rules import wanted
+from diffalign.rewards.ocr import wanted_text
+from diffalign.vocabulary import NAMES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TREES = {"flux1_tmpo_pickscore": "flux-dev", "flux1_tmpo_geneval": "flux-dev", "flux1_tmpo_ocr": "flux-dev", "sd35_tmpo": "sd3"}
 FEW_STEPS = {"sd35_tdm_r1_geneval": "sd3", "sd35_tdm_r1_ocr": "sd3", "sd35_tdm_r1_hpsv2": "sd3", "zimage_tdm_r1": "z-image"}
 RUNS = TREES | FEW_STEPS
+LIKE = {
+    "flux1_tmpo_pickscore": "flux1_tmpo_geneval",
+    "flux1_tmpo_ocr": "flux1_tmpo_geneval",
+    "sd35_tdm_r1_geneval": "sd35_tdm_r1_hpsv2",
+    "sd35_tdm_r1_ocr": "sd35_tdm_r1_hpsv2",
+}
+"""Runs that are not trained here -> one that is, and has the same parts with other numbers."""
+NUMBERS = {"beta", "epsilon", "lr", "max_grad_norm", "reference_weight", "reward_floor", "reward_guidance", "reward_stages", "steps"}
+NUMBERS |= {"surrogate_floor", "prompts_per_step", "total"}
 RELEASED = [f"attn.{layer}" for layer in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_out.0", "to_q", "to_v")]
 """Layers of the published student of Stable Diffusion 3.5, in its trainer's order."""
 
@@ -41,13 +54,13 @@ def written(run):
 
 
 def overrides(run, folder):
-    """What takes a run's weights, prompts and rewards to something tiny; its settings stay."""
+    """What takes a run's weights and rewards to something tiny; its settings and its prompts stay."""
     rewards = [f"--rewards.{name}={part}" for name, part in zip(written(run)["rewards"], ("rewards.red", "rewards.blue"), strict=False)]
     tiny = {"path": folder, "resolution": 32, "max_sequence_length": 24, "dtype": "float32", "device": "cpu"}
     if "start" in base_of(run)["lora"]:
         tiny["lora.start"] = student(folder)
     policy = [f"--policy.{'policy.' * (run in FEW_STEPS)}{name}={value}" for name, value in tiny.items()]
-    return [*policy, *rewards, "--prompts.path", "prompts.txt", "--evaluation", "null", "--prompts_per_step", "1"]
+    return [*policy, *rewards, "--evaluation", "null", "--prompts_per_step", "1"]
 
 
 def base_of(run):
@@ -83,7 +96,25 @@ def test_a_few_step_run_passes_check_with_the_papers_settings(run, tmp_path_fact
     assert "surrogate" in printed
 
 
-@pytest.mark.parametrize("run", RUNS)
+def flat(tree, path=""):
+    if isinstance(tree, list):
+        tree = dict(enumerate(tree))
+    return (
+        {name: value for key, inner in tree.items() for name, value in flat(inner, f"{path}.{key}").items()}
+        if isinstance(tree, dict)
+        else {path: tree}
+    )
+
+
+@pytest.mark.parametrize(("run", "trained"), LIKE.items())
+def test_a_run_that_is_not_trained_here_has_the_parts_of_one_that_is(run, trained):
+    mine, its = flat(written(run)), flat(written(trained))
+    changed = {name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name)}
+    parts = {name for name in changed if not name.startswith((".rewards.", ".prompts.", ".evaluation.init_args.prompts"))}
+    assert {name.rpartition(".")[2] for name in parts} <= NUMBERS, "train it too"
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run not in LIKE])
 def test_a_run_trains_and_its_weights_are_exported(run, tmp_path_factory, tmp_path, capsys):
     folder = tmp_path / "run"
     tiny = overrides(run, saved(tmp_path_factory, RUNS[run]))
@@ -107,6 +138,20 @@ def test_a_run_trains_and_its_weights_are_exported(run, tmp_path_factory, tmp_pa
         assert "| training steps | 2 |" in (folder / "export" / form / "README.md").read_text()
     again = load_file(folder / "export" / "diffusers" / "pytorch_lora_weights.safetensors")
     assert all((again[name] == tensor).all() for name, tensor in trained.items())  # lora/ is the same thing, at the end of every run
+
+
+@pytest.mark.parametrize("run", [*RUNS, "flux1_tmpo_24gb"])
+def test_a_run_needs_no_file_of_prompts_and_its_rewards_understand_those_that_it_has(run):
+    tree = written(run)
+    paths = tree["prompts"]["path"], tree["evaluation"]["prompts"]  # the usual classes are left out
+    assert paths[1] == f"{paths[0]}-held-out"
+    for path in paths:
+        prompts = read_prompts(path)
+        assert len(prompts) > 100
+        if "geneval" in tree["rewards"]:
+            assert all(wanted(prompt, NAMES) for prompt in prompts)
+        if "ocr" in tree["rewards"]:
+            assert all(wanted_text(prompt) for prompt in prompts)
 
 
 @pytest.mark.parametrize("run", RUNS)

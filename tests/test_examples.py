@@ -1,24 +1,17 @@
 """The examples, shortened, in processes of their own as a user starts them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from started import start
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def start(*arguments, folder):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
 def test_quickstart(tmp_path):
-    done = start(ROOT / "examples/quickstart.py", "--total", 1, "--json", "table.json", folder=tmp_path)
+    done = start(ROOT / "examples/quickstart.py", "--total", 1, "--prompts", 1, "--json", "table.json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in json.loads((tmp_path / "table.json").read_text())] == [0]
     assert (tmp_path / "runs/quickstart-lora/pytorch_lora_weights.safetensors").exists()
@@ -35,7 +28,7 @@ def test_the_demo_sets_two_objectives_side_by_side(tmp_path):
 
 
 def test_built_in_run_outside_the_checkout(tmp_path):
-    short = ["--total", 2, "--prompts_per_step", 2, "--evaluation.samples", 2]
+    short = ["--total", 2, "--prompts_per_step", 1, "--evaluation.samples", 2, "--evaluation.steps", 2]
     done = start("-m", "diffalign", "train", "shapeworld_tmpo", *short, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "diversity (L-GMD)" in done.stdout
@@ -49,7 +42,8 @@ def test_built_in_run_outside_the_checkout(tmp_path):
 
 
 def test_benchmarks_print_and_write_their_table(tmp_path):
-    done = start("-m", "benchmarks", "cost", "overhead", "--steps", 1, "--prompts", 1, "--json", "table.json", folder=tmp_path)
+    short = ["--steps", 1, "--prompts", 1, "--json", "table.json"]
+    done = start("-m", "benchmarks", "cost", "overhead", *short, folder=tmp_path, environment={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     shares = json.loads((tmp_path / "table.json").read_text())["shares"]
     assert sum(shares.values()) == pytest.approx(1.0)

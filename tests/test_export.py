@@ -1,17 +1,15 @@
 """Exported weights of every family: in a process that never heard of diffalign they give the policy's own pictures."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from started import start
 from tiny_pipelines import BUILD, saved
 
 from diffalign.core import Euler, Guided, Progress, Prompt, Streams
@@ -91,14 +89,7 @@ def exported(tmp_path_factory):
         found[name] = (policy, pictures(policy), root)
     (root / "jobs.json").write_text(json.dumps(jobs))
     (root / "elsewhere.py").write_text(ELSEWHERE)
-    done = subprocess.run(
-        [sys.executable, root / "elsewhere.py", root / "jobs.json"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = start(root / "elsewhere.py", root / "jobs.json", folder=root, environment={"PYTHONPATH": ""})
     assert done.returncode == 0, done.stderr
     return found
 
@@ -221,13 +212,14 @@ CARDS = {
     "a rule in the text": (b"# My fine-tune\n\n---\n\n**Use it** with 28 steps.\n\n* sampler: *Euler*\n", ""),
     "a rule, then a table": (b"# X\n\n---\n| a | b |\n|---|---|\n", ""),
     "no end": (b"---\nlicense: mit\n", ""),
-    "an open list": (b"---\nlicense: mit\ntags: [a, b\n---\n# X\n", "the licence of the base is not read"),
-    "a title with a colon": (b"---\nlicense: other\ntitle: Foo: a bar\n---\n# X\n", "the licence of the base is not read"),
+    "an open list": (b"---\nlicense: mit\ntags: [a, b\n---\n# X\n", "the licence of the base cannot be read"),
+    "a title with a colon": (b"---\nlicense: other\ntitle: Foo: a bar\n---\n# X\n", "the licence of the base cannot be read"),
     "good": (b"---\nlicense: mit\n---\n# X\n", "mit"),
     "CRLF and a byte order mark": (b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\n# X\r\n", "mit"),
     "latin-1": (b"---\nlicense: mit\n---\nMod\xe8le fran\xe7ais\n", "mit"),
     "several": (b"---\nlicense:\n- mit\n- apache-2.0\n---\n", "mit, apache-2.0"),
     "a name of two lines": (b"---\nlicense_name: |\n  our\n  own | terms\n---\n", "our own / terms"),
+    "a date that is none": (b"---\nlicense: mit\ndate: 2024-13-45\n---\n", "the licence of the base is not read"),
     "no mapping": (b"---\n- license\n---\n", ""),
     "empty": (b"", ""),
 }
@@ -257,3 +249,10 @@ def test_the_licence_of_the_base_is_that_of_its_own_card(tmp_path):
     text = Card().text(policy, "diffusers")
     assert yaml.safe_load(text.split("---")[1])["license"] == "apache-2.0"
     assert re.search(r"licence of the base \| apache-2.0", text)
+
+
+def test_a_card_is_made_of_metrics_that_some_steps_lack_and_of_a_line_that_was_cut_off(tmp_path):
+    lines = [{"step": 0, "reward": 1.0, "reward/ocr": 0.5}, {"step": 1, "reward": 3.0, "reward/pick": 2.0, "reward/ocr": 0.7}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "rew')
+    measured = Card.of_run(tmp_path).measured
+    assert measured == (("reward", "2.0000", "2.0000"), ("reward/pick", "2.0000", "2.0000"), ("reward/ocr", "0.6000", "0.6000"))

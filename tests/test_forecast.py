@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from diffalign import AlignmentLoop, Loss, Objective, Phase, Progress
-from diffalign.core import Overlapped, Sequential
-from diffalign.costs.capacity import Cluster, plan
+from diffalign import AlignmentLoop
+from diffalign.core import Loss, Objective, Overlapped, Phase, Progress, Sequential
+from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.forecast import forecast
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
 from diffalign.prompts import Prompts
@@ -41,7 +41,7 @@ def test_the_rows_of_an_update_are_those_of_a_step(case):
     assert line(text, name).split(maxsplit=1)[1].startswith(f"{rows} network rows a prompt for ")
     assert f", {3 * rows} a step, per policy and update" in line(text, name)
     assert f"activations of {3 * rows} rows in the update" in text
-    assert f" for {3 * rows} rows in the update" in line(plan(loop, Cluster(teraflops=1.0)), "memory of a device")
+    assert f" for {3 * rows} rows in the update" in line(capacity(loop, Cluster(teraflops=1.0)), "memory of a device")
     report = loop.step(loop.prompts.draw(0, 3), Progress(0, 10))
     assert report.ledger.rows["policy/update"] == 3 * rows
 
@@ -58,9 +58,9 @@ class Silent(Objective):
 
 def test_what_an_objective_does_not_say_is_not_known():
     text = forecast(build(Silent(TinyPolicy()), DETERMINISTIC), 10)
-    assert "not known: nothing of the rollout is stochastic, and Silent does not say what it evaluates" in line(text, "update")
+    assert "not known: no step of the rollout is stochastic, and Silent does not say what it evaluates" in line(text, "update")
     assert line(text, "memory").endswith(", and activations of the update, which are not known:")
-    planned = plan(build(Silent(TinyPolicy()), DETERMINISTIC), Cluster(teraflops=1.0))
+    planned = capacity(build(Silent(TinyPolicy()), DETERMINISTIC), Cluster(teraflops=1.0))
     assert line(planned, "memory of a device").endswith("the update comes on top, its rows are not known")
 
 

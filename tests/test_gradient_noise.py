@@ -22,7 +22,7 @@ def test_signal_is_the_squared_cosine_with_the_true_gradient():
 
 def test_a_run_is_measured_and_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main("shapeworld_tmpo", changes=("prompts_per_step=1",), batches=3, json=tmp_path / "table.json")
+    main("shapeworld_tmpo", changes=("prompts_per_step=1",), batches=2, json=tmp_path / "table.json")
     layers = json.loads((tmp_path / "table.json").read_text())["layers"]
     assert layers.pop("all")["share of the squared norm"] == pytest.approx(1.0)
     assert sum(row["share of the squared norm"] for row in layers.values()) == pytest.approx(1.0)

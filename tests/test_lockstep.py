@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from diffalign.core import BrokenCallError, Prompt, SingleProcess, agree
+from diffalign.core import Prompt, SingleProcess, agree
+from diffalign.core.errors import BrokenCallError
 from diffalign.core.forking import view_of
 from diffalign.core.policy import RowCounter
 from diffalign.core.processes import together
 from diffalign.core.spread import is_spread, local, spread_like, whole
 from diffalign.policies import NetworkPolicy
-from diffalign.processes.lockstep import Announced
+from diffalign.processes.lockstep import AnnouncedCalls
 from diffalign.processes.sharding import FullySharded, blocks, separate, sharded_bytes, shared_modules
 from diffalign.testing import TinyPolicy
 
@@ -70,9 +71,9 @@ def test_a_whole_tensor_is_its_own_part():
 
 def test_a_view_of_a_policy_is_announced_and_keeps_its_own_attributes():
     policy = TinyPolicy()
-    calls, told = [], Announced._tell
+    calls, told = [], AnnouncedCalls._tell
 
-    class Told(Announced):
+    class Told(AnnouncedCalls):
         def _tell(self, mine):
             calls.append(mine)
             return told(self, mine)
@@ -101,7 +102,7 @@ def test_an_error_inside_a_collective_is_told_to_nobody():
     error = BrokenCallError("no memory")
     with pytest.raises(BrokenCallError, match="no memory"):
         agree(Deaf(size=2), error)
-    with pytest.raises(BrokenCallError, match="no memory"), together(Deaf(size=2), Announced(Deaf(size=2), ())):
+    with pytest.raises(BrokenCallError, match="no memory"), together(Deaf(size=2), AnnouncedCalls(Deaf(size=2), ())):
         raise copy.copy(error)
 
 
@@ -109,7 +110,7 @@ def test_an_error_inside_a_collective_is_told_to_nobody():
     ("error", "said"),
     [
         (torch.OutOfMemoryError("no memory"), r"process 0 of 1 ran out of memory in a call of 1 rows: no memory\n.*smaller --sampler.rows"),
-        (ValueError("odd"), r"process 0 of 1 left a call of 1 rows, .*: odd\nEither it failed here, or another process has ended"),
+        (ValueError("odd"), r"process 0 of 1 failed in a call of 1 rows, .*: odd\nEither this process has failed, or another one "),
     ],
 )
 def test_what_fails_inside_a_call_says_what_to_do(error, said):
@@ -119,6 +120,6 @@ def test_what_fails_inside_a_call_says_what_to_do(error, said):
         raise error
 
     policy.network.forward = forward
-    Announced.over({"policy": policy}, SingleProcess(), [])
+    AnnouncedCalls.over({"policy": policy}, SingleProcess(), [])
     with pytest.raises(BrokenCallError, match=said):
         policy.velocity(torch.zeros(1, 3), torch.ones(1), policy.encode([Prompt("a")]))

@@ -34,6 +34,19 @@ def red(images, prompts):
 def green(images, prompts):
     return images[:, 1].mean(dim=(1, 2))
 
+class Tagged:
+    """Nothing for cats, the number of letters for the others; refuses prompts without classes."""
+
+    def require(self, prompts):
+        from diffalign.core import ConfigError
+        for prompt in prompts:
+            if "include" not in prompt.metadata:
+                raise ConfigError(f"Tagged needs the classes of prompt {str(prompt)!r}")
+
+    def __call__(self, images, prompts):
+        self.require(prompts)
+        return images.new_tensor([float(len(prompt)) for prompt in prompts])
+
 def long(images, prompts):
     return images.new_tensor([float(len(prompt)) for prompt in prompts])
 '''
@@ -157,7 +170,7 @@ def test_a_folder_without_a_checkpoint_is_refused(trained, capsys):
     (trained / "runs/empty").mkdir(parents=True)
     (trained / "runs/empty/config.yaml").write_text((trained / "runs/slow/config.yaml").read_text())
     assert main(["evaluate", "runs/empty"]) == 1
-    assert "must hold a whole checkpoint step-*/ to be evaluated" in capsys.readouterr().err
+    assert "must hold a complete checkpoint step-*/ to be evaluated" in capsys.readouterr().err
 
 
 def test_different_rewards_under_one_name_are_refused(trained, capsys):
@@ -165,3 +178,56 @@ def test_different_rewards_under_one_name_are_refused(trained, capsys):
     (trained / "odd.yaml").write_text(text)
     assert main(["compare", "runs/slow", "odd.yaml"]) == 2
     assert "the reward 'green' must be the same in all runs; it is green in slow and long in odd" in capsys.readouterr().err
+
+
+CATS = """{"tag": "two_object", "include": [{"class": "cat", "count": 1}], "prompt": "a"}
+{"tag": "counting", "include": [{"class": "cat", "count": 2}], "prompt": "bbbb"}
+{"tag": "counting", "include": [{"class": "cat", "count": 3}], "prompt": "cccccc"}
+{"tag": "two_object", "include": [{"class": "dog", "count": 1}], "prompt": "ddd"}
+"""
+
+
+def test_a_suite_has_a_table_by_tag_and_the_mean_of_the_tags(trained, capsys):
+    (trained / "cats.jsonl").write_text(CATS)
+    arguments = ["--suite", "geneval", "--prompts", "cats.jsonl", "--samples", "2", "--reward", "geneval=my_parts.Tagged"]
+    assert main(["evaluate", "runs/slow", *arguments]) == 0
+    printed = capsys.readouterr().out
+    found = evaluation("runs/slow/evaluations/step-000004-geneval")
+    suite = found["suite"]
+    assert (suite["name"], suite["prompts"]) == ("geneval", {"two_object": 2, "counting": 2})
+    assert {tag: entry["mean"] for tag, entry in suite["tags"]["geneval"].items()} == {"two_object": 2.0, "counting": 5.0}
+    assert suite["mean of tags"]["geneval"]["mean"] == 3.5
+    assert set(found["rewards"]) == {"geneval"}, "the run's own rewards may not fit the suite's prompts"
+    assert "suite geneval, mean [95 % interval over prompts]" in printed
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["tag", "prompts", "geneval"] in rows
+    assert next(row for row in rows if row[:2] == ["counting", "2"])[2] == "5.000"
+    assert next(row for row in rows if row[:3] == ["mean", "of", "tags"])[3] == "3.500"
+
+
+def test_a_suite_brings_its_own_prompts_and_its_reward_refuses_others_before_anything_is_drawn(trained, capsys):
+    (trained / "plain.txt").write_text("a cat")
+    arguments = ["--suite", "geneval", "--reward", "geneval=my_parts.Tagged", "--samples", "2", "--steps", "1", "--out", "suite"]
+    assert main(["evaluate", "toy.yaml", *arguments]) == 0
+    assert evaluation("suite")["suite"]["prompts"] == {
+        "single_object": 80,
+        "two_object": 99,
+        "counting": 80,
+        "colors": 94,
+        "position": 100,
+        "color_attr": 100,
+    }
+    capsys.readouterr()
+    assert main(["evaluate", "runs/slow", *arguments, "--prompts", "plain.txt"]) == 2
+    assert "Tagged needs the classes of prompt 'a cat'" in capsys.readouterr().err
+
+
+def test_parts_of_every_suite_are_what_papers_report(trained):
+    from diffalign.commands.suites import SUITES
+    from diffalign.config.parts import own
+    from diffalign.prompts import read_prompts
+
+    for suite in SUITES.values():
+        assert {prompt.metadata["tag"] for prompt in read_prompts(suite.prompts)}
+        assert all(part.strip("{}").removeprefix("class_path: ").partition(",")[0] in own() for part in suite.rewards.values())
+    assert "credit: correct" in SUITES["geneval"].rewards["geneval"], "not the grade that is trained with"

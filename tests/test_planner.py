@@ -7,7 +7,7 @@ from tiny_pipelines import saved
 
 from diffalign import Prompt
 from diffalign.core import AlignmentLoop
-from diffalign.costs.capacity import Cluster, measured_teraflops, plan, row_flops
+from diffalign.costs.capacity import Cluster, capacity, measured_teraflops, row_flops
 from diffalign.costs.sizes import activation_bytes
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
@@ -21,13 +21,13 @@ from diffalign.testing import channel_reward
     [
         (8, 4, "4 x 2 prompt groups = 8 prompts a step; none waits"),
         (10, 4, "2 of 4 take 3 prompt groups, 2 take 2 and wait: 83% of the time is used. With 8 or 12 prompts_per_step none waits."),
-        (3, 4, "4 devices cannot share 3 prompt groups: a group is compared within itself and never split. Give at least 4"),
+        (3, 4, "3 prompt groups: the samples of a group are compared with each other, so it is never split. Give at least 4"),
     ],
 )
 def test_groups_and_devices(prompts, devices, text):
     loop = ring_loop()
     loop.prompts_per_step = prompts
-    assert text in plan(loop, Cluster(devices))
+    assert text in capacity(loop, Cluster(devices))
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,12 @@ def line(text, name):
 
 def test_the_row_budget_that_is_named_fits(loop):
     per_row = activation_bytes(loop.objective.policy) / 2**30
-    loose = plan(loop, Cluster(memory=100.0, teraflops=1.0))
+    loose = capacity(loop, Cluster(memory=100.0, teraflops=1.0))
     assert "all 16 rows of an update fit 100 GiB at once" in loose
     fixed = 100.0 - per_row * int(loose.split("at once (")[1].split()[0])
-    budget = line(plan(loop, Cluster(memory=fixed + 3.0 * per_row, teraflops=1.0)), "row budget").split()[3]
+    budget = line(capacity(loop, Cluster(memory=fixed + 3.0 * per_row, teraflops=1.0)), "row budget").split()[3]
     assert budget == "3"  # between 3 and 4 fit, because `fixed` is up to one row too large
-    tight = line(plan(loop, Cluster(memory=fixed - 0.5 * per_row, teraflops=1.0)), "row budget")
+    tight = line(capacity(loop, Cluster(memory=fixed - 0.5 * per_row, teraflops=1.0)), "row budget")
     assert "nothing fits" in tight
     assert "Shard the weights (--shard)" in tight
 
@@ -62,7 +62,7 @@ def test_memory_is_that_of_the_largest_prompt_and_speed_that_of_all(tmp_path_fac
     def numbers(*sizes):
         prompts = [Prompt("a", {} if size is None else {"height": size[0], "width": size[1]}) for size in sizes]
         tree = TreeSampler(4, FixedPlan(splits=(1, 2)))
-        text = plan(AlignmentLoop(SoftmaxTB(base), tree, channel_reward, Prompts(prompts), prompts_per_step=2), Cluster(teraflops=1.0))
+        text = capacity(AlignmentLoop(SoftmaxTB(base), tree, channel_reward, Prompts(prompts), prompts_per_step=2), Cluster(teraflops=1.0))
         memory, speed = line(text, "memory of a device"), line(text, "steps per hour")
         return memory, float(speed.split()[6])
 
@@ -77,7 +77,7 @@ def test_memory_is_that_of_the_largest_prompt_and_speed_that_of_all(tmp_path_fac
 
 
 def test_sharding_shows_in_the_memory(loop):
-    texts = [line(plan(loop, Cluster(4, teraflops=1.0, shard=shard)), "memory of a device") for shard in (False, True)]
+    texts = [line(capacity(loop, Cluster(4, teraflops=1.0, shard=shard)), "memory of a device") for shard in (False, True)]
     assert "(whole in each)" in texts[0]
     assert "(sharded)" in texts[1]
     whole, sharded = (float(text.split(": ")[1].split()[0]) for text in texts)  # MiB
@@ -97,7 +97,7 @@ def test_flops_are_those_that_torch_counts(loop):
 
 def test_steps_per_hour_follow_the_speed(loop):
     def steps(teraflops):
-        return float(line(plan(loop, Cluster(teraflops=teraflops)), "steps per hour").split()[5].rstrip(":").replace(",", ""))
+        return float(line(capacity(loop, Cluster(teraflops=teraflops)), "steps per hour").split()[5].rstrip(":").replace(",", ""))
 
     assert steps(2.0) == pytest.approx(2 * steps(1.0), rel=1e-3)
     assert measured_teraflops(torch.device("cpu"), torch.float32, side=64) > 0

@@ -53,6 +53,17 @@ def test_the_list_sees_what_breaks_others(monkeypatch):
     assert "diffalign.core.Ledger" not in NAMES.listing()
 
 
+def test_names_for_users_and_for_authors_are_two_lists():
+    users, authors = NAMES.kinds(core)[NAMES.USERS], NAMES.kinds(core)[NAMES.AUTHORS]
+    assert {"AlignmentLoop", "Hook", "ConfigError"} <= set(users)
+    assert {"Objective", "Policy", "TrajectoryBatch"} <= set(authors)
+    assert users + authors == core.__all__
+    assert list(NAMES.kinds(diffalign)) == [NAMES.USERS]
+    lines = NAMES.listing().splitlines()
+    parts = lines.index("# diffalign.core: for authors of parts")
+    assert lines.index("diffalign.core.Hook()") < parts < lines.index("diffalign.core.Objective()")
+
+
 def test_every_public_name_says_what_it_is():
     for name in NAMES.MODULES:
         module = importlib.import_module(name)

@@ -24,7 +24,7 @@ from diffalign.serving import Settings, application
 PARTS = """
 import time
 import attrs
-from diffalign import Reward
+from diffalign.core import Reward
 
 @attrs.frozen
 class Slow(Reward):
@@ -112,7 +112,7 @@ def test_a_reward_file_is_read_as_a_run_would_read_it(folder, monkeypatch):
         (["list.yaml"], "list.yaml must hold one reward: its name, or class_path and init_args; got list"),
         (["two.yaml"], "got keys one, two"),
         (["unknown.yaml"], "reward must be"),
-        (["jpeg.yaml", "--host", "0.0.0.0"], "so a token must be asked for: give --token-file"),
+        (["jpeg.yaml", "--host", "0.0.0.0"], "so clients must have a token: give --token-file"),
         (["jpeg.yaml", "--token-file", "nothing"], "--token-file must be a readable file with a token"),
         (["jpeg.yaml", "--token-file", "empty"], "--token-file empty must hold a token; it is empty"),
         (["jpeg.yaml", "--token-file", "two-lines"], "token must be printable ASCII on one line"),

@@ -8,7 +8,7 @@ import full_processes
 import pytest
 import torch
 import two_processes
-from torchrun import launch
+from started import start_two
 
 from diffalign import config
 from diffalign.core import SingleProcess
@@ -33,7 +33,7 @@ total: 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("full")
-    done = launch(HERE / "full_processes.py", path, *EQUAL, "sharded-resumed", "sharded-undone", "sharded-no_room_to_decode")
+    done = start_two(HERE / "full_processes.py", path, *EQUAL, "sharded-resumed", "sharded-undone", "sharded-no_room_to_decode")
     assert done.returncode == 0, done.stderr[-3000:]
     return path
 
@@ -102,7 +102,7 @@ def test_no_memory_to_decode_in_one_process_ends_both_with_advice(folder):
     for text in said(folder, "sharded-no_room_to_decode"):
         assert text.startswith("OutOfMemoryError: ")
         assert "process" in text.splitlines()[0] or "no memory" in text.splitlines()[0]
-        assert "Go on by --resume with a smaller --chunk" in text
+        assert "Continue by --resume with a smaller --chunk" in text
 
 
 INSIDE = [("rollout", 30, "a call of"), ("update", 4, "a call of"), ("backward", 4, "the backward pass")]
@@ -113,14 +113,14 @@ def test_no_memory_inside_a_collective_ends_both_within_a_minute(tmp_path, fails
     (tmp_path / "run.yaml").write_text(RUN)
     network = "--policy.network"
     options = [f"{network}.fails", fails, f"{network}.after", str(after), "--folder", str(tmp_path / "run")]
-    done = launch("-m", "diffalign", "train", str(tmp_path / "run.yaml"), "--shard", *options)
+    done = start_two("-m", "diffalign", "train", tmp_path / "run.yaml", "--shard", *options)
     failed = float(re.findall(r"failed at ([\d.]+)", done.stderr)[0])
     assert time.time() - failed < 60
     assert done.returncode != 0
     assert f"error: process 1 of 2 ran out of memory in {where}" in done.stderr
-    assert "Go on by --resume with smaller --sampler.rows (rollout) and --objective.rows (update)" in done.stderr
+    assert "Continue by --resume with smaller --sampler.rows (rollout) and --objective.rows (update)" in done.stderr
     assert "error: process 0 of 2 left " in done.stderr
-    assert "look for its message, and go on by --resume" in done.stderr
+    assert "look for its message, and continue by --resume" in done.stderr
     saved = complete_checkpoints(tmp_path / "run", quiet=True)
     loop = config.parse(tmp_path / "run.yaml").build()
     assert load(loop, saved[-1]) == int(saved[-1].name.removeprefix("step-")) > 0

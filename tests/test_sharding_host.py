@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from started import start_two
 from tiny_pipelines import BUILD, built
 from torch import nn
-from torchrun import launch
 
 from diffalign import config
 from diffalign.core import Condition, ConfigError, HostWeights
@@ -30,7 +30,7 @@ def halves(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, halves):
     path = tmp_path_factory.mktemp("host")
-    done = launch(HERE / "host_processes.py", path, halves)
+    done = start_two(HERE / "host_processes.py", path, halves)
     assert done.returncode == 0, done.stderr[-3000:]
     return path
 
@@ -75,7 +75,7 @@ def test_all_but_the_denoiser_goes_to_the_device_at_once(halves):
 
 def test_a_network_that_waits_cannot_be_evaluated(halves):
     policy = FlowMatchingPolicy.from_pretrained(halves, device="cpu", sharding=FullySharded())
-    with pytest.raises(RuntimeError, match=r"wait in the host's memory to be spread over processes\. Give the AlignmentLoop"):
+    with pytest.raises(RuntimeError, match=r"wait in the host's memory to be sharded over processes\. Give the AlignmentLoop"):
         policy.velocity(torch.zeros(1, *policy.latent_shape), torch.ones(1), Condition((), torch.zeros(0), {}))
 
 
@@ -132,5 +132,5 @@ def test_memory_that_is_lent_must_not_be_written():
 def test_weights_that_nobody_places_are_an_error():
     host = HostWeights()
     host.hold(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"2 tensors \(first: \(2, 3\)\) wait to be spread and belong to no policy of the run"):
+    with pytest.raises(ValueError, match=r"2 tensors \(first: \(2, 3\)\) wait to be sharded but belong to no policy of the run"):
         host.require_none()

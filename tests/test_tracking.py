@@ -78,6 +78,33 @@ def test_two_evaluations_are_each_sent_once(listener, tmp_path):
     assert sent == [0, 0, 1, 2, 2, 3, 3]
 
 
+def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(listener, tmp_path, monkeypatch, capsys):
+    class Broken(listener):
+        def log(self, values, step=None, **kwargs):
+            if step:
+                raise ConnectionError("quota is used up")
+            super().log(values, step)
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "broken", Broken)
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", ["listener", "broken"])
+    ring_loop(tmp_path, [Trackers(["broken", "listener"], images_every=0)]).run(4)
+    broken, whole = listener.made
+    assert ([step for step, _ in broken.lines], [step for step, _ in whole.lines]) == ([0], [0, 1, 2, 3])
+    assert whole.finished == 1
+    assert capsys.readouterr().err.count("tracker broken: ConnectionError: quota is used up. The run goes on without.") == 1
+
+
+def test_a_tracker_that_cannot_start_stops_the_run_before_its_first_step(listener, tmp_path, monkeypatch):
+    def refuse(self):
+        raise ConnectionError("no account")
+
+    monkeypatch.setattr(listener, "start", refuse)
+    loop = ring_loop(tmp_path, [Trackers("listener")])
+    with pytest.raises(ConnectionError, match="no account"):
+        loop.run(1)
+    assert loop.reward is None
+
+
 def test_other_processes_are_silent(listener, tmp_path):
     hook = Trackers(["listener"])
     loop = ring_loop(tmp_path, [hook])

@@ -60,10 +60,10 @@ def test_the_page_names_what_decides_about_threads():
 def test_resume_says_what_the_page_quotes(workplace, capsys):
     assert main(["train", "toy.yaml", "--checkpoint_every", "1"]) == 0
     assert main(["train", "toy.yaml", "--resume", "--objective.beta", "3"]) == 1
-    assert "is of another configuration: " in capsys.readouterr().err
+    assert "has another configuration: " in capsys.readouterr().err
     assert main(["train", "toy.yaml"]) == 2
     assert "must not hold another run" in capsys.readouterr().err
-    for quoted in ("is of another configuration: ", "must not hold another run", "must hold a checkpoint step-*/ to resume from"):
+    for quoted in ("has another configuration: ", "must not hold another run", "must hold a checkpoint step-*/ to resume from"):
         assert quoted in PAGE
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import ROOT, ScoredBatch, TrajectoryBatch
+from diffalign import Prompt
+from diffalign.core import ROOT, Progress, ScoredBatch, Streams, TrajectoryBatch
 from diffalign.samplers import Branching, roll_out
 from diffalign.testing import TinyPolicy
 

@@ -22,7 +22,7 @@ SHOWN = (PLAIN, "an even digit", "a digit above five", "a seven", "a thin four",
 
 @attrs.frozen
 class Setting:
-    """One way of sampling: deterministic steps and guidance scale (1 is none)."""
+    """Sampling setting: number of deterministic steps, and guidance scale (1 means no guidance)."""
 
     steps: int
     guidance: float = 1.0
@@ -36,13 +36,13 @@ SETTINGS = (Setting(8), Setting(20), Setting(50), Setting(20, 3.0))
 
 @torch.no_grad()
 def drawn(policy: Policy, prompt: str, steps: int, samples: int, seed: int = 0) -> Tensor:
-    """Pictures [samples, 3, 64, 64] of one prompt."""
+    """Draw images [samples, 3, 64, 64] of one prompt."""
     forest = DeterministicSampler(steps, samples).sample(policy, policy.encode([Prompt(prompt)]), Progress(0, 1), Streams(seed))
     return policy.decode(forest.samples)
 
 
 def measure(base: Policy, setting: Setting, samples: int) -> dict[str, Any]:
-    """Share of right pictures of every prompt, and of "a digit" the classes and the distance to real pictures."""
+    """Measure the share of right images of every prompt; for "a digit" also the classes and the distance to real images."""
     policy = base if setting.guidance == 1 else Guided(base, setting.guidance)
     captions = [wish.caption for family in FAMILIES for wish in wishes(family)]
     reward, right = DigitReward(), {}
@@ -59,7 +59,7 @@ def measure(base: Policy, setting: Setting, samples: int) -> dict[str, Any]:
 
 
 def kinds(right: Mapping[str, float]) -> dict[str, float]:
-    """The mean over the prompts of a kind: family, and whether a stroke is asked for."""
+    """Average over the prompts of each kind: family, with or without a stroke."""
     found: dict[str, list[float]] = {}
     for family in FAMILIES:
         for wish in wishes(family):
@@ -68,7 +68,7 @@ def kinds(right: Mapping[str, float]) -> dict[str, float]:
 
 
 def judged() -> dict[str, float]:
-    """What the judge makes of the held-out pictures, and how far they are from those of the training."""
+    """Measure the judge on the held-out images, and their distance to the training images."""
     _, held_out = split()
     seen = probabilities(held_out.images)
     sure = seen.amax(1) > 0.8
@@ -81,7 +81,7 @@ def judged() -> dict[str, float]:
 
 
 def tables(results: Mapping[str, Mapping[str, Any]], real: Mapping[str, float], samples: int) -> str:
-    """Markdown: shares of right pictures by kind of prompt, and what "a digit" gives."""
+    """Write Markdown tables: shares of right images by kind of prompt, and the measures of "a digit"."""
     names = list(kinds(next(iter(results.values()))["right"]))
     lines = ["| sampling | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for name, result in results.items():
@@ -101,7 +101,7 @@ def tables(results: Mapping[str, Mapping[str, Any]], real: Mapping[str, float], 
 
 
 def card(history: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], real: Mapping[str, float], samples: int) -> str:
-    """The text of the model card."""
+    """Write the text of the model card."""
     return f"""---
 license: apache-2.0
 datasets: optical-recognition-of-handwritten-digits
@@ -155,7 +155,7 @@ a prompt, deterministic steps, shift 1.
 
 
 def write(folder: Path, samples: int = 256) -> None:
-    """Measure what lies in the folder, and write README.md, measured.json and samples.png there. The judge is the embedded one."""
+    """Measure the flow in the folder, and write README.md, measured.json and samples.png there. The judge is that of the package."""
     policy = DigitsPolicy.from_pretrained(str(folder), device="cpu", trainable=False)
     results = {str(setting): measure(policy, setting, samples) for setting in SETTINGS}
     real = judged()

@@ -1,4 +1,4 @@
-"""Makes the file of real pictures of diffalign.digits from scikit-learn: `python tools/digits_data.py [FILE]`.
+"""Makes the file of real images of diffalign.digits from scikit-learn: `python tools/digits_data.py [FILE]`.
 
 The pictures are those of `sklearn.datasets.load_digits`, unchanged; values 0..16 fit into a byte.
 """

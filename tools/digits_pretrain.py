@@ -1,4 +1,4 @@
-"""Trains the flow and the judge of diffalign.digits from the pictures that ship with it, and writes their model card.
+"""Trains the flow and the judge of diffalign.digits on the images that ship with it, and writes their model card.
 
 `python tools/digits_pretrain.py FOLDER [--only judge]`: ten minutes on one core. The embedded ones are in diffalign/digits/model.
 """
@@ -24,29 +24,29 @@ from diffalign.digits.policy import DigitsPolicy
 from diffalign.digits.thickness import is_of, relative_ink
 
 OTHER = 0.4
-"""Share of the captions that belong to another picture: the base must leave something to align."""
+"""Share of captions that belong to another image, so that the base leaves something to align."""
 
 EMPTY = 0.1
 """Share of empty captions, for guidance."""
 
 STROKE = 0.5
-"""Share of the captions of thin and thick pictures that say so."""
+"""Share of the captions of thin and thick images that name the thickness."""
 
 GRAIN = 0.05
-"""Standard deviation of the noise on the pixels: the pictures have 17 grey levels, and a flow needs a density."""
+"""Standard deviation of the noise on the pixels. The images have only 17 grey levels, but a flow needs a continuous density."""
 
 
 DOUBT = 0.1
-"""Weight of the pictures that are no digits, of which the judge must be unsure."""
+"""Weight of the images that show no digit, of which the judge must be unsure."""
 
 
 SETS_OF = (("even digit", "odd digit"), ("digit above five", "digit below five"))
 
 
 def said_of(digit: int, generator: random.Random) -> tuple[int, ...] | None:
-    """What a caption says of a digit: any (1/4), its name (7/20), or one of its two sets (1/5 each), of which a five has but one.
+    """Draw the noun of a digit's caption: any (1/4), its name (7/20), or one of its two sets (1/5 each); a five has only one set.
 
-    The chance of a noun must not depend on the digit, or the prompt "a digit" would prefer the five: what is left is None.
+    The probability of a noun must not depend on the digit, or the prompt "a digit" would prefer the five. So the rest is None.
     """
     draw = generator.random()
     if draw < 0.25:
@@ -58,7 +58,7 @@ def said_of(digit: int, generator: random.Random) -> tuple[int, ...] | None:
 
 
 def captions(pictures: Handwriting, generator: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
-    """An endless stream of captions of all pictures, drawn anew every time: conditions [N, 12], and 0 where there is none [N]."""
+    """Yield captions of all images without end, drawn anew every time: conditions [N, 12], and [N] with 0 for no caption."""
     relative = relative_ink(pictures.pixels.float() / LEVELS, pictures.labels)
     strokes = torch.stack([is_of(stroke, relative) for stroke in STROKES], dim=1).tolist()
     labels = pictures.labels.tolist()
@@ -80,7 +80,7 @@ def captions(pictures: Handwriting, generator: random.Random) -> Iterator[tuple[
 
 
 def train_flow(steps: int, batch: int, seed: int, rate: float = 1e-3, decay: float = 0.998) -> tuple[VelocityNetwork, float]:
-    """The average of the weights of a run, and its last velocity loss (mean of 200 steps)."""
+    """Train the flow. Returns the average of the weights, and the last velocity loss (mean of 200 steps)."""
     torch.manual_seed(seed)
     pictures, _ = split()
     network = VelocityNetwork()
@@ -115,7 +115,7 @@ def train_flow(steps: int, batch: int, seed: int, rate: float = 1e-3, decay: flo
 
 
 def altered(pictures: Tensor) -> Tensor:
-    """Pictures [B, 1, 8, 8] moved by up to half a pixel, turned by up to 6 degrees, stretched, paler or darker, and noisy."""
+    """Change images [B, 1, 8, 8]: moved by up to half a pixel, turned by up to 6 degrees, stretched, paler or darker, and noisy."""
     count = len(pictures)
     angle, zoom = (torch.rand(count) - 0.5) * 0.2, 1 + (torch.rand(count) - 0.5) * 0.1
     move = (torch.rand(count, 2) - 0.5) * 0.2
@@ -128,7 +128,7 @@ def altered(pictures: Tensor) -> Tensor:
 
 
 def no_digits(pictures: Tensor) -> Tensor:
-    """Pictures [B, 1, 8, 8] that are none: noise, mixtures of two, exchanged halves, shuffled pixels, dots."""
+    """Make images [B, 1, 8, 8] that show no digit: noise, mixtures of two, exchanged halves, shuffled pixels, dots."""
     count = len(pictures)
     other = pictures[torch.randperm(count)]
     share = 0.4 + 0.2 * torch.rand(count, 1, 1, 1)
@@ -142,7 +142,7 @@ def no_digits(pictures: Tensor) -> Tensor:
 
 
 def train_judge(steps: int, batch: int, seed: int) -> tuple[JudgeNetwork, float]:
-    """A classifier that is unsure of what is no digit, and its accuracy on the held-out pictures."""
+    """Train a classifier that is unsure of images without a digit. Returns it with its accuracy on the held-out images."""
     torch.manual_seed(seed)
     pictures, held_out = split()
     network = JudgeNetwork()
@@ -162,7 +162,7 @@ def train_judge(steps: int, batch: int, seed: int) -> tuple[JudgeNetwork, float]
 
 
 def halved(network: nn.Module) -> dict[str, Tensor]:
-    """Its tensors in half precision."""
+    """Tensors of a network in half precision."""
     return {name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}
 
 

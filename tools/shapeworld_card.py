@@ -19,7 +19,7 @@ from diffalign.shapeworld.scorers import CompositionalReward, ExactMatch
 
 @attrs.frozen
 class Setting:
-    """One way of sampling: steps, guidance scale (1 is none), text tokens (None is diffusers' default of 256)."""
+    """Sampling setting: steps, guidance scale (1 means no guidance), text tokens (None means diffusers' default of 256)."""
 
     steps: int
     guidance: float = 1.0
@@ -34,7 +34,7 @@ SETTINGS = (Setting(28), Setting(28, guidance=3.0), Setting(8), Setting(28, leng
 
 
 def measure(folder: Path, setting: Setting, prompts: int, samples: int, seed: int) -> dict[str, Evaluation]:
-    """Reward and exact accuracy by family, on held-out prompts."""
+    """Measure reward and exact accuracy by family, on held-out prompts."""
     policy: Policy = FlowMatchingPolicy.from_pretrained(str(folder), max_sequence_length=setting.length).fork()
     if setting.guidance != 1:
         policy = Guided(policy, setting.guidance)
@@ -54,7 +54,7 @@ def measure(folder: Path, setting: Setting, prompts: int, samples: int, seed: in
 
 
 def table(results: Mapping[str, Mapping[str, Evaluation]]) -> str:
-    """Markdown: one row a setting, reward and exact accuracy by family, and the diversity of the whole."""
+    """Write a Markdown table: one row per setting, reward and exact accuracy by family, and the diversity of all samples."""
     head = "| sampling | " + " | ".join(f"{family} reward | {family} exact" for family in FAMILIES) + " | L-GMD |"
     lines = [head, "|---" * (2 * len(FAMILIES) + 2) + "|"]
     for name, families in results.items():
@@ -65,7 +65,7 @@ def table(results: Mapping[str, Mapping[str, Evaluation]]) -> str:
 
 
 def card(settings: Mapping[str, Any], results: Mapping[str, Mapping[str, Evaluation]], prompts: int, samples: int) -> str:
-    """The text of the model card."""
+    """Write the text of the model card."""
     return f"""---
 license: apache-2.0
 library_name: diffusers

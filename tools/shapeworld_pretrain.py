@@ -1,4 +1,4 @@
-"""Trains the shipped ShapeWorld pipeline from nothing: `python tools/shapeworld_pretrain.py FOLDER`.
+"""Trains the shipped ShapeWorld pipeline from random weights: `python tools/shapeworld_pretrain.py FOLDER`.
 
 First the autoencoder on rendered images (L1), then the transformer and both text encoders together by flow matching
 (arXiv:2210.02747) on its standardised latents. About two hours on two cores. Seeds are fixed; equal software gives equal weights on
@@ -31,7 +31,7 @@ DIFFUSERS_DEFAULT_LENGTH = 256
 """`max_sequence_length` of a plain `StableDiffusion3Pipeline` call."""
 
 SHARES = {"count": 0.3, "binding": 0.15, "relation": 0.15, "text": 0.4}
-"""Of the training images: letters are the last thing that a small model learns."""
+"""Shares of the families among the training images. Letters have more, because a small model learns them last."""
 
 
 class Float32Attention(TorchFunctionMode):
@@ -45,7 +45,7 @@ class Float32Attention(TorchFunctionMode):
 
 
 def render(count: int, seed: int) -> tuple[Tensor, list[str]]:
-    """Images [count, 3, 64, 64] as uint8, and their captions."""
+    """Render images [count, 3, 64, 64] as uint8, with their captions."""
     generator, scenes = np.random.default_rng(seed), random_scenes(seed, SHARES)
     images = np.empty((count, 3, 64, 64), dtype=np.uint8)
     captions = []
@@ -57,7 +57,7 @@ def render(count: int, seed: int) -> tuple[Tensor, list[str]]:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 -> [-1, 1]."""
+    """Convert uint8 images to [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
@@ -103,8 +103,8 @@ def train_autoencoder(vae: Any, images: Tensor, steps: int, batch: int, seed: in
 def standardise_channels(vae: Any, latents: Tensor) -> None:
     """Give every latent channel standard deviation 1, by rescaling the encoder's last and the decoder's first convolution.
 
-    The autoencoder remains the same function. One scaling factor for all channels, which is all that the pipeline knows, would leave
-    the quiet channels, and the detail that they carry, below the noise for most of the flow.
+    The autoencoder remains the same function. The pipeline has only one scaling factor for all channels. With it alone, channels of small
+    deviation, and their details, would be below the noise for most of the flow.
     """
     std = latents.std(dim=(0, 2, 3))
     last, first = vae.encoder.conv_out, vae.decoder.conv_in
@@ -117,7 +117,7 @@ def standardise_channels(vae: Any, latents: Tensor) -> None:
 
 
 def refine_decoder(vae: Any, images: Tensor, steps: int, batch: int, seed: int) -> float:
-    """Trains the decoder further on the encoder's latents as they are; returns the last L1 in [0, 1] pixel units."""
+    """Trains the decoder further on the encoder's latents, which do not change; returns the last L1 in [0, 1] pixel units."""
     vae.to(memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.99))
@@ -145,13 +145,13 @@ def refine_decoder(vae: Any, images: Tensor, steps: int, batch: int, seed: int) 
 
 @torch.no_grad()
 def encode_images(vae: Any, images: Tensor) -> Tensor:
-    """Raw latent means [N, 8, 16, 16]."""
+    """Encode images to raw latent means [N, 8, 16, 16]."""
     with torch.autocast("cpu", torch.bfloat16):
         return torch.cat([vae.encode(to_pixels(chunk)).latent_dist.mean.float() for chunk in images.split(256)])
 
 
 def condition(pipe: Any, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """What `StableDiffusion3Pipeline.encode_prompt` gives without a T5 encoder, with gradients."""
+    """Encode captions like `StableDiffusion3Pipeline.encode_prompt` without a T5 encoder, but with gradients."""
     hidden, pooled = [], []
     for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -164,7 +164,7 @@ def condition(pipe: Any, captions: list[str], length: int) -> tuple[Tensor, Tens
 
 
 def noise_levels(count: int, shift: float, generator: torch.Generator) -> Tensor:
-    """Nine in ten logit-normal, one in ten uniform; then the scheduler's own shift."""
+    """Draw noise levels: nine in ten logit-normal, one in ten uniform; then the scheduler's own shift is applied."""
     levels = torch.randn(count, generator=generator).sigmoid()
     uniform = torch.rand(count, generator=generator)
     levels = torch.where(torch.rand(count, generator=generator) < 0.1, uniform, levels)
@@ -181,7 +181,7 @@ def train_denoiser(
     seed: int,
     save: Callable[[], None],
 ) -> float:
-    """Minimises E ||v(x_sigma) - (noise - x_0)||^2, captions dropped in one of ten; leaves the average of the weights in `pipe`."""
+    """Minimises E ||v(x_sigma) - (noise - x_0)||^2, with one caption in ten dropped; leaves the average of the weights in `pipe`."""
     modules = nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2]).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     schedule = warm_cosine(optimizer, steps, warmup=300)
@@ -224,11 +224,11 @@ def train_denoiser(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the pipeline is written")
-    parser.add_argument("--init", type=Path, help="go on with the pipeline of this folder; its autoencoder is kept")
+    parser.add_argument("--init", type=Path, help="continue with the pipeline of this folder; its autoencoder is kept")
     parser.add_argument("--images", type=int, default=65536)
     parser.add_argument("--autoencoder-steps", type=int, default=1100)
     parser.add_argument("--decoder-steps", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=20000, help="of the denoiser")
+    parser.add_argument("--steps", type=int, default=20000, help="training steps of the denoiser")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the denoiser, which a cosine brings to zero")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--layers", type=int, default=6)
@@ -260,13 +260,13 @@ def main() -> None:
 
 
 def save_pipeline(pipe: Any, folder: Path) -> None:
-    """Write the folder, the transformer in float16: half the size, and plain diffusers reads it back in float32."""
+    """Write the folder, with the transformer in float16: it has half the size, and plain diffusers reads it back in float32."""
     pipe.save_pretrained(folder)
     copy.deepcopy(pipe.transformer).half().save_pretrained(folder / "transformer")
 
 
 def standardised(vae: Any, images: Tensor) -> Iterator[Tensor]:
-    """Standardised latents in float16, by chunks."""
+    """Yield standardised latents in float16, in chunks."""
     for chunk in images.split(4096):
         yield ((encode_images(vae, chunk) - vae.config.shift_factor) * vae.config.scaling_factor).half()
 

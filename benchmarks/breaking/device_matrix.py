@@ -29,6 +29,7 @@ from diffalign.core import (
 from diffalign.objectives import (
     DGPO,
     DiffusionNFT,
+    DirectReinforcement,
     FlowGRPO,
     GroupForwardKL,
     KLBudget,
@@ -126,7 +127,7 @@ _OBJECTIVES = {
     "SoftmaxTB, three updates": _paths(SoftmaxTB, updates=3, reference_weight=0.1),
     "SoftmaxTB, squared": _paths(SoftmaxTB, loss="squared", level_weights=True),
     "SoftmaxTB, roots": _paths(SoftmaxTB, ROOTED, center="root", level_weights=True),
-    "SoftmaxTB, siblings": _paths(SoftmaxTB, center="siblings", pull="closed", beta=KLBudget(0.5)),
+    "SoftmaxTB, budget": _paths(SoftmaxTB, beta=KLBudget(0.5)),
     "SoftmaxTB, path": _paths(SoftmaxTB, CHAIN, measure="path", center="none"),
     "SoftmaxTB, release": _paths(SoftmaxTB.release_compatible, density="squared", updates=2, reference_weight=0.1),
     "GroupForwardKL": _paths(GroupForwardKL, reference_weight=0.1),
@@ -135,6 +136,7 @@ _OBJECTIVES = {
     "DiffusionNFT": _paths(DiffusionNFT, FEW, kl=0.1),
     "DGPO": _paths(DGPO, MANY, updates=2),
     "DGPO, softplus": _paths(DGPO, MANY, loss="softplus", clip=None),
+    "DGPO, rolled out by its average": _paths(DGPO, MANY, rollouts="old", decay=0.3),
     "TDM": _few(TrajectoryDistributionMatching),
     "TDM, guided": _few(TrajectoryDistributionMatching, guidance=2.0),
     "TDM-R1": _few(SurrogateReward),
@@ -143,6 +145,19 @@ _OBJECTIVES = {
         SurrogateReward, reference=fs.StudentScore(), baseline=fs.StudentScore(), group_objective=fs.RewardWeighted()
     ),
     "TDM-R1, in order": _few(SurrogateReward, reference=fs.MovingReference(), plan=fs.InOrder(), reward_stages=2, shared="sample"),
+    "TDM-R1, by prompt": _few(
+        SurrogateReward,
+        stages=fs.UniformStages(2),
+        stages_by="prompt",
+        shared="sample",
+        reward_noise="sample",
+        reward_weights=(1.0, 1.0, 0.5, 0.0),
+        reward_ceiling=0.95,
+        surrogate_stages=fs.FinalStage(2),
+        surrogate_ceiling=0.95,
+        advantage=fs.SignAdvantage(),
+    ),
+    "TDM and direct RL": _few(DirectReinforcement, levels=2),
 }
 
 

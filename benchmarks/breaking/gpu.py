@@ -38,8 +38,7 @@ from diffalign.policies import TDMPolicy
 from diffalign.prompts import PromptFile
 from diffalign.runs.checkpoints import Checkpoints
 from diffalign.samplers import DeterministicSampler, FixedPlan, TreeSampler
-from diffalign.shapeworld import CountReward
-from diffalign.testing import second_device
+from diffalign.testing import channel_reward, second_device
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,17 +85,21 @@ def resume(options: Options) -> Iterator[Row]:
         torch.manual_seed(0)
         if name == "TMPO":
             objective: Any = SoftmaxTB(embedded(options), rows=4, updates=2)
-            sampler: TrajectorySampler = TreeSampler(6, FixedPlan((1, 2)))
+            sampler: TrajectorySampler = (
+                TreeSampler(4, FixedPlan((1, 2), branches=2)) if options.tiny else TreeSampler(6, FixedPlan((1, 2)))
+            )
         else:
             objective, sampler = SurrogateReward(TDMPolicy(embedded(options), steps=4), rows=8), DeterministicSampler(4, 4)
-        more = {"prompts": PromptFile("shapeworld/count"), "prompts_per_step": 2, "aggregation": StandardizedSum(), "folder": folder}
-        return AlignmentLoop(objective, sampler, CountReward(), hooks=[Checkpoints(folder, every=half), *hooks], **more)
+        more = {"prompts": PromptFile("shapeworld/count"), "prompts_per_step": prompts, "aggregation": StandardizedSum(), "folder": folder}
+        # images differ in it from the first step on, where objects cannot be counted yet
+        return AlignmentLoop(objective, sampler, channel_reward, hooks=[Checkpoints(folder, every=half), *hooks], **more)
 
-    half = 1 if options.tiny else 2
+    half, prompts = (1, 1) if options.tiny else (2, 2)
 
     for name in ("TMPO", "TDM-R1")[: 1 if options.quick else 2]:
         with tempfile.TemporaryDirectory() as place:
             whole = loop(name, Path(place) / "whole")
+            before = [tensor.detach().clone() for tensor in whole.objective.policy.trainable_parameters().values()]
             whole.run(2 * half)
             with suppress(Interrupted):
                 loop(name, Path(place) / "parts", (_StopAfter(half),)).run(2 * half)
@@ -108,7 +111,9 @@ def resume(options: Options) -> Iterator[Row]:
             for mine, its in zip(policy.own_parameters().values(), again.policies()[role].own_parameters().values(), strict=True)
         ]
         unequal = sum(not torch.equal(mine, its) for mine, its in pairs)
-        yield {"case": name, "ok": unequal == 0, "tensors": len(pairs), "unequal": unequal}
+        after = whole.objective.policy.trainable_parameters().values()
+        moved = sum(not torch.equal(mine, its) for mine, its in zip(before, after, strict=True))
+        yield {"case": name, "ok": unequal == 0 and moved > 0, "tensors": len(pairs), "unequal": unequal, "moved": moved}
 
 
 PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {

@@ -6,8 +6,7 @@ import torch
 
 from benchmarks.breaking.gpu_subjects import Options, Row, embedded, forest_of
 from benchmarks.subjects.random_families import TINY_FLUX, TINY_SD35, condition_of, policy_of
-from diffalign import Progress, Streams
-from diffalign.core import CPS, UNRECORDED, ContractError, FlowSDE, Guided, Policy, check_first_step
+from diffalign.core import CPS, UNRECORDED, ContractError, FlowSDE, Guided, Policy, Progress, Streams, check_first_step
 from diffalign.samplers import ChainSampler, FixedPlan, TreeSampler
 from diffalign.testing.broken import FAULTS, BrokenReplay
 

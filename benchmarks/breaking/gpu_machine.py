@@ -58,7 +58,7 @@ def demo(options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as place:
         words = ["--policy.device", options.device, "--total", str(options.steps), "--folder", place]
         words += ["--evaluation", "null", "--hooks", "[]"]
-        words += ["--prompts_per_step", "2", "--sampler.plan.branches", "2"] if options.tiny else []
+        words += ["--prompts_per_step", "1", "--sampler.plan.branches", "2"] if options.tiny else []
         loop = config.parse("shapeworld_tmpo", words).build()
         seconds: list[float] = []
         begun = time.perf_counter()

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import attrs
 import torch
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import Policy, ShiftedGrid, TrajectoryBatch, TrajectorySampler
+from diffalign import Prompt
+from diffalign.core import Policy, Progress, ShiftedGrid, Streams, TrajectoryBatch, TrajectorySampler
 from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.prompts import PromptFile
 

@@ -25,6 +25,8 @@ from diffalign.shapeworld import CountReward
 from diffalign.testing import second_device
 from diffalign.testing.pretended_device import Traffic
 
+TREE = TreeSampler(6, FixedPlan((1, 2, 3)))
+
 
 def policy() -> FlowMatchingPolicy:
     return FlowMatchingPolicy.from_pretrained("shapeworld", lora=LoRA(rank=4), grid=ShiftedGrid(2.0), max_sequence_length=16, device="far")
@@ -39,12 +41,18 @@ def counted(objective: Objective, sampler: TrajectorySampler) -> Traffic:
     return traffic
 
 
-def table() -> dict[str, dict[str, object]]:
+def table(tree: TreeSampler = TREE, samples: int = 6) -> dict[str, dict[str, object]]:
+    """What each run moves and where it waits.
+
+    Args:
+        tree: of TMPO
+        samples: of TDM-R1, per prompt
+    """
     torch.manual_seed(0)
     with second_device():
         found = {
-            "TMPO": counted(SoftmaxTB(policy(), rows=4), TreeSampler(6, FixedPlan((1, 2, 3)))),
-            "TDM-R1": counted(SurrogateReward(TDMPolicy(policy(), steps=4)), DeterministicSampler(4, 6)),
+            "TMPO": counted(SoftmaxTB(policy(), rows=4), tree),
+            "TDM-R1": counted(SurrogateReward(TDMPolicy(policy(), steps=4)), DeterministicSampler(4, samples)),
         }
     return {
         name: {

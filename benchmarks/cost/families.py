@@ -39,7 +39,7 @@ from benchmarks.subjects.random_families import (
     counted,
     policy_of,
 )
-from diffalign import Progress, Streams
+from diffalign.core import Progress, Streams
 from diffalign.core.contract import check_first_step
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.compilation import Compilation

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.record import write
-from diffalign import AlignmentLoop, Progress
-from diffalign.core import ShiftedGrid, StandardizedSum
+from diffalign import AlignmentLoop
+from diffalign.core import Progress, ShiftedGrid, StandardizedSum
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.prompts import PromptFile

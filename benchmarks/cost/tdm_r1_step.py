@@ -12,8 +12,8 @@ Args:
 from pathlib import Path
 
 from benchmarks.record import write
-from diffalign import AlignmentLoop, Policy, Progress
-from diffalign.core import ShiftedGrid
+from diffalign import AlignmentLoop
+from diffalign.core import Policy, Progress, ShiftedGrid
 from diffalign.objectives import SurrogateReward
 from diffalign.objectives.few_step import CleanerStages, UniformStages
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from diffalign import Progress, Streams
-from diffalign.core import Condition, Policy, ScoredBatch, TrajectoryBatch
+from diffalign.core import Condition, Policy, Progress, ScoredBatch, Streams, TrajectoryBatch
 from diffalign.objectives import SoftmaxTB
 from diffalign.samplers import Branching, TreeSampler, roll_out
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import write
-from diffalign import Progress
 from diffalign.config import parse
+from diffalign.core import Progress
 
 
 class Recorder(torch.optim.Optimizer):

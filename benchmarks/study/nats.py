@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks.record import Record
 from benchmarks.subjects.examples import ring as circle
-from diffalign import AlignmentLoop, Progress, Prompt
-from diffalign.core import CPS
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import CPS, Progress
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts

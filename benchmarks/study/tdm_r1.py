@@ -6,7 +6,7 @@
     all stage ends              the surrogate learns from the ends of all stages, with their trajectory's advantage, not only the last
     stochastic trajectories     the same, where every step but the last renoises (`CPS`, eta 0.8): the advantage is that of the one sample
     moving reference            the surrogate's density ratio against its own moving average (the paper) instead of the frozen teacher
-    direct RL loss              no surrogate: the same group loss (`DGPO`) on the student's own weights
+    DGPO alone                  no surrogate: the same group loss (`DGPO`) on the student's own weights
 
 `--world shapeworld`: held-out prompts of all four families, of which the run trains on counts; beside the arms the base with 100 and with 8
 network evaluations and the student that they start from, all with the seed's noise. L-GMD is diversity. Minutes to hours.
@@ -66,7 +66,7 @@ ARMS: dict[str, list[str]] = {
         "--objective.surrogate_stages=CleanerStages",
         "--sampler={class_path: ChainSampler, init_args: {steps: 4, samples: SAMPLES, eta: 0.8, window: [0, 3]}}",
     ],
-    "direct RL loss": [
+    "DGPO alone": [
         "--objective={class_path: DGPO, init_args: {levels: 2, beta: 10.0, clip: 0.05}}",
         "--optimizers={policy: {class_path: AdamW, init_args: {lr: 1e-3, betas: [0.0, 0.999], weight_decay: 0.0}}}",
     ],
@@ -124,7 +124,7 @@ def trained(arm: str, seed: int, steps: int | None) -> Policy:
 
 def ring_row(arm: str, base: Policy, student: TDMPolicy, steps: int, seed: int) -> Row:
     """The ring's numbers after one run."""
-    if arm == "direct RL loss":
+    if arm == "DGPO alone":
         objective = DGPO(student.fork(trainable=True), beta=10.0, clip=0.1, sigma_min=0.0)
         after = ring_tdm_r1.trained(objective, {"policy": ring_tdm_r1.adam(2.5e-4)}, steps, seed)
     elif arm == "no reward term":

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from benchmarks.record import write
 from benchmarks.subjects.examples import ring
-from diffalign import Streams
-from diffalign.core import CPS, Policy
+from diffalign.core import CPS, Policy, Streams
 from diffalign.objectives import SoftmaxTB
 from diffalign.samplers import Branching, roll_out
 

@@ -22,7 +22,7 @@ Args:
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +31,11 @@ from torch import Tensor
 
 from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
-from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import CPS, Objective, Policy
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import CPS, Edges, Objective, Policy, Progress, Streams, TrajectoryBatch, replay_log_prob
 from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_to_real, effective_classes, kl
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
+from diffalign.objectives.path_losses import nats_of
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, DeterministicSampler, FixedPlan, TreeSampler
 from diffalign.testing import GivenPlan
@@ -47,6 +48,8 @@ ENDS = DeterministicSampler(8, samples=27)
 MEASURED = (150, 300, 600, 1200, 2400, 6000)
 """Steps after which a run is measured."""
 PROMPT = Prompt("a digit")
+ROOTS = 200
+"""Initial noises at which policies and the target are measured: the same for all, so that what the noises decide cancels."""
 SEARCH = 100
 """The first seed of a search for settings."""
 
@@ -55,18 +58,6 @@ ARMS: Mapping[str, tuple[str, Any, Make]] = {
     # name: (density, sampler, objective of a policy and a beta)
     "softmax-tb": ("mean", SAMPLER, lambda policy, beta: SoftmaxTB(policy, beta=beta)),
     "softmax-tb, level weights": ("mean", SAMPLER, lambda policy, beta: SoftmaxTB(policy, beta=beta, level_weights=True)),
-    "softmax-tb, closed pull": ("mean", SAMPLER, lambda policy, beta: SoftmaxTB(policy, beta=beta, pull="closed")),
-    "softmax-tb, closed pull, level weights": (
-        "mean",
-        SAMPLER,
-        lambda policy, beta: SoftmaxTB(policy, beta=beta, pull="closed", level_weights=True),
-    ),
-    "softmax-tb, siblings": ("mean", SAMPLER, lambda policy, beta: SoftmaxTB(policy, beta=beta, center="siblings")),
-    "softmax-tb, siblings, closed pull": (
-        "mean",
-        SAMPLER,
-        lambda policy, beta: SoftmaxTB(policy, beta=beta, center="siblings", pull="closed"),
-    ),
     "softmax-tb, squared": ("mean", SAMPLER, lambda policy, beta: SoftmaxTB(policy, beta=beta, loss="squared")),
     "softmax-tb of the release": ("squared", SAMPLER, lambda policy, beta: SoftmaxTB.release_compatible(policy)),
     "group forward kl": ("mean", SAMPLER, lambda policy, beta: GroupForwardKL(policy, beta=beta)),
@@ -90,17 +81,14 @@ def reward_of(task: str) -> ClassReward:
 
 
 @torch.no_grad()
-def pictures(policy: Policy, sampler: Any, prompts: int, seed: int) -> Tensor:
-    """[prompts x leaves, 3, H, W]."""
-    batches = []
-    for start in range(0, prompts, 16):
-        forest = sampler.sample(policy, policy.encode([PROMPT] * 16), Progress(0, 1), Streams(1_000_003 + seed, start))
-        batches.append(policy.decode(forest.samples))
-    return torch.cat(batches)
+def forests(policy: Policy, sampler: Any, roots: int) -> Iterator[TrajectoryBatch]:
+    """Samples from the first initial noises of the study, which are the same for every policy and sampler."""
+    for start in range(0, roots, 8):
+        yield sampler.sample(policy, policy.encode([PROMPT] * 8), Progress(0, 1), Streams(77, start))
 
 
 @torch.no_grad()
-def exact_tilt(task: str, beta: float, roots: int = 400, leaves: int = 256) -> Tensor:
+def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) -> Tensor:
     """Class shares [10] of the base tilted by exp(beta R) at each initial noise, and of no digit in what is left of the sum 1.
 
     E_root[p_0(c | root) exp(beta R_c) / Z(root)],        p_0(c | root) counted over leaves of independent noise
@@ -109,10 +97,9 @@ def exact_tilt(task: str, beta: float, roots: int = 400, leaves: int = 256) -> T
     reward = torch.cat([reward_of(task).values(), torch.zeros(1, dtype=torch.float64)])
     wide = TreeSampler(8, GivenPlan(Branching((1, leaves, *(1,) * 6), (0.0, 0.7, 0.7, 0.7, *(0.0,) * 4))))  # the law of SAMPLER's leaves
     total = torch.zeros(11, dtype=torch.float64)
-    for start in range(0, roots, 8):
-        forest = wide.sample(policy, policy.encode([PROMPT] * 8), Progress(0, 1), Streams(77, start))
+    for forest in forests(policy, wide, roots):
         images = policy.decode(forest.samples)
-        for group in range(8):
+        for group in range(len(forest.condition)):
             shares = class_shares(images[forest.group == group])
             base = torch.cat([shares, 1 - shares.sum(dim=0, keepdim=True)]).clamp(min=0)
             weight = base * (beta * reward).exp()
@@ -120,10 +107,11 @@ def exact_tilt(task: str, beta: float, roots: int = 400, leaves: int = 256) -> T
     return (total / roots)[:10]
 
 
-def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor) -> list[dict[str, float]]:
+def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor) -> list[dict[str, Any]]:
     """Measures of one run, at MEASURED steps."""
     density, sampler, make = ARMS[arm]
     policy = DigitsPolicy.from_pretrained("digits", CPS(density), device="cpu")
+    base = policy.fork()
     loop = AlignmentLoop(
         objective=make(policy, BETA[task]),
         sampler=sampler,
@@ -138,26 +126,43 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor)
     for step in range(steps):
         report = loop.step(loop.prompts.draw(step, 8), Progress(step, steps, loop.reward))
         if step + 1 in MEASURED:
-            row = {"step": step + 1, "seconds": time.perf_counter() - begun, **measured(policy, sampler, seed, task, target)}
-            rows.append(row | {name: report.metrics[name] for name in ("log_ratio/reference", "reference/felt") if name in report.metrics})
-    print(arm, rate, seed, json.dumps({name: round(value, 3) for name, value in rows[-1].items()}), flush=True)
+            row = {"step": step + 1, "seconds": time.perf_counter() - begun, **measured(policy, base, sampler, task, target)}
+            rows.append(row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics})
+    print(arm, rate, seed, json.dumps({name: round(value, 3) for name, value in rows[-1].items() if isinstance(value, float)}), flush=True)
     return rows
 
 
-def measured(policy: Policy, sampler: Any, seed: int, task: str, target: Tensor) -> dict[str, float]:
-    images = pictures(policy, sampler, 96, seed)
+@torch.no_grad()
+def measured(policy: Policy, base: Policy, sampler: Any, task: str, target: Tensor) -> dict[str, Any]:
+    """Numbers of a policy under its sampler, at the initial noises at which the target was counted."""
+    parts, drift = [], []
+    for forest in forests(policy, sampler, ROOTS):
+        parts.append(policy.decode(forest.samples))
+        edges = Edges.of(forest)
+        if len(edges.child):
+            nats = nats_of(policy.kernel, forest, edges)
+            ratio = nats * (replay_log_prob(policy, forest, edges) - replay_log_prob(base, forest, edges))
+            drift.append(forest.path_sum(ratio.new_zeros(len(forest.latents)).index_copy(0, edges.child, ratio)))
+    images = torch.cat(parts)
     shares = class_shares(images)
     even = shares[list(EVEN)]
-    ends = pictures(policy, DeterministicSampler(20, samples=16), 64, seed)
-    return {
+    found = {
         "reward": float(reward_of(task)(images, [PROMPT] * len(images)).mean()),
         "even": float(even.sum()),
+        "shares": shares.tolist(),
         "modes": effective_classes(shares, EVEN),
         "distance": distance_to_real(images),
-        "from tilt": kl(target, shares.clamp(min=1 / len(images))),
-        "ode even": float(class_shares(ends)[list(EVEN)].sum()),
-        "ode modes": effective_classes(class_shares(ends), EVEN),
+        "from tilt": kl(target, shares),
+        "within": kl(_only(target, EVEN), _only(shares, EVEN)),
     }
+    return found | ({"nats": float(torch.cat(drift).mean())} if drift else {})
+
+
+def _only(shares: Tensor, classes: Iterable[int]) -> Tensor:
+    """Shares of some digits, 0 for all others."""
+    kept = torch.zeros_like(shares)
+    kept[list(classes)] = shares[list(classes)]
+    return kept
 
 
 def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:

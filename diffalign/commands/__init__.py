@@ -1,7 +1,7 @@
-"""The commands: one module each, with its docstring's first line as help, `configure(parser)` and `run(options, overrides)`.
+"""Commands, one module each. The first docstring line is the help; `configure(parser)` and `run(options, overrides)` do the rest.
 
-Nothing heavy is imported before `run`.
+Large packages such as torch are imported only in `run`.
 """
 
-NAMES = ("train", "check", "sample", "evaluate", "compare", "export", "parts", "check-part", "serve-reward", "bundle")
-"""In the order of `diffalign --help`; "a-b" lives in a_b.py."""
+NAMES = ("train", "check", "sample", "evaluate", "compare", "export", "parts", "check-part", "prompts", "serve-reward", "bundle")
+"""Names of the commands in the order of `diffalign --help`; the command "a-b" is in a_b.py."""

@@ -1,4 +1,4 @@
-"""Pack what a bug report needs into one zip: configuration, environment, metrics, last log; no weights, no pictures."""
+"""Pack a run folder into one zip for a bug report: configuration, environment, metrics, last log; no weights, no images."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from pathlib import Path
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
     parser.add_argument(
-        "--log", type=Path, action="append", default=[], metavar="FILE", help="what a run printed, if you kept it; again for more"
+        "--log", type=Path, action="append", default=[], metavar="FILE", help="saved console output of the run; repeat for more files"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.zip", help="the file (RUN-bundle.zip, here)")
+    parser.add_argument("--out", type=Path, metavar="FILE.zip", help="output file (RUN-bundle.zip in this folder)")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Check a part of yours against the contract of its kind, also on a pretended device; for a reward, measure scale, noise and speed."""
+"""Check your own part against the contract of its kind, also on a pretended device; for a reward, measure scale, noise and speed."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..testing.parts import examination
     from ..testing.properties import examine
 
-    prepare_second_device()  # before the part's module may make a backward pass
+    prepare_second_device()  # must come before any backward pass, which importing the part may make
     refuse_overrides("check-part", "a part", overrides)
     try:
         part = find(options.part)
     except LookupError as error:
-        raise ConfigError(f"{options.part} leads nowhere. {error or suggestion(options.part, ())}") from error
+        raise ConfigError(f"{options.part} must name an object that can be imported. {error or suggestion(options.part, ())}") from error
     try:
         known = examination(part)
     except ValueError as error:

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 _EPILOG = (
-    "Every checkpoint is sampled afresh and scored by the rewards of all runs. The tables at equal steps, rows and seconds are made from "
-    "what the runs have recorded: give them an evaluation with `every`."
+    "Every checkpoint is sampled anew and scored by the rewards of all runs. The tables at equal steps, rows and seconds use the "
+    "evaluations that the runs have recorded: give the runs an evaluation with `every`."
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help=f"two or more; the others are compared with the first: {SUBJECT}")
     measuring_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="for the page (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="folder of the page (%(default)s)")
     parser.epilog = _EPILOG
 
 
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _evaluated(subjects: "Sequence[Subject]", options: argparse.Namespace, devices: "Devices") -> "dict[str, Evaluation]":
-    """One run after the other, so that one model at a time needs memory; prompts and settings are those of the first."""
+    """Evaluate one run after the other, so that only one model at a time is in memory. Prompts and settings are those of the first run."""
     from ..evaluation import evaluate
     from .subject import Measuring
 
@@ -79,7 +79,7 @@ def _all_rewards(subjects: "Sequence[Subject]") -> "dict[str, RewardFunction]":
     rewards: dict[str, RewardFunction] = {}
     owner: dict[str, str] = {}
     for subject in subjects:
-        for name, reward in subject.measured()[0].items():
+        for name, reward in subject.rewards(subject.evaluation()).items():
             if name in rewards and _described(rewards[name]) != _described(reward):
                 raise ConfigError(
                     f"the reward {name!r} must be the same in all runs; it is {_described(rewards[name])} in {owner[name]} and "
@@ -91,7 +91,7 @@ def _all_rewards(subjects: "Sequence[Subject]") -> "dict[str, RewardFunction]":
 
 
 def _described(reward: Any) -> str:
-    """Equal for rewards that are built alike."""
+    """Describe a reward; rewards that are built alike have equal descriptions."""
     import attrs
 
     return repr(reward) if attrs.has(type(reward)) else getattr(reward, "__qualname__", type(reward).__qualname__)

@@ -6,38 +6,52 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .measuring import SUBJECT, measuring_arguments
+from .suites import SUITES
 
-_EPILOG = "An evaluation that is interrupted goes on where it stopped. Under accelerate launch or torchrun, processes share the prompts."
+_SUITE = (
+    "prompts and rewards of a benchmark in place of the run's own, and a table by tag; --prompts takes other prompts of the same form, "
+    "--reward NAME=PART a reward in place of the suite's of that name"
+)
+_EPILOG = "An interrupted evaluation continues where it stopped. Under accelerate launch or torchrun, processes share the prompts."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help=SUBJECT)
     measuring_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for evaluation.json and pictures (RUN/evaluations/step-NNNNNN)")
+    parser.add_argument("--suite", choices=SUITES, help=_SUITE)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of evaluation.json and images (RUN/evaluations/step-NNNNNN)")
     parser.epilog = _EPILOG
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from ..evaluation import Rounds, contact_sheet, evaluate
+    from ..core.unessential import unessential
+    from ..evaluation import ByTag, Rounds, contact_sheet, evaluate
     from ..processes.devices import connect, disconnect
     from .subject import Measuring, Subject
 
     subject = Subject.of(options.run, overrides)
     devices = connect()
     try:
-        measuring = Measuring.of(subject, options)
+        suite = SUITES.get(options.suite)
+        measuring = Measuring.of(subject, options, suite)
         loop, step = subject.build(devices)
         run = subject.folder or Path("runs") / subject.job.name
-        folder = options.out or run / "evaluations" / f"step-{step:06d}"
-        rounds = Rounds(folder / "rounds", f"{subject.identity} {options.reward}")
+        folder = options.out or run / "evaluations" / f"step-{step:06d}{'' if suite is None else f'-{options.suite}'}"
+        rounds = Rounds(folder / "rounds", f"{subject.identity} {options.reward} {options.suite}")
         policy = loop.evaluation_policy()
         result = evaluate(policy, measuring.prompts, measuring.rewards, step=step, devices=devices, rounds=rounds, **measuring.settings)
         if devices.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "evaluation.json").write_text(json.dumps({"run": subject.name, **result.summary()}, indent=1))
-            contact_sheet(result.images, [str(prompt) for prompt in result.prompts]).save(folder / "images.png")
-            print(f"{subject.name}, step {step}: {result.table()}\n{folder / 'evaluation.json'}")
-        devices.barrier()  # nobody may still read what is removed
+            tags = None if suite is None else ByTag.of(result)
+            found = {"run": subject.name, **result.summary()} | ({} if tags is None else {"suite": {"name": options.suite, **tags.plain()}})
+            (folder / "evaluation.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+            with unessential(str(folder / "images.png")):
+                contact_sheet(result.images, [str(prompt) for prompt in result.prompts]).save(folder / "images.png")
+            print(f"{subject.name}, step {step}: {result.table()}")
+            if tags is not None:
+                print(f"suite {options.suite}, mean [95 % interval over prompts]\n{tags.table()}")
+            print(folder / "evaluation.json")
+        devices.barrier()  # the rounds are removed only when no process reads them any more
         rounds.clear()
     finally:
         disconnect(devices)

@@ -15,8 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="diffusers",
         help="LoRA for diffusers' load_lora_weights, LoRA for ComfyUI, or the whole pipeline with the LoRA merged in (%(default)s)",
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (RUN/export/FORMAT)")
-    parser.add_argument("--role", metavar="NAME", help="which weights of the checkpoint (the average if there is one, else the policy)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder (RUN/export/FORMAT)")
+    parser.add_argument("--role", metavar="NAME", help="weights of the checkpoint to export (the average if there is one, else the policy)")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:

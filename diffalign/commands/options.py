@@ -1,4 +1,4 @@
-"""What several commands share of their arguments and answers."""
+"""Arguments and answers that several commands share."""
 
 import argparse
 import sys
@@ -9,13 +9,13 @@ _OVERRIDES = "Any key of the run can be replaced after RUN by its dotted path: -
 
 
 def run_argument(parser: argparse.ArgumentParser) -> None:
-    """RUN, and what may follow it."""
+    """Add the argument RUN and the help on overrides after it."""
     parser.add_argument("run", metavar="RUN", help=_RUN)
     parser.epilog = _OVERRIDES
 
 
 def refuse_overrides(command: str, takes: str, overrides: Sequence[str]) -> None:
-    """For a command that has no run whose keys could be replaced.
+    """Refuse overrides for a command without a run whose keys could be replaced.
 
     Raises:
         ConfigError: there are overrides.
@@ -27,7 +27,7 @@ def refuse_overrides(command: str, takes: str, overrides: Sequence[str]) -> None
 
 
 def positive(text: str) -> int:
-    """An argument that counts something."""
+    """Parse a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")

@@ -1,4 +1,4 @@
-"""List what can be plugged in where; or what one part takes."""
+"""List the parts that can stand in each place of a run; or the arguments of one part."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from .options import refuse_overrides
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a part: a name of the list or an import path")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a part: a name from the list, or an import path")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Draw pictures; from a run folder, with its last checkpoint."""
+"""Draw images; a run folder is sampled with its last checkpoint."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     run_argument(parser)
-    parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="a row of pictures each")
-    parser.add_argument("--n", type=positive, default=4, help="pictures of a prompt (%(default)s)")
+    parser.add_argument("--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="prompts; each gives a row of images")
+    parser.add_argument("--n", type=positive, default=4, help="images per prompt (%(default)s)")
     parser.add_argument("--steps", type=positive, default=28, help="denoising steps (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    parser.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a picture, in pixels (the run's own)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
+    parser.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="image size in pixels (the run's own)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture")
 
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..threads import take_fair_threads
 
     if options.out.suffix.lower() not in registered_extensions():
-        raise ConfigError(f"--out must end in the name of a picture format such as .png; got {str(options.out)!r}")
+        raise ConfigError(f"--out must end in an image format such as .png; got {str(options.out)!r}")
     for text in options.prompt:
         require_readable(text, "--prompt")
     job = config.parse(options.run, overrides)

@@ -1,4 +1,4 @@
-"""Serve a reward over HTTP, for trainers whose packages or devices do not fit it."""
+"""Serve a reward over HTTP, for trainers that cannot run it because of its packages or its device."""
 
 import argparse
 import os
@@ -11,20 +11,20 @@ _VARIABLE = "DIFFALIGN_REWARD_TOKEN"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reward", type=Path, metavar="REWARD.yaml", help="a reward as a run file has it: class_path and init_args")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes any that is free (%(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help=f"bearer token that clients must bear; else ${_VARIABLE}, if set")
-    parser.add_argument("--without-token", action="store_true", help="let everybody ask who reaches the address")
-    parser.add_argument("--device", help="where images are put (cuda where there is one)")
+    parser.add_argument("reward", type=Path, metavar="REWARD.yaml", help="a reward as in a run file: class_path and init_args")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on; 0 takes any free port (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: only this machine)")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help=f"file with the clients' bearer token; else ${_VARIABLE}, if set")
+    parser.add_argument("--without-token", action="store_true", help="answer every client that reaches the address")
+    parser.add_argument("--device", help="device of the images (cuda if there is one)")
     parser.add_argument("--batch", type=positive, default=16, metavar="N", help="images that the reward sees at once (%(default)s)")
-    parser.add_argument("--queue", type=positive, default=128, metavar="N", help="requests under way at a time (%(default)s)")
-    parser.add_argument("--max-images", type=positive, default=64, metavar="N", help="of one request (%(default)s)")
-    parser.add_argument("--max-megabytes", type=positive, default=64, metavar="N", help="of the body of one request (%(default)s)")
-    parser.add_argument("--max-megapixels", type=positive, default=33, metavar="N", help="of one request, all images (%(default)s)")
+    parser.add_argument("--queue", type=positive, default=128, metavar="N", help="requests that are handled at a time (%(default)s)")
+    parser.add_argument("--max-images", type=positive, default=64, metavar="N", help="images of one request (%(default)s)")
+    parser.add_argument("--max-megabytes", type=positive, default=64, metavar="N", help="size of the body of one request (%(default)s)")
+    parser.add_argument("--max-megapixels", type=positive, default=33, metavar="N", help="all images of one request (%(default)s)")
     parser.epilog = (
         "Arguments of the reward can be replaced after REWARD.yaml by their dotted path: --quality 50; "
-        "--init_args.batch 8 where an option above has the name"
+        "--init_args.batch 8 if an option above has the same name"
     )
 
 
@@ -42,8 +42,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     token = _token(options)
     if token is None and not options.without_token and not is_loopback(options.host):
         raise ConfigError(
-            f"--host {options.host} is reached from other machines, so a token must be asked for: give --token-file or ${_VARIABLE}; "
-            "or --without-token, to let everybody ask"
+            f"--host {options.host} can be reached from other machines, so clients must have a token: give --token-file or ${_VARIABLE}; "
+            "or --without-token, to answer every client"
         )
     limits = Limits(options.max_megabytes * 2**20, options.max_images, options.max_megapixels * 10**6)
     memory = max(2**30, 2 * (4 * limits.body + 3 * limits.pixels))

@@ -1,4 +1,4 @@
-"""What `evaluate` and `compare` look at: the weights of a run, and how they are measured."""
+"""Subject of `evaluate` and `compare`: the weights of a run, and how they are measured."""
 
 import argparse
 import hashlib
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from .suites import Suite
+
 if TYPE_CHECKING:
     from ..config import Run
     from ..core import AlignmentLoop, Devices, Prompt, RewardFunction
@@ -16,13 +18,13 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False)
 class Subject:
-    """A run and the checkpoint of it that is looked at.
+    """Run with the checkpoint that is measured.
 
     Args:
-        name: for people
+        name: name in the output
         job: the run
-        folder: of the run; None for a run file
-        checkpoint: None for the weights as they begin
+        folder: folder of the run; None for a run file
+        checkpoint: folder of the checkpoint; None for the untrained weights
     """
 
     name: str
@@ -32,11 +34,11 @@ class Subject:
 
     @classmethod
     def of(cls, text: str, overrides: Sequence[str] = ()) -> "Subject":
-        """What a word of the command line means.
+        """Find the subject that a word of the command line names.
 
         Raises:
-            ConfigError: no such run.
-            CheckpointError: a run folder without a whole checkpoint.
+            ConfigError: there is no such run.
+            CheckpointError: the run folder has no complete checkpoint.
         """
         from .. import config
         from ..core import CheckpointError
@@ -52,11 +54,11 @@ class Subject:
             return cls(job.name, job, None, None)
         found = complete_checkpoints(path)
         if not found:
-            raise CheckpointError(f"{path} must hold a whole checkpoint step-*/ to be evaluated; there is none")
+            raise CheckpointError(f"{path} must hold a complete checkpoint step-*/ to be evaluated; there is none")
         return cls(path.absolute().name, job, path, found[-1])
 
     def build(self, devices: "Devices") -> "tuple[AlignmentLoop, int]":
-        """The loop with the checkpoint's weights, and the steps that they have been trained."""
+        """Build the loop with the checkpoint's weights; also returns the number of steps that they were trained."""
         from ..runs.snapshot import load
         from ..threads import take_fair_threads
 
@@ -64,60 +66,78 @@ class Subject:
         take_fair_threads(loop.objective.policy.device)
         return loop, 0 if self.checkpoint is None else load(loop, self.checkpoint)
 
-    def measured(self) -> "tuple[dict[str, RewardFunction], HeldOutEvaluation | None]":
-        """The rewards that the run trains on or only evaluates, and its own evaluation; built without the policy."""
+    def evaluation(self) -> "HeldOutEvaluation | None":
+        """Build the run's own evaluation, without the policy."""
         from ..config.blueprint import build
-        from ..core.scoring import named_rewards
         from ..evaluation import HeldOutEvaluation
 
         hook = build(self.job.tree["evaluation"], {})
-        hook = hook if isinstance(hook, HeldOutEvaluation) else None
-        return {**named_rewards(build(self.job.tree["rewards"], {})), **(hook.rewards if hook else {})}, hook
+        return hook if isinstance(hook, HeldOutEvaluation) else None
+
+    def rewards(self, evaluation: "HeldOutEvaluation | None") -> "dict[str, RewardFunction]":
+        """Build the rewards that the run trains on or only evaluates, without the policy."""
+        from ..config.blueprint import build
+        from ..core.scoring import named_rewards
+
+        return {**named_rewards(build(self.job.tree["rewards"], {})), **(evaluation.rewards if evaluation else {})}
 
     @property
     def identity(self) -> str:
-        """A digest of the weights and of the configuration."""
+        """Digest of the weights and of the configuration."""
         manifest = b"" if self.checkpoint is None else (self.checkpoint / "manifest.json").read_bytes()
         return hashlib.sha256(manifest + self.job.yaml().encode()).hexdigest()
 
 
 @attrs.frozen(eq=False)
 class Measuring:
-    """How everything is measured: `settings` are keyword arguments of `diffalign.evaluation.evaluate`."""
+    """Prompts, rewards and settings of a measurement; `settings` are keyword arguments of `diffalign.evaluation.evaluate`."""
 
     prompts: "list[Prompt]"
     rewards: "Mapping[str, RewardFunction]"
     settings: Mapping[str, Any]
 
     @classmethod
-    def of(cls, subject: Subject, options: argparse.Namespace) -> "Measuring":
-        """As the command line says, else as the run's own evaluation, else with defaults.
+    def of(cls, subject: Subject, options: argparse.Namespace, suite: Suite | None = None) -> "Measuring":
+        """Take each setting from the command line, else from the suite or the run's own evaluation, else from the defaults.
+
+        Args:
+            subject: run or pipeline that is measured
+            options: options of the command line
+            suite: prompts and rewards in place of the run's own
 
         Raises:
-            ConfigError: there are no prompts, or a part that cannot be built.
+            ConfigError: there are no prompts, a reward cannot score some of them, or a part cannot be built.
         """
         from ..core import ConfigError
         from ..evaluation.evaluate import DEFAULT_FEATURES
         from ..prompts import read_prompts
+        from ..rewards.requirements import require
 
-        rewards, hook = subject.measured()
-        file = options.prompts or (hook.prompts if hook else None)
+        hook = subject.evaluation()
+        asked = built_rewards(options.reward)
+        if suite is None:
+            rewards = {**subject.rewards(hook), **asked}
+        else:
+            rewards = {**built_rewards([f"{name}={part}" for name, part in suite.rewards.items() if name not in asked]), **asked}
+        file = options.prompts or (suite.prompts if suite else hook.prompts if hook else None)
         if file is None:
-            raise ConfigError("--prompts must name a prompt file: the run has no evaluation whose prompts could be taken")
+            raise ConfigError("--prompts must name a prompt file, because the run has no evaluation with prompts")
         chosen: Mapping[str, Features] = built_features(options.features) or (hook.features if hook else DEFAULT_FEATURES)
         settings = {"samples": hook.samples if hook else 4, "steps": hook.steps if hook else 28, "seed": hook.seed if hook else 0}
         settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
         if settings["samples"] < 2:
-            raise ConfigError("--samples must be at least 2: one picture of a prompt has no diversity")
+            raise ConfigError("--samples must be at least 2: one image of a prompt has no diversity")
+        prompts = read_prompts(file)
+        require(rewards.values(), prompts)
         return cls(
-            read_prompts(file),
-            {**rewards, **built_rewards(options.reward)},
+            prompts,
+            rewards,
             {**settings, "features": chosen, "rows": options.rows, "pictures": options.pictures},
         )
 
 
 def built_rewards(texts: Sequence[str]) -> "dict[str, RewardFunction]":
-    """Rewards of the command line by name; without one, under their own."""
+    """Build the rewards of the command line, by name; a reward without a name gets its own."""
     from ..core import RewardFunction
     from ..core.scoring import reward_name
 
@@ -125,7 +145,7 @@ def built_rewards(texts: Sequence[str]) -> "dict[str, RewardFunction]":
 
 
 def built_features(texts: Sequence[str]) -> "dict[str, Features]":
-    """Features of the command line by name; without one, under that of their class."""
+    """Build the features of the command line, by name; features without a name get that of their class."""
     from ..evaluation import Features
 
     return _built(texts, Features, "--features", lambda part: type(part).__name__.removesuffix("Features").lower())

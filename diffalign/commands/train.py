@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     run_argument(parser)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run folder")
-    parser.add_argument("--new-total", action="store_true", help="with --resume: accept another total, over which schedules then run")
-    parser.add_argument("--overwrite", action="store_true", help="replace what the run folder holds")
-    parser.add_argument("--shard", action="store_true", help="spread the weights over the processes of the launcher")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run folder")
+    parser.add_argument("--new-total", action="store_true", help="with --resume: accept another total; schedules then use the new total")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the run folder")
+    parser.add_argument("--shard", action="store_true", help="shard the weights over the processes of the launcher")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -67,7 +67,7 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
         if not saved:
             return say(f"interrupted; there is no checkpoint in {job.folder} yet", 130)
         again = f"diffalign train {options.run} --resume"
-        return say(f"interrupted; the last checkpoint is {saved[-1]}. Go on, with the same --key values, by: {again}", 130)
+        return say(f"interrupted; the last checkpoint is {saved[-1]}. Continue, with the same --key values, by: {again}", 130)
     except NonFiniteError as error:
         saved = complete_checkpoints(job.folder, quiet=True)
         kept = keep_offending_batch(error, job.folder, devices.rank)
@@ -93,11 +93,11 @@ def _require_new(run: "Run", options: argparse.Namespace) -> None:
     if options.resume and options.overwrite:
         raise ConfigError("--resume and --overwrite exclude each other: one keeps what the run folder holds, the other does not")
     if options.new_total and not options.resume:
-        raise ConfigError("--new-total goes with --resume: a run that begins has no total yet")
+        raise ConfigError("--new-total needs --resume: a new run has no earlier total")
     if run.folder.exists() and not run.folder.is_dir():
         raise ConfigError(f"folder {run.folder} must be a folder; it is a file. Give another --folder.")
     if (run.folder / "metrics.jsonl").exists() and not (options.resume or options.overwrite):
         raise ConfigError(
-            f"folder {run.folder} must not hold another run; it has a metrics.jsonl. Give --resume to go on from its last checkpoint, "
+            f"folder {run.folder} must not hold another run; it has a metrics.jsonl. Give --resume to continue from its last checkpoint, "
             "--overwrite to replace it, or another --folder."
         )

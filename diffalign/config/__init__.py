@@ -1,6 +1,6 @@
-"""Configuration: YAML over the constructors of the parts themselves, so that there is no second list of fields to keep.
+"""Configuration: YAML whose keys are the constructor arguments of the parts, so that there is no second list of fields.
 
-jsonargparse judges plain values by their annotations; `resolution` finds the parts and gives every error its place.
+jsonargparse checks plain values against their annotations; `resolution` finds the parts and gives every error its place.
 """
 
 from .errors import ConfigWarning

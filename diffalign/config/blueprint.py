@@ -1,4 +1,4 @@
-"""What a run is made of before it is built: parts with their classes and arguments, and plain values."""
+"""Blueprint of a run before it is built: parts with their classes and arguments, and plain values."""
 
 import enum
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from .signature import MISSING
 
 @attrs.frozen
 class Part:
-    """Something that is imported, and mostly called.
+    """Part of a run: an object that is imported and, mostly, called.
 
     Args:
-        where: its place in the configuration
-        name: the path that imports it
-        target: what that gives
-        arguments: by name; values and further parts
-        how: "call" gives the part, "partial" a factory that is called later, "itself" stands as it is
-        linked: arguments that the run gives: what only exists once other parts are built, and how it spreads weights
+        where: place in the configuration
+        name: import path
+        target: imported object
+        arguments: values and further parts, by name
+        how: "call" calls the target, "partial" makes a factory that is called later, "itself" takes the target as it is
+        linked: arguments that the run gives, because they exist only once other parts are built, or because they shard weights
     """
 
     where: str
@@ -34,7 +34,7 @@ class Part:
 
 
 def described(default: Any, where: str) -> Any:
-    """A default value as it would stand in a run file; MISSING where it could not be written."""
+    """Convert a default value to the form of a run file; MISSING if it cannot be written."""
     if default is None or isinstance(default, bool | int | float | str):
         return default
     if isinstance(default, Path):
@@ -55,12 +55,12 @@ def described(default: Any, where: str) -> Any:
 
 @attrs.frozen
 class Factory:
-    """A class or function whose leading arguments come later: an optimizer waits for its parameters.
+    """Factory for a class or function whose first arguments come later; an optimizer, for example, waits for its parameters.
 
     Args:
-        where: its place in the configuration
-        target: what is called
-        arguments: by name
+        where: place in the configuration
+        target: class or function that is called
+        arguments: arguments by name
     """
 
     where: str
@@ -75,14 +75,14 @@ class Factory:
 
 
 def build(node: Any, links: Mapping[str, Any]) -> Any:
-    """The objects of a resolved value.
+    """Build the objects of a resolved value.
 
     Args:
         node: plain values and parts
-        links: what linked arguments stand for; one that is not among them keeps its default
+        links: values of linked arguments; a linked argument without a value keeps its default
 
     Raises:
-        ConfigError: a constructor refused; the message begins with the part's place.
+        ConfigError: a constructor raised an error; the message begins with the part's place.
     """
     if isinstance(node, Mapping):
         return {key: build(value, links) for key, value in node.items()}
@@ -102,7 +102,7 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
 
 
 def plain(node: Any) -> Any:
-    """A resolved value as a run file writes it."""
+    """Convert a resolved value to the form of a run file."""
     if isinstance(node, Part):
         if node.how == "itself":
             return node.name

@@ -1,4 +1,4 @@
-"""Words of configuration errors: where, what must hold, what came, what to do."""
+"""Texts of configuration errors: where, what must hold, what came, what to do."""
 
 import difflib
 import re
@@ -8,44 +8,44 @@ from ..core import ConfigError
 
 
 class ConfigWarning(UserWarning):
-    """Something of a configuration that is left out, and can be."""
+    """Warning about a value of a configuration that is not used."""
 
 
 _ATTRS = re.compile(r"^'(\w+)' must be (.+?)(?:: | \(got )(.+?)\)?$", re.DOTALL)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean X?', or nothing."""
+    """Suggest the most similar name: ' Did you mean X?', or ''."""
     names = [str(entry) for entry in known]
     found = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not found:  # a difference in case alone is no likeness to difflib
+    if not found:  # difflib does not see names as similar that differ only in case
         found = [entry for entry in names if entry.lower() == name.lower()]
     return f" Did you mean {found[0]}?" if found else ""
 
 
 def listed(names: Iterable[str], last: str = "or") -> str:
-    """'a, b or c'."""
+    """Join names to 'a, b or c'."""
     entries = list(names)
     return entries[0] if len(entries) == 1 else f"{', '.join(entries[:-1])} {last} {entries[-1]}" if entries else "none"
 
 
 def shown(value: object) -> str:
-    """A value as it stands in a message: short."""
+    """Shorten a value for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def refused(where: str, error: BaseException) -> ConfigError:
-    """What a constructor said, with the place of the part.
+    """Convert an error of a constructor to a ConfigError that begins with the place of the part.
 
     Args:
         where: dotted path of the part, "" for the run itself
-        error: what it raised
+        error: the error that was raised
     """
     text = str(error.args[0]) if error.args and isinstance(error.args[0], str) and isinstance(error, ValueError | TypeError) else str(error)
-    if found := _ATTRS.match(text):  # attrs' validators name the field, but neither its class nor the place
+    if found := _ATTRS.match(text):  # validators of attrs name only the field, not its class or place
         name, bound, got = found.groups()
         return ConfigError(f"{where}{'.' if where else ''}{name} must be {bound}; got {got}")
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    known = not where or text.startswith(f"{where}.")  # some messages know their place
+    known = not where or text.startswith(f"{where}.")  # some messages contain their place already
     return ConfigError(f"{kind}{text}" if known else f"{where}: {kind}{text}")

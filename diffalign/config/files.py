@@ -1,4 +1,4 @@
-"""Run files: where they are, and YAML without surprises."""
+"""Run files: finding them, and reading their YAML strictly."""
 
 import re
 from collections.abc import Iterable
@@ -21,11 +21,11 @@ _SCALARS = (
 )
 
 _BREAKS = "\x85\u2028\u2029"
-"""Line breaks to PyYAML, which it would turn into spaces unless they are escaped."""
+"""Characters that PyYAML takes as line breaks. It would turn them into spaces unless they are escaped."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars (1e-4 is a number; "no", 1:30 and 2024-01-01 are text), and no key twice."""
+    """Loader with the scalars of YAML 1.2 (1e-4 is a number; "no", 1:30 and 2024-01-01 are text). It refuses duplicate keys."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  the base class has it so
 
@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands here a second time (first in line {seen[key]}); keep one", key_node.start_mark
+                    None, None, f"key {key!r} appears a second time (first in line {seen[key]}); keep one", key_node.start_mark
                 )
             seen[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 or 1.2 would take for something else than text."""
+    """Dumper that quotes every text that YAML 1.1 or 1.2 would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -81,7 +81,8 @@ def read_yaml(text: str, source: str) -> Any:
         source: its name in messages
 
     Raises:
-        ConfigError: a syntax error or a duplicate key, with its line; text that is nested too deeply, or contains itself by an alias.
+        ConfigError: there is a syntax error or a duplicate key (the message names the line), or the text is nested too deeply or contains
+            itself by an alias.
     """
     try:
         content = yaml.load(text, _Loader)
@@ -98,7 +99,11 @@ def read_yaml(text: str, source: str) -> Any:
 
 
 def _bounded(value: Any, source: str) -> Any:
-    """Refuse what no run has: an alias that contains itself, or that makes a few lines stand for millions."""
+    """Refuse aliases that contain themselves, or that turn a few lines into millions of values.
+
+    Raises:
+        ConfigError: the value is too deep or too large.
+    """
     left, seen = [(value, 0)], 0
     while left:
         inner, depth = left.pop()
@@ -111,21 +116,21 @@ def _bounded(value: Any, source: str) -> Any:
 
 
 def write_yaml(value: Any) -> str:
-    """Plain values as YAML text that `read_yaml` gives back unchanged."""
+    """Write plain values as YAML text, which `read_yaml` reads back unchanged."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=140, allow_unicode=True)
     return text
 
 
 def built_in() -> dict[str, Path]:
-    """The runs that ship with the package, by name."""
+    """Run files that ship with the package, by name."""
     return {file.stem: file for world in WORLDS.values() for file in sorted((world / "runs").glob("*.yaml"))}
 
 
 def locate(run: str) -> Path:
-    """The file of a run: a path, a run folder, or the name of a built-in run; a path wins.
+    """Find the file of a run: a path, a run folder, or the name of a built-in run. A path has precedence.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such file.
     """
     path, names = Path(run), built_in()
     if path.is_file():
@@ -142,10 +147,10 @@ def locate(run: str) -> Path:
 
 
 def read_run(file: Path) -> dict[str, Any]:
-    """The keys of a run file.
+    """Read the keys of a run file.
 
     Raises:
-        ConfigError: it is not readable, not YAML, or holds something else than keys.
+        ConfigError: the file is not readable, is not YAML, or does not hold keys.
     """
     try:
         text = file.read_text(encoding="utf-8")

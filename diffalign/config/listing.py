@@ -1,4 +1,4 @@
-"""What can be plugged in where, as text."""
+"""Lists of the parts and of their arguments, as text."""
 
 import inspect
 from typing import Any
@@ -14,7 +14,7 @@ _BROKEN = "cannot be loaded"
 
 
 def everything() -> str:
-    """All parts by slot, each with its name, a line about it, and the distribution that it comes from."""
+    """List all parts by slot, each with its name, a line about it, and the distribution that it comes from."""
     found = [*parts.own().values(), *parts.third_party()]
     lines = []
     for slot, members in by_slot(found).items():
@@ -23,12 +23,12 @@ def everything() -> str:
         width = max(len(part.name) for part in members)
         lines += [f"  {part.name:<{width}}  {part.error or part.summary}{_origin(part)}".rstrip() for part in members]
         lines.append("")
-    lines.append("Also by import path, package.module.Name or package.module:Name. `diffalign parts NAME` says what a part takes.")
+    lines.append("An import path works too: package.module.Name or package.module:Name. `diffalign parts NAME` lists a part's arguments.")
     return "\n".join(lines)
 
 
 def by_slot(found: list[parts.Announced]) -> dict[str, list[parts.Announced]]:
-    """Parts by the first slot that they fit, in order of name."""
+    """Group parts by the first slot that they fit, in order of name."""
     table: dict[str, list[parts.Announced]] = {slot: [] for slot in [*parts.SLOTS, _OTHER, _BROKEN]}
     for part in found:
         slots = [slot for slot, member in parts.SLOTS.items() if part.target is not None and accepts(member, part.target)]
@@ -36,7 +36,7 @@ def by_slot(found: list[parts.Announced]) -> dict[str, list[parts.Announced]]:
             table[_BROKEN].append(part)
         elif slots:
             table[slots[0]].append(part)
-        elif part.distribution:  # a plain function is a reward; the package's own classes that fit nowhere are values
+        elif part.distribution:  # a plain function counts as a reward; own classes that fit no slot are plain values
             table["Reward" if inspect.isroutine(part.target) else _OTHER].append(part)
     return {slot: sorted(members, key=lambda part: part.name) for slot, members in table.items() if members}
 
@@ -46,7 +46,7 @@ def _origin(part: parts.Announced) -> str:
 
 
 def one(name: str) -> str:
-    """What a part is and takes.
+    """Describe a part and its arguments.
 
     Raises:
         ConfigError: there is no such part.
@@ -63,13 +63,13 @@ def one(name: str) -> str:
 
 
 def arguments(target: Any) -> dict[str, str]:
-    """What a part takes: type in words and default, by name."""
+    """Arguments of a part by name, each with its type in words and its default."""
     taken = (parameters(target) if callable(target) else None) or {}
     return {name: in_words(parameter) for name, parameter in taken.items()}
 
 
 def in_words(parameter: Parameter) -> str:
-    """Type and default of one argument."""
+    """Describe the type and the default of one argument."""
     default = MISSING if parameter.default is MISSING else described(parameter.default, parameter.name)
     end = "required" if parameter.default is MISSING else "" if default is MISSING else f"default {_line(plain(default))}"
     return f"{words(parameter.hint)}; {end}".removesuffix("; ")

@@ -1,4 +1,4 @@
-"""Values of a run file that the command line replaces: --sampler.plan.eta 0.9."""
+"""Overrides: the command line replaces values of a run file, as in --sampler.plan.eta 0.9."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,37 +11,39 @@ from .files import read_yaml
 
 @attrs.frozen
 class Argument:
-    """A value of the command line, where it is not yet known whether 7 is a number or a folder's name.
+    """Value of the command line. It is kept in two forms, because 7 may be a number or the name of a folder.
 
     Args:
-        text: as typed
-        value: read as YAML
+        text: the typed text
+        value: the text read as YAML
+        instead: mapping without class_path that it replaces: arguments, if a part belongs there
     """
 
     text: str
     value: Any
+    instead: Mapping[str, Any] | None = None
 
 
 @attrs.frozen
 class Inherited:
-    """An argument that a run file gives to a class which the command line has replaced.
+    """Argument of a run file for a class that the command line has replaced.
 
     Args:
-        value: as read
+        value: value in the run file
     """
 
     value: Any
 
 
 def override(content: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """The keys of a run file with those of the command line in their place.
+    """Replace keys of a run file by those of the command line.
 
     Args:
-        content: of a run file; is not changed
+        content: keys of a run file; not changed
         arguments: --dotted.path value, or --dotted.path=value; `init_args` need not be written
 
     Raises:
-        ConfigError: not of that form.
+        ConfigError: an argument does not have this form.
     """
     result: dict[str, Any] = _copy(content)
     for path, text in _pairs(arguments):
@@ -50,7 +52,7 @@ def override(content: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, 
 
 
 def _copy(value: Any) -> Any:
-    """Two places of a YAML alias become independent."""
+    """Copy a value, so that two places with the same YAML alias become independent."""
     if isinstance(value, Mapping):
         return {key: _copy(entry) for key, entry in value.items()}
     return [_copy(entry) for entry in value] if isinstance(value, list) else value
@@ -75,7 +77,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _argument(text: str) -> Any:
     try:
         value = read_yaml(text, "command line")
-    except ConfigError:  # a prompt or a path may well be no YAML
+    except ConfigError:  # a prompt or a path need not be YAML
         value = text
     return Argument(text, value)
 
@@ -86,12 +88,14 @@ def _assign(node: Any, names: Sequence[str], value: Argument, path: str) -> None
     name: Any = names[0]
     if isinstance(node, list):
         if not name.isdigit() or int(name) >= len(node):
-            raise ConfigError(f"--{path}: {name!r} must be a place in a list of {len(node)}, from 0")
+            raise ConfigError(f"--{path}: {name!r} must be an index into a list of {len(node)}, from 0")
         name = int(name)
     there = node[name] if isinstance(node, list) else node.get(name)
+    if isinstance(there, Argument) and there.instead is not None:  # the command line comes here a second time
+        there = there.instead if len(names) == 1 else {"class_path": there.text, "init_args": inherited(there.instead)}
     there = there.value if isinstance(there, Inherited | Argument) else there
     if len(names) > 1:
-        if isinstance(there, str):  # a class by its name alone
+        if isinstance(there, str):  # a class given only by its name
             there = {"class_path": there}
         if not isinstance(there, dict | list):
             there = {}
@@ -100,14 +104,14 @@ def _assign(node: Any, names: Sequence[str], value: Argument, path: str) -> None
             node[name] = _other_class(there, value)
         else:
             _assign(there, names[1:], value, path)
-    elif isinstance(there, dict) and "class_path" in there and isinstance(value.value, str):
+    elif isinstance(there, dict) and isinstance(value.value, str):
         node[name] = _other_class(there, value)
     else:
         node[name] = value
 
 
 def _inside(node: Any, name: str) -> Any:
-    """Where the arguments of a part are, if it is one."""
+    """Container that holds the arguments: `init_args` if the node is a part, else the node."""
     if not isinstance(node, dict) or name in ("class_path", "init_args") or not {"class_path", "init_args"} & node.keys():
         return node
     if not isinstance(node.get("init_args"), dict):
@@ -115,7 +119,14 @@ def _inside(node: Any, name: str) -> Any:
     return node["init_args"]
 
 
-def _other_class(there: Any, value: Argument) -> dict[str, Any]:
+def _other_class(there: Any, value: Argument) -> Any:
+    """Another class with the arguments of the one that it replaces; what is a part and what a mapping is known where types are."""
+    if isinstance(there, dict) and not {"class_path", "init_args"} & there.keys():
+        return attrs.evolve(value, instead=there)
     arguments = there.get("init_args") if isinstance(there, dict) else None
-    kept = {name: entry if isinstance(entry, Inherited) else Inherited(entry) for name, entry in (arguments or {}).items()}
-    return {"class_path": value.text, "init_args": kept}
+    return {"class_path": value.text, "init_args": inherited(arguments or {})}
+
+
+def inherited(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a run file for a class that the command line names."""
+    return {name: entry if isinstance(entry, Inherited) else Inherited(entry) for name, entry in arguments.items()}

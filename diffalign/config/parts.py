@@ -1,7 +1,7 @@
-"""Finds what can be plugged in: the package's own parts, those of other distributions, and anything by its import path.
+"""Search for parts: those of the package, those of other distributions, and any object by its import path.
 
-Nothing is registered. A part of the package is a public class in one of its folders; another distribution announces one as an entry
-point of the group "diffalign.parts" (name = "module:object"); any other has an import path, "package.module.Name" or
+There is no registry. A part of the package is a public class in one of its folders. Another distribution announces a part as an entry
+point of the group "diffalign.parts" (name = "module:object"). Any other part has an import path, "package.module.Name" or
 "package.module:Name".
 """
 
@@ -24,7 +24,7 @@ from .errors import nearest
 from .signature import accepts, is_callable, is_slot
 
 GROUP = "diffalign.parts"
-"""The entry point group."""
+"""Name of the entry point group."""
 
 FOLDERS = (
     "core",
@@ -39,7 +39,7 @@ FOLDERS = (
     "evaluation",
     "tracking",
 )
-"""Where the package's own parts live."""
+"""Folders with the package's own parts."""
 
 SLOTS: Mapping[str, Any] = {
     "Policy": core.Policy,
@@ -55,18 +55,18 @@ SLOTS: Mapping[str, Any] = {
     "Scalar": core.Scalar,
     "Budget": Budget,
 }
-"""The types for which parts are plugged in."""
+"""Types of the places for parts, by name."""
 
 
 @attrs.frozen
 class Announced:
-    """A part under a short name.
+    """Part with a short name.
 
     Args:
         name: the short name
-        target: the class, classmethod, function or object; None where it could not be loaded
-        distribution: who ships it, with version; "" is this package
-        error: why it could not be loaded
+        target: the class, classmethod, function or object; None if it could not be loaded
+        distribution: name and version of the distribution that ships it; "" for this package
+        error: reason why it could not be loaded
     """
 
     name: str
@@ -76,13 +76,13 @@ class Announced:
 
     @property
     def summary(self) -> str:
-        """The first line of its docstring."""
+        """First line of its docstring."""
         return (inspect.getdoc(self.target) or "").partition("\n")[0]
 
 
 @functools.cache
 def own() -> Mapping[str, Announced]:
-    """The package's own parts by class name; other constructors of a class stand beside it as Class.method."""
+    """Parts of the package by class name. Further constructors of a class are listed as Class.method."""
     found: dict[str, Announced] = {}
     for module in _modules():
         if isinstance(module, Announced):
@@ -100,7 +100,7 @@ def own() -> Mapping[str, Announced]:
 
 
 def _modules() -> Iterator[ModuleType | Announced]:
-    """The modules of the folders, and those that cannot be imported, because a package that only they need is not installed."""
+    """Modules of the folders. A module that cannot be imported, because a package that it needs is missing, is given with its error."""
     names = [f"diffalign.{folder}" for folder in FOLDERS]
     while names:
         name = names.pop(0)
@@ -124,7 +124,7 @@ def _entries(path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]
 
 
 def third_party(name: str | None = None) -> list[Announced]:
-    """The entry points of all installed distributions, or those of one name; one that cannot be loaded carries its error."""
+    """Entry points of all installed distributions, or those of one name. One that cannot be loaded carries its error."""
     return [_load(entry) for entry in _entries(tuple(sys.path)) if name in (None, entry.name)]
 
 
@@ -132,24 +132,24 @@ def _load(entry: importlib.metadata.EntryPoint) -> Announced:
     distribution = "an unknown distribution" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
     try:
         return Announced(entry.name, entry.load(), distribution)
-    except Exception as error:  # foreign code at import time: one broken package must not hide the others
+    except Exception as error:  # importing runs foreign code: one broken package must not hide the others
         return Announced(entry.name, None, distribution, f"{type(error).__name__}: {error}")
 
 
 def candidates(members: Iterable[Any]) -> dict[str, Any]:
-    """The parts that fit one of some slots, by short name.
+    """Parts that fit one of some slots, by short name.
 
-    Beside the package's own these are the classes that happen to be imported: the optimizers of torch, those of a user's script.
+    Beside the package's own parts, these are classes that are already imported, such as torch's optimizers or those of a user's script.
     """
     wanted = [member for member in members if is_slot(member)]
     classes = [member for member in wanted if not is_callable(member)]
     classes += [made for member in wanted if is_callable(member) and is_slot(made := (*getattr(member, "__args__", ()), None)[-2])]
     found: dict[str, Any] = {}
-    for slot in classes:  # torch's AdamW wins over that of another library, which its import path still finds
+    for slot in classes:  # torch's AdamW has precedence over another library's, which its import path still finds
         found.update(sorted(_subclasses(slot), key=lambda entry: _distribution(entry[1]) == _distribution(slot)))
-    # an own part wins over a stranger of the same name, which its import path still finds
+    # an own part has precedence over a foreign one of the same name, which its import path still finds
     found.update({part.name: part.target for part in own().values() if any(accepts(slot, part.target) for slot in classes)})
-    if len(found) > 1:  # a general class that is not abstract is no choice: Hook, torch's Optimizer
+    if len(found) > 1:  # a base class that is not abstract is not a choice: Hook, torch's Optimizer
         found = {name: target for name, target in found.items() if target not in classes}
     return dict(sorted(found.items()))
 
@@ -168,10 +168,10 @@ def _subclasses(slot: type) -> Iterator[tuple[str, type]]:
 
 
 def find(name: str, members: Iterable[Any] = ()) -> Any:
-    """The object of a short name that fits one of some slots, or of an import path.
+    """Find the object of a short name that fits one of some slots, or of an import path.
 
     Raises:
-        LookupError: there is no such short name, module or attribute; the message says which, and is empty for a short name.
+        LookupError: there is no such module, attribute or short name. The message names the first two; it is empty for a short name.
     """
     fitting = candidates(members)
     if name in fitting:
@@ -193,7 +193,7 @@ def find(name: str, members: Iterable[Any] = ()) -> Any:
 
 
 def suggestion(name: str, members: Iterable[Any]) -> str:
-    """What was probably meant, and what there is: the end of a message about a name that leads nowhere."""
+    """End of a message about a name that was not found: the most similar name, and all known names."""
     known = list(candidates(members))
     guess = nearest(name, [*known, *(entry.name for entry in _entries(tuple(sys.path)))])
     names = f"Known: {', '.join(known)}; or" if known else "Give"
@@ -214,7 +214,7 @@ def _imported(path: str) -> Any:
             if length > 1 and not colon:
                 continue
             raise LookupError(f"there is no module {missing!r}") from error
-        except Exception as error:  # whatever a module does when it is imported
+        except Exception as error:  # importing runs the module's code, which may raise anything
             raise LookupError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
         for attribute in inner.split(".") if colon else names[length:]:
             if not hasattr(target, attribute):
@@ -225,13 +225,13 @@ def _imported(path: str) -> Any:
 
 
 def import_path(target: Any, name: str) -> str:
-    """The path that imports an object again, or `name` where the object does not know its own place.
+    """Path that imports an object again, or `name` if the object has no import path of its own.
 
-    What a package gives out under its own name has that path, and not the one of the module in which it happens to stand: files of this
-    package may move, run folders stay readable.
+    An object that a package exports has the path of the package, not that of the module that defines it. So run folders stay readable
+    when files of this package move.
     """
     owner = getattr(target, "__self__", None)
-    if inspect.isclass(owner):  # an inherited classmethod belongs to the class that it was asked of
+    if inspect.isclass(owner):  # an inherited classmethod is named by the class through which it was found
         return f"{import_path(owner, name)}.{target.__name__}"
     module, inner = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(inner, str) or "<" in inner:
@@ -240,7 +240,7 @@ def import_path(target: Any, name: str) -> str:
 
 
 def _public(module: str, inner: str, target: Any) -> str:
-    """The outermost package of this distribution that gives an object out, below the first; else its module."""
+    """Outermost package below the first that exports an object; else its module."""
     names = module.split(".")
     for length in range(2, len(names)) if names[0] == "diffalign" else ():
         package = ".".join(names[:length])

@@ -1,6 +1,6 @@
-"""From what a run file says to what is built: every part with its class and all its arguments, checked, with a place of its own.
+"""Resolution of a run file: finds every part with its class and all its arguments, and checks them.
 
-The place of a value is its dotted path without `init_args`, as on the command line: sampler.plan.eta.
+Every value has a place, its dotted path without `init_args`, as on the command line: sampler.plan.eta.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from ..core import ConfigError, Objective, Sharding
 from . import parts
 from .blueprint import Part, described
 from .errors import ConfigWarning, listed, nearest, shown
-from .overrides import Argument, Inherited
+from .overrides import Argument, Inherited, inherited
 from .signature import (
     MISSING,
     Parameter,
@@ -33,29 +33,32 @@ _KEYS = ("class_path", "init_args")
 
 
 def resolve(value: Any, parameter: Parameter, where: str) -> Any:
-    """A value of a run file as plain values and `Part`s.
+    """Resolve a value of a run file into plain values and `Part`s.
 
     Args:
-        value: as read, or an `Argument` of the command line
-        parameter: what it is for
-        where: its place
+        value: value from the file, or an `Argument` of the command line
+        parameter: parameter that gets the value
+        where: place of the value
 
     Raises:
-        ConfigError: it is not what stands there.
+        ConfigError: the value does not fit the parameter.
     """
-    if isinstance(value, Part):  # from a default that is taken over
+    if isinstance(value, Part):  # part of a default, resolved already
         return value
-    text = value.text if isinstance(value, Argument) else None
+    text, instead = (value.text, value.instead or {}) if isinstance(value, Argument) else (None, {})
     value = value.value if isinstance(value, Argument) else value
     members = alternatives(parameter.hint)
     slots = [member for member in members if is_slot(member)]
     if isinstance(value, Mapping):
         implied = _implied(value, parameter.default, slots, where)
+        if slots and parameter.usual and implied is None and not set(value) & set(_KEYS):
+            value = {"class_path": parameter.usual, "init_args": value}
         if slots and ("class_path" in value or implied is not None):
             return _part(value, slots, where, implied, words(parameter.hint))
         for member in members:
             if (inner := value_of(member)) is not MISSING:
-                return {_key(key, where): resolve(entry, Parameter(str(key), inner), f"{where}.{key}") for key, entry in value.items()}
+                entries = {_key(key, where): Parameter(str(key), inner, usual=parameter.usual) for key in value}
+                return {key: resolve(value[key], entry, f"{where}.{key}") for key, entry in entries.items()}
         if slots:
             raise ConfigError(
                 f"{where} must name its class: class_path, one of {listed(parts.candidates(slots))}, and its arguments as init_args; "
@@ -67,7 +70,8 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
                 items = [resolve(entry, Parameter("", inner), f"{where}.{place}") for place, entry in enumerate(value)]
                 return items if member is list or getattr(member, "__origin__", None) is list else tuple(items)
     elif isinstance(value, str) and slots and str not in members:
-        return _part({"class_path": value}, slots, where, None, words(parameter.hint))
+        given = inherited(instead) if _takes(instead, parameter, slots, where) else {}
+        return _part({"class_path": value, "init_args": given}, slots, where, None, words(parameter.hint))
     return _plain(value, text, members, parameter.hint, where)
 
 
@@ -96,7 +100,7 @@ def _key(key: object, where: str) -> str:
 
 
 def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any], where: str) -> Part | None:
-    """The part that a mapping without class_path means: the default, or the one concrete class of the slot."""
+    """Part of a mapping without class_path: the default, or the only concrete class of the slot."""
     if "class_path" in value:
         return None
     if isinstance(part := described(default, where), Part) and part.how == "call":
@@ -106,12 +110,17 @@ def _implied(value: Mapping[str, Any], default: Any, slots: Sequence[Any], where
     return None
 
 
+def _takes(instead: Mapping[str, Any], parameter: Parameter, slots: Sequence[Any], where: str) -> bool:
+    """Check whether a mapping without class_path there holds the arguments of a part, and not parts by name."""
+    return bool(parameter.usual) or _implied(instead, parameter.default, slots, where) is not None
+
+
 def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: Part | None, expected: str) -> Part:
     if implied is not None and not set(value) & set(_KEYS):
         value = {"init_args": value}
     if strange := [key for key in value if key not in _KEYS]:
         guess = nearest(str(strange[0]), _KEYS)
-        raise ConfigError(f"{where}.{strange[0]} must stand under init_args: beside class_path there is nothing else.{guess}")
+        raise ConfigError(f"{where}.{strange[0]} must stand under init_args: only class_path and init_args are allowed here.{guess}")
     given = value.get("init_args")
     given = {} if given is None else given
     if not isinstance(given, Mapping):
@@ -123,7 +132,7 @@ def _part(value: Mapping[str, Any], slots: Sequence[Any], where: str, implied: P
         target, name, how, slot = _found(value["class_path"], slots, where, expected)
     if how == "itself" or (how == "partial" and inspect.isroutine(target) and not given):
         if given:
-            raise ConfigError(f"{where}: {name} stands as it is and takes no init_args; got {listed(map(str, given), 'and')}")
+            raise ConfigError(f"{where}: {name} is not called, so it takes no init_args; got {listed(map(str, given), 'and')}")
         return Part(where, name, target, how="itself")
     return _with_arguments(Part(where, name, target, given, how), slot)
 
@@ -151,7 +160,7 @@ def _found(path: Any, slots: Sequence[Any], where: str, expected: str) -> tuple[
 
 
 def _with_arguments(part: Part, slot: Any) -> Part:
-    """The part with all its arguments resolved, defaults included."""
+    """Resolve all arguments of a part, including defaults."""
     where, given = part.where, dict(part.arguments)
     known = parameters(part.target, supplied(slot) if part.how == "partial" else 0)
     title = part.name.rpartition(".")[2] if inspect.isclass(part.target) else ".".join(part.name.split(".")[-2:])
@@ -182,7 +191,7 @@ def _with_arguments(part: Part, slot: Any) -> Part:
 
 
 def _without_dropped(given: dict[str, Any], known: Mapping[str, Parameter], where: str, title: str) -> dict[str, Any]:
-    """Arguments that a class of the file was given, and that its successor from the command line does not take."""
+    """Drop arguments of the file's class that the class from the command line does not take, with a warning."""
     dropped = [name for name, value in given.items() if isinstance(value, Inherited) and name not in known]
     if dropped:
         warnings.warn(f"{where}: {title} does not take {listed(dropped, 'and')} of the run file; dropped", ConfigWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""A reward by itself in a YAML file, as it stands in a run under `rewards`."""
+"""Reward in a YAML file of its own, written as under `rewards` in a run file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +18,14 @@ def read_reward(file: Path, overrides: Sequence[str] = ()) -> tuple[RewardFuncti
     """Build the reward of a file.
 
     Args:
-        file: the name of a reward, or class_path and init_args
-        overrides: as on the command line, ["--quality", "50"]
+        file: file with the name of a reward, or with class_path and init_args
+        overrides: arguments as on the command line, ["--quality", "50"]
 
     Returns:
         The reward, and its name.
 
     Raises:
-        ConfigError: no such file, or a reward that cannot be built.
+        ConfigError: there is no such file, or the reward cannot be built.
     """
     try:
         text = file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A run from a YAML file: read, checked, written out in full, built."""
+"""Run from a YAML file: reading, checking, writing the full configuration, and building."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,17 +20,20 @@ from .signature import MISSING, Parameter, parameters, words
 
 _NOT_IN_FILES = ("devices", "sharding")
 
+USUAL: Mapping[str, str] = {"optimizers": "AdamW", "prompts": "PromptFile", "evaluation": "HeldOutEvaluation"}
+"""Keys of a run whose parts may leave out their class -> the class that is meant."""
+
 
 @attrs.frozen
 class Beside:
-    """The keys of a run file that the loop does not take.
+    """Keys of a run file that the loop does not take.
 
     Args:
         policy: the weights being aligned; the objective gets it
         total: steps of the run
         checkpoint_every: steps between checkpoints
-        checkpoint_keep: how many of the last are kept, beside the best
-        evaluation: runs before the other hooks
+        checkpoint_keep: number of latest checkpoints that are kept, beside the best one
+        evaluation: hook that evaluates the weights; it runs before the other hooks
     """
 
     policy: Policy
@@ -41,17 +44,18 @@ class Beside:
 
 
 def keys() -> dict[str, Parameter]:
-    """The keys of a run file, in the order in which they are written."""
+    """Keys of a run file, in the order in which they are written."""
     loop, beside = parameters(AlignmentLoop) or {}, parameters(Beside) or {}
-    return {"policy": beside["policy"], **{name: loop[name] for name in loop if name not in _NOT_IN_FILES}, **beside}
+    known = {"policy": beside["policy"], **{name: loop[name] for name in loop if name not in _NOT_IN_FILES}, **beside}
+    return {name: attrs.evolve(parameter, usual=USUAL.get(name, "")) for name, parameter in known.items()}
 
 
 @attrs.frozen
 class Run:
-    """A run file whose keys are resolved and checked; nothing is built or written yet.
+    """Run file whose keys are resolved and checked. Nothing is built or written yet.
 
     Args:
-        name: of the file, without folder and ending
+        name: name of the file, without folder and suffix
         tree: key -> plain values and parts, defaults included
     """
 
@@ -60,23 +64,23 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the run's files go."""
+        """Folder of the run's files."""
         return Path(self.tree["folder"])
 
     def yaml(self) -> str:
-        """The resolved configuration, which gives the same run again."""
+        """Write the resolved configuration as YAML, which gives the same run again."""
         return write_yaml(plain(self.tree))
 
     def build(self, hooks: Sequence[Hook] = (), devices: Devices | None = None, sharding: Sharding | None = None) -> AlignmentLoop:
-        """The loop. What is quick to build comes before the policy, so that its errors do.
+        """Build the loop. Parts that are quick to build come before the policy, so that their errors come early.
 
         Args:
-            hooks: after the evaluation and the hooks of the file
-            devices: the processes of the run; None is this one alone
-            sharding: of weights; a policy that is loaded leaves its network on the host for it. None keeps them whole in each process
+            hooks: further hooks, which come after the evaluation and the hooks of the file
+            devices: the processes of the run; None means only this one
+            sharding: shards the weights; the policy then leaves its network on the host. None keeps all weights in each process
 
         Raises:
-            ConfigError: a constructor refused.
+            ConfigError: a constructor raised an error.
         """
         _check_devices(self.tree["policy"])
         made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
@@ -88,7 +92,7 @@ class Run:
             raise
         except ValueError as error:
             raise refused("", error) from error
-        torch.manual_seed(made["seed"])  # fresh adapters are drawn from torch's own generator
+        torch.manual_seed(made["seed"])  # new adapters are drawn from torch's own generator
         policy = build(self.tree["policy"], {"sharding": sharding})
         _check_sizes(policy, "prompts", prompts)
         _check_sizes(policy, "evaluation.prompts", getattr(made["evaluation"], "held_out", ()))
@@ -115,20 +119,20 @@ def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
 
     Args:
         run: a run file, a run folder (its config.yaml), or the name of a built-in run
-        overrides: as on the command line, ["--sampler.steps", "6", "--objective.beta=2"]
+        overrides: arguments as on the command line, ["--sampler.steps", "6", "--objective.beta=2"]
 
     Raises:
-        ConfigError: no such run, or a configuration that cannot be built; one message with the place, what must hold, and what came.
+        ConfigError: there is no such run, or the configuration cannot be built. One message names the place, what must hold, and what came.
     """
     file = locate(str(run))
     content, name = read_run(file), file.stem
-    if Path(run).is_dir():  # it may have been moved, or be looked at from elsewhere
+    if Path(run).is_dir():  # the folder may have been moved since it was written
         content, name = {**content, "folder": str(run)}, file.absolute().parent.name
     return _resolved(name, override(content, overrides))
 
 
 def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> Run:
-    """As `parse`, for the text of a run file."""
+    """Parse the text of a run file, see `parse`."""
     content = read_yaml(text, name)
     if not isinstance(content, dict):
         raise ConfigError(f"{name} must hold keys (policy: ..., objective: ..., ...); got {type(content).__name__}")
@@ -155,7 +159,7 @@ def _resolved(name: str, content: dict[str, Any]) -> Run:
 
 
 def _check_devices(node: Any) -> None:
-    """The policy would find out that its device is not there, but only after rewards have been loaded."""
+    """Check that the devices exist. The policy would check its device itself, but only after rewards have been loaded."""
     for name, value in node.arguments.items() if isinstance(node, Part) else ():
         if name == "device" and isinstance(value, str):
             try:
@@ -166,7 +170,7 @@ def _check_devices(node: Any) -> None:
 
 
 def _check_sizes(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:
-    """Every size that prompts ask for must be one that the policy can draw."""
+    """Check that the policy can draw every image size that prompts ask for."""
     for size, prompt in {prompt.size: prompt for prompt in map(Prompt.of, prompts)}.items():
         try:
             policy.sized(size)
@@ -175,7 +179,7 @@ def _check_sizes(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> N
 
 
 def _check_numbers(tree: dict[str, Any]) -> None:
-    """The limits of the loop's own numbers, long before there is a loop."""
+    """Check the limits of the loop's own numbers, long before the loop is built."""
     for name, field in {**attrs.fields_dict(AlignmentLoop), **attrs.fields_dict(Beside)}.items():
         if name in tree and field.validator is not None:
             try:

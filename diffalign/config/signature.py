@@ -1,4 +1,4 @@
-"""What a constructor takes, read from its signature, and what may stand at each place of a configuration."""
+"""Signatures of constructors: their parameters, and the values that each place of a configuration allows."""
 
 import collections.abc
 import enum
@@ -18,40 +18,42 @@ from torch import Tensor
 from .errors import listed
 
 MISSING: Any = inspect.Parameter.empty
-"""The default of a parameter that has none."""
+"""Marker for a parameter without a default."""
 
 _FACTORY: Any = attrs.Factory  # a class at run time, a function to type checkers
 
 _ITS_OWN: Any = object()
-"""A default that only the constructor knows."""
+"""Marker for a default that only the constructor knows."""
 
 _PLAIN = (str, int, float, complex, bytes, bool, list, dict, set, frozenset, tuple, type, enum.Enum, os.PathLike, Tensor)
 
 
 @attrs.frozen
 class Parameter:
-    """One parameter of a constructor.
+    """Parameter of a constructor.
 
     Args:
-        name: as in the configuration
-        hint: its type; Any where there is none
-        default: its value if left out, `MISSING` where it is required
+        name: name in the configuration
+        hint: type; Any if none is declared
+        default: value if it is left out; `MISSING` if it is required
+        usual: class that a mapping of arguments means if it names none, or each of them in a mapping of parts; "" if one must be named
     """
 
     name: str
     hint: Any
     default: Any = MISSING
+    usual: str = ""
 
 
 def parameters(target: Callable[..., Any], skip: int = 0) -> dict[str, Parameter] | None:
-    """The parameters of a class, a classmethod or a function, by name.
+    """Read the parameters of a class, a classmethod or a function, by name.
 
     Args:
-        target: what is called
-        skip: leading parameters that somebody else supplies
+        target: class, classmethod or function
+        skip: number of leading parameters that somebody else supplies
 
     Returns:
-        None where the signature does not say (it has **kwargs that lead nowhere, or is written in C).
+        The parameters; None if the signature does not show them (it is written in C, or its **kwargs cannot be followed).
     """
     try:
         found = list(inspect.signature(target).parameters.values())[skip:]
@@ -79,18 +81,18 @@ def parameters(target: Callable[..., Any], skip: int = 0) -> dict[str, Parameter
 
 
 def _fields(target: Any) -> dict[str, Any]:
-    """The fields of an attrs class by the names of its parameters."""
+    """Fields of an attrs class by the names of its parameters."""
     return {field.alias: field for field in getattr(target, "__attrs_attrs__", ())} if inspect.isclass(target) else {}
 
 
 def _hints(target: Any) -> dict[str, Any]:
-    """Resolved annotations. An attrs converter without annotation hides a parameter's type, so fields of the class count as well."""
+    """Resolved annotations. An attrs converter without annotation hides a parameter's type, so the class's fields are read too."""
     sources = [target, target.__init__] if inspect.isclass(target) else [target]
     hints: dict[str, Any] = {}
     for source in sources:
         try:
             hints.update(typing.get_type_hints(source, include_extras=True))
-        except (NameError, TypeError, AttributeError):  # a name that exists for type checkers only must not hide the others
+        except (NameError, TypeError, AttributeError):  # a name that only type checkers see must not hide the other annotations
             hints.update(_one_by_one(source))
     return hints
 
@@ -107,18 +109,18 @@ def _one_by_one(source: Any) -> dict[str, Any]:
 
 
 def _behind_kwargs(target: Any) -> list[str]:
-    """Names that **kwargs are passed on to, as jsonargparse reads them from the source; none where that says nothing."""
+    """Names of the parameters behind **kwargs, which jsonargparse reads from the source code; empty if it finds none."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     try:
         if inspect.isclass(target):
             return list(parser.add_class_arguments(target, fail_untyped=False))
         return list(parser.add_function_arguments(target, fail_untyped=False))
-    except Exception:  # it reads foreign source code: whatever fails there, the answer is that nothing is known
+    except Exception:  # it reads foreign source code, where anything may fail; then nothing is known
         return []
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, else the type alone."""
+    """Members of a union; for another type, the type itself."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         return tuple(member for part in typing.get_args(hint) for member in alternatives(part))
     if typing.get_origin(hint) is Annotated and is_slot(typing.get_args(hint)[0]):
@@ -127,7 +129,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def is_slot(member: Any) -> bool:
-    """Whether a part stands there: a class of which an object is built, or a callable. Everything else is a plain value."""
+    """True if the type is a place for a part: a class of which an object is built, or a callable. All else is a plain value."""
     if is_callable(member):
         return True
     if not inspect.isclass(member) or issubclass(member, _PLAIN) or member in (object, type(None)):
@@ -136,12 +138,12 @@ def is_slot(member: Any) -> bool:
 
 
 def is_callable(member: Any) -> bool:
-    """Whether the type is Callable."""
+    """True if the type is Callable."""
     return member is collections.abc.Callable or typing.get_origin(member) is collections.abc.Callable
 
 
 def item_of(member: Any) -> Any:
-    """The type of the items of a sequence of any length, else MISSING."""
+    """Type of the items of a sequence of any length; else MISSING."""
     arguments = typing.get_args(member)
     origin = typing.get_origin(member)
     if origin in (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection):
@@ -150,7 +152,7 @@ def item_of(member: Any) -> Any:
 
 
 def value_of(member: Any) -> Any:
-    """The type of the values of a mapping with text keys, else MISSING."""
+    """Type of the values of a mapping with text keys; else MISSING."""
     if typing.get_origin(member) in (dict, collections.abc.Mapping, collections.abc.MutableMapping):
         key, value = typing.get_args(member)
         return value if key is str else MISSING
@@ -158,11 +160,11 @@ def value_of(member: Any) -> Any:
 
 
 def accepts(slot: Any, target: Any) -> Literal["call", "partial", "itself"] | None:
-    """How an imported object fills a slot, if it does.
+    """Decide how an imported object fills a slot.
 
     Returns:
-        "call": it is called and gives the part; "partial": the slot wants a factory, so the rest of the arguments comes later;
-        "itself": it is the part. None: it does not fit.
+        "call": calling it gives the part. "partial": the slot needs a factory, so some arguments come later. "itself": it is the part.
+        None: it does not fit.
     """
     if getattr(target, "_is_protocol", False):
         return None
@@ -179,7 +181,7 @@ def accepts(slot: Any, target: Any) -> Literal["call", "partial", "itself"] | No
 
 
 def _serves(slot: Any, target: Any) -> Literal["call", "partial", "itself"] | None:
-    """`accepts` for a callable: a factory if it returns a part, else a function or an object that can be called."""
+    """Decide how an object fills a slot for a callable: as a factory that returns a part, or as a function or callable object."""
     returns = (typing.get_args(slot) or (None, None))[1]
     factory = inspect.isclass(returns) and is_slot(returns)
     if inspect.isclass(target):
@@ -205,7 +207,7 @@ def _is_a(target: type, slot: type) -> bool:
 
 
 def _takes_as_much(method: Any, like: Any) -> bool:
-    """Whether it can be called in the same way, as far as its signature and the types in it say."""
+    """True if a method can be called like another one, as far as its signature and its types show."""
     try:
         wanted = list(inspect.signature(like).parameters)
         given = inspect.signature(method)
@@ -218,12 +220,12 @@ def _takes_as_much(method: Any, like: Any) -> bool:
 
 
 def _strangers(one: Any, other: Any) -> bool:
-    """Two classes of which neither is the other's."""
+    """True for two classes of which neither is a subclass of the other."""
     return inspect.isclass(one) and inspect.isclass(other) and not (issubclass(one, other) or issubclass(other, one))
 
 
 def supplied(slot: Any) -> int:
-    """How many leading arguments the caller of a factory supplies."""
+    """Number of leading arguments that the caller of a factory supplies."""
     arguments = typing.get_args(slot)
     return len(arguments[0]) if arguments and isinstance(arguments[0], Sequence) else 0
 
@@ -236,14 +238,14 @@ def _checker(hint: Any) -> jsonargparse.ArgumentParser:
 
 
 def check(value: Any, members: Sequence[Any]) -> Any:
-    """A plain value, converted where that loses nothing (3 for a float).
+    """Check a plain value, and convert it if that loses nothing (3 for a float).
 
     Args:
-        value: as read
-        members: the types that it may have
+        value: value from the file
+        members: allowed types
 
     Raises:
-        TypeError: it has another type.
+        TypeError: the value has another type.
     """
     if value is None:
         if type(None) in members:
@@ -256,7 +258,7 @@ def check(value: Any, members: Sequence[Any]) -> Any:
         raise TypeError
     try:
         checker = _checker(Union[rest])  # noqa: UP007  a tuple of types has no other form
-    except (ValueError, TypeError):  # a type that jsonargparse has no rule for; the constructor judges
+    except (ValueError, TypeError):  # jsonargparse has no rule for this type; the constructor will check it
         return value
     try:
         return checker.parse_object({"value": value})["value"]
@@ -265,7 +267,7 @@ def check(value: Any, members: Sequence[Any]) -> Any:
 
 
 def _unwritable(member: Any, members: Sequence[Any]) -> bool:
-    """Tensors cannot be written into a file; beside plain text, a class of text is what the constructor makes of it."""
+    """True for tensors, and for a subclass of str beside str itself, which the constructor makes from the text."""
     return inspect.isclass(member) and (issubclass(member, Tensor) or (issubclass(member, str) and member is not str and str in members))
 
 
@@ -283,7 +285,7 @@ _WORDS: Mapping[Any, str] = {
 
 
 def words(hint: Any) -> str:
-    """A type in words, for messages."""
+    """Describe a type in words, for messages."""
     return listed(dict.fromkeys(map(_word, alternatives(hint))))
 
 
@@ -300,7 +302,7 @@ def _word(member: Any) -> str:
     if (value := value_of(member)) is not MISSING:
         return f"a mapping (each {words(value)})"
     if inspect.isclass(member) and not typing.get_args(member):
-        if issubclass(member, int | float):  # a restricted number of jsonargparse says in its docstring how
+        if issubclass(member, int | float):  # restricted numbers of jsonargparse describe their limits in the docstring
             return inspect.getdoc(member) or member.__name__
         return "a path" if issubclass(member, os.PathLike) else f"{'an' if member.__name__[0] in 'AEIOU' else 'a'} {member.__name__}"
     return str(member).replace("typing.", "").replace("collections.abc.", "")

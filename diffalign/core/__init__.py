@@ -1,21 +1,45 @@
-"""Types, interfaces and the loop. Knows torch and attrs and no other part of the package."""
+"""Types, interfaces and the loop. Knows torch and attrs and no other part of the package.
 
-from .average import Average
-from .contract import FirstStep, check_first_step
-from .errors import (
-    BrokenCallError,
-    CheckpointError,
-    ConfigError,
-    ContractError,
-    Evidence,
-    NonFiniteError,
-    NonFiniteRewardError,
-    PeerFailed,
-    ProcessError,
-    RewardError,
-)
+The names are in two lists: those of who composes a run, runs it and looks at it, and those of who writes a policy, a sampler, an objective,
+a reward or another part. What is in neither list is the package's own.
+"""
+
+# In the order of reading: what passes through a step, who makes it, and the loop that calls them. Nothing here is sorted by name.
+
+# types
+from .types import ROOT, UNRECORDED, Condition, Loss, Progress, Prompt, ScoredBatch, Size, TrajectoryBatch
+from .streams import Streams
+
+# policies, and other weights that are policies
+from .policy import Policy, require_frozen
+from .forking import fork_module
+from .wrapper import PolicyAround
+from .guided import Guidance, Guided
 from .following import Follower
-from .forking import fork_module, view_of
+from .average import Average
+from .host_weights import HostWeights
+
+# a step of denoising, and where its sigmas come from
+from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
+from .schedule import Constant, Cosine, Delayed, Linear, Ramp, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
+
+# the interfaces of parts, and what a part can do beyond its own
+from .interfaces import (
+    TrajectorySampler,
+    Objective,
+    Phase,
+    Reward,
+    RewardFunction,
+    Aggregation,
+    PromptSource,
+    Budgeted,
+    Listed,
+    Planned,
+    Stateful,
+)
+
+# rewards: called, then brought to one number within the group
+from .scoring import score
 from .groups import (
     Raw,
     StandardizedParts,
@@ -27,129 +51,125 @@ from .groups import (
     group_sum,
     log_geometric_mean_distance,
 )
-from .guided import Guidance, Guided
-from .host_weights import HostWeights
-from .interfaces import (
-    Aggregation,
-    Budgeted,
-    Listed,
-    Objective,
-    OptimizerFactory,
-    Phase,
-    Planned,
-    PromptSource,
-    Reward,
-    RewardFunction,
-    Stateful,
-    TrajectorySampler,
-)
-from .interrupt import Interrupted
-from .ledger import Ledger
-from .loop import AlignmentLoop, Hook
-from .overlapped import Overlapped
-from .policy import Policy, require_frozen
-from .processes import Devices, Free, Lockstep, Sharding, SingleProcess, agree, gather_texts
-from .replay import Edges, micro_batched, replay, replay_log_prob, replay_parents
-from .report import Evaluated, Report
-from .rollout import Rollout, Sequential, Stages
 from .running_scale import RunningScale
-from .schedule import Constant, Cosine, Linear, Ramp, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
-from .scoring import score
-from .streams import Streams
-from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
-from .types import ROOT, UNRECORDED, Condition, Loss, Progress, Prompt, ScoredBatch, Size, TrajectoryBatch
-from .wrapper import PolicyAround
 
+# replay: stored edges under the present weights
+from .replay import Edges, replay, replay_log_prob, replay_parents, micro_batched
+from .contract import check_first_step
+
+# the loop, and what it says
+from .loop import AlignmentLoop, Hook
+from .rollout import Rollout, Sequential, Stages
+from .overlapped import Overlapped
+from .report import Evaluated, Report
+from .ledger import Ledger
+from .processes import Devices, Lockstep, Sharding, SingleProcess, agree
+
+# what goes wrong
+from .errors import CheckpointError, ConfigError, ContractError, NonFiniteError, NonFiniteRewardError, ProcessError, RewardError
+from .interrupt import Interrupted
+
+# For users, who compose a run, run it and look at it.
 __all__ = [
-    "CPS",
-    "ROOT",
-    "UNRECORDED",
-    "Aggregation",
+    # the loop and its hooks
     "AlignmentLoop",
     "Average",
-    "BrokenCallError",
-    "Budgeted",
-    "CheckpointError",
-    "Condition",
-    "ConfigError",
-    "Constant",
-    "ContractError",
-    "Cosine",
-    "Devices",
-    "Edges",
-    "Euler",
-    "Evaluated",
-    "Evidence",
-    "FirstStep",
-    "FlowSDE",
-    "Follower",
-    "Free",
-    "Gaussian",
-    "Guidance",
-    "Guided",
-    "Hook",
-    "HostWeights",
-    "Interrupted",
-    "Ledger",
-    "Linear",
-    "Listed",
-    "Lockstep",
-    "Loss",
-    "NonFiniteError",
-    "NonFiniteRewardError",
-    "Objective",
-    "OptimizerFactory",
-    "Overlapped",
-    "PeerFailed",
-    "Phase",
-    "Planned",
-    "Policy",
-    "PolicyAround",
-    "ProcessError",
-    "Progress",
-    "Prompt",
-    "PromptSource",
-    "Ramp",
-    "Raw",
-    "Report",
-    "Reward",
-    "RewardError",
-    "RewardFunction",
-    "Rollout",
-    "RunningScale",
-    "Scalar",
-    "ScoredBatch",
     "Sequential",
-    "Sharding",
-    "ShiftedGrid",
+    "Overlapped",
     "SingleProcess",
-    "Size",
-    "Stages",
+    "Hook",
+    "Report",
+    "Evaluated",
+    "Ledger",
+    # what passes through a step
+    "Prompt",
+    "Progress",
+    "Streams",
+    "ScoredBatch",
+    "score",
+    # policies: guidance, the step rule, the sigmas
+    "Guided",
+    "CPS",
+    "FlowSDE",
+    "Euler",
+    "ShiftedGrid",
+    "resolution_shift",
+    # several rewards -> one number
+    "Raw",
     "StandardizedParts",
     "StandardizedSum",
-    "Stateful",
-    "Streams",
+    "RunningScale",
+    # numbers that change over a run
+    "Constant",
+    "Linear",
+    "Cosine",
+    "Delayed",
+    "Ramp",
+    # what goes wrong
+    "ConfigError",
+    "ContractError",
+    "NonFiniteError",
+    "NonFiniteRewardError",
+    "RewardError",
+    "CheckpointError",
+    "ProcessError",
+    "Interrupted",
+]
+
+# For authors, who write a policy, a sampler, an objective, a reward or another part.
+__all__ += [
+    # what passes through a step
+    "Condition",
     "TrajectoryBatch",
-    "TrajectorySampler",
+    "ROOT",
+    "UNRECORDED",
+    "Loss",
+    "Size",
+    # a policy
+    "Policy",
+    "PolicyAround",
+    "Guidance",
     "TransitionKernel",
-    "agree",
-    "check_first_step",
+    "Gaussian",
+    "shifted_sigmas",
     "fork_module",
-    "gather_texts",
-    "group_log_softmax",
-    "group_mean",
-    "group_normalize",
-    "group_std",
-    "group_sum",
-    "log_geometric_mean_distance",
-    "micro_batched",
+    "HostWeights",
+    "check_first_step",
+    # a sampler
+    "TrajectorySampler",
+    # an objective
+    "Objective",
+    "Phase",
+    "Edges",
     "replay",
     "replay_log_prob",
     "replay_parents",
+    "micro_batched",
+    "group_mean",
+    "group_sum",
+    "group_std",
+    "group_normalize",
+    "group_log_softmax",
+    "log_geometric_mean_distance",
+    "Follower",
     "require_frozen",
-    "resolution_shift",
+    "Scalar",
     "scalar",
-    "score",
-    "shifted_sigmas",
-    "view_of",
+    # a reward, an aggregation, a source of prompts
+    "Reward",
+    "RewardFunction",
+    "Aggregation",
+    "PromptSource",
+    # what any of them can do beyond its interface
+    "Budgeted",
+    "Listed",
+    "Planned",
+    "Stateful",
+    # a rollout, and the processes of a run
+    "Rollout",
+    "Stages",
+    "Devices",
+    "Sharding",
+    "Lockstep",
+    "agree",
 ]

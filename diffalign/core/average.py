@@ -1,4 +1,4 @@
-"""An average of the weights for evaluation and export."""
+"""Moving average of the weights, for evaluation and export."""
 
 import attrs
 
@@ -10,7 +10,7 @@ from .types import Progress
 
 @attrs.frozen
 class _WarmUp(Scalar):
-    """min((1 + n) / (10 + n), limit) at step n: the first weights are soon forgotten."""
+    """Decay min((1 + n) / (10 + n), limit) at step n. It is small at first, so the average soon forgets the first weights."""
 
     limit: float
 
@@ -38,7 +38,7 @@ class Average:
         self.policy = policy.fork()
 
     def update(self, policy: Policy, step: int) -> None:
-        """After step number `step` (from 0)."""
+        """Move the average towards the policy, after the step of number `step` (the first is 0)."""
         if self.policy is not None:
             now = Progress(step, step + 1)  # the warm-up counts steps and does not look at the run's length
             Follower(_WarmUp(self.decay), self.every).move(self.policy, policy, now)

@@ -1,75 +1,83 @@
-"""The row budget: how much is computed at once, and how it shrinks when memory runs out."""
-
-from typing import Any
+"""Row budget: limits how much is computed at once. It is halved when memory runs out."""
 
 import attrs
 import torch
 
 from .interfaces import Budgeted, Objective, TrajectorySampler
-from .ledger import Ledger
 from .processes import Devices
 
 _STAGES = {"decode": 1, "reward": 1, "rollout": 2, "contract": 2, "update": 3}
-"""What is made smaller: the images of a chunk, the sampler's rows, the objective's rows."""
+"""Budget that is halved for a stage: 1 the images of a chunk, 2 the sampler's rows, 3 the objective's rows."""
 
 
 @attrs.frozen(eq=False)
 class Budgets:
-    """Everything of a run that has a row budget.
+    """Row budgets with which a step is repeated.
 
     Args:
-        sampler: its `rows` are those of a call of the rollout
-        objective: its `rows` are those of a call of the update
+        sampler: sampler whose `rows` limit one network call of the rollout
+        rows: limit of one network call of the update, for the objective; None takes all at once
         chunk: images that are decoded and scored at once
+        said: a sentence that says what has changed
     """
 
     sampler: TrajectorySampler
-    objective: Objective
+    rows: int | None
     chunk: int
+    said: str
 
 
 def shrink(
-    budgets: Budgets, ledger: Ledger, error: torch.OutOfMemoryError, largest: int, devices: Devices, sharded: bool
-) -> tuple[Budgets, str]:
+    sampler: TrajectorySampler,
+    objective: Objective,
+    chunk: int,
+    devices: Devices,
+    failed: str,
+    largest: int,
+    error: torch.OutOfMemoryError,
+    sharded: bool,
+) -> Budgets:
     """Halve the budget of the stage that ran out of memory, in all processes alike.
 
     Results do not depend on a budget, so the step can simply be repeated.
 
     Args:
-        budgets: of the run; the objective takes its new one in place
-        ledger: of the step that failed
-        error: what it said
-        largest: rows of the largest network call of that step, in this process
+        sampler: sampler of the run
+        objective: objective of the run
+        chunk: images that are decoded and scored at once
         devices: the processes of the run
-        sharded: whether weights are spread over them
+        failed: the stage that ran out of memory in this process; "" where none did
+        largest: rows of the largest network call of that step, in this process
+        error: what it said
+        sharded: whether weights are spread over the processes
 
     Returns:
-        What the run goes on with, and a sentence that says what was done.
+        Budgets with which the run continues. Nothing is changed here.
 
     Raises:
         torch.OutOfMemoryError: nothing is left to halve.
     """
-    here = torch.tensor([_STAGES.get(ledger.failed or "", 0), largest])
+    here = torch.tensor([_STAGES.get(failed, 0), largest])
     stage, largest = (int(value) for value in devices.maximum(here))
     if sharded:
         raise torch.OutOfMemoryError(
-            f"{error}\nThe weights are sharded, so the run ends instead of repeating the step: where memory runs out inside a call, the "
-            f"other processes wait in it. Go on by --resume with {_advice(stage, largest)}."
+            f"{error}\nThe weights are sharded, so the step cannot be repeated: the other processes may be waiting inside the network "
+            f"call that failed. Continue by --resume with {_advice(stage, largest)}."
         ) from error
-    if stage == 1 and budgets.chunk > 1:
-        chunk = max(1, budgets.chunk // 2)
-        said = f"out of memory while decoding or scoring: chunk is {chunk} from now on, in all {devices.size} processes"
-        return attrs.evolve(budgets, chunk=chunk), said
+    everywhere = f"from now on, in all {devices.size} processes"
+    if stage == 1 and chunk > 1:
+        fewer = max(1, chunk // 2)
+        said = f"out of memory while decoding or scoring: chunk is {fewer} {everywhere}"
+        return Budgets(sampler, rows_of(objective), fewer, said)
     rows = largest // 2
-    owner = {2: budgets.sampler, 3: budgets.objective}.get(stage)
+    owner = {2: sampler, 3: objective}.get(stage)
     if not _has_rows(owner) or rows < 1 or rows >= (rows_of(owner) or largest):
         raise torch.OutOfMemoryError(f"{error}\nNothing is left to halve. Try {_advice(stage, 2)}.") from error
     what = "sampler" if stage == 2 else "objective"
-    said = f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} from now on, in all {devices.size} processes"
+    said = f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} {everywhere}"
     if stage == 2:
-        return attrs.evolve(budgets, sampler=attrs.evolve(budgets.sampler, rows=rows)), said  # type: ignore[misc]
-    _set_rows(budgets.objective, rows)
-    return budgets, said
+        return Budgets(attrs.evolve(sampler, rows=rows), rows_of(objective), chunk, said)  # type: ignore[misc]
+    return Budgets(sampler, rows, chunk, said)
 
 
 def rows_of(part: object) -> int | None:
@@ -79,15 +87,6 @@ def rows_of(part: object) -> int | None:
 
 def _has_rows(owner: object) -> bool:
     return attrs.has(type(owner)) and "rows" in attrs.fields_dict(type(owner))  # type: ignore[arg-type]
-
-
-def _set_rows(owner: Any, rows: int) -> None:
-    """Set `rows` on an objective and on every field of it that keeps a copy."""
-    for field in attrs.fields(type(owner)):
-        inner = getattr(owner, field.name, None)
-        if _has_rows(inner):
-            setattr(owner, field.name, attrs.evolve(inner, rows=rows))  # type: ignore[misc]
-    owner.rows = rows
 
 
 def _advice(stage: int, largest: int) -> str:

@@ -1,9 +1,10 @@
-"""The first-step contract: before the first update, replay reproduces the rollout.
+"""First-step contract: before the first update, a replay must reproduce the rollout.
 
-Rounding is no breach of it. A network gives other last digits for another number of rows, in bfloat16 up to some per cent of the velocity,
-and where a step's noise is small that is more than the noise itself. So whole calls of the rollout are repeated, with the rows that they
-had: a policy that is the same function then gives the same bits in every type of number. Only what cannot be repeated so (a sampler that
-does not number its calls, a compiled network, a part of a call) is judged by how much the policy deviates from itself.
+Rounding does not break the contract. A network rounds differently when the number of rows changes. In bfloat16 the difference can be some
+per cent of the velocity, and where a step has little noise, this is more than the noise itself. So the check repeats whole calls of the
+rollout, with the same rows: if the policy is still the same function, it gives the same bits in every floating type. Some calls cannot be
+repeated like this: the sampler does not number its calls, the network is compiled, or only a part of the call fits the row limit. For
+these, the deviation is compared with how much the policy deviates from itself.
 """
 
 from collections.abc import Iterator
@@ -20,20 +21,21 @@ from .transition import Gaussian
 from .types import UNRECORDED, TrajectoryBatch
 
 SAME = 1e-5
-"""Largest deviation of a call that was repeated to the row; what is above it has to be explained."""
+"""Largest deviation that is accepted without a further check, for a call that was repeated with the same rows."""
 
 _MARGIN = 4.0
-"""A deviation is explained by rounding up to this multiple of the largest that was measured on some other rows."""
+"""Factor over the measured rounding error: a deviation up to this multiple of it counts as rounding."""
 
 _PART = 4
-"""Rows of a call that are looked at where it cannot be repeated as it was."""
+"""Number of rows that are checked of a call that cannot be repeated as a whole."""
 
 ROUNDING = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
-"""Largest deviation of a velocity from itself in another batch shape that passes for rounding, by the type in which the network computes.
-Above it the rows of a batch are mixed, or the network computes in another type than it says. float32 has room for TF32 in convolutions."""
+"""Largest rounding error of a velocity when only the batch shape changes, by the type in which the network computes.
+Above it, the rows of a batch influence each other, or the network computes in another type than its weights have. The value for float32
+allows for TF32 in convolutions."""
 
 _REPEATED = {torch.float64: 1e-6, torch.float32: 1e-4}
-"""The same for two equal calls, which differ by the order of additions at most: 1e-2 in half precision."""
+"""Largest rounding error between two equal calls, which may differ only by the order of additions: 1e-2 in half precision."""
 
 
 @attrs.frozen
@@ -41,10 +43,10 @@ class FirstStep:
     """Result of comparing a replay with its rollout.
 
     Args:
-        deviation: largest ||mean - rollout mean|| / (length of the velocity's part of the step) over the edges looked at: 0.01 is a
+        deviation: largest ||mean - rollout mean|| / ||velocity's part of the step|| over the edges that were checked; 0.01 means a
             velocity that is wrong by one per cent
-        rounding: largest change of the log-probability of a path, in the unit of the kernel's log-density, between the rollout's batch
-            shape and another one, estimated from the edges of one row; None after the first step
+        rounding: largest change of the log-probability of a path when the batch shape changes, in the unit of the kernel's log-density.
+            It is estimated from the edges of one row; None after the first step
         rows: network rows that were spent
     """
 
@@ -64,19 +66,19 @@ def check_first_step(
     """Repeat network calls of a rollout and compare the means.
 
     Args:
-        policy: the one that rolled out, with the same weights
+        policy: the policy that rolled out, with the same weights
         trajectories: its forest
-        step: of the run. The first step repeats all calls with stochastic edges, each further step one of them, in turn
-        rows: network rows to spend at most, beside one or two on rounding at the first step; a larger call is repeated in part, which in
-            half precision finds coarser faults alone. None repeats whole calls
-        precision: of the policy when it rolled out; None takes the present one
+        step: number of the step, from 0. Step 0 repeats all calls with stochastic edges; every later step repeats one of them, in turn
+        rows: network rows to spend at most (step 0 spends one or two more to measure rounding). Of a call with more rows only a part is
+            repeated; in half precision this finds only large faults. None repeats whole calls
+        precision: type in which the policy computed during the rollout; None takes its present type
 
     Returns:
         The largest deviation; zeros where the forest has no stochastic edge.
 
     Raises:
         ContractError: a replay is not the rollout, and rounding does not explain it: log-prob ratios would be wrong before the first
-            update. Names level and sigma, and which fault it looks like.
+            update. The message names the level, the sigma and the probable fault.
     """
     edges = Edges.of(trajectories)
     if not len(edges.child):
@@ -97,20 +99,24 @@ def check_first_step(
         deviation = max(deviation, suspicion.worst)
         if not suspicion.worst <= SAME:
             _require_explained(suspicion, precision or policy.precision, exact)
-        if step == 0 and rounding is None:  # one call tells
+        if step == 0 and rounding is None:  # measured on the first call only
             rounding = _rounding(policy, trajectories, some, exact)
     return FirstStep(deviation, rounding, spent)
 
 
 def _calls(trajectories: TrajectoryBatch, edges: Edges, numbered: bool) -> Iterator[Edges]:
-    """The stochastic edges of each network call; where they are not numbered, of each level."""
+    """Stochastic edges of each network call; if the calls are not numbered, those of each level."""
     key = (trajectories.call if numbered else trajectories.level)[edges.child[edges.first]].tolist()  # of each parent
     for number in dict.fromkeys(key):
         yield edges.below(torch.tensor([place for place, known in enumerate(key) if known == number]))
 
 
 def _require_explained(suspicion: Suspicion, precision: torch.dtype, exact: bool) -> None:
-    """Refuse a deviation that is more than the policy's deviation from itself, or a policy that deviates too far from itself."""
+    """Refuse a deviation that rounding does not explain, and a policy that does not reproduce its own calls.
+
+    Raises:
+        ContractError: the deviation is larger than the policy's deviation from itself, or the latter is too large.
+    """
     policy, call = suspicion.policy, suspicion.call
     repeated = suspicion.against(call.repeat(policy).mean)
     shaped = max(map(suspicion.against, _other_shapes(policy, call)))
@@ -124,8 +130,8 @@ def _require_explained(suspicion: Suspicion, precision: torch.dtype, exact: bool
         cause = "It looks like dropout, or another part of the network that draws at random: equal calls must be equal."
     elif shaped > ROUNDING.get(now, 1e-1):
         cause = (
-            "It looks like rows that are mixed (batch norm, attention over a packed batch, a cache of another call) or a type less precise "
-            "than that of the weights: a row must not depend on the others of its call."
+            "It looks like rows that are mixed (batch norm, attention over a packed batch, a cache of another call), or a type "
+            "less precise than that of the weights: a row must not depend on the other rows of its call."
         )
     elif float(suspicion.deviation.max()) <= max(SAME, allowed) and float(suspicion.noise.max()) <= SAME:
         return
@@ -133,14 +139,14 @@ def _require_explained(suspicion: Suspicion, precision: torch.dtype, exact: bool
         cause = cause_of(suspicion)
     level, sigma, following = suspicion.address()
     raise ContractError(
-        f"first-step contract: a replay must give the means of the rollout before the first update. At level {level} (sigma {sigma:.4g} "
-        f"-> {following:.4g}) the velocity differs by {suspicion.worst:.3g} of itself; two equal calls differ by {repeated:.3g}, calls of "
-        f"other numbers of rows by {shaped:.3g}. {cause}"
+        f"first-step contract: before the first update, a replay must give the means of the rollout. At level {level} (sigma {sigma:.4g} "
+        f"-> {following:.4g}) the velocity differs by {suspicion.worst:.3g} of its length; two equal calls differ by {repeated:.3g}, calls "
+        f"with another number of rows by {shaped:.3g}. {cause}"
     )
 
 
 def _other_shapes(policy: Policy, call: Call) -> Iterator[Tensor]:
-    """The means [U, *] of all rows of a call, evaluated in calls of other sizes: one by one or in parts, and two of each."""
+    """Evaluate all rows of a call in calls of other sizes: one by one or in parts, and each row twice. Yields means [U, *]."""
     count = len(call.edges.parent)
     for size in sorted({1 if count <= 2 * _PART else count // 3, max(1, count // 2)} - {count}):
         pieces = torch.arange(count).split(size)
@@ -149,14 +155,17 @@ def _other_shapes(policy: Policy, call: Call) -> Iterator[Tensor]:
 
 
 def _twice(policy: Policy, call: Call) -> Gaussian:
-    """The transition of all rows, each asked for twice in one call."""
+    """Transition of all rows, with each row twice in one call."""
     index = torch.arange(len(call.latents)).repeat(2).to(call.latents.device)
     condition = call.condition.select(index)
     return policy.transition(call.latents[index], call.sigma()[index], call.sigma(1)[index], condition, call.eta[index])
 
 
 def _rounding(policy: Policy, trajectories: TrajectoryBatch, edges: Edges, exact: bool) -> float:
-    """How far the log-probability of a path moves by rounding: the first parent alone, or twice in a call where it may have been alone."""
+    """Estimate how much rounding changes the log-probability of a path.
+
+    The first parent is evaluated alone; if it was alone in the rollout too, it is evaluated twice in one call.
+    """
     first = edges.below(torch.arange(1))
     call = Call(trajectories, first)
     again = call.repeat(policy) if exact and len(edges.parent) > 1 else _twice(policy, call)

@@ -1,4 +1,4 @@
-"""Which fault a broken first-step contract looks like, from what can be measured on the spot.
+"""Diagnosis of a broken first-step contract: names the most probable fault, from measurements made at once.
 
 Legend: U parents, E edges, * latent dimensions.
 """
@@ -18,16 +18,16 @@ from .types import Condition, TrajectoryBatch
 from .wrapper import PolicyAround
 
 _FITS = 0.2
-"""An explanation fits if it leaves at most this share of the deviation."""
+"""Largest share of the deviation that may remain if an explanation is to fit."""
 
 
 @attrs.frozen(eq=False)
 class Call:
-    """A network call of a rollout, as it can be repeated.
+    """Network call of a rollout, with all that is needed to repeat it.
 
     Args:
         trajectories: the forest
-        edges: that go out from its rows
+        edges: the edges that go out from the rows of the call
     """
 
     trajectories: TrajectoryBatch
@@ -45,7 +45,7 @@ class Call:
 
     @cached_property
     def condition(self) -> Condition:
-        """U rows; large, and needed only where something is wrong."""
+        """Condition of the parents, U rows. It is large, and needed only if something is wrong."""
         return self.trajectories.condition.select(self.edges.prompts)
 
     @cached_property
@@ -55,30 +55,30 @@ class Call:
 
     @property
     def rollout(self) -> Tensor:
-        """[E, *] the means of the rollout."""
+        """Means of the rollout: [E, *]."""
         return self.trajectories.mean[self.edges.row].detach()
 
     def sigma(self, shift: int = 0) -> Tensor:
-        """[U] the sigma of the step, or one so many places further on the grid."""
+        """Sigma of each parent, or the sigma that is `shift` places further on the grid: [U]."""
         sigmas = self.trajectories.sigmas
         return sigmas[(self.level + shift).clamp(0, len(sigmas) - 1)]
 
     def velocity(self, policy: Policy, shift: int = 0) -> Tensor:
-        """[U, *] of a policy."""
+        """Velocity of a policy at the parents, with the sigma `shift` places further: [U, *]."""
         return policy.velocity(self.latents, self.sigma(shift), self.condition)
 
     def mean(self, policy: Policy, velocity: Tensor, factor: float = 1.0) -> Tensor:
-        """[U, *] where a velocity leads, at a multiple of the noise level."""
+        """Mean of the step that a velocity gives, with the noise level multiplied by `factor`: [U, *]."""
         return policy.kernel.step(self.latents, velocity, self.sigma(), self.sigma(1), self.eta * factor).mean
 
     def repeat(self, policy: Policy) -> Gaussian:
-        """The transition now: mean [U, *], std [U]."""
+        """Transition under the present weights: mean [U, *], std [U]."""
         return replay_parents(policy, self.trajectories, self.edges)
 
     def lengths(self, policy: Policy, means: Tensor) -> Tensor:
-        """[U] what a deviation is measured in: the velocity's part of the step, ||mean - (mean with velocity 0)||, float64.
+        """Length by which a deviation is divided: the velocity's part of the step, ||mean - (mean with velocity 0)||, [U], float64.
 
-        A thousandth of the mean is added to it, for velocities near 0.
+        A thousandth of ||mean|| is added, so that velocities near 0 do not divide by 0.
         """
         part = means - self.mean(policy, torch.zeros_like(means))
         return (_norm(part) + 1e-3 * _norm(means)).clamp(min=1e-30)
@@ -91,15 +91,15 @@ def _norm(values: Tensor) -> Tensor:
 
 @attrs.frozen(eq=False)
 class Suspicion:
-    """A network call that was repeated, and how far it is from the rollout.
+    """Network call that was repeated, and how far it is from the rollout.
 
     Args:
-        policy: as it is now
-        call: the one that was repeated
-        now: [U, *] means as the repetition gave them
-        lengths: [U] what deviations are measured in
-        deviation: [E] of the means from those of the rollout
-        noise: [E] relative difference of the stored log-probability from that of the stored mean
+        policy: the policy as it is now
+        call: the call that was repeated
+        now: [U, *] means that the repetition gave
+        lengths: [U] lengths by which deviations are divided
+        deviation: [E] deviation of the means from those of the rollout
+        noise: [E] relative difference between the stored log-probability and the log-probability under the stored mean
     """
 
     policy: Policy
@@ -111,29 +111,29 @@ class Suspicion:
 
     @classmethod
     def of(cls, policy: Policy, call: Call) -> "Suspicion":
-        """Repeat a call, and compare."""
+        """Repeat a call and compare it with the rollout."""
         edges, trajectories, rollout = call.edges, call.trajectories, call.rollout
         with torch.set_grad_enabled(trajectories.mean.requires_grad):  # attention may take another kernel where there is a gradient
             again = call.repeat(policy)
         again = attrs.evolve(again, mean=again.mean.detach())
         lengths = call.lengths(policy, again.mean)
         deviation = _norm(rollout - again.mean[edges.owner]) / lengths[edges.owner]
-        # given the mean, the log-density depends on the noise alone, and no network rounds it
+        # once the mean is given, the log-density depends only on the noise: no network is evaluated, so nothing is rounded
         said = trajectories.log_prob[edges.child]
         given = attrs.evolve(again.select(edges.owner), mean=rollout).log_prob(trajectories.latents[edges.child])
         return cls(policy, call, again.mean, lengths, deviation, (given - said).abs() / (1 + said.abs()))
 
     @property
     def worst(self) -> float:
-        """The largest deviation; not a number if one of them is not."""
+        """Largest deviation; NaN if one of them is NaN."""
         return float(torch.stack([self.deviation.max(), self.noise.max()]).max())
 
     def against(self, means: Tensor) -> float:
-        """Largest deviation of the policy from these means [U, *] of its own."""
+        """Largest deviation of the repetition from other means [U, *] of the same policy."""
         return float((_norm(means - self.now) / self.lengths).max())
 
     def left_by(self, means: Tensor) -> float:
-        """Largest deviation of these means [U, *] from the rollout, as a share of that of the replay."""
+        """Share of the deviation that would remain if the replay had given these means [U, *]."""
         owner = self.call.edges.owner
         left = _norm(self.call.rollout - means[owner]) / self.lengths[owner]
         return float(left.max() / self.deviation.max().clamp(min=1e-30))
@@ -146,12 +146,12 @@ class Suspicion:
 
 
 def cause_of(suspicion: Suspicion) -> str:
-    """A sentence or two on which fault it looks like, where types, repetitions and batch shapes have cleared themselves."""
+    """Name the most probable fault in one or two sentences, after types, repetitions and batch shapes were found to be right."""
     return next(_guesses(suspicion))
 
 
 def _guesses(suspicion: Suspicion) -> Iterator[str]:
-    """The explanations that fit, the surest first; always one."""
+    """Yield the explanations that fit, the surest first; at least one."""
     policy, call = suspicion.policy, suspicion.call
     velocity = call.velocity(policy)
     factor, left = min(
@@ -160,7 +160,7 @@ def _guesses(suspicion: Suspicion) -> Iterator[str]:
     if left < _FITS:
         yield (
             f"It looks like another noise level: the kernel gives the rollout's means at {factor:g} times the noise level that the "
-            "trajectory says. Look for a plan, sampler, kernel or transition that changes it between rollout and replay."
+            "trajectory records. Look for a plan, sampler, kernel or transition that changes it between rollout and replay."
         )
     if float(suspicion.noise.max()) > max(1e-5, float(suspicion.deviation.max())):
         yield "It looks like another noise level: the stored log-probabilities are not those of the stored means under the kernel's noise."
@@ -182,7 +182,7 @@ def _guesses(suspicion: Suspicion) -> Iterator[str]:
 
 
 def _guidance(suspicion: Suspicion) -> Iterator[str]:
-    """Another scale: the difference lies along (conditional - unconditional)."""
+    """Guess that the guidance scale has changed: then the difference lies along (conditional - unconditional)."""
     guided, call = suspicion.policy, suspicion.call
     while isinstance(guided, PolicyAround) and not isinstance(guided, Guided):
         guided = guided.policy

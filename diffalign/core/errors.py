@@ -1,4 +1,4 @@
-"""The errors that a caller may want to catch; everything else is a ValueError or a RuntimeError with a full sentence."""
+"""Errors that a caller may want to catch. Every other error is a ValueError or a RuntimeError with a full sentence."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ from .types import ScoredBatch, TrajectoryBatch
 
 @attrs.frozen(eq=False)
 class Evidence:
-    """The tensors and prompts to look at after an error.
+    """Tensors and prompts to look at after an error.
 
     Args:
-        step: of the run
-        roles: whose turn it was
-        prompts: of the batch, in the order of the groups
-        tensors: of the batch, by name, on the CPU
+        step: step of the run
+        roles: roles that were being sampled or trained
+        prompts: prompts of the batch, in the order of the groups
+        tensors: tensors of the batch by name, on the CPU
     """
 
     step: int
@@ -26,7 +26,7 @@ class Evidence:
 
     @classmethod
     def of(cls, step: int, roles: tuple[str, ...], trajectories: TrajectoryBatch, batch: ScoredBatch | None = None) -> "Evidence":
-        """Copy a forest, and its rewards where there are any."""
+        """Copy a forest to the CPU, with its rewards if it has been scored."""
         names = ("sigmas", "latents", "level", "parent", "prompt", "noise_level", "log_prob", "mean")
         tensors = {name: getattr(trajectories, name) for name in names}
         tensors |= {"prompt_ids": trajectories.condition.ids}
@@ -38,11 +38,11 @@ class Evidence:
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be built. The command line prints it as one message and exits with 2."""
+    """Error for a configuration that cannot be built. The command line prints it as one message and exits with 2."""
 
 
 class NonFiniteError(FloatingPointError):
-    """A number that is NaN or infinite, with its address. Nothing was updated.
+    """Error for a number that is NaN or infinite; the message says where it was found. No weight was updated.
 
     Attributes:
         evidence: the batch in which it was found
@@ -60,7 +60,7 @@ class NonFiniteRewardError(RewardError, NonFiniteError):
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is damaged, that cannot be written, or that belongs to another run."""
+    """Error for a checkpoint that is damaged, that cannot be written, or that belongs to another run."""
 
 
 class ContractError(RuntimeError):
@@ -72,8 +72,8 @@ class ProcessError(RuntimeError):
 
 
 class BrokenCallError(ProcessError):
-    """This process has left a network call that is a collective, because weights are sharded: the others wait in it, and hear nothing."""
+    """This process failed inside a collective network call (weights are sharded); the other processes are blocked and cannot be told."""
 
 
 class PeerFailed(Exception):  # noqa: N818  it is no error of this process
-    """Another process has failed; what it said comes with the next `agree`."""
+    """Signal that another process has failed. Its message arrives with the next `agree`."""

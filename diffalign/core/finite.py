@@ -1,4 +1,4 @@
-"""Looks for numbers that are NaN or infinite, and says where they came from."""
+"""Search for numbers that are NaN or infinite, and for where they came from."""
 
 from collections.abc import Mapping
 
@@ -15,12 +15,12 @@ def require_finite(role: str, policy: Policy, trajectories: TrajectoryBatch, ste
 
     Args:
         role: name of the policy
-        policy: the one that rolled out
+        policy: the policy that rolled out
         trajectories: its forest
-        step: of the run
+        step: step of the run
 
     Raises:
-        NonFiniteError: names tensor, level, sigma and prompt of the first such node.
+        NonFiniteError: a node holds such a number; the message names tensor, level, sigma and prompt of the first one.
     """
     latents = trajectories.latents.flatten(1).isfinite().all(dim=1)
     bad = ~(latents & trajectories.log_prob.isfinite())
@@ -40,7 +40,7 @@ def require_finite(role: str, policy: Policy, trajectories: TrajectoryBatch, ste
 
 
 def blame(policies: Mapping[str, Policy], trajectories: TrajectoryBatch, rows: int = 64) -> str:
-    """Where a loss or gradient that is not finite may come from: the first state of a batch at which a policy has no finite velocity.
+    """Find where a loss or gradient that is not finite may come from: the first state of a batch with a velocity that is not finite.
 
     Args:
         policies: role -> weights
@@ -48,7 +48,7 @@ def blame(policies: Mapping[str, Policy], trajectories: TrajectoryBatch, rows: i
         rows: network rows per call
 
     Returns:
-        A sentence with role, level, sigma and prompt; or one that says that the velocities are finite, with the prompts of the batch.
+        A sentence with role, level, sigma and prompt. If all velocities are finite, the sentence says so and names the prompts.
     """
     inner = (trajectories.level < len(trajectories.sigmas) - 1).nonzero().squeeze(1)
     for role, policy in policies.items():

@@ -9,14 +9,14 @@ from .types import Progress
 
 @attrs.frozen
 class Follower:
-    """Moves a policy towards another one of the same parameters: target <- d target + (1 - d) source.
+    """Moves one policy towards another with the same parameters: target <- d target + (1 - d) source.
 
     Tensors that both share stay as they are.
 
     Args:
-        decay: d, share of itself that the target keeps, in [0, 1]: 0 copies the source, 1 never moves; a number or a schedule
+        decay: d in [0, 1], the share of itself that the target keeps: 0 copies the source, 1 never moves; a number or a schedule
         every: steps between two moves
-        name: of the decay, for messages
+        name: name of the decay in error messages
     """
 
     decay: Scalar | float
@@ -24,7 +24,7 @@ class Follower:
     name: str = "decay"
 
     def kept(self, progress: Progress) -> float:
-        """D at this step of the run.
+        """Decay d at this step of the run.
 
         Raises:
             ValueError: it does not lie in [0, 1].
@@ -38,9 +38,9 @@ class Follower:
         """Follow once, after a step of the run.
 
         Args:
-            target: moves
-            source: is followed
-            progress: of the step that is done
+            target: policy that moves
+            source: policy that is followed
+            progress: progress at the step that has just been done
         """
         kept = self.kept(progress)
         if (progress.step + 1) % self.every == 0:

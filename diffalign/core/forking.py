@@ -10,10 +10,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def view_of(module: Module, **attributes: object) -> Module:
-    """The same module under other values of some attributes: everything else is shared, so it is cheap, and no fork.
+    """Make a view: the same module with other values of some attributes. Everything else is shared, so it is cheap; it is not a fork.
 
     Args:
-        module: what is looked at
+        module: the module that is shared
         attributes: submodules or plain values that the view has of its own
     """
     twin = copy.copy(module)
@@ -24,7 +24,7 @@ def view_of(module: Module, **attributes: object) -> Module:
 
 
 def fork_module(module: Module, own: Collection[str], *, trainable: bool, lent: Mapping[int, nn.Parameter] | None = None) -> Module:
-    """A second module tree that owns copies of the parameters named `own` and shares the rest with `module`.
+    """Build a second module tree that owns copies of the parameters named `own` and shares the rest with `module`.
 
     Submodules below which nothing is owned are shared as modules, not only as tensors, so a shared leaf is one object to every fork:
     sharding or casting it once serves all. Training mode, hooks and `torch.compile` are kept: deepcopy would drop the last silently.
@@ -39,7 +39,7 @@ def fork_module(module: Module, own: Collection[str], *, trainable: bool, lent: 
     known = {name for name, _ in module.named_parameters()}
     if strangers := own - known:
         raise ValueError(f"own must name parameters of {type(module).__name__}; it has no {sorted(strangers)[0]!r}")
-    owned = {id(parameter) for name, parameter in module.named_parameters() if name in own}  # not names: tied weights have several
+    owned = {id(parameter) for name, parameter in module.named_parameters() if name in own}  # ids: tied weights have several names
     memo: dict[int, object] = {key: parameter for key, parameter in (lent or {}).items() if key in owned}
     for path, submodule in module.named_modules():
         if path and owned.isdisjoint(map(id, submodule.parameters())):

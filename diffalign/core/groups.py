@@ -13,7 +13,7 @@ from .interfaces import Aggregation
 
 
 def _count(group: Tensor) -> int:
-    """Groups, up to the highest index; a device is waited for."""
+    """Number of groups: the highest index + 1. Waits for the device."""
     return int(group.max()) + 1 if len(group) else 0
 
 
@@ -58,10 +58,10 @@ def group_normalize(values: Tensor, group: Tensor, floor: float = 1e-4) -> Tenso
 
 
 def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:
-    """sum_m w_m R_m over the rewards that have a weight, all of them with weight 1 if there are none: [K].
+    """Weighted sum of rewards, sum_m w_m R_m: [K]. Rewards without a weight are left out; `weights` None weighs each 1.
 
     Raises:
-        ValueError: a weight for a reward that there is not.
+        ValueError: a weight names a reward that does not exist.
     """
     names = list(parts) if weights is None else list(weights)
     if missing := [name for name in names if name not in parts]:
@@ -72,7 +72,7 @@ def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float] | Non
 
 @attrs.frozen
 class Raw(Aggregation):
-    """sum_m w_m R_m, in the rewards' own units.
+    """Weighted sum of raw rewards, sum_m w_m R_m, in the rewards' own units.
 
     Args:
         weights: by reward name; None weighs each 1, rewards without a weight are logged but not trained on
@@ -86,12 +86,12 @@ class Raw(Aggregation):
 
 @attrs.frozen
 class StandardizedParts(Aggregation):
-    """sum_m w_m z(R_m): every reward is standardised within its group, then weighted. A constant reward contributes nothing.
+    """Weighted sum of standardised rewards, sum_m w_m z(R_m): each is standardised within its group. A constant reward adds nothing.
 
     The effective inverse temperature of an objective then is beta / std of the group.
 
     Args:
-        weights: as in `Raw`
+        weights: see `Raw`
         floor: least standard deviation
     """
 
@@ -104,10 +104,10 @@ class StandardizedParts(Aggregation):
 
 @attrs.frozen
 class StandardizedSum(Aggregation):
-    """z(sum_m w_m R_m): the weighted sum is standardised within its group.
+    """Standardised sum z(sum_m w_m R_m): the weighted sum of the rewards is standardised within its group.
 
     Args:
-        weights: as in `Raw`
+        weights: see `Raw`
         floor: least standard deviation
     """
 

@@ -18,8 +18,8 @@ class Guidance:
     """Guidance of a policy's velocity: the scale, and the negative text as its family encodes it.
 
     Args:
-        scale: as the policy's own rule takes it (`Policy.guide`)
-        null: one row; None where the scale is the policy's `no_guidance`, and no text is needed
+        scale: scale for the policy's own rule (`Policy.guide`)
+        null: encoded negative text, one row; None if the scale is the policy's `no_guidance`, so that no text is needed
     """
 
     scale: float
@@ -27,14 +27,14 @@ class Guidance:
 
     @classmethod
     def of(cls, policy: Policy, scale: float, negative: str) -> Self:
-        """Encodes the negative text, if there is any guidance."""
+        """Encode the negative text if `scale` means guidance."""
         if scale == policy.no_guidance:
             return cls(scale, None)
         with torch.no_grad():
             return cls(scale, policy.encode_negative(negative))
 
     def velocities(self, policy: Policy, latents: Tensor, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """The policy's velocity and its guided form, each [B, *]; without guidance the same tensor, and one row a sample."""
+        """Velocity of the policy and its guided form, each [B, *]. Without guidance both are one tensor, and a sample costs one row."""
         positive = policy.velocity(latents, sigma, condition)
         if self.null is None:
             return positive, positive
@@ -43,11 +43,11 @@ class Guidance:
 
 
 class Guided(PolicyAround):
-    """Classifier-free guidance as a policy: two network rows a sample.
+    """Classifier-free guidance as a policy; a sample costs two network rows.
 
     Args:
         policy: the policy that is guided; its own rule combines the two velocities
-        scale: as that rule takes it; the policy's `no_guidance` (1; 0 for Z-Image) is none, and costs no second row
+        scale: scale for that rule; the policy's `no_guidance` (1; for Z-Image 0) switches guidance off and costs no second row
         negative: the negative prompt, encoded once
 
     Reference: Ho and Salimans, arXiv:2207.12598.
@@ -68,11 +68,11 @@ class Guided(PolicyAround):
         return moved
 
     def scaled(self, scale: float) -> Self:
-        """The same policy under another scale: a view, and no fork."""
+        """View of the same policy with another scale; not a fork."""
         return view_of(self, scale=scale, _guidance=Guidance.of(self.policy, scale, self.negative))
 
     def at(self, steps: int) -> Policy:
-        inner = self.policy.at(steps)  # the null condition may say how many steps there are, too
+        inner = self.policy.at(steps)  # the null condition may depend on the number of steps, so it is encoded again
         if inner is self.policy:
             return self
         return view_of(self, policy=inner, _guidance=Guidance.of(inner, self.scale, self.negative))

@@ -1,4 +1,4 @@
-"""Weights that stay in the host's memory until they are spread over the processes of a run."""
+"""Weights that stay in the host's memory until they are sharded over the processes of a run."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,28 +10,28 @@ from torch import nn
 
 @attrs.define(eq=False)
 class _Held:
-    parameter: nn.Parameter  # which keeps its id from being given to another
+    parameter: nn.Parameter  # kept alive, so that no other object gets its id
     dtype: torch.dtype
-    writes: int | None = None  # that it had seen when its memory was lent; None while the memory is its own
+    writes: int | None = None  # version counter of the memory when it was lent; None while it is not lent
 
 
 @attrs.define(eq=False)
 class HostWeights:
-    """Weights that wait in the host's memory, as their files have them, until each process takes its part of them.
+    """Weights that wait in the host's memory, as they are in their files, until each process takes its part of them.
 
-    A network that does not fit a device, or of which a machine cannot hold a copy for each process and each fork, is held from the
-    moment it is loaded. It is mapped from its files, so the processes of a machine share the pages. Forks begin with equal weights:
-    they are lent the memory, and have their own when they are placed. Whoever holds weights back is asked for them by `FullySharded`.
+    This is for a network that does not fit a device, or that is too large for one copy per process and fork on a machine. Its weights
+    wait from the moment they are loaded. They are mapped from the files, so the processes of a machine share the memory pages. A fork
+    begins with equal weights, so it borrows the same memory, and gets its own when it is placed. `FullySharded` places the weights.
     """
 
     _held: dict[int, _Held] = attrs.field(factory=dict, init=False, repr=False)
 
     def hold(self, network: nn.Module, dtype: torch.dtype | None = None) -> None:
-        """Keep the weights of a network back.
+        """Let the weights of a network wait.
 
         Args:
-            network: on the host
-            dtype: that its weights take when they are placed; None leaves them theirs
+            network: network on the host
+            dtype: type that the weights get when they are placed; None keeps their own
         """
         for parameter in network.parameters():
             self._held[id(parameter)] = _Held(parameter, dtype or parameter.dtype)
@@ -42,7 +42,7 @@ class HostWeights:
 
     @contextmanager
     def posing(self) -> Iterator[None]:
-        """While it is open, the weights that wait have their later type, and no values: for whoever adds layers to a network."""
+        """Give the waiting weights their later type, without values, while the context is open. Code that adds layers needs the type."""
         waiting = [(held.parameter, held.parameter.data) for held in self._held.values()]
         for held in self._held.values():
             held.parameter.data = torch.zeros((), dtype=held.dtype).expand(held.parameter.shape)
@@ -53,26 +53,26 @@ class HostWeights:
                 parameter.data = data
 
     def lend(self, parameters: Iterable[nn.Parameter]) -> dict[int, nn.Parameter]:
-        """For a fork: parameters of its own over the memory of those that wait, by the ids of these."""
+        """Make parameters for a fork that borrow the memory of those that wait: id of the waiting parameter -> new parameter."""
         lent: dict[int, nn.Parameter] = {}
         for parameter in parameters:
             if held := self._held.get(id(parameter)):
                 twin = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-                held.writes = parameter._version  # counted for the memory, whoever writes
+                held.writes = parameter._version  # torch counts writes to the memory, whichever tensor makes them
                 self._held[id(twin)] = _Held(twin, held.dtype, held.writes)
                 lent[id(parameter)] = twin
         return lent
 
     def place(self, module: nn.Module, device: torch.device, *, copy: bool) -> None:
-        """Bring the weights of a module that wait to their device and type.
+        """Bring the waiting weights of a module to their device and type.
 
         Args:
-            module: all of it is placed at once
-            device: of the process
-            copy: give them memory of their own even where device and type are theirs already; not needed if they are copied next
+            module: module whose weights are placed, all at once
+            device: device of the process
+            copy: give the weights memory of their own even if device and type are right already; not needed if they are copied next
 
         Raises:
-            RuntimeError: weights were written after a fork, which had been lent their memory.
+            RuntimeError: weights were written while a fork borrowed their memory.
         """
         for name, parameter in module.named_parameters():
             held = self._held.pop(id(parameter), None)
@@ -81,12 +81,12 @@ class HostWeights:
             if held.writes not in (None, parameter._version):
                 raise RuntimeError(
                     f"{name} of a {type(module).__name__} was written while a fork had the same memory, so both have changed. Write "
-                    "weights before the first fork, or after the loop is built, when they are spread."
+                    "weights before the first fork, or after the loop is built, when they are sharded."
                 )
             parameter.data = parameter.data.to(device, held.dtype, copy=copy)
 
     def require_none(self) -> None:
-        """After everything is placed.
+        """Check, after everything is placed, that no weights wait any more.
 
         Raises:
             ValueError: some weights still wait, because they belong to no policy of the run.
@@ -94,6 +94,6 @@ class HostWeights:
         if self._held:
             shapes = [tuple(held.parameter.shape) for held in self._held.values()]
             raise ValueError(
-                f"{len(shapes)} tensors (first: {shapes[0]}) wait to be spread and belong to no policy of the run. Return their policy "
+                f"{len(shapes)} tensors (first: {shapes[0]}) wait to be sharded but belong to no policy of the run. Return their policy "
                 "from Objective.policies(), or load it without `sharding`."
             )

@@ -1,4 +1,4 @@
-"""What can be exchanged: samplers, rewards, objectives, sources of prompts."""
+"""Interfaces of the parts that can be exchanged: samplers, rewards, objectives, sources of prompts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ class TrajectorySampler(ABC):
 
     @abstractmethod
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
-        """Roll out: the same arguments give the same forest, whatever the batching. Called without gradients."""
+        """Roll out. The same arguments give the same forest, however the calls are batched. Called without gradients."""
 
 
 class Reward(ABC):
@@ -27,7 +27,7 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """[K, 3, H, W] in [0, 1] and K prompts -> [K] finite numbers, larger is better. No gradient is taken."""
+        """Score images [K, 3, H, W] in [0, 1] with their K prompts: [K] finite numbers, larger is better. No gradient is taken."""
 
 
 RewardFunction = Reward | Callable[[Tensor, Sequence[Prompt]], Tensor]
@@ -43,16 +43,16 @@ class Aggregation(ABC):
     weights: Mapping[str, float] | None = None
 
     def observe(self, parts: Mapping[str, Tensor], group: Tensor, devices: Devices) -> None:  # noqa: B027  a hook with a default
-        """See the scores of a step, once, before they are aggregated; for running statistics, which must be equal on all processes."""
+        """Look at the scores of a step once, before they are aggregated. Running statistics made here must be equal on all processes."""
 
     @abstractmethod
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
-        """Scores by reward name, each [K], and the group of each sample [K] -> [K]."""
+        """Aggregate scores by reward name, each [K], with the group of each sample [K], to one number per sample [K]."""
 
 
 @attrs.frozen(eq=False)
 class Phase:
-    """A stretch of training between two barriers: everything it trains steps once, at its end.
+    """Part of a step that ends with one optimizer step of everything it trains.
 
     Args:
         trains: role -> weights; roles name optimizers, metrics and checkpoint entries
@@ -66,16 +66,16 @@ class Phase:
 
 
 class Objective(ABC):
-    """Moves the weights: yields the losses of a step. Its constructor's parameter for the weights being aligned is called `policy`."""
+    """Yields the losses of a step, which move the weights. The constructor's parameter for the aligned weights is called `policy`."""
 
     policy: Policy
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """The phases of a step, in order."""
+        """List the phases of a step, in order."""
 
     def behavior(self) -> Policy:
-        """Who rolls out; the first-step contract replays this one."""
+        """Policy that rolls out; the first-step contract replays it."""
         return self.policy
 
     def policies(self) -> Mapping[str, Policy]:
@@ -83,33 +83,33 @@ class Objective(ABC):
         return {role: policy for phase in self.phases() for role, policy in phase.trains.items()}
 
     def update_rows(self, samples: int, parents: int) -> int | None:
-        """Network rows that an update evaluates for one prompt, per policy; for forecasts. By default it replays stochastic edges.
+        """Network rows that an update evaluates for one prompt, per policy. Forecasts use it. The default replays each stochastic edge.
 
         Args:
             samples: finished samples of a prompt
             parents: nodes of a prompt from which stochastic edges go out
 
         Returns:
-            None where it is not known.
+            The number of rows; None if it is not known.
         """
         return parents or None
 
     def after_update(self, role: str) -> None:  # noqa: B027  a hook with a default
-        """After each optimizer step of that role."""
+        """Act after each optimizer step of a role."""
 
     def after_step(self) -> None:  # noqa: B027
-        """Once per loop step."""
+        """Act once at the end of each loop step."""
 
     def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
-        """See the metrics of a step, once, as they are over all processes; for what adapts to them.
+        """Look at the metrics of a step once, taken over all processes, to adapt to them.
 
         Returns:
-            What the user should be told about the run; None where there is nothing to say. The loop prints it.
+            A message for the user, which the loop prints; None if there is nothing to say.
         """
         return None
 
     def state(self) -> Mapping[str, Any]:
-        """State for checkpoints beside the weights of `policies()`: counters, running statistics; numbers, texts and tensors."""
+        """State that checkpoints hold beside the weights of `policies()`: counters and statistics, as numbers, texts and tensors."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
@@ -118,7 +118,7 @@ class Objective(ABC):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A sampler, plan, aggregation or prompt source that is no pure function of the step: its state goes into checkpoints."""
+    """Sampler, plan, aggregation or prompt source that depends on earlier steps. Its state goes into checkpoints."""
 
     def state(self) -> Mapping[str, Any]:
         """Numbers, texts and tensors."""
@@ -130,43 +130,44 @@ class Stateful(Protocol):
 
 
 class PromptSource(Protocol):
-    """Where prompts come from: a pure function of the step, so that resume needs no state."""
+    """Source of prompts: a pure function of the step, so that resume needs no state."""
 
     def draw(self, step: int, count: int) -> Sequence[Prompt]:
-        """The `count` prompts of a step."""
+        """Draw the `count` prompts of a step."""
         ...
 
 
 @runtime_checkable
 class Budgeted(Protocol):
-    """A sampler or objective that evaluates at most `rows` network rows at once; None takes all. Results do not depend on it.
+    """Sampler or objective that evaluates at most `rows` network rows at once; None means all. Results do not depend on `rows`.
 
-    Where it is a field of an attrs class, the loop halves it when memory runs out.
+    If `rows` is a field of an attrs class, the loop halves it when memory runs out. So an objective reads its own `rows` at each call, and
+    passes it on instead of giving copies to its parts.
     """
 
     @property
     def rows(self) -> int | None:
-        """The budget."""
+        """Largest number of rows of a network call."""
         ...
 
 
 @runtime_checkable
 class Listed(Protocol):
-    """A prompt source that can say all its prompts, which are then checked and planned for before the run."""
+    """Prompt source that can list all its prompts, so that they are checked and counted before the run."""
 
     @property
     def prompts(self) -> Sequence[Prompt | str]:
-        """All that it may draw."""
+        """All prompts that it may draw."""
         ...
 
 
 @runtime_checkable
 class Planned(Protocol):
-    """A sampler that follows a plan; the state of one that is `Stateful` goes into checkpoints."""
+    """Sampler that follows a plan. If the plan is `Stateful`, its state goes into checkpoints."""
 
     @property
     def plan(self) -> object:
-        """What it follows."""
+        """Plan that the sampler follows."""
         ...
 
 

@@ -10,9 +10,9 @@ import attrs
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and has stopped between two steps: what it holds fits together. Its text names the signal.
+    """The run was asked to stop and has stopped between two steps, so weights and optimizers fit together. The text names the signal.
 
-    A plain KeyboardInterrupt is a second signal, that did not wait.
+    A plain KeyboardInterrupt means a second signal, which ends the run at once.
     """
 
 
@@ -30,7 +30,7 @@ class StopRequest:
 
 @contextmanager
 def stop_between_steps() -> Iterator[StopRequest]:
-    """Let the first SIGINT or SIGTERM wait for the end of the step, so that weights and optimizers fit together; the second interrupts."""
+    """Delay the first SIGINT or SIGTERM to the end of the step, so that weights and optimizers fit together. The second acts at once."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

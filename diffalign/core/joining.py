@@ -1,4 +1,4 @@
-"""Forests of some prompts each, as the one forest of all."""
+"""Join the forests of parts of the prompts into one forest of all prompts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,21 +11,21 @@ from .types import ROOT, Condition, TrajectoryBatch
 def join(condition: Condition, forests: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
     """Put the forests of consecutive pieces of a condition together.
 
-    Forests that are stored level by level give one that is, in the order in which a sampler stores all prompts at once; else they stand
-    one after the other.
+    If every forest is stored level by level, so is the result: in the order in which a sampler would store all prompts at once.
+    Otherwise the forests stand one after the other.
 
     Args:
-        condition: of all prompts; a sampler that encodes them anew puts its own in its place
+        condition: condition of all prompts; if the sampler encoded them anew, its own is used instead
         forests: one for each piece, in order
 
     Raises:
-        ValueError: forests on different noise grids: their levels cannot be compared.
+        ValueError: the forests have different noise grids, so their levels cannot be compared.
     """
     if len(forests) == 1:
         return forests[0]
     first = forests[0]
     if any(not torch.equal(forest.sigmas, first.sigmas) for forest in forests):
-        raise ValueError("the forests of one step must have the same sigmas; the sampler gave some of its prompts another grid")
+        raise ValueError("the forests of one step must have the same sigmas; the sampler gave some prompts another grid")
     parent = torch.cat(_shifted([forest.parent for forest in forests], [len(forest.latents) for forest in forests]))
     prompt = torch.cat(_shifted([forest.prompt for forest in forests], [len(forest.condition) for forest in forests]))
     level = torch.cat([forest.level for forest in forests])
@@ -53,7 +53,7 @@ def join(condition: Condition, forests: Sequence[TrajectoryBatch]) -> Trajectory
 
 
 def _condition(whole: Condition, pieces: Sequence[Condition]) -> Condition:
-    """The condition of the joined forests: the whole one, unless a sampler encoded its prompts anew."""
+    """Condition of the joined forests: the whole one, unless a sampler encoded its prompts anew."""
     if all(map(_alike, pieces, _cut(whole, [len(piece) for piece in pieces]))):
         return whole
     names = pieces[0].tensors
@@ -74,7 +74,7 @@ def _alike(one: Condition, other: Condition) -> bool:
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Rows of all; those of a ragged tensor are padded with zeros to the longest, as they are where all are encoded at once."""
+    """Rows of all pieces. Rows of different length are padded with zeros to the longest, as if all had been encoded at once."""
     if tensors[0].ndim < 2:
         return torch.cat(list(tensors))
     longest = max(tensor.shape[1] for tensor in tensors)
@@ -86,7 +86,7 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _shifted(pieces: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Indices into each piece's own things, as indices into those of all; ROOT and UNRECORDED, which are below 0, stay."""
+    """Turn indices within each piece into indices within all pieces. ROOT and UNRECORDED are below 0 and stay as they are."""
     shifted, before = [], 0
     for piece, size in zip(pieces, sizes, strict=True):
         shifted.append(torch.where(piece < 0, piece, piece + before))
@@ -95,6 +95,6 @@ def _shifted(pieces: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
 
 
 def _rows(pieces: Sequence[Tensor], index: Tensor) -> Tensor:
-    """With their graph, where a sampler has kept one."""
+    """Select rows of all pieces, with their autograd graph if a sampler has kept one."""
     with torch.set_grad_enabled(any(piece.requires_grad for piece in pieces)):
         return torch.cat(list(pieces))[index]

@@ -12,24 +12,24 @@ from .types import Progress
 
 
 def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The default optimizer: AdamW, learning rate 1e-4, weight decay 1e-4."""
+    """Default optimizer: AdamW, learning rate 1e-4, weight decay 1e-4."""
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4)
 
 
 def scale_learning_rates(optimizers: Iterable[Optimizer], factor: Scalar | float, progress: Progress) -> float:
-    """Set every learning rate to what it was at first, times `factor` at this step.
+    """Set every learning rate to its initial value times `factor` at this step.
 
     Returns:
         The factor of this step.
 
     Raises:
-        ValueError: it is negative or not finite.
+        ValueError: the factor is negative or not finite.
     """
     now = scalar(factor)(progress)
     if not 0 <= now < math.inf:
-        raise ValueError(f"lr_factor must be finite and at least 0; at step {progress.step} it is {now:g}. Nothing was moved.")
+        raise ValueError(f"lr_factor must be finite and at least 0; at step {progress.step} it is {now:g}. No weight was updated.")
     for optimizer in optimizers:
-        for group in optimizer.param_groups:  # a checkpoint keeps both, so that a resumed run does not multiply twice
+        for group in optimizer.param_groups:  # a checkpoint keeps "lr" and the initial one, so that a resumed run does not multiply twice
             if now != 1 or "initial_lr" in group:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * now
     return now

@@ -1,4 +1,4 @@
-"""What a run costs: network rows and calls by role, seconds by stage, peak memory."""
+"""Costs of a run: network rows and calls by role, seconds by stage, peak memory."""
 
 import resource
 import sys
@@ -15,14 +15,14 @@ from .policy import Policy
 
 @attrs.define
 class Ledger:
-    """Adds up what each stage of a step took.
+    """Adds up the costs of each stage of a step.
 
     Args:
         seconds: by stage (encode, rollout, decode, reward, replay, update)
         rows: network rows by "role/stage"
         calls: network calls by "role/stage"
-        failed: the stage that an error left, for who wants to do better
-        hidden: seconds by stage that were spent beside another stage, and are no part of `seconds`
+        failed: stage in which an error was raised; None if there was none
+        hidden: seconds by stage that ran at the same time as another stage; they are not part of `seconds`
     """
 
     seconds: dict[str, float] = attrs.field(factory=dict)
@@ -33,7 +33,7 @@ class Ledger:
 
     @contextmanager
     def stage(self, name: str, roles: Mapping[str, Policy] | None = None) -> Iterator[None]:
-        """Charge the block to a stage, and the network rows of `roles` to them; a counter shared by two roles is charged once."""
+        """Charge the block to a stage, and its network rows to `roles`. A counter that two roles share is charged once."""
         counters = {id(policy.counter): (role, policy.counter) for role, policy in reversed(list((roles or {}).items()))}
         before = {key: (counter.rows, counter.calls) for key, (_, counter) in counters.items()}
         start = time.perf_counter()
@@ -54,7 +54,7 @@ class Ledger:
                     self.calls[entry] = self.calls.get(entry, 0) + calls
 
     def hide(self, name: str, seconds: float) -> None:
-        """Add time that a stage took while the step was busy with another."""
+        """Add time that a stage took while the step was busy with another stage."""
         self.hidden[name] = self.hidden.get(name, 0.0) + seconds
 
     def add(self, other: "Ledger") -> None:

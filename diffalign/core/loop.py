@@ -1,7 +1,6 @@
-"""The one training loop: roll out, score, aggregate within the group, then give each phase of the objective its turn."""
+"""Training loop: roll out, score, aggregate within the group, then run each phase of the objective."""
 
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .average import Average
-from .budget import Budgets, shrink
+from .budget import Budgets, rows_of, shrink
 from .contract import check_first_step, refuse_dropout
 from .errors import Evidence, NonFiniteError
 from .groups import Raw
@@ -26,24 +25,25 @@ from .schedule import Scalar
 from .scoring import named_rewards
 from .streams import Streams
 from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
+from .unessential import say
 from .update import Update
 
 
 class Hook:
-    """Something that watches a run: progress, metrics, checkpoints, evaluation. Every method has a default that does nothing.
+    """Observer of a run: progress, metrics, checkpoints, evaluation. Every method has a default that does nothing.
 
-    Hooks are called in their order, and none looks for another. One that evaluates the weights appends what it found to
-    `loop.evaluations`; the hooks after it read it there in the same round of calls, those before it in the next.
+    Hooks are called in their order, and no hook searches for another. A hook that evaluates the weights appends its result to
+    `loop.evaluations`. The hooks after it read the result there in the same round of calls, the hooks before it in the next round.
     """
 
     def start(self, loop: "AlignmentLoop", step: int, total: int) -> None:
-        """Before the first step (or the first after a resume)."""
+        """Act before the first step, or before the first step after a resume."""
 
     def step(self, loop: "AlignmentLoop", report: "Report") -> None:
-        """After each step."""
+        """Act after each step."""
 
     def stop(self, loop: "AlignmentLoop", step: int, error: BaseException | None) -> None:
-        """After the last step, or when the run ends early by `error`; `step` steps are done."""
+        """Act after the last step, or when the run ends early by `error`. `step` steps are done."""
 
 
 @attrs.define(eq=False)
@@ -51,30 +51,30 @@ class AlignmentLoop:
     """Aligns a policy. The order of a step: encode, sample, decode and score, aggregate, contract, phases.
 
     Losses are means over the global number of prompt groups. All gradients of a phase are computed and checked before any of its
-    roles steps; if a later phase fails, everything is as it was when the step began. An error in one process stops all of them. If
-    memory runs out, the row budget of all processes is halved and the step repeated, which changes no result.
+    roles steps; if a later phase fails, everything is as it was when the step began. An error in one process stops all processes. If
+    memory runs out, the row budget of all processes is halved and the step is repeated; this changes no result.
 
     Args:
-        objective: what moves the weights
-        sampler: how trajectories are drawn
+        objective: gives the losses that move the weights
+        sampler: draws the trajectories
         rewards: a reward, or several by name; raw scores are always logged by name
-        prompts: where prompts come from
-        aggregation: raw scores -> the reward that the objective sees
+        prompts: source of the prompts
+        aggregation: turns raw scores into the reward that the objective sees
         prompts_per_step: prompt groups of a step, over all processes
         optimizers: role -> factory; a role that is not named gets the entry "default", or AdamW at 1e-4
         max_grad_norm: gradients are clipped to it per role; None leaves them
-        lr_factor: of the learning rates of all optimizers, e.g. `Cosine(1.0, 0.05)`
+        lr_factor: factor on the learning rates of all optimizers, e.g. `Cosine(1.0, 0.05)`
         average: moving average of the policy for evaluation
         hooks: progress, metrics, checkpoints, evaluation
         devices: the processes of the run
-        seed: of every random draw
-        rollout: in which order, and what beside what, prompts are sampled and scored
+        seed: seed of every random draw
+        rollout: schedule by which prompts are sampled and scored: one after the other, or at the same time
         chunk: images that are decoded and scored at once
-        check_rows: network rows that the first-step contract may spend per step; None repeats one whole call of the rollout, all of them
-            at the first step; 0 switches it off
-        keep_images: pictures that a report carries
-        folder: where hooks write the run's files; None where there is none
-        sharding: spreads weights over the processes; None keeps them whole in each
+        check_rows: network rows that the first-step contract may spend per step; None repeats all calls of the rollout at the first step,
+            and one whole call at every later step; 0 switches the contract off
+        keep_images: number of images in a report
+        folder: folder in which hooks write the run's files; None if there is none
+        sharding: shards weights over the processes; None keeps all weights in each process
     """
 
     objective: Objective
@@ -116,7 +116,7 @@ class AlignmentLoop:
             self.average.start(self.objective.policy)
         self._lockstep = Free()
         self._update = Update(self.objective, phases, self.running, self.devices, self._lockstep, self.max_grad_norm)
-        if self.sharding is not None:  # forks are made, optimizers are not
+        if self.sharding is not None:  # here all forks exist and no optimizer does
             self._lockstep = self._update.lockstep = self.sharding.shard(self.policies(), self.devices)
         for role, policy in self.trained().items():
             parameters = list(policy.trainable_parameters().values())
@@ -134,7 +134,7 @@ class AlignmentLoop:
     _observed: int = attrs.field(default=-1, init=False, repr=False)
 
     def trained(self) -> dict[str, Policy]:
-        """Role -> weights, over all phases."""
+        """Trained weights by role, over all phases."""
         return self._update.trained()
 
     def policies(self) -> dict[str, Policy]:
@@ -148,7 +148,7 @@ class AlignmentLoop:
         return dict(self._rewards)
 
     def evaluation_policy(self) -> Policy:
-        """The average where there is one, else the policy itself."""
+        """Policy to evaluate: the average if there is one, else the policy itself."""
         averaged = None if self.average is None else self.average.policy
         return self.objective.policy if averaged is None else averaged
 
@@ -156,7 +156,7 @@ class AlignmentLoop:
         """Do the steps `start` .. `total` - 1.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came, to any process; the step under way was finished, the hooks have stopped.
+            Interrupted: a process received SIGINT or SIGTERM; the current step was finished, and the hooks were stopped.
         """
         if not 0 <= start <= total:
             raise ValueError(f"start must lie between 0 and total = {total}; got {start}")
@@ -164,7 +164,7 @@ class AlignmentLoop:
         self.evaluations.clear()
         with stop_between_steps() as request:
             try:
-                for hook in self.hooks:  # one that fails in one process (a disk that only the first writes to) stops all
+                for hook in self.hooks:  # a hook may fail in one process only (the first one writes to a disk): then all stop
                     with together(self.devices, self._lockstep):
                         hook.start(self, start, total)
                 self._stop_if_asked(request)
@@ -181,13 +181,13 @@ class AlignmentLoop:
             self._stop(step, None)
 
     def _stop_if_asked(self, request: StopRequest) -> None:
-        """All processes stop after the same step, whoever was asked."""
+        """Stop all processes after the same step, whichever of them received the signal."""
         asked = int(self.devices.maximum(torch.tensor(request.number)))
         if asked:
             raise Interrupted(signal.Signals(asked).name)
 
     def _stop(self, step: int, error: BaseException | None) -> None:
-        """Every hook hears of the end; the first that fails is heard of when all have."""
+        """Tell every hook that the run ends. If hooks fail, the first error is raised after all were told."""
         failed: Exception | None = None
         for hook in self.hooks:
             try:
@@ -200,27 +200,33 @@ class AlignmentLoop:
             error.add_note(f"then, while stopping: {type(failed).__name__}: {failed}")
 
     def step(self, prompts: Sequence[Prompt], progress: Progress) -> Report:
-        """One step on the global list of prompts, of which this process takes its share."""
+        """Do one step on the global list of prompts, of which this process takes its share."""
         while True:
             ledger = Ledger()
             try:
                 return self._attempt(prompts, progress, ledger)
             except torch.OutOfMemoryError as error:
                 largest = max((policy.counter.largest for policy in self.policies().values()), default=0)
-                budgets = Budgets(self.sampler, self.objective, self.chunk)
-                budgets, said = shrink(budgets, ledger, error, largest, self.devices, self.sharding is not None)
-                self.sampler, self.chunk = budgets.sampler, budgets.chunk
-            if self.devices.rank == 0:  # after the error is gone, and with it the tensors of its frames
-                print(f"step {progress.step}: {said}", file=sys.stderr, flush=True)
+                less = shrink(
+                    self.sampler, self.objective, self.chunk, self.devices, ledger.failed or "", largest, error, self.sharding is not None
+                )
+            self._take(less)
+            if self.devices.rank == 0:  # here the error is gone, and its frames no longer keep tensors alive
+                say(f"step {progress.step}: {less.said}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _take(self, budgets: Budgets) -> None:
+        self.sampler, self.chunk = budgets.sampler, budgets.chunk
+        if budgets.rows != rows_of(self.objective):
+            self.objective.rows = budgets.rows  # type: ignore[attr-defined]  # only one that has the field is given another number
 
     def _attempt(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger) -> Report:
         metrics, streams = Metrics(), Streams(self.seed, progress.step)
         self._expect_calls()
         with together(self.devices, self._lockstep):
             trajectories, parts, images = self._roll_out(prompts, progress, streams, ledger, metrics)
-        if progress.step != self._observed:  # a step that is repeated is observed once
+        if progress.step != self._observed:  # a repeated step is observed once
             self.aggregation.observe(parts, trajectories.group, self.devices)
             self._observed = progress.step
         with together(self.devices, self._lockstep):
@@ -245,7 +251,7 @@ class AlignmentLoop:
         result = metrics.means(self.devices)
         self.reward = result["reward"]
         if (said := self.objective.observe(result, progress)) and self.devices.rank == 0:
-            print(f"step {progress.step}: {said}", file=sys.stderr, flush=True)
+            say(f"step {progress.step}: {said}")
         first = [trajectories.condition.prompts[i] for i in trajectories.group[: self.keep_images].tolist()]
         return Report(progress.step, progress.total, result, ledger, batch, images, tuple(first))
 
@@ -256,7 +262,7 @@ class AlignmentLoop:
     def _roll_out(
         self, prompts: Sequence[Prompt], progress: Progress, streams: Streams, ledger: Ledger, metrics: Metrics
     ) -> tuple[TrajectoryBatch, dict[str, Tensor], Tensor]:
-        """The trajectories of this process, their raw scores, and its first pictures."""
+        """Trajectories of this process, their raw scores, and its first images."""
         policy, behavior = self.objective.policy, self.objective.behavior()
         precision = behavior.precision
         share = range(len(prompts))[self.devices.rank :: self.devices.size]

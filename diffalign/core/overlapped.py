@@ -18,19 +18,19 @@ Running = deque["Future[tuple[Scores, float]]"]
 
 @attrs.frozen
 class Overlapped(Rollout):
-    """Scores the pictures of some prompts in a thread while the next prompts are sampled and decoded.
+    """Scores images in a thread while the next prompts are sampled and decoded.
 
-    Pays where a reward waits for something else than the rollout does: a server, another process, another device. The numbers are those
-    of `Sequential` with the same `prompts`, bit for bit; with other numbers of prompts network calls have other sizes, and the last
-    digits may differ.
+    It saves time if a reward waits for something that the rollout does not use: a server, another process, another device. The numbers
+    equal those of `Sequential` with the same `prompts` in every bit. With another number of prompts the network calls have another size,
+    and the last digits may differ.
 
-    A reward is called from threads: from one at a time with `workers` 1. At most `workers` + 1 chunks of images are alive. An error of a
-    reward arrives as it is, before the next prompts are sampled; calls under way are waited for, so that none outlives its step. What
-    the step waited for is charged to the stage "reward", the rest of the rewards' time is `hidden` in the ledger.
+    A reward is called from threads; with `workers` 1 from one at a time. At most `workers` + 1 chunks of images exist at once. An error
+    of a reward is raised unchanged before the next prompts are sampled. Calls that still run are waited for, so that none outlives its
+    step. The ledger charges the time that the step waited to the stage "reward"; the rest of the rewards' time is `hidden`.
 
     Args:
-        prompts: groups that are sampled at once
-        workers: chunks of images that are scored at the same time; above 1 for rewards that may be called by several threads
+        prompts: prompt groups that are sampled at once
+        workers: chunks of images that are scored at the same time; above 1 only if several threads may call the reward
     """
 
     prompts: int = attrs.field(default=1, validator=attrs.validators.ge(1))
@@ -51,14 +51,14 @@ class Overlapped(Rollout):
                     running.append(_in_background(stages, pictures))
             while running:
                 scores.append(_scores(running, stages))
-        except Exception:  # not at Ctrl-C, which should not wait for a server
+        except Exception:  # not KeyboardInterrupt: Ctrl-C should not wait for a server
             wait(running)
             raise
         return join(condition, forests), joined(scores)
 
 
 def _scores(running: Running, stages: Stages) -> Scores:
-    """Wait for the oldest."""
+    """Wait for the oldest call and return its scores."""
     begun = time.perf_counter()
     with stages.ledger.stage("reward"):
         scores, seconds = running.popleft().result()
@@ -67,7 +67,7 @@ def _scores(running: Running, stages: Stages) -> Scores:
 
 
 def _in_background(stages: Stages, pictures: Pictures) -> "Future[tuple[Scores, float]]":
-    """Start scoring. The thread is a daemon: a process that is told to end does not wait for a server."""
+    """Start to score in a thread. It is a daemon thread: a process that is told to end does not wait for a server."""
     future: Future[tuple[Scores, float]] = Future()
     device = torch.accelerator.current_device_index() if pictures.images.device.type != "cpu" else None
     Thread(target=_score, args=(stages, pictures, future, device), name="reward", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The policy: one set of weights of p(x_next | x, c)."""
+"""Policy: one set of weights of p(x_next | x, c)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ from .types import Condition, Prompt, Size
 
 @attrs.define
 class RowCounter:
-    """Network rows (samples) and calls that a policy has evaluated.
+    """Counts the network rows (samples) and calls that a policy has evaluated.
 
     Args:
-        largest: rows of the largest call since somebody set it to 0
+        largest: rows of the largest call since it was last set to 0
     """
 
     rows: int = 0
@@ -31,14 +31,14 @@ class RowCounter:
 
 
 class Policy(nn.Module, ABC):
-    """p(x_next | x, c): one set of weights of a velocity field, with its step rule, its noise grid and its data ends.
+    """Model p(x_next | x, c): one set of weights of a velocity field, with its step rule, noise grid, encoder and decoder.
 
     Reference, old, teacher and average weights are other policies, made by `fork`. A subclass calls `super().__init__`, and
     `self.counter.add(rows)` wherever it evaluates its network.
 
     Args:
         kernel: the step rule
-        latent_shape: of one sample, [*]
+        latent_shape: shape of one sample, [*]
     """
 
     def __init__(self, kernel: TransitionKernel, latent_shape: Sequence[int]) -> None:
@@ -50,75 +50,75 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
-        """P prompts -> their condition, with ids 0..P-1."""
+        """Encode P prompts; the condition has the ids 0..P-1."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """[K, *] -> images [K, 3, H, W] in [0, 1]; called in chunks."""
+        """Decode latents [K, *] to images [K, 3, H, W] in [0, 1]. Called in chunks."""
 
     @abstractmethod
     def prior(self, noise: Tensor) -> Tensor:
-        """Unit noise [B, *] -> latents [B, *] at sigmas[0], on the policy's device."""
+        """Turn unit noise [B, *] into latents [B, *] at sigmas[0], on the policy's device."""
 
     @abstractmethod
     def sigmas(self, steps: int) -> Tensor:
-        """The family's own noise grid for a number of steps: [steps + 1], decreasing to 0, float32."""
+        """Noise grid of the model family for a number of steps: [steps + 1], decreasing to 0, float32."""
 
     @abstractmethod
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """V = noise - x_0 as predicted at [B, *], [B] and B conditions: [B, *]."""
+        """Predict the velocity v = noise - x_0 at latents [B, *], sigma [B] and B conditions: [B, *]."""
 
     @abstractmethod
     def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
-        """A policy of its own with equal weights, which shares the tensors that are not trained.
+        """Make another policy with equal weights, which shares the tensors that are not trained.
 
         Args:
             trainable: whether its own tensors require gradients
-            pristine: without the LoRA delta; refused where there is none
+            pristine: leave out the LoRA update; an error if there is no LoRA
         """
 
     def sized(self, size: Size | None) -> "Policy":
-        """The same weights for pictures of another size: with the latent shape and the noise grid that belong to it.
+        """View of the same weights for images of another size, with the latent shape and the noise grid of that size.
 
-        A rollout takes what its prompts ask for (`Condition.size`). It is a view and no fork, and computes the same velocity: a replay of
-        the rollout by the policy itself is exact.
+        A rollout takes the size that its prompts ask for (`Condition.size`). A view is not a fork and computes the same velocity: a replay
+        of the rollout by the policy itself is exact.
 
         Args:
-            size: height and width in pixels; None is the policy's own
+            size: height and width in pixels; None means the policy's own size
 
         Raises:
-            ValueError: a size that it cannot draw; most policies draw one alone.
+            ValueError: the policy cannot draw this size; most policies draw only one.
         """
         if size is not None:
             raise ValueError(
-                f"{type(self).__name__} draws pictures of one size alone, and a prompt asks for {size[0]} x {size[1]} (height x width). "
+                f"{type(self).__name__} draws images of one size only, but a prompt asks for {size[0]} x {size[1]} (height x width). "
                 'Remove "height" and "width" from the prompts.'
             )
         return self
 
     @property
     def examples(self) -> tuple[Prompt, Prompt] | None:
-        """Two prompts that the policy can read, for checks of it; None where it reads any text."""
+        """Two prompts that the policy can read, for checks; None if it reads any text."""
         return None
 
     @property
     def step_counts(self) -> tuple[int, ...]:
-        """The numbers of steps that the weights are trained for, the one at hand first; empty where any number will do."""
+        """Numbers of steps that the weights are trained for, the current one first; empty if any number is allowed."""
         return ()
 
     def at(self, steps: int) -> "Policy":
-        """The same weights for trajectories of that number of steps: with its noise grid, and its condition where it is one.
+        """View of the same weights for trajectories of that number of steps: with its noise grid, and its condition if it depends on it.
 
-        A sampler that varies the number asks for it, and encodes the prompts by the view. Any policy whose grid takes every number is
-        its own view.
+        A sampler that varies the number of steps calls this and encodes the prompts by the view. A policy that allows every number of
+        steps returns itself.
 
         Raises:
-            ValueError: a number that a few-step student does not serve.
+            ValueError: a few-step student is not trained for this number.
         """
         return self
 
     def transition(self, latents: Tensor, sigma: Tensor, sigma_next: Tensor, condition: Condition, noise_level: Tensor) -> Gaussian:
-        """p(x_next | x): the one place where rollout and replay make a step.
+        """Distribution of the next state, p(x_next | x). Rollout and replay both make their steps here, and nowhere else.
 
         Args:
             latents: [B, *]
@@ -129,27 +129,27 @@ class Policy(nn.Module, ABC):
         return self.kernel.step(latents, self.velocity(latents, sigma, condition), sigma, sigma_next, noise_level)
 
     def encode_negative(self, text: str) -> Condition:
-        """The text that guidance leads away from: one row. A model family may encode it in another way than a prompt."""
+        """Encode the text that guidance leads away from: one row. A model family may encode it in another way than a prompt."""
         return self.encode([Prompt(text)])
 
     @property
     def no_guidance(self) -> float:
-        """The least scale of `guide`, with which it gives the positive velocity: what to compare a scale with."""
+        """Scale at which `guide` returns the positive velocity, that is, no guidance."""
         return 1.0
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance (arXiv:2207.12598), negative + scale (positive - negative); a family may have its own rule.
 
-        One whose rule gives the positive velocity at another scale than 1 says so in `no_guidance`.
+        If that rule returns the positive velocity at another scale than 1, the family overrides `no_guidance`.
         """
         return negative + scale * (positive - negative)
 
     def predict_clean(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """x_0 = x - sigma v: [B, *]."""
+        """Predict the clean sample x_0 = x - sigma v: [B, *]."""
         return latents - expand(sigma, latents) * self.velocity(latents, sigma, condition)
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that a checkpoint must hold, by name: all of them, unless some are shared with other policies for good."""
+        """Parameters that a checkpoint must hold, by name: all, except those that are always shared with other policies."""
         return dict(self.named_parameters())
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -185,18 +185,18 @@ class Policy(nn.Module, ABC):
 
     @property
     def precision(self) -> torch.dtype:
-        """The least precise type that the network computes in, as far as its parameters tell: how exact a replay can be."""
-        types = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}  # quantised ones are stored alone
+        """Least precise type among the floating parameters. It limits how exact a replay can be."""
+        types = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}  # integers only store quantised ones
         return min(types, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
     @property
     def reproducible(self) -> bool:
-        """True if the same call gives the same bits again. A compiled network may meet another program of itself."""
+        """True if the same call gives the same bits again. A compiled network may be compiled anew between two calls."""
         return True
 
     @property
     def device(self) -> torch.device:
-        """Where latents live."""
+        """Device of the latents."""
         parameter = next(self.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 

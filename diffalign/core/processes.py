@@ -1,4 +1,4 @@
-"""The processes of a run: what the loop asks of them, and errors that stop all of them together."""
+"""Processes of a run: the operations that the loop needs, and errors that stop all processes together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ from .policy import Policy
 
 
 class Devices(Protocol):
-    """The processes of a run, as five verbs. The single-process default does nothing."""
+    """Processes of a run, with five collective operations. The default for a single process does nothing."""
 
     @property
     def rank(self) -> int:
-        """Which process this is."""
+        """Number of this process, from 0."""
         ...
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         ...
 
     def sum(self, values: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class Devices(Protocol):
         ...
 
     def gather(self, values: Tensor) -> Tensor:
-        """Rows of all processes, in order of rank."""
+        """Collect the rows of all processes, in order of rank."""
         ...
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -43,7 +43,7 @@ class Devices(Protocol):
         ...
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         ...
 
 
@@ -71,24 +71,24 @@ class SingleProcess:
 
 
 class Lockstep(Protocol):
-    """Keeps the network calls of all processes in step, where a call itself is a collective because weights are sharded."""
+    """Keeps the network calls of all processes in step. Sharded weights need this, because there each call is a collective."""
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagate together with the other processes."""
         ...
 
     def finish(self, failed: bool) -> None:
-        """The end of a stage: make the calls that other processes still make, with rows of weight zero.
+        """End a stage: take part in the calls that other processes still make, with rows of weight zero.
 
         Args:
-            failed: this process has left the stage by an error; the others are told at their next call
+            failed: this process has left the stage by an error; the other processes are told at their next call
         """
         ...
 
 
 @attrs.frozen
 class Free:
-    """`Lockstep` where every process has all weights: nothing has to be kept in step."""
+    """`Lockstep` for processes that each have all weights: nothing has to be kept in step."""
 
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss)
@@ -98,18 +98,18 @@ class Free:
 
 
 class Sharding(Protocol):
-    """Spreads weights over the processes of a run.
+    """Shards weights over the processes of a run.
 
-    A policy that is loaded for it leaves its network on the host, and tells `host`.
+    A policy that is loaded for sharding leaves its network on the host and registers it with `host`.
     """
 
     @property
     def host(self) -> HostWeights:
-        """The weights that wait for `shard`."""
+        """Weights that wait for `shard`."""
         ...
 
     def shard(self, policies: Mapping[str, Policy], devices: Devices) -> Lockstep:
-        """Shard what the policies share, after the last fork and before optimizers are made."""
+        """Shard the networks of all policies, after the last fork and before optimizers are made."""
         ...
 
 
@@ -122,11 +122,11 @@ _KINDS: tuple[type[Exception], ...] = (
     NonFiniteError,
     torch.OutOfMemoryError,
 )
-"""In the order of precedence: where processes fail differently, the last one of these is what stops the step."""
+"""Kinds of errors, in order of precedence: if processes fail differently, the last of these kinds is raised."""
 
 
 def gather_texts(devices: Devices, text: str) -> list[str]:
-    """The texts of all processes, in order of rank."""
+    """Collect the texts of all processes, in order of rank."""
     content = torch.tensor(list(text.encode()), dtype=torch.uint8)
     width = int(devices.maximum(torch.tensor(len(content))))
     padded = torch.zeros(1, width + 1, dtype=torch.uint8)
@@ -135,15 +135,15 @@ def gather_texts(devices: Devices, text: str) -> list[str]:
 
 
 def agree(devices: Devices, error: Exception | None) -> None:
-    """A point that all processes reach: if one of them has failed, all raise.
+    """Meet all other processes; if one of them has failed, all raise.
 
     Args:
         devices: the processes
-        error: of this one, None where all is well
+        error: error of this process; None if it has not failed
 
     Raises:
-        Exception: `error` itself, or one of the same kind that names the process that failed and repeats what it said. One that came in
-            the middle of a collective is raised at once, because nobody listens: the end of this process is what the others notice.
+        Exception: `error` itself, or an error of the same kind that names the process that failed and repeats its message. A
+            `BrokenCallError` is raised at once: the others are blocked, and only notice that this process ends.
     """
     if isinstance(error, BrokenCallError):
         raise error
@@ -159,7 +159,7 @@ def agree(devices: Devices, error: Exception | None) -> None:
 
 
 def _kind(error: Exception | None) -> int:
-    """0 for what is no failure of this process, else 1 + its place among the kinds."""
+    """Place of the error in `_KINDS`, from 1; 0 if this process has not failed."""
     if error is None or isinstance(error, PeerFailed):
         return 0
     return 1 + max((place for place, known in enumerate(_KINDS) if isinstance(error, known)), default=0)
@@ -167,7 +167,7 @@ def _kind(error: Exception | None) -> int:
 
 @contextmanager
 def together(devices: Devices, lockstep: Lockstep) -> Iterator[None]:
-    """A block without collectives but those of `lockstep`; if it fails in one process, all processes raise at its end."""
+    """Run a block whose only collectives are those of `lockstep`. If it fails in one process, all processes raise at its end."""
     error: Exception | None = None
     try:
         yield

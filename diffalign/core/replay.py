@@ -1,6 +1,6 @@
-"""Replay of stored edges under the current weights, and exact micro-batching of losses that couple many samples.
+"""Replay of stored edges under the current weights, and exact micro-batches for losses that couple many samples.
 
-Siblings share their parent's state, so one velocity row serves them all: a 3x3x3 tree has 27 leaves and 39 edges, and replays in
+Siblings share their parent's state, so one velocity row serves all of them: a 3x3x3 tree has 27 leaves and 39 edges, and replays in
 1 + 3 + 9 = 13 rows.
 """
 
@@ -19,7 +19,7 @@ Values = Mapping[str, Tensor]
 
 @attrs.frozen(eq=False)
 class Edges:
-    """The stochastic edges of a forest, sorted by parent.
+    """Stochastic edges of a forest, sorted by parent.
 
     Args:
         child: [E] nodes, edges of one parent contiguous
@@ -47,15 +47,15 @@ class Edges:
 
     @property
     def first(self) -> Tensor:
-        """[U] place of the first edge out of each parent: it speaks for its siblings."""
+        """Place of the first edge out of each parent, [U]. Sigma and noise level are the same for its siblings."""
         return (self.counts.cumsum(0) - self.counts).to(self.owner.device, non_blocking=True)
 
     def below(self, parents: Tensor) -> "Edges":
-        """The edges of some parents, given as sorted indices into `parent`; on the host where the device should not be waited for."""
+        """Select the edges of some parents: sorted indices into `parent`, best on the host, so that the device is not waited for."""
         parents = parents.cpu()
         ends = self.counts.cumsum(0)
         counts = self.counts[parents]
-        if len(parents) and int(parents[-1]) - int(parents[0]) + 1 == len(parents):  # a stretch of them: no copies
+        if len(parents) and int(parents[-1]) - int(parents[0]) + 1 == len(parents):  # consecutive parents: slices need no copies
             low, high = int(parents[0]), int(parents[-1]) + 1
             mine: slice | Tensor = slice(int(ends[low] - self.counts[low]), int(ends[high - 1]))
             chosen: slice | Tensor = slice(low, high)
@@ -69,7 +69,7 @@ class Edges:
 
 
 def replay_parents(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
-    """The transition out of each parent under the weights of `policy`: len(edges.parent) network rows, one call.
+    """Transition out of each parent under the weights of `policy`: one network call of len(edges.parent) rows.
 
     Returns:
         mean [U, *], std [U] in the order of `edges.parent`.
@@ -102,19 +102,19 @@ def micro_batched(
     rows: int | None,
     known: Values | None = None,
 ) -> Iterator[Loss]:
-    """Losses whose gradients add up to that of `loss_of(evaluate(everything))`, in memory for `rows` units at a time.
+    """Yield losses whose gradients add up to that of `loss_of(evaluate(all units))`, in the memory of `rows` units at a time.
 
-    `loss_of` may couple all values. Pass 1 evaluates all units without a graph and takes dL/d(values) =: c; pass 2 evaluates them
-    again in pieces with a graph and yields sum(c * values), whose gradient is the chain rule's. If everything fits one piece there is
-    only that one, with the loss itself.
+    `loss_of` may couple all values. Pass 1 evaluates all units without a graph and computes c = dL/d(values). Pass 2 evaluates them
+    again, in pieces with a graph, and yields sum(c * values); by the chain rule these have the gradient of L. If all units fit one
+    piece, the loss itself is yielded and nothing is evaluated twice.
 
     Args:
-        evaluate: sorted unit indices, on the host -> values by name, each [n, ...]; pieces concatenate to the whole; those of pass 1 are
-            all kept: give numbers, not latents
-        count: units; each is one network row
+        evaluate: sorted unit indices, on the host -> values by name, each [n, ...]. The values of the pieces, one after the other, must
+            be those of all units. Pass 1 keeps all of them, so give numbers, not latents
+        count: number of units; each is one network row
         loss_of: all values -> loss; its metrics are reported once
         rows: units per piece; None takes all at once
-        known: the values of pass 1, where the caller has them already
+        known: the values of pass 1, if the caller has them already
     """
     if rows is not None and rows < 1:
         raise ValueError(f"rows must be at least 1, or None for all at once; got {rows}")

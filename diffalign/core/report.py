@@ -1,4 +1,4 @@
-"""What a step did, and the numbers it adds up."""
+"""Report of a step, and the metrics that it adds up."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -15,13 +15,13 @@ from .types import Prompt, ScoredBatch
 
 @attrs.frozen(eq=False)
 class Report:
-    """The result of a step.
+    """Result of a step.
 
     Args:
         step: the number of this step, from 0
         total: steps of the run
         metrics: by name, means over samples and ranks
-        ledger: cost of this step
+        ledger: costs of this step
         batch: the scored trajectories of this process
         images: [n, 3, H, W] the first few pictures, on the CPU
         prompts: their n prompts
@@ -37,21 +37,21 @@ class Report:
 
 
 class Evaluated(Protocol):
-    """The result of a hook that evaluated the weights; `diffalign.evaluation.Evaluation` is one."""
+    """Result of a hook that evaluates the weights, such as `diffalign.evaluation.Evaluation`."""
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         ...
 
     @property
     def prompts(self) -> Sequence[Prompt]:
-        """P prompts that are not trained on."""
+        """Evaluated prompts, P of them, which are not trained on."""
         ...
 
     @property
     def rewards(self) -> Mapping[str, Tensor]:
-        """By name, each [P, n]; those of the run are among them."""
+        """Rewards by name, each [P, n]; the rewards of the run are among them."""
         ...
 
     @property
@@ -61,21 +61,21 @@ class Evaluated(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """[p, n, 3, H, W] on the CPU, of the first few prompts."""
+        """Images of the first few prompts, [p, n, 3, H, W] on the CPU."""
         ...
 
     @property
     def settings(self) -> Mapping[str, int]:
-        """The settings that two evaluations must share to be compared prompt by prompt; the number of `samples` is among them."""
+        """Settings that two evaluations must share to be compared prompt by prompt; the number of `samples` is among them."""
         ...
 
     @property
     def repeated(self) -> bool:
-        """True if the run is evaluated like this while it trains, so that its steps can be compared."""
+        """True if the run repeats this evaluation while it trains, so that its steps can be compared."""
         ...
 
     def measures(self) -> Mapping[str, Tensor]:
-        """Rewards and diversity by prompt, each [P]: `reward NAME`, `diversity NAME`; `diversity l_gmd` is among them."""
+        """Measure rewards and diversity by prompt, each [P]: `reward NAME`, `diversity NAME`; `diversity l_gmd` is among them."""
         ...
 
 
@@ -86,17 +86,17 @@ class Metrics:
     sums: dict[str, tuple[Tensor, Tensor]] = attrs.field(factory=dict)
 
     def add(self, name: str, total: Tensor, count: Tensor | int) -> None:
-        """Add `total`, a sum over `count` things, to what the name has. Numbers stay where they are until all are read at once."""
+        """Add `total`, a sum over `count` items, to the sum of a name. Tensors stay on their device until all are read at once."""
         pair = (total.detach().double(), torch.as_tensor(count).double())
         old = self.sums.get(name)
         self.sums[name] = pair if old is None else (old[0] + pair[0], old[1] + pair[1])
 
     def describe(self, batch: ScoredBatch, weights: Mapping[str, float] | None) -> None:
-        """Raw rewards, their spread within groups, and the diversity of a batch.
+        """Add the raw rewards of a batch, their standard deviation within groups, and the diversity.
 
         Args:
-            batch: as scored
-            weights: of the rewards in their sum
+            batch: the scored batch
+            weights: weights of the rewards in their sum
         """
         group = batch.trajectories.group
         raw = Raw(weights)(batch.parts, group)
@@ -108,7 +108,7 @@ class Metrics:
         self.add("diversity/l_gmd", spread.sum(), len(spread))
 
     def means(self, devices: Devices) -> dict[str, float]:
-        """Sum over count of every name, over all processes; a name that only some of them have is there as well."""
+        """Mean of every name over all processes: sum / count. Names that only some processes have are included."""
         names = list(self.sums)
         if devices.size > 1:
             names = list(dict.fromkeys(name for text in gather_texts(devices, "\n".join(names)) for name in text.splitlines()))
@@ -120,7 +120,7 @@ class Metrics:
 
 
 def _on_host(numbers: Sequence[Tensor]) -> Tensor:
-    """Scalars from several devices, in one copy from each: [n], on the CPU."""
+    """Scalars from several devices, copied to the CPU with one copy from each device: [n]."""
     result = torch.empty(len(numbers), dtype=torch.float64)
     for device in {number.device for number in numbers}:
         places = [place for place, number in enumerate(numbers) if number.device == device]

@@ -1,4 +1,4 @@
-"""The first half of a step: from encoded prompts to scored samples."""
+"""First half of a step: from encoded prompts to scored samples."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +27,8 @@ class Pictures:
 
     Args:
         images: [B, 3, H, W]
-        prompts: of each
-        trajectories: the forest that they are leaves of
+        prompts: prompt of each sample
+        trajectories: forest whose leaves the samples are
     """
 
     images: Tensor
@@ -38,17 +38,17 @@ class Pictures:
 
 @attrs.define(eq=False)
 class Stages:
-    """The stages that a `Rollout` orders: sampling, decoding and scoring in one step of the run.
+    """Stages that a `Rollout` orders: sampling, decoding and scoring in one step of the run.
 
     Args:
-        policy: decodes
-        behavior: rolls out
+        policy: policy that decodes
+        behavior: policy that rolls out
         role: name of the policy that rolls out
         sampler: draws the trajectories
-        rewards: by name
-        progress: where the run stands
-        streams: the random draws of the step
-        ledger: is charged for sampling and decoding
+        rewards: rewards by name
+        progress: progress of the run
+        streams: random draws of the step
+        ledger: takes the costs of sampling and decoding
         chunk: images that are decoded and scored at once
         keep: images of which a copy is kept on the CPU
     """
@@ -67,14 +67,14 @@ class Stages:
 
     @property
     def kept(self) -> Tensor:
-        """[n, 3, H, W] the first `keep` images that were decoded, on the CPU."""
+        """First `keep` images that were decoded, [n, 3, H, W] on the CPU."""
         return torch.cat(self._kept)
 
     def sample(self, condition: Condition) -> TrajectoryBatch:
         """Draw the trajectories of some prompts.
 
         Raises:
-            NonFiniteError: there is a number in them that is not finite.
+            NonFiniteError: they hold a number that is not finite.
         """
         with self.ledger.stage("rollout", {"policy": self.behavior}):
             trajectories = self.sampler.sample(self.behavior, condition, self.progress, self.streams)
@@ -86,7 +86,7 @@ class Stages:
         return trajectories
 
     def decode(self, trajectories: TrajectoryBatch) -> Iterator[Pictures]:
-        """The leaves of a forest as pictures, `chunk` at a time."""
+        """Decode the leaves of a forest, `chunk` at a time."""
         prompts = [trajectories.condition.prompts[i] for i in trajectories.group.tolist()]
         for start in range(0, len(prompts), self.chunk):
             with self.ledger.stage("decode"):
@@ -96,7 +96,7 @@ class Stages:
             yield Pictures(images, prompts[start : start + self.chunk], trajectories)
 
     def score(self, pictures: Pictures) -> Scores:
-        """Raw scores by reward name. Touches no state of the step and no ledger, so it may run in another thread.
+        """Compute raw scores by reward name. It changes no state of the step and no ledger, so it may run in another thread.
 
         Raises:
             RewardError: a reward has failed.
@@ -123,7 +123,7 @@ class Rollout(ABC):
 
         Args:
             condition: P prompts
-            stages: what there is to do; time spent in rewards is charged to the stage "reward" of its ledger
+            stages: the stages to order; time spent in rewards is charged to the stage "reward" of its ledger
 
         Returns:
             The forest of all prompts; raw scores of its leaves by reward name, each [K].
@@ -132,10 +132,10 @@ class Rollout(ABC):
 
 @attrs.frozen
 class Sequential(Rollout):
-    """One after the other: all trajectories, then pictures and scores.
+    """Runs the stages one after the other: all trajectories, then images and scores.
 
     Args:
-        prompts: groups that are sampled and scored before the next are; None takes all at once
+        prompts: prompt groups that are sampled and scored at once, before the next ones; None takes all
     """
 
     prompts: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
@@ -151,7 +151,7 @@ class Sequential(Rollout):
 
 
 def pieces(condition: Condition, prompts: int | None) -> Iterator[Condition]:
-    """A condition in pieces of so many prompts; None gives it whole."""
+    """Split a condition into pieces of `prompts` prompts; None gives it whole."""
     if prompts is None or prompts >= len(condition):
         yield condition
         return
@@ -160,5 +160,5 @@ def pieces(condition: Condition, prompts: int | None) -> Iterator[Condition]:
 
 
 def joined(scores: Sequence[Scores]) -> dict[str, Tensor]:
-    """The scores of pieces, as those of all: by reward name, each [K]."""
+    """Join the scores of pieces: by reward name, each [K]."""
     return {name: torch.cat([part[name] for part in scores]) for name in scores[0]}

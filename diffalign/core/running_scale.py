@@ -1,4 +1,4 @@
-"""Rewards in units of their own running spread."""
+"""Rewards divided by their own running standard deviation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ from .processes import Devices
 
 @attrs.define(eq=False)
 class RunningScale(Aggregation):
-    """sum_m w_m R_m / s_m, with s_m the running standard deviation of the reward within its groups.
+    """Sum of scaled rewards, sum_m w_m R_m / s_m, with s_m the running standard deviation of the reward within its groups.
 
         V_n = mean over samples of (R - mean of its group)^2,   s^2 = (1 - decay) sum_j decay^j V_{n-j} / (1 - decay^{n+1})
 
-    Unlike a z-score, one scale serves all groups of a step: a group in which all samples but one are equal is not blown up, and a group
-    without spread stays without. An objective's beta then is in units of 1 / s.
+    All groups of a step share one scale, unlike with a z-score. So small differences within a group stay small, and a group of equal
+    rewards stays equal. The unit of an objective's beta is then 1 / s.
 
     Args:
         weights: by reward name; None weighs each 1, rewards without a weight are logged but not trained on
-        decay: of the running mean of the variance, per step
+        decay: decay of the running mean of the variance, per step
         floor: least scale
     """
 
@@ -41,10 +41,10 @@ class RunningScale(Aggregation):
             self._sums[name] = self.decay * self._sums.get(name, 0.0) + (1 - self.decay) * total / count
 
     def scale(self, name: str) -> float:
-        """S of a reward, at least `floor`.
+        """Scale s of a reward, at least `floor`.
 
         Raises:
-            ValueError: nothing of it has been observed yet.
+            ValueError: the reward has not been observed yet.
         """
         if name not in self._sums:
             raise ValueError(f"RunningScale has not observed the reward {name!r} yet; call observe() with the scores of a step first")

@@ -11,7 +11,7 @@ from .types import Progress
 
 
 def shifted_sigmas(steps: int, shift: float = 1.0) -> Tensor:
-    """sigma_i = a u_i / (1 + (a - 1) u_i) for u_i = 1 - i / steps: [steps + 1], from 1 to 0, float32.
+    """Noise grid sigma_i = a u_i / (1 + (a - 1) u_i) with u_i = 1 - i / steps: [steps + 1], from 1 to 0, float32.
 
     Args:
         steps: at least 1
@@ -27,7 +27,7 @@ def shifted_sigmas(steps: int, shift: float = 1.0) -> Tensor:
 
 @attrs.frozen
 class ShiftedGrid:
-    """`shifted_sigmas` as a value: a grid for a policy whose scheduler wastes a step just above sigma 0, as diffusers' does.
+    """Noise grid of `shifted_sigmas`, for a policy whose scheduler wastes a step just above sigma 0 (diffusers' schedulers do).
 
     Args:
         shift: see `shifted_sigmas`
@@ -40,7 +40,7 @@ class ShiftedGrid:
 
 
 def resolution_shift(tokens: int, base: tuple[int, float] = (256, 0.5), top: tuple[int, float] = (4096, 1.15)) -> float:
-    """The shift a = exp(mu), mu linear in the number of image tokens through two points, extrapolated (FLUX.1)."""
+    """Shift a = exp(mu), with mu linear in the number of image tokens through two points, also outside them (FLUX.1)."""
     (low, low_mu), (high, high_mu) = base, top
     return math.exp(low_mu + (high_mu - low_mu) * (tokens - low) / (high - low))
 
@@ -65,7 +65,7 @@ class Constant(Scalar):
 
 @attrs.frozen
 class Linear(Scalar):
-    """From `start` to `end` over `steps` steps, then `end`."""
+    """Linear change from `start` to `end` over `steps` steps, then `end`."""
 
     start: float
     end: float
@@ -77,7 +77,7 @@ class Linear(Scalar):
 
 @attrs.frozen
 class Ramp(Scalar):
-    """`start` + `rate` n at step n, and at most `limit`."""
+    """Linear growth `start` + `rate` n at step n, at most `limit`."""
 
     start: float
     rate: float
@@ -88,8 +88,20 @@ class Ramp(Scalar):
 
 
 @attrs.frozen
+class Delayed(Scalar):
+    """`before` in the first `steps` steps, then `after`."""
+
+    before: float
+    after: float
+    steps: int = attrs.field(validator=attrs.validators.ge(0))
+
+    def __call__(self, progress: Progress) -> float:
+        return self.before if progress.step < self.steps else self.after
+
+
+@attrs.frozen
 class Cosine(Scalar):
-    """From `start` to `end` along half a cosine over the whole run."""
+    """Change from `start` to `end` along half a cosine over the whole run."""
 
     start: float
     end: float

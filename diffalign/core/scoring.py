@@ -1,4 +1,4 @@
-"""Calls rewards and refuses what is not one finite number per image."""
+"""Calls of rewards; refuses a result that is not one finite number per image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ def reward_name(reward: object) -> str:
 
 
 def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dict[str, RewardFunction]:
-    """A single reward under its own name."""
+    """Rewards by name; a single reward gets its own name."""
     named = dict(rewards) if isinstance(rewards, Mapping) else {reward_name(rewards): rewards}
     if not named:
         raise ValueError("rewards must name at least one reward; got none")
@@ -28,7 +28,7 @@ def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dic
 
 @torch.no_grad()
 def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Raw scores by reward name, each [K], float32, on the device of the images.
+    """Score images: raw scores by reward name, each [K], float32, on the device of the images.
 
     Raises:
         RewardError: a reward raised, or returned another shape, or a number that is not finite.
@@ -39,7 +39,7 @@ def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequen
 def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     try:
         result = reward(images, prompts)
-    except torch.OutOfMemoryError:  # no fault of the reward: fewer images at once may do
+    except torch.OutOfMemoryError:  # not a fault of the reward: fewer images at once may fit
         raise
     except Exception as error:
         raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}") from error

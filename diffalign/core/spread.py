@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def is_spread(tensor: Tensor) -> bool:
-    """True if each process holds a part of the tensor alone.
+    """True if each process holds only a part of the tensor.
 
-    It looks at the tensor's methods: importing DTensor takes a second that most runs do not need.
+    It looks at the tensor's methods, because importing DTensor takes a second that most runs do not need.
     """
     return hasattr(tensor, "full_tensor")
 
 
 @torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
-    """The part of this process, which shares its memory; of a tensor that is not spread, all of it."""
+    """Part of the tensor that this process holds, sharing its memory; the whole tensor if it is not spread."""
     spread: Any = tensor
     part: Tensor = spread.to_local() if is_spread(tensor) else tensor.detach()
     return part
@@ -24,18 +24,18 @@ def local(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """All of it, in every process. Every process must call this, because the parts are gathered."""
+    """The whole tensor, in every process. Every process must call this, because the parts are gathered."""
     spread: Any = tensor
     gathered: Tensor = spread.full_tensor() if is_spread(tensor) else tensor
     return gathered.detach()
 
 
 def spread_like(value: Tensor, tensor: Tensor) -> Tensor:
-    """A whole value laid out as another tensor is: each process keeps its part, and nothing is sent.
+    """Lay out a whole value like another tensor: each process keeps its part, and nothing is sent.
 
     Args:
         value: equal in all processes
-        tensor: of the same shape; if it is not spread, the value stays as it is
+        tensor: tensor of the same shape; if it is not spread, the value stays as it is
     """
     if not is_spread(tensor):
         return value

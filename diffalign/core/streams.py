@@ -1,4 +1,4 @@
-"""Random draws by name: every one is a function of (seed, step, name, prompt id, node id) and of nothing else."""
+"""Random draws by name: each is a function of (seed, step, name, prompt id, node id) and of nothing else."""
 
 import hashlib
 import math
@@ -18,15 +18,15 @@ class Streams:
     They are made on the CPU in float32; the caller moves them.
 
     Args:
-        seed: of the run
-        step: of the run
+        seed: seed of the run
+        step: step of the run
     """
 
     seed: int
     step: int = 0
 
     def generator(self, name: str, *ids: int) -> np.random.Generator:
-        """A fresh generator for one name and some integers: counter based (Philox), 128-bit key."""
+        """Make a new generator for one name and some integers: counter based (Philox), 128-bit key."""
         text = "\0".join([str(self.seed), str(self.step), name, *map(str, ids)])
         key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
         return np.random.Generator(np.random.Philox(key=key))

@@ -1,4 +1,4 @@
-"""One denoising step as a Gaussian, and the rules that make one from a velocity.
+"""One denoising step as a Gaussian, and the rules that compute it from a velocity.
 
 Legend: B rows, * latent dimensions, D their number; eta is the noise level of a step.
 """
@@ -15,7 +15,7 @@ from .types import Density
 
 @attrs.frozen(eq=False)
 class Gaussian:
-    """p(x_next | x): an isotropic Gaussian per row, with its log-density convention.
+    """Distribution p(x_next | x): an isotropic Gaussian per row, with its log-density convention.
 
     log_prob(y) =
         "sum"      -||y - mean||^2 / (2 std^2) - D (ln std + ln(2 pi) / 2)      the true density
@@ -24,10 +24,10 @@ class Gaussian:
 
     Args:
         mean: [B, *]
-        std: [B], of each latent dimension; 0 is a point mass, which has no log-density
+        std: [B], standard deviation of each latent dimension; 0 means a single point, which has no log-density
         density: the convention
-        std_floor: least std in the log-density; None has none
-        deviation_limit: y - mean is clamped in the log-density to +- this many std, elementwise; None does not
+        std_floor: least std in the log-density; None means no limit
+        deviation_limit: in the log-density, y - mean is clamped to +- this many std, elementwise; None does not clamp
     """
 
     mean: Tensor  # [B, *]
@@ -37,15 +37,15 @@ class Gaussian:
     deviation_limit: float | None = None
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Mean + std * noise, for unit noise [B, *]."""
+        """Sample mean + std * noise, for unit noise [B, *]."""
         return self.mean + expand(self.std, self.mean) * noise
 
     def select(self, index: Tensor) -> "Gaussian":
-        """The rows `index` [B], repeated and reordered at will."""
+        """Select the rows `index` [B], in any order and as often as wanted."""
         return attrs.evolve(self, mean=self.mean[index], std=self.std[index])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of `value` [B, *], in float64: [B]. Give it rows with std > 0 only."""
+        """Log-density of `value` [B, *], in float64: [B]. Every row must have std > 0."""
         size = self.mean[0].numel()
         std = self.std if self.std_floor is None else self.std.clamp(min=self.std_floor)
         deviation = value - self.mean
@@ -61,30 +61,34 @@ class Gaussian:
 
 
 def expand(per_row: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...] with the dtype of `like` [B, *]."""
+    """Reshape [B] to [B, 1, ...], with the dtype of `like` [B, *]."""
     return per_row.reshape(-1, *(1,) * (like.ndim - 1)).to(like.dtype)
 
 
 class TransitionKernel(ABC):
-    """A rule that turns a velocity into the distribution of the next state, whose standard deviation depends on sigmas and eta alone."""
+    """Rule that turns a velocity into the distribution of the next state. Its standard deviation depends only on the sigmas and eta."""
 
     density: Density = "mean"
     """Log-density convention of the transitions."""
 
     @abstractmethod
     def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
-        """The transition from sigma to sigma_next.
+        """Compute the transition from sigma to sigma_next.
 
         Args:
             latents, velocity: [B, *]
             sigma, sigma_next: [B], sigma > sigma_next >= 0
-            noise_level: [B] eta >= 0; rows with eta = 0 are the Euler step with std 0
+            noise_level: [B] eta >= 0; rows with eta = 0 take the Euler step with std 0
         """
 
 
 @attrs.frozen
 class Euler(TransitionKernel):
-    """x + (sigma_next - sigma) v, without noise. Refuses eta > 0."""
+    """Euler step x' = x + (sigma' - sigma) v, without noise.
+
+    Raises:
+        ValueError: an eta is above 0.
+    """
 
     def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
         if bool((noise_level > 0).any()):
@@ -126,16 +130,16 @@ class FlowSDE(TransitionKernel):
         s   = eta sqrt(sigma / (1 - sigma)),   d = sigma' - sigma < 0
         x'  = x (1 + s^2 d / (2 sigma)) + v (1 + s^2 (1 - sigma) / (2 sigma)) d + s sqrt(-d) eps
 
-    Singular at sigma = 1. eta = 0 takes the Euler step.
+    It is singular at sigma = 1. eta = 0 takes the Euler step.
 
     Args:
         density: log-density convention of the transitions
-        sigma_max: stands for larger sigmas in s (Flow-GRPO's code takes the grid's second sigma); None refuses them
-        std_floor: least std in the log-density (0.01 in TMPO's release); a biased density, for parity
-        deviation_limit: clamp of the deviation in the log-density, in std (10 in TMPO's release); for parity
+        sigma_max: replaces larger sigmas in s (Flow-GRPO's code takes the grid's second sigma); None refuses a step from sigma 1
+        std_floor: least std in the log-density (0.01 in TMPO's release). It biases the density and is there to reproduce that code
+        deviation_limit: limit of |y - mean| in the log-density, in std (10 in TMPO's release); there to reproduce that code
 
     Raises:
-        ValueError: a stochastic step from sigma = 1 without `sigma_max`.
+        ValueError: a stochastic step starts at sigma = 1, and there is no `sigma_max`.
 
     Reference: Liu et al., Flow-GRPO, arXiv:2505.05470.
     """
@@ -155,7 +159,7 @@ class FlowSDE(TransitionKernel):
                 "FlowSDE is singular at sigma = 1, so a stochastic step must start below; got a step from sigma 1. "
                 "Start the stochastic steps at step 1, or give FlowSDE(sigma_max=...)."
             )
-        capped = torch.where(noisy, capped, 0.5)  # any value: its rows are multiplied by eta = 0
+        capped = torch.where(noisy, capped, 0.5)  # any value will do: these rows are multiplied by eta = 0
         scale = noise_level * (capped / (1 - capped)).sqrt()
         delta = sigma_next - sigma
         drift = scale.square() / (2 * sigma)

@@ -1,7 +1,7 @@
-"""The values that pass between the parts.
+"""Values that pass between the parts.
 
-One convention for the whole package: `x_sigma = (1 - sigma) * x_0 + sigma * noise`, velocity `v = noise - x_0`, and sigma runs from
-1 (noise) to 0 (data). Model families that differ are converted in their adapter.
+The whole package uses one convention: `x_sigma = (1 - sigma) * x_0 + sigma * noise`, velocity `v = noise - x_0`, and sigma runs from
+1 (noise) to 0 (data). The adapter of a model family with another convention converts to this one.
 
 Legend: P prompts, N nodes, K leaves (finished samples), E stochastic edges, T steps, L stored levels of a path, * latent dimensions.
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 from .streams import Streams
 
 ROOT = -1
-"""The parent of a node that has none."""
+"""Parent index of a node without a parent."""
 
 UNRECORDED = -1
-"""The network call of a node whose sampler does not say."""
+"""Call number of a node whose sampler does not record its network calls."""
 
 Density = Literal["squared", "mean", "sum"]
 Size = tuple[int, int]
@@ -29,7 +29,7 @@ Size = tuple[int, int]
 
 
 class Prompt(str):
-    """A prompt: plain text to every function, with `metadata` for rewards that need more (target text, counts, boxes)."""
+    """Prompt: a plain string for every function, with `metadata` for rewards that need more (target text, counts, boxes)."""
 
     metadata: Mapping[str, object]
 
@@ -40,15 +40,15 @@ class Prompt(str):
 
     @classmethod
     def of(cls, text: str) -> "Prompt":
-        """The prompt itself, or a text as a prompt without metadata."""
+        """Return the prompt itself; turn a plain text into a prompt without metadata."""
         return text if isinstance(text, Prompt) else cls(text)
 
     @property
     def size(self) -> Size | None:
-        """Height and width in pixels that the metadata ask for, as "height" and "width"; None where they ask for none.
+        """Height and width in pixels from the metadata "height" and "width"; None if the metadata have neither.
 
         Raises:
-            ValueError: one without the other, or no whole numbers above 0.
+            ValueError: only one of them is given, or they are not whole numbers above 0.
         """
         height, width = self.metadata.get("height"), self.metadata.get("width")
         if height is None and width is None:
@@ -65,12 +65,12 @@ class Prompt(str):
 
 @attrs.frozen(eq=False)
 class Condition:
-    """Encoded prompts: opaque to everyone but the policy that encoded them.
+    """Encoded prompts. Only the policy that encoded them knows what the tensors mean.
 
     Args:
         prompts: the texts, length P
-        ids: [P] global prompt ids of this step; equal texts keep separate ids, and random draws depend on them alone
-        tensors: each [P, ...], padded where ragged
+        ids: [P] global prompt ids of this step. Equal texts have separate ids; random draws depend on the ids, not on the texts
+        tensors: each [P, ...]; rows of different length are padded
     """
 
     prompts: tuple[Prompt, ...]  # P
@@ -88,10 +88,10 @@ class Condition:
 
     @property
     def size(self) -> Size | None:
-        """Image size that all prompts request; None is the policy's own.
+        """Image size that all prompts request; None means the policy's own size.
 
         Raises:
-            ValueError: they ask for several, which cannot be one batch.
+            ValueError: the prompts ask for several sizes, which cannot be one batch.
         """
         sizes = list(dict.fromkeys(prompt.size for prompt in self.prompts))
         if len(sizes) > 1:
@@ -120,15 +120,15 @@ def _shown(size: Size | None) -> str:
 
 @attrs.frozen(eq=False)
 class TrajectoryBatch:
-    """A forest of denoising trajectories, as flat arrays with a parent index. A chain is a tree that never branches.
+    """Forest of denoising trajectories, as flat arrays with a parent index. A chain is a tree that never branches.
 
     Parents come before their children, siblings are contiguous, leaves are in depth-first order. Every stochastic edge spans one
-    step; a deterministic stretch may be stored as one edge. A sampler that numbers its network calls (`call`) promises that the rows of a
-    call were the parents of its edges, in the order of the nodes and no others: the first-step contract then repeats it to the bit.
+    step; several deterministic steps may be stored as one edge. A sampler that numbers its network calls (`call`) promises: the rows of
+    a call were the parents of its edges, in the order of the nodes, and no others. The first-step contract then repeats the call exactly.
 
     Raises:
-        ValueError: a field whose shape does not fit, a child before its parent, a level that does not rise along an edge, a stochastic
-            edge that spans more than one level or whose siblings have another noise level.
+        ValueError: the shape of a field does not fit, a child comes before its parent, a level does not rise along an edge, or a
+            stochastic edge spans more than one level or has siblings with another noise level.
     """
 
     condition: Condition
@@ -178,7 +178,7 @@ class TrajectoryBatch:
 
     @cached_property
     def _structure(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Level, parent and prompt of each node on the host: all that a shape depends on, so that a device is waited for once."""
+        """Level, parent and prompt of each node on the host. All shapes depend on these alone, so the device is waited for once."""
         level, parent, prompt = torch.stack([self.level, self.parent, self.prompt]).cpu()
         return level, parent, prompt
 
@@ -187,12 +187,12 @@ class TrajectoryBatch:
 
     @cached_property
     def leaves(self) -> Tensor:
-        """[K] nodes on the last level: the finished samples."""
+        """Nodes on the last level, the finished samples: [K]."""
         return self._placed((self._structure[0] == len(self.sigmas) - 1).nonzero().squeeze(1))
 
     @cached_property
     def paths(self) -> Tensor:
-        """[K, L] nodes from root to leaf; a path with fewer stored levels than the longest starts with ROOT."""
+        """Nodes from root to leaf: [K, L]. A path with fewer stored levels than the longest starts with ROOT."""
         level, parent, _ = self._structure
         steps, node = [], (level == len(self.sigmas) - 1).nonzero().squeeze(1)
         while bool((node != ROOT).any()):
@@ -202,22 +202,22 @@ class TrajectoryBatch:
 
     @cached_property
     def stochastic(self) -> Tensor:
-        """[E] nodes that were reached by a stochastic edge."""
+        """Nodes that were reached by a stochastic edge: [E]."""
         return self._placed((self.noise_level.cpu() > 0).nonzero().squeeze(1))
 
     @cached_property
     def samples(self) -> Tensor:
-        """[K, *] latents of the leaves."""
+        """Latents of the leaves: [K, *]."""
         return self.latents[self.leaves]
 
     @cached_property
     def group(self) -> Tensor:
-        """[K] prompt index of each leaf: the group within which it is compared."""
+        """Prompt index of each leaf, which is the group within which it is compared: [K]."""
         return self.prompt[self.leaves]
 
     @cached_property
     def roots(self) -> Tensor:
-        """[K] the root node above each leaf."""
+        """Root node above each leaf: [K]."""
         first = (self.paths != ROOT).int().argmax(dim=1)
         return self.paths.gather(1, first[:, None]).squeeze(1)
 
@@ -227,7 +227,7 @@ class TrajectoryBatch:
         return padded[self.paths].sum(dim=1)
 
     def node_mean(self, values: Tensor) -> Tensor:
-        """Mean of a leaf value over the leaves below each node: [K] -> [N]; 0 above no leaf."""
+        """Mean of a leaf value over the leaves below each node: [K] -> [N]; 0 for a node without leaves below."""
         inside = self.paths != ROOT
         node = self.paths[inside]
         below = values[:, None].expand_as(self.paths)[inside]
@@ -238,7 +238,7 @@ class TrajectoryBatch:
 
 @attrs.frozen
 class Progress:
-    """Where a run stands.
+    """Progress of a run.
 
     Args:
         step: steps done before this one
@@ -252,7 +252,7 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """0 at the first step, 1 from the last on."""
+        """Share of the run that is done: 0 at the first step, 1 at the last step and after it."""
         return min(1.0, self.step / max(1, self.total - 1))
 
 
@@ -265,9 +265,9 @@ class ScoredBatch:
         rewards: [K] aggregated, finite
         parts: each [K], the raw scores by reward name
         groups: prompt groups of this step over all ranks; losses are means over this number
-        progress: where the run stands
-        streams: the random draws of this step
-        deviation: standard deviation of the aggregated rewards of this step over all ranks; None where a batch was made by hand
+        progress: progress of the run
+        streams: random draws of this step
+        deviation: standard deviation of the aggregated rewards of this step over all ranks; None if the batch was made by hand
     """
 
     trajectories: TrajectoryBatch
@@ -281,7 +281,7 @@ class ScoredBatch:
 
 @attrs.frozen(eq=False)
 class Loss:
-    """One micro-batch of a loss.
+    """Loss of one micro-batch.
 
     Args:
         value: scalar with a graph; the values of all micro-batches add up to the loss

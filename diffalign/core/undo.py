@@ -1,4 +1,4 @@
-"""Weights, optimizers and state as they were when a step began."""
+"""Copy of weights, optimizers and state, taken when a step begins."""
 
 import copy
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from .policy import Policy
 
 @attrs.frozen(eq=False)
 class Undo:
-    """A copy of everything that an update may move.
+    """Copy of everything that an update may change; a call puts it back.
 
     Args:
-        values: tensors and what they held
-        optimizers: role -> optimizer and its state
-        objective: whose state it is
-        state: of the objective, beside the weights
+        values: tensors, each with a copy of its values
+        optimizers: optimizers, each with a copy of its state
+        objective: objective that has the state
+        state: state of the objective, beside the weights
     """
 
     values: list[tuple[nn.Parameter, Tensor]]
@@ -30,10 +30,10 @@ class Undo:
 
     @classmethod
     def remember(cls, objective: Objective, trained: Mapping[str, Policy], running: Mapping[str, torch.optim.Optimizer]) -> "Undo":
-        """Copy the trained tensors, and where an objective moves other policies after an update, those as well.
+        """Copy the trained tensors, and those of other policies that the objective moves after an update.
 
         Args:
-            objective: of the run
+            objective: objective of the run
             trained: role -> weights that optimizers step
             running: role -> optimizer
         """

@@ -1,4 +1,4 @@
-"""The update: each phase of an objective gets its turn, and either all of them take effect or none does."""
+"""Update: runs the phases of an objective in order. Either all of them take effect or none does."""
 
 from collections.abc import Mapping
 
@@ -20,17 +20,17 @@ from .undo import Undo
 
 @attrs.define(eq=False)
 class Update:
-    """Steps the optimizers of a run by the phases of its objective.
+    """Runs the phases of an objective and steps the optimizers.
 
-    All gradients of a phase are computed and checked on all processes before any of its roles steps; if a later phase fails, weights,
-    optimizers and whatever the objective moved after its updates are as they were before the first.
+    All gradients of a phase are computed and checked on all processes before any of its roles steps. If a later phase fails, weights,
+    optimizers and everything that the objective moved after its updates are put back as they were before the first phase.
 
     Args:
-        objective: whose hooks are called
-        phases: of the objective
+        objective: objective whose `after_update` is called
+        phases: phases of the objective
         running: role -> optimizer
         devices: the processes of the run
-        lockstep: of their network calls
+        lockstep: keeps their network calls in step
         max_grad_norm: gradients are clipped to it per role; None leaves them
     """
 
@@ -42,20 +42,20 @@ class Update:
     max_grad_norm: float | None
 
     def trained(self) -> dict[str, Policy]:
-        """Role -> weights, over all phases."""
+        """Trained weights by role, over all phases."""
         return {role: policy for phase in self.phases for role, policy in phase.trains.items()}
 
     def __call__(self, batch: ScoredBatch, ledger: Ledger, roles: Mapping[str, Policy], metrics: Metrics) -> None:
-        """Do all phases on one batch.
+        """Run all phases on one batch.
 
         Args:
-            batch: as scored
-            ledger: is charged for the network rows
-            roles: whose rows are charged
-            metrics: takes those of the losses
+            batch: the scored batch
+            ledger: takes the network rows
+            roles: policies whose rows are counted, by role
+            metrics: takes the metrics of the losses
 
         Raises:
-            NonFiniteError: a loss or gradient, of this process or of another. Everything is as it was before the call.
+            NonFiniteError: a loss or gradient is not finite, in this process or another. Everything is as it was before the call.
         """
         several = sum(phase.repeats * len(phase.trains) for phase in self.phases) > 1
         undo = Undo.remember(self.objective, self.trained(), self.running) if several else None
@@ -81,7 +81,7 @@ class Update:
         with together(self.devices, self.lockstep):
             try:
                 self._accumulate(phase, batch, update, metrics)
-            except NonFiniteError as error:  # of an objective, which does not know whose turn it is
+            except NonFiniteError as error:  # raised by an objective, which does not know role and step
                 if str(error).startswith("role "):
                     raise
                 raise NonFiniteError(f"role {_names(phase)}, step {batch.progress.step}: {error}") from error
@@ -102,8 +102,8 @@ class Update:
             if repeatable:
                 raise
             raise RuntimeError(
-                f"{error}\nMemory ran out while the optimizer of {_names(phase)} stepped. Weights may have moved in part, so the step is "
-                "not repeated. Go on from the last checkpoint by --resume, with less beside it: smaller rows, --shard, or more processes."
+                f"{error}\nMemory ran out while the optimizer of {_names(phase)} stepped. Some weights may have moved, so the step is not "
+                "repeated. Continue from the last checkpoint by --resume, and use less memory: smaller rows, --shard, or more processes."
             ) from error
 
     def _accumulate(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> None:
@@ -122,7 +122,7 @@ class Update:
         _require_finite_losses(values, phase, batch)
 
     def _norm(self, role: str, policy: Policy, step: int) -> Tensor:
-        """Norm of the gradients over all processes, equal in each. The backward pass has summed those of sharded weights."""
+        """Norm of the gradients over all processes, equal in each. Gradients of sharded weights were summed by the backward pass."""
         parameters = policy.trainable_parameters()
         if apart := [parameter for parameter in parameters.values() if not is_spread(parameter)]:
             self.devices.sum_gradients(apart)
@@ -142,7 +142,7 @@ def _names(phase: Phase) -> str:
 
 
 def _require_finite_losses(values: list[Tensor], phase: Phase, batch: ScoredBatch) -> None:
-    """Looked at when all are there, so that a device is waited for once and not at each micro-batch."""
+    """Refuse losses that are not finite. All are checked at once, so that the device is waited for once per phase."""
     if values and not bool(torch.stack(values).isfinite().all()):
         value = next(value for value in values if not bool(value.isfinite()))
         raise NonFiniteError(

@@ -1,4 +1,4 @@
-"""A policy around another one: all that it does not change is the inner one's."""
+"""Policy around another one: it hands on everything that it does not change."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from .types import Condition, Prompt, Size
 
 
 class PolicyAround(Policy):
-    """Hands everything on to the policy inside, whose weights and row counter are its own.
+    """Policy that hands every call on to the policy inside, and shares its weights and its row counter.
 
-    A subclass overrides what it changes, and says in `fork` how it is made around a fork of the inner policy.
+    A subclass overrides what it changes. Its `fork` puts the same wrapper around a fork of the inner policy.
 
     Args:
-        policy: the one inside
+        policy: the policy inside
         kernel: the step rule; None takes the inner policy's
     """
 

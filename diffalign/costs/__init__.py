@@ -1,1 +1,1 @@
-"""What a run costs, before it runs: bytes, network rows, how many processes it fits."""
+"""Costs of a run, known before it runs: bytes, network rows, and the number of processes that fit."""

@@ -1,4 +1,4 @@
-"""How groups, batches and devices fit together: who takes what, what fits the memory, how many steps an hour at most."""
+"""Capacity of a cluster for a run: prompt groups per device, rows that fit the memory, largest number of steps per hour."""
 
 import collections
 import math
@@ -20,13 +20,13 @@ _GIB = 1024**3
 
 @attrs.frozen
 class Cluster:
-    """The devices that a run is planned for.
+    """Devices that a run is planned for.
 
     Args:
         devices: processes, one device each
-        memory: GiB of a device; None where it does not matter
-        teraflops: of a device, in the numbers that the policy computes with; None measures this one
-        shard: whether weights are spread over the devices
+        memory: memory of a device in GiB; None if it does not matter
+        teraflops: speed of a device in TFLOP/s, in the floating type of the policy; None measures this device
+        shard: whether weights are sharded over the devices
     """
 
     devices: int = attrs.field(default=1, validator=attrs.validators.ge(1))
@@ -35,12 +35,12 @@ class Cluster:
     shard: bool = False
 
 
-def plan(loop: AlignmentLoop, cluster: Cluster) -> str:
-    """A table for one cluster; nothing is run but a few matrix products, where the speed is not given.
+def capacity(loop: AlignmentLoop, cluster: Cluster) -> str:
+    """Make a table for one cluster. Nothing is run, except a few matrix products if the speed is not given.
 
     Args:
-        loop: as built
-        cluster: what for
+        loop: the built loop
+        cluster: the cluster to plan for
     """
     tree = loop.sampler.branching() if isinstance(loop.sampler, Branches) else None
     rows = [*_shares(loop, cluster), *_memory(loop, cluster, tree), *_speed(loop, cluster, tree)]
@@ -49,14 +49,14 @@ def plan(loop: AlignmentLoop, cluster: Cluster) -> str:
 
 
 def _shares(loop: AlignmentLoop, cluster: Cluster) -> Iterator[tuple[str, str]]:
-    """A prompt group is never split, so what does not divide waits."""
+    """Rows on how devices share the prompt groups. A group is never split, so some devices wait if the number does not divide."""
     prompts, devices = loop.prompts_per_step, cluster.devices
     if prompts < devices:
         yield (
             "devices",
             (
-                f"{devices} devices cannot share {prompts} prompt groups: a group is compared within itself and never split. Give at least "
-                f"{devices} prompts_per_step, or at most {prompts} devices."
+                f"{devices} devices cannot share {prompts} prompt groups: the samples of a group are compared with each other, so it is "
+                f"never split. Give at least {devices} prompts_per_step, or at most {prompts} devices."
             ),
         )
         return
@@ -133,9 +133,9 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> It
 
 
 def _sizes(loop: AlignmentLoop) -> dict[Size | None, float]:
-    """The sizes that prompts of the run ask for, of which a step has one, and the share of the prompts that do.
+    """Image sizes that the prompts of the run ask for, each with its share of the prompts. A step has one size.
 
-    A source that does not list its prompts is planned at the policy's own size.
+    If the source does not list its prompts, the policy's own size is assumed.
     """
     prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else [""]
     sizes = collections.Counter(Prompt.of(prompt).size for prompt in prompts)
@@ -159,7 +159,7 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Ite
     groups = -(-loop.prompts_per_step // cluster.devices)
     updates = max(phase.repeats for phase in loop.objective.phases())
     whole = not any(not parameter.requires_grad for parameter in loop.objective.policy.parameters())
-    backward = 2 if whole else 1  # frozen weights need the gradient of their inputs alone
+    backward = 2 if whole else 1  # frozen weights need only the gradient of their inputs
     passes = (1 + backward) * updates + ("reference" in loop.policies())
     flops = groups * (tree.rollout_rows + passes * update) * forward
     speed = cluster.teraflops or measured_teraflops(policy.device, policy.precision)
@@ -176,7 +176,7 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Ite
 def row_flops(policy: Policy) -> float:
     """Operations of one network row, forward: 2 x weights x tokens of the linear layers, and 4 x tokens^2 x width for each attention.
 
-    An estimate for transformers; 0 for other networks.
+    This is an estimate for transformers; other networks give 0.
     """
     layers, count = token_layers(policy), tokens(policy)
     linear = sum(2.0 * layer.in_features * layer.out_features * count for layer in layers)
@@ -188,12 +188,12 @@ def row_flops(policy: Policy) -> float:
 
 
 def measured_teraflops(device: torch.device, dtype: torch.dtype, side: int = 1024, repeats: int = 4) -> float:
-    """The speed of square matrix products, in TFLOP/s.
+    """Measure the speed of square matrix products, in TFLOP/s.
 
     Args:
-        device, dtype: of the matrices
-        side: of a matrix
-        repeats: products that are timed, after one that is not
+        device, dtype: device and type of the matrices
+        side: number of rows and columns of a matrix
+        repeats: number of timed products; one more runs before them
     """
     one = torch.ones(side, side, device=device, dtype=dtype)
 

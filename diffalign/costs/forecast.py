@@ -1,4 +1,4 @@
-"""What a run will cost, before it runs: samples, network rows, memory."""
+"""Forecast of the costs of a run, before it runs: samples, network rows, memory."""
 
 import gc
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from .sizes import state_bytes as _state_bytes
 
 
 def forecast(loop: AlignmentLoop, total: int) -> str:
-    """A table of what a step costs, from the plan and the weights alone; nothing is run.
+    """Make a table of the costs of a step, from the plan and the weights. Nothing is run.
 
     Args:
-        loop: as built
+        loop: the built loop
         total: steps of the run
     """
     plan = loop.sampler.branching() if isinstance(loop.sampler, Branches) else None
@@ -44,7 +44,7 @@ def _plan(loop: AlignmentLoop, plan: Branching | None, total: int) -> Iterator[t
     if update is None:
         yield (
             "update",
-            f"not known: nothing of the rollout is stochastic, and {type(loop.objective).__name__} does not say what it evaluates",
+            f"not known: no step of the rollout is stochastic, and {type(loop.objective).__name__} does not say what it evaluates",
         )
     elif update == replay:
         yield "replay", f"{replay} network rows a prompt for {drawn} stochastic edges, {replay * prompts} a step, per policy and update"
@@ -85,7 +85,7 @@ def _memory(loop: AlignmentLoop, plan: Branching | None) -> Iterator[tuple[str, 
 
 
 def _loaded_bytes() -> int:
-    """Bytes of all modules that are alive, shared tensors once: a pipeline's other models are no parameters of the policy."""
+    """Bytes of all modules in this process, shared tensors once. A pipeline's other models are not parameters of the policy."""
     tensors: dict[int, int] = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), nn.Module) and "_parameters" in vars(thing):

@@ -1,4 +1,4 @@
-"""What parts cost in bytes, from their shapes alone."""
+"""Sizes of parts in bytes, computed from their shapes."""
 
 import inspect
 
@@ -9,7 +9,7 @@ from ..core import Policy
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes of the tensor's numbers."""
+    """Bytes of the tensor's values."""
     return tensor.numel() * tensor.element_size()
 
 
@@ -20,7 +20,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     twin = type(optimizer)([probe], **{name: value for name, value in optimizer.defaults.items() if name in _arguments(optimizer)})
     try:
         twin.step()
-    except (RuntimeError, TypeError):  # one that needs a closure; its state is not known
+    except (RuntimeError, TypeError):  # the optimizer needs a closure, so its state is not known
         return 0
     kept = sum(tensor_bytes(value) for value in twin.state[probe].values() if isinstance(value, Tensor) and value.numel() > 1)
     numbers: int = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
@@ -32,11 +32,11 @@ def _arguments(optimizer: torch.optim.Optimizer) -> set[str]:
 
 
 _NOT_PER_TOKEN = ("norm", "embed", "lora")
-"""Layers whose input is one vector a row, or another layer's."""
+"""Words in the names of layers that do not see every token: their input is one vector a row."""
 
 
 def tokens(policy: Policy) -> int:
-    """Tokens of one row, as far as the network's configuration tells."""
+    """Number of tokens of one row, as far as the network's configuration tells."""
     networks = [dict(module.named_children()).get("network") for module in policy.modules() if isinstance(module, Policy)]
     configs = [getattr(network, "config", None) for network in networks]
     config = next((config for config in configs if config is not None), None)
@@ -47,13 +47,13 @@ def tokens(policy: Policy) -> int:
 
 
 def token_layers(policy: Policy) -> list[nn.Linear]:
-    """The linear layers that see every token."""
+    """Linear layers that see every token."""
     named = [(name, module) for name, module in policy.named_modules() if isinstance(module, nn.Linear)]
     return [layer for name, layer in named if not any(word in name for word in _NOT_PER_TOKEN)]
 
 
 def activation_bytes(policy: Policy) -> int:
-    """Inputs of the linear layers for one row: most of what a backward pass keeps, without activation checkpointing."""
+    """Bytes of the inputs of the linear layers for one row: most of what a backward pass keeps without activation checkpointing."""
     layers = token_layers(policy)
     numbers: int = sum(layer.in_features for layer in layers)
     return tokens(policy) * numbers * (policy.precision.itemsize if layers else 0)

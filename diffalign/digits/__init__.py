@@ -1,4 +1,4 @@
-"""Digits: real handwriting, embedded. A flow trained on it that reads prompts, a judge, rewards, and measures whose optimum is known."""
+"""Digits: real handwriting that ships with the package. A flow that reads prompts, a judge, rewards, and measures with a known optimum."""
 
 from .grammar import FAMILIES, Wish, parse, prompt_split
 from .handwriting import Handwriting, everything, split

@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 
 CLASSES = tuple(range(10))
-"""The digits."""
+"""All digits."""
 
 
 def classes_of(digits: Iterable[int]) -> tuple[int, ...]:
-    """Different digits in rising order.
+    """Check that digits are different, and sort them in rising order.
 
     Raises:
-        ValueError: one is no whole number from 0 to 9, or stands there twice.
+        ValueError: one is no whole number from 0 to 9, or appears twice.
     """
     found = tuple(digits)
     if any(type(digit) is not int or digit not in CLASSES for digit in found) or len(set(found)) < len(found):

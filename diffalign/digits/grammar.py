@@ -1,4 +1,4 @@
-"""The language of the digits: what a prompt asks for, and the prompt lists.
+"""Language of the digits: the meaning of a prompt, and the prompt lists.
 
 A caption and a `Wish` determine each other (`Wish.caption`, `parse`), so a reward needs nothing but the text of the prompt.
 """
@@ -22,7 +22,7 @@ SETS: Mapping[str, tuple[int, ...]] = {
     "digit below five": (0, 1, 2, 3, 4),
 }
 NOUNS: Mapping[str, tuple[int, ...]] = {"digit": CLASSES, **SETS, **{name: (digit,) for digit, name in enumerate(NAMES)}}
-"""What may be asked for, and the digits that fulfil it."""
+"""Nouns of prompts, with the digits that fulfil each."""
 
 FAMILIES = ("any", "set", "name")
 """Kinds of prompts: "a digit", "an even digit", "a seven", each also thin or thick."""
@@ -30,14 +30,14 @@ FAMILIES = ("any", "set", "name")
 
 @attrs.frozen
 class Wish:
-    """What a prompt asks for.
+    """Wish of a prompt.
 
     Args:
         classes: the digits that fulfil it, in order; those of one of `NOUNS`, or none for the empty prompt
-        thickness: of the stroke; None is any
+        thickness: thickness of the stroke; None means any
 
     Raises:
-        ValueError: no digits that a prompt can name, another thickness, a thickness of nothing.
+        ValueError: no prompt can name the digits, the thickness is unknown, or there is a thickness without digits.
     """
 
     classes: tuple[int, ...] = attrs.field(converter=classes_of)
@@ -50,19 +50,19 @@ class Wish:
 
     @property
     def noun(self) -> str:
-        """The key of `NOUNS`; "" of the empty prompt."""
+        """Key in `NOUNS`; "" for the empty prompt."""
         return next((noun for noun, classes in NOUNS.items() if classes == self.classes), "")
 
     @property
     def family(self) -> str:
-        """One of `FAMILIES`; "" of the empty prompt."""
+        """Family of the prompt, one of `FAMILIES`; "" for the empty prompt."""
         if len(self.classes) < 2:
             return "name" if self.classes else ""
         return "any" if self.classes == CLASSES else "set"
 
     @property
     def caption(self) -> str:
-        """The prompt: "a thin seven"."""
+        """Text of the prompt, such as "a thin seven"."""
         words = " ".join(filter(None, (self.thickness, self.noun)))
         return words and f"{'an' if words.startswith(('even', 'odd', 'eight')) else 'a'} {words}"
 
@@ -71,14 +71,14 @@ class Wish:
 
 
 NOTHING = Wish(())
-"""The empty prompt, which guidance leads away from."""
+"""Wish of the empty prompt, which guidance leads away from."""
 
 
 def parse(text: str) -> Wish:
-    """What a prompt asks for; the empty text asks for nothing.
+    """Parse a prompt into its wish; the empty text asks for nothing.
 
     Raises:
-        ValueError: the text is none of the 45 prompts; the message says which there are.
+        ValueError: the text is none of the 45 prompts; the message describes them.
     """
     wish = _known().get(text)
     if wish is None:
@@ -96,10 +96,10 @@ def _known() -> Mapping[str, Wish]:
 
 
 def wishes(family: str) -> list[Wish]:
-    """Every wish of a family, in a fixed order.
+    """List every wish of a family, in a fixed order.
 
     Raises:
-        ValueError: another family.
+        ValueError: there is no such family.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}; got {family!r}")
@@ -113,7 +113,7 @@ def _all() -> Iterator[Wish]:
 
 
 def prompt_split(family: str) -> tuple[list[str], list[str]]:
-    """Prompts to align on and held-out prompts: a fixed shuffle, one in five held out and at least one, the plain "a digit" never."""
+    """Split a family into training and held-out prompts, by a fixed shuffle: one in five (at least one) is held out, never "a digit"."""
     captions = [wish.caption for wish in wishes(family)]
     random.Random(f"digits {family}").shuffle(captions)
     captions.sort(key=lambda caption: caption == "a digit")  # last

@@ -1,4 +1,4 @@
-"""The judge: which digit does a picture show, and how surely?"""
+"""Judge: a classifier that gives the digit of an image and its probability."""
 
 import functools
 from pathlib import Path
@@ -14,16 +14,16 @@ from .reading import ink_of
 FILE = Path(__file__).parent / "model" / "judge.safetensors"
 
 SURE = 0.8
-"""The probability above which a picture counts as a digit at all."""
+"""Probability above which an image counts as a digit."""
 
 
 @attrs.frozen(eq=False)
 class Sight:
-    """What the judge sees in some pictures, on the CPU.
+    """Result of the judge for some images, on the CPU.
 
     Args:
         ink: [K, 8, 8] in [0, 1]
-        probabilities: of the digits, float32 [K, 10]
+        probabilities: probabilities of the digits, float32 [K, 10]
     """
 
     ink: Tensor
@@ -31,18 +31,18 @@ class Sight:
 
     @property
     def classes(self) -> Tensor:
-        """The most probable digit of each picture: int64 [K]."""
+        """Most probable digit of each image: int64 [K]."""
         return self.probabilities.argmax(dim=1)
 
     @property
     def sure(self) -> Tensor:
-        """Whether that digit has a probability above `SURE`: bool [K]."""
+        """True where that digit has a probability above `SURE`: bool [K]."""
         return self.probabilities.amax(dim=1) > SURE
 
 
 @torch.no_grad()
 def look(images: Tensor) -> Sight:
-    """Judge pictures; the network is loaded once, and works on the CPU whatever the device of the images.
+    """Judge images. The network is loaded once and always works on the CPU.
 
     Args:
         images: [K, 3, H, W] in [0, 1]
@@ -55,7 +55,7 @@ def look(images: Tensor) -> Sight:
 
 
 def probabilities(images: Tensor) -> Tensor:
-    """The probabilities of the ten digits: [K, 3, H, W] in [0, 1] -> float32 [K, 10], on the device of the images.
+    """Compute the probabilities of the ten digits: [K, 3, H, W] in [0, 1] -> float32 [K, 10], on the device of the images.
 
     Raises:
         ValueError: other images, as in `ink_of`.

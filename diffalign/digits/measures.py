@@ -1,4 +1,4 @@
-"""What studies report of pictures: which digits, how many kinds, how far from real ones, and how far from the exact optimum."""
+"""Measures that studies report: shares of the digits, effective number of classes, distance to real images and to the exact optimum."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from .reading import latents_of
 
 
 def class_shares(images: Tensor) -> Tensor:
-    """Share of each digit among all pictures, where the judge is sure of one: the rest to 1 is no digit.
+    """Share of each digit among all images, counting only images of which the judge is sure. The rest to 1 is the share without a digit.
 
     Args:
         images: [K, 3, H, W] in [0, 1], K >= 1
@@ -30,16 +30,16 @@ def class_shares(images: Tensor) -> Tensor:
 
 
 def effective_classes(shares: Tensor, classes: Iterable[int] = CLASSES) -> float:
-    """The exponential of the entropy of the shares within `classes`, brought to the sum 1: from 1 to their number.
+    """Effective number of classes: exp(entropy) of the shares within `classes`, scaled to the sum 1. From 1 to the number of classes.
 
-    0 where all shares are 0.
+    It is 0 if all shares are 0.
 
     Args:
         shares: [10], not negative
-        classes: the digits that count, those that are rewarded for instance
+        classes: digits that count, for instance those that are rewarded
 
     Raises:
-        ValueError: shares of another shape or below 0, other digits.
+        ValueError: the shares have another shape or are below 0, or `classes` holds other digits.
     """
     within = _judged(shares, "shares")[list(classes_of(classes))]
     if float(within.sum()) == 0:
@@ -49,9 +49,9 @@ def effective_classes(shares: Tensor, classes: Iterable[int] = CLASSES) -> float
 
 
 def distance_to_real(images: Tensor) -> float:
-    """Mean over pictures of the Euclidean distance to the nearest of the 1,437 real pictures of the training half, in [-1, 1]^64.
+    """Mean Euclidean distance of the images to the nearest of the 1,437 real training images, in [-1, 1]^64.
 
-    The 360 real pictures that are held out are the measure: the model card says how far they are.
+    For comparison, the model card gives this distance for the 360 real images that are held out.
 
     Raises:
         ValueError: no images, or others, as in `ink_of`.
@@ -61,7 +61,7 @@ def distance_to_real(images: Tensor) -> float:
 
 
 def tilt(p0: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """The optimum of a reward of the digit alone: p_k = p0_k exp(beta R_k) / Z.
+    """Optimum for a reward that depends only on the digit: p_k = p0_k exp(beta R_k) / Z.
 
     Args:
         p0: the base's shares [10], not negative, of any sum above 0
@@ -72,7 +72,7 @@ def tilt(p0: Tensor, reward: Tensor, beta: float) -> Tensor:
         float64 [10] with the sum 1; 0 where p0 is 0.
 
     Raises:
-        ValueError: other shapes, shares below 0 or all 0.
+        ValueError: a shape is wrong, or shares are below 0 or all 0.
     """
     base = _judged(p0, "p0")
     if reward.shape != base.shape or float(base.sum()) == 0:
@@ -81,17 +81,17 @@ def tilt(p0: Tensor, reward: Tensor, beta: float) -> Tensor:
 
 
 def kl(target: Tensor, shares: Tensor, floor: float = 1e-3) -> float:
-    """KL(target || shares) = sum_k t_k ln(t_k / s_k), in nats, both brought to the sum 1.
+    """Divergence KL(target || shares) = sum_k t_k ln(t_k / s_k), in nats, with both scaled to the sum 1.
 
-    A digit that was never drawn has the share `floor` (then all are brought to the sum 1 again), so that what is missing costs much, but
-    not infinitely much: with 1,000 pictures 1e-3 is the share of a single one.
+    A digit that was never drawn gets the share `floor`, and then all are scaled to the sum 1 again. So a missing digit costs much, but not
+    infinitely much. With 1,000 images, 1e-3 is the share of a single image.
 
     Args:
         target, shares: [10], not negative, of any sum above 0
         floor: least share
 
     Raises:
-        ValueError: other shapes, shares below 0 or all 0; a floor outside (0, 0.1).
+        ValueError: a shape is wrong, shares are below 0 or all 0, or the floor is outside (0, 0.1).
     """
     wanted, found = _judged(target, "target"), _judged(shares, "shares")
     if not 0 < floor < 0.1 or min(float(wanted.sum()), float(found.sum())) == 0:

@@ -1,4 +1,4 @@
-"""The two networks: the velocity of the flow, and the classifier that judges pictures."""
+"""Networks: the velocity of the flow, and the classifier that judges images."""
 
 import math
 
@@ -10,19 +10,19 @@ from .handwriting import SIDE
 PIXELS = SIDE * SIDE
 FREQUENCIES = 8
 ASKED = 12
-"""Numbers of a condition: a digit each, thin, thick."""
+"""Size of a condition: one number per digit, one for thin, one for thick."""
 
 
 class VelocityNetwork(nn.Module):
-    """A residual network on the pixels of a picture, told sigma and the prompt at every layer.
+    """Residual network on the pixels of an image, which gets sigma and the prompt at every layer.
 
         h_0 = in([x, e]),   h_{l+1} = h_l + mlp_l(norm(h_l + time(e) + prompt(c))),   v = out(norm(h_L))
 
-    with e the sines and cosines of sigma at eight octaves. 1.3 million numbers at the defaults.
+    with e the sines and cosines of sigma at eight octaves. By default it has 1.3 million parameters.
 
     Args:
-        width: of the hidden layers
-        depth: how many residual layers
+        width: width of the hidden layers
+        depth: number of residual layers
     """
 
     def __init__(self, width: int = 384, depth: int = 4) -> None:
@@ -36,7 +36,7 @@ class VelocityNetwork(nn.Module):
         self.outward = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, PIXELS))
 
     def forward(self, latents: Tensor, sigma: Tensor, classes: Tensor, thickness: Tensor) -> Tensor:
-        """Velocity of [B, 1, 8, 8] at sigma [B] for `classes` [B, 10] (1 is allowed) and `thickness` [B, 2]: [B, 1, 8, 8]."""
+        """Velocity of latents [B, 1, 8, 8] at sigma [B] for `classes` [B, 10] (1 = allowed) and `thickness` [B, 2]: [B, 1, 8, 8]."""
         angles = sigma[:, None] * math.pi * 2.0 ** torch.arange(-1, FREQUENCIES - 1, device=sigma.device, dtype=sigma.dtype)
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
         told = self.time(waves) + self.prompt(torch.cat([classes, thickness], dim=1))
@@ -52,7 +52,7 @@ def _layer(width: int) -> nn.Sequential:
 
 
 class JudgeNetwork(nn.Module):
-    """Logits of the ten digits from pictures [K, 1, 8, 8] between -1 and 1: two convolutions, two dense layers, 0.15 million numbers."""
+    """Classifier of images [K, 1, 8, 8] in [-1, 1] into ten digits: two convolutions, two dense layers, 0.15 million parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +68,6 @@ class JudgeNetwork(nn.Module):
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """[K, 1, 8, 8] -> [K, 10]."""
+        """Compute the logits of images: [K, 1, 8, 8] -> [K, 10]."""
         logits: Tensor = self.body(pictures)
         return logits

@@ -1,4 +1,4 @@
-"""The embedded flow of handwritten digits as a policy."""
+"""Policy around the flow of handwritten digits that ships with the package."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from .networks import VelocityNetwork
 EMBEDDED = Path(__file__).parent / "model"
 WORLD = "digits"
 SCALE = 8
-"""Pixels of an image for each of the latent's."""
+"""Pixels of an image per pixel of the latent, along each side."""
 
 
 class DigitsPolicy(Policy):
-    """Handwritten digits on request: a flow of 1.3 million numbers on 8 x 8 pixels, conditional on prompts such as "a thin seven".
+    """Flow of handwritten digits: 1.3 million parameters on 8 x 8 pixels, conditional on prompts such as "a thin seven".
 
         x_sigma = (1 - sigma) x_0 + sigma noise,   x_0 in [-1, 1]^{1 x 8 x 8},   v = noise - x_0
 
@@ -33,10 +33,10 @@ class DigitsPolicy(Policy):
     Args:
         network: the velocity field
         kernel: the step rule; CPS by default
-        shift: of the sigma grid; 1 is even
+        shift: shift of the sigma grid; 1 is the uniform grid
 
     Raises:
-        ValueError: a prompt that cannot be read (see `parse`).
+        ValueError: a prompt cannot be read (see `parse`).
     """
 
     def __init__(self, network: VelocityNetwork, kernel: TransitionKernel | None = None, shift: float = 1.0) -> None:
@@ -58,13 +58,13 @@ class DigitsPolicy(Policy):
         Args:
             path: a folder with `config.json` and `velocity.safetensors`, or "digits" for the embedded one
             kernel: the step rule; CPS by default
-            shift: of the sigma grid
-            device: "auto" takes an accelerator where there is one
+            shift: shift of the sigma grid
+            device: "auto" takes an accelerator if there is one
             trainable: whether its tensors require gradients; a teacher's must not
 
         Raises:
-            CheckpointError: a folder without such a flow, or of another world; tensors of other names or shapes.
-            ValueError: a device that is not there.
+            CheckpointError: the folder holds no such flow, or one of another world, or tensors with other names or shapes.
+            ValueError: the device does not exist.
         """
         place = placed(device)
         folder = EMBEDDED if path == WORLD else Path(path)
@@ -76,8 +76,8 @@ class DigitsPolicy(Policy):
         """Write `config.json` and `velocity.safetensors`, which `from_pretrained` reads.
 
         Args:
-            folder: made if it is not there
-            dtype: of the file; "float32" gives the same weights back to the bit
+            folder: output folder, which is created if needed
+            dtype: type of the file; with "float32" exactly the same weights are read back
         """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class DigitsPolicy(Policy):
         tensors = {name: tensor.detach().to("cpu", wanted).contiguous() for name, tensor in self.network.state_dict().items()}
         save_file(tensors, place / "velocity.safetensors")
         about = {"world": WORLD, "width": self.network.width, "depth": self.network.depth}
-        (place / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+        (place / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         wishes = [parse(prompt) for prompt in prompts]
@@ -132,7 +132,7 @@ class DigitsPolicy(Policy):
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
-        about = json.loads((folder / "config.json").read_text())
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} must hold a flow of digits (config.json, velocity.safetensors), as DigitsPolicy.save writes it: {error}. Give such "

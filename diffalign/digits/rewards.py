@@ -1,4 +1,4 @@
-"""Rewards for digits: black boxes that see pixels alone, the same every time, on any device."""
+"""Rewards for digits: black boxes that see only pixels, deterministic, on any device."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,16 +32,16 @@ def _bonus(given: Mapping[int, float] | None) -> dict[int, float]:
 
 @attrs.frozen
 class DigitReward(Reward):
-    """Does the picture show what its prompt asks for? 1 if it does, else 0.
+    """Prompt reward: 1 if the image shows the digit and the stroke of its prompt, else 0.
 
         reward = [sum_{k in wished} p_k > 0.5] [max_k p_k > 0.8] [the stroke is as wished]
 
-    with p the judge's probabilities. A stroke is thin (thick) where its ink, relative to the median of real pictures of that digit, lies in
-    the lower (upper) third of the real pictures.
+    with p the judge's probabilities. A stroke is thin (thick) if its ink, relative to the median of real images of that digit, lies in
+    the lower (upper) third of the real images.
 
     Raises:
-        ValueError: a prompt that cannot be read or asks for nothing; another number of prompts; images that are not [K, 3, H, W] floating
-            point numbers in [0, 1].
+        ValueError: a prompt cannot be read or asks for nothing, there are not as many prompts as images, or images are not [K, 3, H, W]
+            floating point numbers in [0, 1].
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -62,29 +62,29 @@ class DigitReward(Reward):
 def _wish(prompt: Prompt, place: int) -> Wish:
     wish = parse(prompt)
     if not wish.classes:
-        raise ValueError(f"DigitReward needs prompts that ask for something; prompts[{place}] is empty. Give 'a digit' where any will do.")
+        raise ValueError(f"DigitReward needs prompts that ask for something; prompts[{place}] is empty. Give 'a digit' if any will do.")
     return wish
 
 
 @attrs.frozen
 class ClassReward(Reward):
-    """Is it one of some digits, whatever the prompt? With a bonus for single digits, a reward whose optimum is known (see `tilt`).
+    """Class reward: rewards some digits, whatever the prompt is, with a bonus for single digits. Its optimum is known (see `tilt`).
 
-        reward = [k in classes] + bonus_k   for the digit k that the judge sees, if surely (max_k p_k > 0.8), else 0
+        reward = [k in classes] + bonus_k   for the digit k that the judge sees, if it is sure (max_k p_k > 0.8), else 0
 
     Args:
-        classes: the digits that are rewarded
-        bonus: digit -> what is added for it
+        classes: digits that are rewarded
+        bonus: digit -> number that is added for it
 
     Raises:
-        ValueError: no digits, or others than 0 to 9; a bonus that is not finite; other images, as in `DigitReward`.
+        ValueError: `classes` is empty or holds others than 0 to 9, a bonus is not finite, or the images are wrong, as in `DigitReward`.
     """
 
     classes: Sequence[int] = attrs.field(default=(0, 2, 4, 6, 8), converter=_some)
     bonus: Mapping[int, float] | None = attrs.field(default=None, converter=_bonus)
 
     def values(self) -> Tensor:
-        """The reward of each digit: float64 [10]."""
+        """Reward of each digit: float64 [10]."""
         return torch.tensor([float(k in self.classes) + (self.bonus or {}).get(k, 0.0) for k in CLASSES], dtype=torch.float64)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -94,17 +94,17 @@ class ClassReward(Reward):
 
 @attrs.frozen
 class ThicknessReward(Reward):
-    """How thin, or how thick, is the stroke? In [0, 1], whatever the digit.
+    """Thickness reward in [0, 1]: rewards a thin or a thick stroke, whatever the digit is.
 
-        reward = F(ink) for "thick", 1 - F(ink) for "thin", and 0 where no digit is seen surely
+        reward = F(ink) for "thick", 1 - F(ink) for "thin", and 0 if the judge is not sure of a digit
 
-    with ink relative to the median of the real pictures of the digit, and F the share of the real pictures that have less.
+    with ink relative to the median of the real images of the digit, and F the share of the real images that have less.
 
     Args:
         target: "thin" or "thick"
 
     Raises:
-        ValueError: another target; other images, as in `DigitReward`.
+        ValueError: the target is unknown, or the images are wrong, as in `DigitReward`.
     """
 
     target: Thickness = attrs.field(default="thick", validator=attrs.validators.in_(STROKES))
@@ -117,19 +117,20 @@ class ThicknessReward(Reward):
 
 @attrs.frozen
 class LikesReward(Reward):
-    """Would a person like it? Yes (1) for some digits and no (0) for all else, and now and then the wrong answer.
+    """Simulated feedback of a person: 1 for some digits and 0 for all else, with some wrong answers.
 
         reward = [k in classes, seen surely] xor [u < error],   u in [0, 1) from SHA-256(seed, the 64 fields in 17 levels)
 
-    The same picture gets the same answer, wrong or right: noise of the answers that no averaging removes.
+    The same image always gets the same answer, right or wrong, so averaging over repeated answers does not remove the errors.
 
     Args:
-        classes: the digits that are liked
+        classes: digits that are liked
         error: share of wrong answers
-        seed: of which pictures are answered wrongly
+        seed: decides which images get a wrong answer
 
     Raises:
-        ValueError: no digits, or others than 0 to 9; an error outside [0, 1/2]; other images, as in `DigitReward`.
+        ValueError: `classes` is empty or holds others than 0 to 9, the error is outside [0, 1/2], or the images are wrong, as in
+            `DigitReward`.
     """
 
     classes: Sequence[int] = attrs.field(default=(0, 2, 4, 6, 8), converter=_some)
@@ -148,6 +149,6 @@ def _liked(sight: Sight, classes: Sequence[int]) -> Tensor:
 
 
 def _fates(ink: Tensor, seed: int) -> list[float]:
-    """A number in [0, 1) for each picture, from what it looks like."""
+    """Number in [0, 1) for each image, a hash of its pixels and the seed."""
     levels = (ink * LEVELS).round().to(torch.uint8).flatten(1).numpy()
     return [int.from_bytes(hashlib.sha256(f"likes {seed} ".encode() + row.tobytes()).digest()[:7]) / 2**56 for row in levels]

@@ -1,4 +1,4 @@
-"""How thick a stroke is: the ink of a picture, compared with real pictures of the same digit."""
+"""Thickness of a stroke: the ink of an image, compared with real images of the same digit."""
 
 import functools
 
@@ -11,11 +11,11 @@ from .handwriting import LEVELS, everything
 
 
 def relative_ink(ink: Tensor, classes: Tensor) -> Tensor:
-    """The mean ink of each picture over the median of the real pictures of its class: 1 is the usual stroke.
+    """Divide the mean ink of each image by the median of the real images of its class: 1 is the usual stroke.
 
     Args:
         ink: [K, 8, 8] in [0, 1]
-        classes: the digit of each, int64 [K]
+        classes: digit of each image, int64 [K]
 
     Returns:
         float32 [K], on the CPU.
@@ -24,13 +24,13 @@ def relative_ink(ink: Tensor, classes: Tensor) -> Tensor:
 
 
 def rank(relative: Tensor) -> Tensor:
-    """The share of the real pictures whose relative ink is smaller: [K] -> [K] in [0, 1]."""
+    """Share of the real images with less relative ink: [K] -> [K] in [0, 1]."""
     real = _real()
     return torch.searchsorted(real, relative.contiguous()).float() / len(real)
 
 
 def is_of(thickness: Thickness, relative: Tensor) -> Tensor:
-    """Whether a relative ink lies in the lower ("thin") or upper ("thick") third of that of the real pictures: [K] -> bool [K]."""
+    """True where a relative ink lies in the lower ("thin") or upper ("thick") third of the real images: [K] -> bool [K]."""
     place = rank(relative)
     return place < 1 / 3 if thickness == "thin" else place >= 2 / 3
 
@@ -44,6 +44,6 @@ def _medians() -> Tensor:
 
 @functools.cache
 def _real() -> Tensor:
-    """The relative ink of all real pictures, rising."""
+    """Relative ink of all real images, in rising order."""
     real = everything()
     return relative_ink(real.pixels.float() / LEVELS, real.labels).sort().values

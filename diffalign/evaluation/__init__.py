@@ -1,7 +1,8 @@
-"""Evaluation, diversity, comparison, pictures and the report."""
+"""Evaluation of policies: measures of diversity, comparison of runs, images, the report, and the hacking alarm."""
 
 from .alarm import Alarm, HackingAlarm
 from .budgets import Recorded, Standing, at_equal_budgets
+from .by_tag import ByTag
 from .compare import Comparison
 from .compare_page import write_comparison
 from .diversity import cosine_distance, cosine_distance_across, effective_modes, modes, vendi_score
@@ -17,6 +18,7 @@ from .rounds import Rounds
 
 __all__ = [
     "Alarm",
+    "ByTag",
     "CLIPFeatures",
     "Comparison",
     "DINOv2Features",

@@ -1,4 +1,4 @@
-"""The hacking alarm: trained reward up, and what it stands for down."""
+"""Hacking alarm: the trained reward rises while held-out rewards or diversity fall."""
 
 import json
 import sys
@@ -21,13 +21,13 @@ WATCH, ALARMS = "watch.jsonl", "alarms.json"
 
 @attrs.frozen
 class Alarm:
-    """What the alarm saw.
+    """Record of one alarm.
 
     Args:
         step: steps done
         kind: "diversity", or the name of a held-out reward
         message: a full sentence
-        action: what was done
+        action: the reaction
     """
 
     step: int
@@ -40,39 +40,39 @@ _SUMS = ("images", "scores", "their squares", "groups", "squared images of a gro
 
 
 def forget(folder: Path) -> None:
-    """Remove what an alarm of an earlier run has written; that of a run that begins writes after its first step."""
+    """Remove the files that an alarm of an earlier run has written. The alarm of a new run writes after its first step."""
     for name in (WATCH, ALARMS):
         (folder / name).unlink(missing_ok=True)
 
 
 @attrs.define(eq=False)
 class HackingAlarm(Hook):
-    """Watches the trained reward against rewards that are not trained on and against diversity, and says so when they part.
+    """Warns when the trained reward rises while held-out rewards or diversity fall.
 
-    At every step, held-out rewards score some of the step's own samples. The mean of the steps after a cut is held against the mean of all
-    steps before it, at the cut where it has fallen most clearly (`Series`: noise is taken from the prompts of a step and from neighbouring
-    steps). The alarm rings when for two steps in a row, with at least w steps on both sides of the cut,
+    At every step, held-out rewards score some of the step's own samples. The steps are cut in two parts, at the step where the fall is
+    clearest, and the mean after the cut is compared with the mean before it (`Series` estimates the noise from the prompts of a step and
+    from neighbouring steps). With at least w steps on both sides, the alarm rings when for two steps in a row
 
         hacking:   a held-out reward fell by `threshold` standard errors and by `fall` of its samples' spread, and the trained reward rose
                    by `rise` standard errors
         collapse:  diversity (L-GMD of latents within the group) fell by `threshold` standard errors and by `diversity_fall` nats
 
-    It says what it saw on stderr, in `alarms.json` and in the report; `watch.jsonl` holds the series. Each kind rings once a run. The alarm
-    only watches; a reaction, which `action` names, changes the run.
+    It reports on stderr, in `alarms.json` and in the report page; `watch.jsonl` holds the series. Each kind rings once in a run. The alarm
+    only watches; the reaction named by `action` changes the run.
 
     Args:
-        rewards: by name, not trained on; none leaves diversity alone
-        action: "warn"; "stop" ends the run after this step as Ctrl-C does, with a checkpoint to resume from (which does not ring again);
-            "temper" multiplies the aggregated reward by `factor`, which for an objective with an inverse temperature beta is factor *
-            beta: a weaker pull of the reward against the reference. It acts again after two windows if the move goes on. An objective
-            that standardises rewards itself is not changed by it
+        rewards: rewards by name that are not trained on; without any, only diversity is watched
+        action: "warn" only reports. "stop" ends the run after this step as Ctrl-C does, with a checkpoint; a resumed run does not ring
+            again. "temper" multiplies the aggregated reward by `factor`; for an objective with an inverse temperature, this multiplies
+            beta, so the reward pulls less. It acts again after two windows if the fall continues. It does not change an objective that
+            standardises rewards itself
         window: w; None is a thirtieth of the run, at least 3
-        images: samples per step and process that held-out rewards score, spread over the step's prompts; fewer see a hack later
+        images: samples per step and process that held-out rewards score, from all prompts of the step; with fewer, hacking is seen later
         threshold: standard errors by which a held-out reward or diversity must have fallen
         rise: standard errors by which the trained reward must have risen
         fall: least fall of a held-out reward, in standard deviations of its samples at the beginning
-        diversity_fall: least fall of L-GMD in nats; ln 2 is half the typical distance
-        factor: of "temper"
+        diversity_fall: least fall of L-GMD in nats; a fall of ln 2 halves the typical distance
+        factor: factor of "temper"
     """
 
     rewards: Mapping[str, RewardFunction] = attrs.field(factory=dict)
@@ -99,12 +99,12 @@ class HackingAlarm(Hook):
             self._silence(alarm, total)
         for action, _ in {(alarm.action, alarm.step) for alarm in self.alarms}:
             reaction(action, self.factor).resume(loop)
-        loop.devices.barrier()  # all have read before one writes
+        loop.devices.barrier()  # all processes have read the files before one writes them
         if loop.folder is None or loop.devices.rank != 0:
             return
         loop.folder.mkdir(parents=True, exist_ok=True)
         if step > 0:
-            (loop.folder / WATCH).write_text("".join(json.dumps(line) + "\n" for line in self._watched))
+            (loop.folder / WATCH).write_text("".join(json.dumps(line) + "\n" for line in self._watched), encoding="utf-8")
             self._write_alarms(loop.folder)
         else:
             forget(loop.folder)
@@ -115,7 +115,7 @@ class HackingAlarm(Hook):
         line = {"step": report.step, "trained": report.metrics["reward"], "diversity": report.metrics["diversity/l_gmd"], **judged}
         self._watched.append(line)
         if loop.folder is not None and loop.devices.rank == 0:
-            with (loop.folder / WATCH).open("a") as file:
+            with (loop.folder / WATCH).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             if len(self._watched) == 1:
                 self._write_alarms(loop.folder)
@@ -130,11 +130,11 @@ class HackingAlarm(Hook):
             self._ring(loop, rung, report.total)
 
     def rule(self) -> Rule:
-        """When it rings, for recorded series as well."""
+        """Rule by which the alarm rings; it works for recorded series too."""
         return Rule(self.window, self.threshold, self.rise, self.fall, self.diversity_fall)
 
     def _judged(self, loop: AlignmentLoop, report: Report) -> dict[str, Any]:
-        """Of each held-out reward on some of the step's samples, over all processes: mean, standard deviation, error of the mean."""
+        """Score some of the step's samples: mean, standard deviation and error of the mean of each held-out reward, over all processes."""
         error: Exception | None = None
         sums = torch.zeros(len(self.rewards), len(_SUMS), dtype=torch.float64)
         try:
@@ -146,7 +146,7 @@ class HackingAlarm(Hook):
         count, total, squares, groups, group_counts, group_totals, products = loop.devices.sum(sums).unbind(dim=1)
         mean = total / count.clamp(min=1)
         spread = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
-        # samples of a prompt are alike, so that the sums of prompts are what is independent
+        # samples of a prompt are alike, so only the sums over prompts are independent
         residuals = (group_totals - 2 * mean * products + mean.square() * group_counts).clamp(min=0)
         errors = (residuals * groups / (groups - 1).clamp(min=1)).sqrt() / count.clamp(min=1)
         by_name = {
@@ -189,5 +189,5 @@ class HackingAlarm(Hook):
 
     def _write_alarms(self, folder: Path) -> None:
         temporary = folder / f"{ALARMS}.tmp"
-        temporary.write_text(json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1))
+        temporary.write_text(json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1), encoding="utf-8")
         temporary.replace(folder / ALARMS)

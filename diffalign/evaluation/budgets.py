@@ -1,4 +1,4 @@
-"""Runs at equal cost: what each had reached, on its own held-out evaluations, after equal steps, network rows and seconds."""
+"""Comparison of runs at equal cost: their held-out evaluations after equal steps, network rows and seconds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ BUDGETS = ("steps", "rows", "seconds")
 
 @attrs.frozen(eq=False)
 class Recorded:
-    """What a run has written about itself.
+    """Evaluations and costs that a run has recorded.
 
     Args:
-        name: of the run
-        evaluations: of held-out prompts, by step
-        costs: steps done -> steps, network rows and seconds spent in training by then (evaluation left out)
+        name: name of the run
+        evaluations: evaluations of held-out prompts, in order of steps
+        costs: steps done -> steps, network rows and seconds spent in training by then, without evaluation
     """
 
     name: str
@@ -28,12 +28,12 @@ class Recorded:
 
     @classmethod
     def of(cls, name: str, folder: Path, last: int | None = None) -> "Recorded":
-        """From `metrics.jsonl` and `evaluation.json` of a run folder.
+        """Read `metrics.jsonl` and `evaluation.json` of a run folder.
 
         Args:
-            name: of the run
-            folder: of the run
-            last: steps done, beyond which nothing counts; None takes all
+            name: name of the run
+            folder: folder of the run
+            last: number of steps after which nothing counts; None takes all
         """
         spent = dict.fromkeys(BUDGETS, 0.0)
         costs = {0: dict(spent)}
@@ -47,27 +47,27 @@ class Recorded:
         return cls(name, [entry for entry in read_list(folder / "evaluation.json") if entry["step"] in costs], costs)
 
     def spent(self) -> Mapping[str, float]:
-        """The cost of the last evaluation."""
+        """Cost of the run up to its last evaluation."""
         return self.costs[self.evaluations[-1]["step"]] if self.evaluations else self.costs[0]
 
     def within(self, budget: str, limit: float) -> Mapping[str, Any]:
-        """The last evaluation that cost no more than the limit."""
+        """Last evaluation up to which the run cost at most `limit`."""
         return [entry for entry in self.evaluations if self.costs[entry["step"]][budget] <= limit * (1 + 1e-9)][-1]
 
     def settings(self) -> tuple[object, ...]:
-        """What must be equal in runs whose evaluations are compared prompt by prompt."""
+        """Settings that must be equal in runs that are compared prompt by prompt."""
         entry = self.evaluations[-1]
         return tuple(entry[name] for name in ("samples", "steps", "seed")), tuple(row["prompt"] for row in entry["by_prompt"])
 
 
 @attrs.frozen
 class Standing:
-    """A run at a budget.
+    """Result of a run at a budget.
 
     Args:
-        run: its name
-        step: of the evaluation
-        cost: what the run had spent by then, in the unit of the budget
+        run: name of the run
+        step: step of the evaluation
+        cost: cost of the run up to that step, in the unit of the budget
         values: measure -> mean over prompts
         changes: measure -> paired difference to the first run; empty for the first
     """
@@ -80,12 +80,12 @@ class Standing:
 
 
 def at_equal_budgets(runs: Sequence[Recorded]) -> tuple[dict[str, list[Standing]], list[str]]:
-    """For each budget, every run at its last evaluation within what the cheapest run spent in all.
+    """Compare runs at equal budgets: each at its last evaluation within the total cost of the cheapest run.
 
-    Only what all runs have measured is compared.
+    Only measures that all runs have are compared.
 
     Returns:
-        Standings by budget, and the reasons why runs were left out: evaluated on other prompts or noise than the first, or not at all.
+        Standings by budget, and a sentence for each run that was left out: it has no evaluation, or other prompts or noise than the first.
     """
     notes = [f"{run.name} has no held-out evaluation in its folder" for run in runs if not run.evaluations]
     usable = [run for run in runs if run.evaluations]

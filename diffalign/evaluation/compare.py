@@ -1,4 +1,4 @@
-"""Several policies on the same prompts and noise: differences, win rates, and the front of reward and diversity."""
+"""Comparison of policies on the same prompts and noise: differences, win rates, and the Pareto front of reward and diversity."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -12,13 +12,13 @@ from .result import Evaluation
 
 @attrs.frozen(eq=False)
 class Comparison:
-    """Evaluations of several runs, which differ in the weights alone.
+    """Evaluations of several runs that differ only in the weights.
 
     Args:
-        runs: by name, at least 2; the first is what the others are compared with
+        runs: evaluations by name of the run, at least 2; the others are compared with the first
 
     Raises:
-        ValueError: fewer than two runs, or prompts, noise, samples or measures that differ.
+        ValueError: there are fewer than two runs, or their prompts, noise, samples or measures differ.
     """
 
     runs: Mapping[str, Evaluation]
@@ -34,18 +34,18 @@ class Comparison:
                 raise ValueError(f"{first} and {name} must be evaluated on equal prompts, noise and rewards to be compared")
 
     def means(self) -> dict[str, dict[str, Interval]]:
-        """Measure -> run -> mean over prompts."""
+        """Means over prompts: measure -> run -> mean."""
         table = {run: result.measures() for run, result in self.runs.items()}
         return {name: {run: bootstrap(table[run][name]) for run in self.runs} for name in next(iter(table.values()))}
 
     def differences(self) -> dict[str, dict[str, Interval]]:
-        """Measure -> every run but the first -> its paired difference to the first."""
+        """Paired differences to the first run: measure -> other run -> difference."""
         first, *others = self.runs
         base = self.runs[first].measures()
         return {name: {run: paired_change(base[name], self.runs[run].measures()[name]) for run in others} for name in base}
 
     def win_rates(self) -> dict[str, dict[tuple[str, str], Interval]]:
-        """Reward -> (run, other) -> how often the run's image has more of it than the other's, for the same prompt and noise."""
+        """Win rates: reward -> (run, other) -> share of images with a higher reward than the other run's, for the same prompt and noise."""
         rewards = next(iter(self.runs.values())).rewards
         return {
             name: {(a, b): win_rate(self.runs[a].rewards[name], self.runs[b].rewards[name]) for a, b in combinations(self.runs, 2)}
@@ -53,13 +53,13 @@ class Comparison:
         }
 
     def front(self, reward: str, diversity: str = "l_gmd") -> list[str]:
-        """The runs that no other run beats in both: mean reward and mean diversity, at least one of them strictly."""
+        """Runs on the Pareto front: no other run is at least as good in mean reward and mean diversity and better in one of them."""
         means = self.means()
         place = {run: (means[f"reward {reward}"][run].mean, means[f"diversity {diversity}"][run].mean) for run in self.runs}
         return [run for run, mine in place.items() if not any(_beats(other, mine) for other in place.values())]
 
     def plain(self) -> dict[str, Any]:
-        """Everything as JSON."""
+        """Convert the comparison to plain JSON values."""
         first = next(iter(self.runs.values()))
         return {
             "prompts": [str(prompt) for prompt in first.prompts],

@@ -1,4 +1,4 @@
-"""A comparison as one self-contained page, with its picture and its numbers beside it."""
+"""Page of a comparison: one self-contained HTML file, with the images and the numbers as further files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ def write_comparison(folder: Path, comparison: Comparison, recorded: Sequence[Re
     """Write `compare.html`, `compare.png` and `compare.json`.
 
     Args:
-        folder: is made
-        comparison: of runs evaluated afresh on the same prompts and noise
-        recorded: what the runs have written about themselves, for the tables at equal steps, rows and seconds
+        folder: output folder, which is created
+        comparison: runs that were evaluated anew on the same prompts and noise
+        recorded: recorded evaluations and costs of the runs, for the tables at equal steps, rows and seconds
 
     Returns:
-        The page.
+        Path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     standings, notes = at_equal_budgets(recorded)
@@ -33,7 +33,7 @@ def write_comparison(folder: Path, comparison: Comparison, recorded: Sequence[Re
     labels = [str(prompt) for prompt in first.prompts[: len(first.images)]]
     sheet = comparison_sheet({name: result.images for name, result in comparison.runs.items()}, labels)
     sheet.save(folder / "compare.png")
-    (folder / "compare.json").write_text(json.dumps({**comparison.plain(), **_plain(standings, notes)}, indent=1))
+    (folder / "compare.json").write_text(json.dumps({**comparison.plain(), **_plain(standings, notes)}, indent=1), encoding="utf-8")
     names = " against ".join(comparison.runs)
     settings = ", ".join(f"{name} {value}" for name, value in first.settings.items())
     parts = [

@@ -10,14 +10,14 @@ from .intervals import Interval
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 10, 22
 COLORS = 6
-"""Colours of the page's style, --c0 ... --c5; more runs repeat them."""
+"""Number of colours in the page's style, --c0 ... --c5; with more runs they repeat."""
 
 Points = Sequence[tuple[float, float]]
 
 
 @attrs.frozen
 class _Scale:
-    """Numbers to places of the drawing."""
+    """Scale that maps numbers to positions in the drawing."""
 
     low: tuple[float, float]
     high: tuple[float, float]
@@ -47,11 +47,11 @@ class _Scale:
 
 
 def curve(points: Points, what: str) -> str:
-    """The values by step, faint, and their running mean over a tenth of the run.
+    """Draw the values by step in a faint line, and their running mean over a tenth of the run.
 
     Args:
         points: (step, value), at least 2
-        what: for readers who do not see it
+        what: description for readers who cannot see the chart
     """
     scale = _Scale.around(points)
     window = max(1, len(points) // 10)
@@ -65,12 +65,12 @@ def curve(points: Points, what: str) -> str:
 
 @attrs.frozen
 class Place:
-    """One run on the reward-diversity plane.
+    """Position of one run in the plane of reward and diversity.
 
     Args:
-        name: of the run
+        name: name of the run
         x, y: diversity and reward, with intervals
-        path: where it was before, oldest first
+        path: earlier positions, oldest first
     """
 
     name: str
@@ -80,7 +80,7 @@ class Place:
 
 
 def front(places: Sequence[Place], what: str) -> str:
-    """A cross of two intervals for every run, with the way it came as a dashed line, and a legend below."""
+    """Draw a cross of two intervals for every run, its earlier positions as a dashed line, and a legend below."""
     corners = [(x, y) for place in places for x in _reach(place.x) for y in _reach(place.y)]
     scale = _Scale.around([*corners, *(point for place in places for point in place.path)], 0.06)
     body = ""
@@ -104,7 +104,7 @@ def front(places: Sequence[Place], what: str) -> str:
 
 
 def _labels(low: float, high: float) -> tuple[str, str]:
-    """Both ends with as many digits as it takes to tell them apart."""
+    """Label both ends of an axis, with enough digits to tell them apart."""
     digits = next(digits for digits in range(3, 18) if f"{low:.{digits}g}" != f"{high:.{digits}g}" or digits == 17)
     return f"{low:.{digits}g}", f"{high:.{digits}g}"
 

@@ -1,4 +1,4 @@
-"""How diverse a set of samples is, from their features. Every measure grows with diversity.
+"""Measures of the diversity of a set of samples, from their features. Larger is more diverse.
 
 Legend: n samples, D features, G sets of n samples each; a leading [G, ...] may be left out.
 """
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Rows of length 1, in float64: [..., n, D] -> [..., n, D + 1].
+    """Scale rows to length 1, in float64: [..., n, D] -> [..., n, D + 1].
 
-    The last column is 1 for rows of zeros, which have no direction: they are equal to each other and orthogonal to all others.
+    The last column is 1 for rows of zeros, which have no direction, else 0. So zero rows are equal to each other and orthogonal to others.
 
     Raises:
         ValueError: a feature is not finite.
@@ -30,11 +30,11 @@ def similarity(features: Tensor) -> Tensor:
 
 
 def cosine_distance(features: Tensor) -> Tensor:
-    """Mean of 1 - cos(x_i, x_j) over the pairs i != j: [..., n, D] -> [...]; 0 for one sample.
+    """Mean cosine distance 1 - cos(x_i, x_j) over the pairs i != j: [..., n, D] -> [...]; 0 for one sample.
 
-    0 where all are equal, 1 where all are orthogonal, at most n / (n - 1).
+    It is 0 if all are equal, 1 if all are orthogonal, and at most n / (n - 1).
 
-    Reference: used with DINOv2 features by TMPO, arXiv:2605.10983.
+    Reference: TMPO, arXiv:2605.10983, uses it with DINOv2 features.
     """
     count = features.shape[-2]
     if count < 2:
@@ -45,36 +45,36 @@ def cosine_distance(features: Tensor) -> Tensor:
 
 
 def vendi_score(features: Tensor) -> Tensor:
-    """exp(-sum_i w_i ln w_i) with w the eigenvalues of X X^T / n, X the rows scaled to length 1: [..., n, D] -> [...].
+    """Vendi score exp(-sum_i w_i ln w_i), w the eigenvalues of X X^T / n, X the rows scaled to length 1: [..., n, D] -> [...].
 
-    The effective number of different samples: 1 where all are equal, n where all are orthogonal, 2 for two orthogonal clusters of equal
+    It is the effective number of different samples: 1 if all are equal, n if all are orthogonal, 2 for two orthogonal clusters of equal
     size.
 
     Reference: Friedman and Dieng, arXiv:2210.02410.
     """
     rows = unit_rows(features)
     count = rows.shape[-2]
-    # X X^T and X^T X have the same eigenvalues but for zeros, which contribute nothing
+    # X X^T and X^T X have the same eigenvalues, except zeros, which contribute nothing
     wide = rows.shape[-1] >= count
     gram = rows @ rows.transpose(-1, -2) if wide else rows.transpose(-1, -2) @ rows
     return entropy_number(torch.linalg.eigvalsh(gram / count))
 
 
 def entropy_number(shares: Tensor) -> Tensor:
-    """exp(-sum_i w_i ln w_i) over the last dimension, for shares that add up to 1; zeros, and negatives by rounding, count nothing."""
+    """Effective number exp(-sum_i w_i ln w_i) of shares that sum to 1, over the last dimension. Zeros (and negatives by rounding) add 0."""
     entropy: Tensor = torch.special.entr(shares.double().clamp(min=0)).sum(dim=-1)
     return entropy.exp()
 
 
 def modes(features: Tensor, threshold: float = 0.9) -> Tensor:
-    """Which samples hang together: single linkage of all pairs whose cosine similarity is at least `threshold`.
+    """Modes of a set of samples: single-linkage clusters of all pairs with a cosine similarity of at least `threshold`.
 
     Args:
         features: [n, D]
         threshold: in (-1, 1]
 
     Returns:
-        [n], integers: the least index in each sample's own mode.
+        [n], integers: the least index of a sample in the same mode.
     """
     linked = similarity(features) >= threshold - 1e-9  # equal rows may have a cosine of 1 - 1e-16
     label = torch.arange(len(features), device=features.device)
@@ -86,15 +86,15 @@ def modes(features: Tensor, threshold: float = 0.9) -> Tensor:
 
 
 def effective_modes(labels: Tensor) -> Tensor:
-    """exp(entropy) of the shares of each label: [n] -> []. m labels of equal share give m, a share of nearly 1 gives nearly 1."""
+    """Effective number of modes, exp(entropy) of the shares of the labels: [n] -> []. m labels of equal share give m."""
     shares = labels.unique(return_counts=True)[1].double() / len(labels)
     return entropy_number(shares)
 
 
 def cosine_distance_across(features: Tensor) -> Tensor:
-    """Mean of 1 - cos over the pairs from different sets: [G, n, D] -> []; 0 for one set.
+    """Mean cosine distance 1 - cos over the pairs from different sets: [G, n, D] -> []; 0 for one set.
 
-    Small where every prompt gives the same picture.
+    It is small if every prompt gives the same image.
     """
     groups, count, _ = features.shape
     if groups < 2:

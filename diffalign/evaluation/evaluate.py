@@ -1,4 +1,4 @@
-"""Fixed prompts and noise, any rewards, and diversity: sampled in rounds, spread over processes, and continued after an interrupt.
+"""Evaluation with fixed prompts and noise: sampled in rounds, shared by all processes, and continued after an interrupt.
 
 Legend: P prompts, n samples of each.
 """
@@ -49,27 +49,27 @@ def evaluate(
     devices: Devices | None = None,
     rounds: Rounds | None = None,
 ) -> Evaluation:
-    """Sample every prompt deterministically from fixed noise, score, and measure diversity.
+    """Sample every prompt deterministically from fixed noise, score the samples, and measure diversity.
 
-    Prompts that ask for sizes of their own ("height", "width") are sampled size by size; the pictures that are kept are then scaled down
-    to fit one canvas.
+    Prompts that ask for an image size ("height", "width") are sampled size by size. Kept images of several sizes are scaled down to fit one
+    canvas.
 
-    Every process takes every size-th prompt and makes the same number of network calls; all of them return the same result, which does
-    not depend on their number but for the rounding of batched arithmetic.
+    With N processes, each takes every N-th prompt and makes the same number of network calls. All return the same result. It does not
+    depend on N, except for the rounding of batched arithmetic.
 
     Args:
-        policy: what is evaluated
-        prompts: P
+        policy: policy to evaluate
+        prompts: P prompts
         rewards: trained on or not, by name
-        features: what diversity is measured on, by name, beside latents and structural similarity
-        samples: n per prompt
+        features: features by name on which diversity is measured, beside latents and structural similarity
+        samples: number n of samples per prompt
         steps: denoising steps
-        seed: of the noise; equal seeds give equal noise, whatever the policy
+        seed: seed of the noise; equal seeds give equal noise for every policy
         step: training steps done, for the record
-        rows: network rows per call, and prompts * samples per round
-        pictures: prompts whose images are kept
-        devices: the processes that share the work; this one alone by default
-        rounds: where finished rounds are kept and found again; None keeps none
+        rows: network rows per call, and also prompts * samples per round
+        pictures: number of prompts whose images are kept
+        devices: the processes that share the work; by default only this one
+        rounds: storage of finished rounds, from which an evaluation continues; None keeps none
 
     Raises:
         ValueError: there are no prompts.
@@ -93,8 +93,8 @@ def evaluate(
 
 
 def _measured(task: "_Task", settings: Mapping[str, int], pictures: int, rounds: Rounds | None) -> dict[str, Tensor]:
-    """What there is to know of the prompts of a task, in their order."""
-    devices, local = task.devices, -(-len(task.prompts) // task.devices.size)  # as many in every process, the last of some for nothing
+    """Measure the prompts of a task, in their order."""
+    devices, local = task.devices, -(-len(task.prompts) // task.devices.size)  # equally many in every process; some repeat a prompt
     share = min(max(1, task.rows // task.samples), local)
     kept = None if rounds is None else rounds.under({**settings, **task.names(), "share": share, "pictures": pictures})
     error: Exception | None = None
@@ -125,7 +125,7 @@ def _known(kept: Rounds | None, task: "_Task", share: int, local: int) -> list[d
 
 @attrs.frozen(eq=False)
 class _Task:
-    """What all rounds share: prompts of one size, and their places among all prompts."""
+    """Work that all rounds share: prompts of one image size, and their places among all prompts."""
 
     policy: Policy
     prompts: tuple[Prompt, ...]
@@ -152,7 +152,7 @@ class _Task:
         return f"round-{place:05d}-process-{self.devices.rank}-of-{self.devices.size}"
 
     def round(self, start: int, stop: int) -> dict[str, Tensor]:
-        """The local prompts `start` .. `stop` - 1; each tensor has a row for each of them, but images for the first few."""
+        """Evaluate the local prompts `start` .. `stop` - 1. Each tensor has a row per prompt; images has rows for the first few only."""
         places = [(row * self.devices.size + self.devices.rank) % len(self.prompts) for row in range(start, stop)]
         some = [self.prompts[place] for place in places]
         condition = attrs.evolve(self.policy.encode(some), ids=torch.tensor([self.ids[place] for place in places]))
@@ -163,7 +163,7 @@ class _Task:
         scored: list[dict[str, Tensor]] = []
         for latents in forest.samples.split(self.rows):
             decoded = self.policy.decode(latents)
-            # scored where the policy is: there the network of a reward is in training, and stays
+            # scored on the policy's device, because a reward's network is there during training already
             first = sum(map(len, drawn))
             scored.append(score(self.rewards, decoded, repeated[first : first + len(decoded)]))
             drawn.append(decoded.cpu())
@@ -180,7 +180,7 @@ class _Task:
         }
 
     def gathered(self, rows: Tensor) -> Tensor:
-        """The rows of all processes in the order of the prompts; what stood there to fill up is dropped."""
+        """Collect the rows of all processes in the order of the prompts, without the rows that only filled up."""
         every = self.devices.gather(rows.to(self.policy.device)).cpu()
         ordered: Tensor = every.unflatten(0, (self.devices.size, len(rows))).transpose(0, 1).flatten(0, 1)
         return ordered[: len(self.prompts)]

@@ -1,4 +1,4 @@
-"""What a picture is compared by: features of images, for measures of diversity."""
+"""Features of images, for measures of diversity."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -16,21 +16,21 @@ Network = tuple[Callable[[Tensor], Tensor], int, Tensor, Tensor]
 
 
 class Features(ABC):
-    """Turns images into vectors whose directions say how alike the images are."""
+    """Turns images into vectors. Similar images get vectors of similar direction."""
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
-        """[K, 3, H, W] in [0, 1] -> [K, D], finite. No gradient is taken."""
+        """Compute features of images [K, 3, H, W] in [0, 1]: [K, D], finite. No gradient is taken."""
 
 
 @attrs.frozen
 class PixelFeatures(Features):
-    """The picture itself, small and centred: needs nothing, and sees layout and colour alone.
+    """Pixels of the image, scaled down and centred. They need no model, and show only layout and colour.
 
         features = flatten(resized image - 1/2)
 
     Args:
-        side: pixels; smaller pictures stay as they are
+        side: side in pixels to which images are scaled; smaller images stay as they are
     """
 
     side: int = attrs.field(default=16, validator=attrs.validators.ge(1))
@@ -43,19 +43,19 @@ class PixelFeatures(Features):
 
 @attrs.frozen
 class ShapeWorldFeatures(Features):
-    """What lies where in a ShapeWorld picture, read from its pixels: the same every time, on the CPU, without a download.
+    """Positions of the objects in a ShapeWorld image, read from its pixels: deterministic, on the CPU, without a download.
 
         features[colour, shape, y, x] = sum over objects of that kind of area exp(-|(x, y) - centre|^2 / (2 s^2))
 
-    on a grid over the picture. Two pictures of the same objects in other places are far apart, and so are other objects in the same
-    places; an empty picture is equal to empty pictures alone.
+    on a grid over the image. Images of the same objects in other places are far apart, and so are images of other objects in the same
+    places. An empty image is equal only to empty images.
 
     Args:
-        grid: places along each side
+        grid: number of grid points along each side
         blur: s in pixels; objects that lie nearer than this count as being in the same place
 
     Raises:
-        ValueError: images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
+        ValueError: images are not [K, 3, 64, 64] floating point numbers in [0, 1].
     """
 
     grid: int = attrs.field(default=8, validator=attrs.validators.ge(1))
@@ -76,12 +76,12 @@ class ShapeWorldFeatures(Features):
 
 @attrs.frozen
 class DINOv2Features(Features):
-    """The class token of a DINOv2 model, after its last norm.
+    """Class token of a DINOv2 model, after its last norm.
 
     Args:
-        path: a model id or a folder, as transformers takes it
+        path: hub id of a model, or a folder
         revision: branch, tag or commit of a model id
-        device: where it runs; by default where there is an accelerator
+        device: device of the model; by default an accelerator if there is one
         rows: images per call
 
     Reference: Oquab et al., arXiv:2304.07193.
@@ -98,10 +98,10 @@ class DINOv2Features(Features):
 
 @attrs.frozen
 class CLIPFeatures(Features):
-    """The projected image embedding of a CLIP model.
+    """Projected image embedding of a CLIP model.
 
     Args:
-        path, revision, device, rows: as in `DINOv2Features`
+        path, revision, device, rows: see `DINOv2Features`
 
     Reference: Radford et al., arXiv:2103.00020.
     """
@@ -149,7 +149,7 @@ def _preprocessing(path: str, revision: str | None, device: str) -> tuple[int, T
 
 @torch.no_grad()
 def _extracted(network: Network, images: Tensor, rows: int) -> Tensor:
-    """The whole picture at the model's side (nothing is cropped away), normalised, in chunks."""
+    """Extract features in chunks, from the whole image scaled to the model's side (not cropped) and normalised."""
     embed, side, mean, std = network
     chunks = []
     for piece in images.clamp(0, 1).float().split(rows):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from diffalign.core import AlignmentLoop, Hook, Prompt, Report, RewardFunction
+from diffalign.core.unessential import unessential
 from diffalign.prompts import read_prompts
 
 from .evaluate import DEFAULT_FEATURES, evaluate
@@ -16,20 +17,20 @@ from .result import Evaluation
 
 @attrs.define(eq=False)
 class HeldOutEvaluation(Hook):
-    """Evaluates before the first step, every `every` steps and after the last, on prompts that are not trained on.
+    """Evaluates on prompts that are not trained on: before the first step, every `every` steps, and after the last step.
 
-    Takes the average of the weights where the run has one. Writes `evaluation.json` and `images/step-NNNNNN.png` into the run folder;
-    equal prompts and noise throughout. Hooks that stand after it find the results in `loop.evaluations`.
+    It evaluates the average of the weights if the run has one, always with equal prompts and noise. It writes `evaluation.json` and
+    `images/step-NNNNNN.png` into the run folder. Hooks after it find the results in `loop.evaluations`.
 
     Args:
-        prompts: a prompt file, as `PromptFile.path`
-        every: steps between evaluations; None evaluates before and after only
-        samples: per prompt
+        prompts: prompt file, see `PromptFile.path`
+        every: steps between evaluations; None evaluates only before and after training
+        samples: samples per prompt
         steps: denoising steps
-        seed: of the noise
+        seed: seed of the noise
         rewards: further rewards by name that are not trained on, beside those of the loop
-        pictures: prompts that are drawn
-        features: what diversity is measured on, by name
+        pictures: number of prompts whose images are kept
+        features: features by name on which diversity is measured
         rows: network rows per call
     """
 
@@ -50,7 +51,7 @@ class HeldOutEvaluation(Hook):
 
     @property
     def held_out(self) -> Sequence[Prompt]:
-        """The prompts of the file."""
+        """Prompts of the file."""
         return self._prompts
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
@@ -89,12 +90,13 @@ class HeldOutEvaluation(Hook):
     def _write(self, loop: AlignmentLoop, result: Evaluation) -> None:
         assert loop.folder is not None
         file = loop.folder / "evaluation.json"
-        entries = json.loads(file.read_text()) if file.exists() else []
+        entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         entries = [entry for entry in entries if entry["step"] < result.step] + [result.summary()]
         (loop.folder / "images").mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(entries, indent=1))
+        temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
         temporary.replace(file)
         if len(result.images):
-            sheet = contact_sheet(result.images, [str(prompt) for prompt in result.prompts[: len(result.images)]])
-            sheet.save(loop.folder / "images" / f"step-{result.step:06d}.png")
+            with unessential(f"pictures of {loop.folder / 'images'}"):
+                sheet = contact_sheet(result.images, [str(prompt) for prompt in result.prompts[: len(result.images)]])
+                sheet.save(loop.folder / "images" / f"step-{result.step:06d}.png")

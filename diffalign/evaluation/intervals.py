@@ -1,9 +1,10 @@
-"""How sure a mean over prompts is: bootstrap intervals, paired changes, win rates.
+"""Uncertainty of means over prompts: bootstrap intervals, paired changes, win rates.
 
-The prompt is the unit that is drawn again: samples of one prompt are alike, so they are averaged first.
+The bootstrap draws prompts, not samples: samples of one prompt are alike, so they are averaged first.
 """
 
 import math
+from collections.abc import Sequence
 
 import attrs
 import numpy as np
@@ -12,18 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 RESAMPLES = 2000
-"""Draws of a bootstrap; its own error then is about 2 % of the interval's width."""
+"""Number of draws of a bootstrap; its own error is then about 2 % of the interval's width."""
 
 _BLOCK = 1 << 22
 
 
 @attrs.frozen
 class Interval:
-    """A mean and its 95 % interval.
+    """Mean with its 95 % interval.
 
     Args:
-        mean: over the units
-        low, high: ends; None where there is one unit, of whose spread nothing is known
+        mean: mean over the units
+        low, high: ends of the interval; None for a single unit, from which no interval can be estimated
     """
 
     mean: float
@@ -34,27 +35,28 @@ class Interval:
         return f"{self.mean:.3f}{self._ends('.3f')}"
 
     def signed(self) -> str:
-        """As text, with the signs of a change."""
+        """Format the interval as text with signs, for a change."""
         return f"{self.mean:+.3f}{self._ends('+.3f')}"
 
     def _ends(self, form: str) -> str:
         return "" if self.low is None or self.high is None else f" [{self.low:{form}}, {self.high:{form}}]"
 
     def plain(self) -> dict[str, float | None]:
-        """As JSON."""
+        """Convert the interval to plain JSON values."""
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
 def bootstrap(values: Tensor, seed: int = 0) -> Interval:
-    """The mean over units and its 95 % percentile bootstrap interval.
+    """Mean over units and its 95 % percentile bootstrap interval.
 
         m* = mean + sqrt(P / (P - 1)) (mean of P units drawn with replacement - mean),   interval = its 2.5 and 97.5 % quantiles
 
-    The factor undoes the shrinking of a bootstrap of few units, so that the width is that of the normal interval for normal values.
+    A bootstrap of few units is too narrow by the factor sqrt((P - 1) / P); the formula corrects this. For normal values the width is that
+    of the normal interval.
 
     Args:
         values: [P], or [P, n], which is averaged over n first; finite
-        seed: of the draws; equal seeds draw equal units
+        seed: seed of the draws; equal seeds draw equal units
 
     Raises:
         ValueError: there are no values, or one is not finite.
@@ -63,17 +65,54 @@ def bootstrap(values: Tensor, seed: int = 0) -> Interval:
     count, mean = len(units), float(units.mean())
     if count == 1:
         return Interval(mean)
-    draws = np.random.Generator(np.random.Philox(seed))
-    share = max(1, _BLOCK // count)
-    means = np.concatenate(
-        [units[draws.integers(count, size=(min(share, RESAMPLES - done), count))].mean(axis=1) for done in range(0, RESAMPLES, share)]
-    )
-    low, high = np.quantile(means - mean, [0.025, 0.975]) * math.sqrt(count / (count - 1))
+    low, high = np.quantile(_deviations(units, _draws(seed)), [0.025, 0.975]) * _widening(count)
     return Interval(mean, mean + float(low), mean + float(high))
 
 
+def mean_of_means(groups: Sequence[Tensor], seed: int = 0) -> Interval:
+    """The mean over groups of their means, and its 95 % percentile bootstrap interval; prompts are drawn again within each group.
+
+        m* = sum_g (mean_g + sqrt(P_g / (P_g - 1)) (mean of P_g units drawn with replacement - mean_g)) / G
+
+    Args:
+        groups: G, each [P_g], or [P_g, n], which is averaged over n first; finite
+        seed: seed of the draws
+
+    Raises:
+        ValueError: there is no group, or one is empty or not finite.
+    """
+    if not groups:
+        raise ValueError("a mean of means needs at least one group; got none")
+    units = [_units(values) for values in groups]
+    mean = float(np.mean([each.mean() for each in units]))
+    if min(map(len, units)) == 1:
+        return Interval(mean)
+    draws = _draws(seed)
+    deviations = np.mean([_deviations(each, draws) * _widening(len(each)) for each in units], axis=0)
+    low, high = np.quantile(deviations, [0.025, 0.975])
+    return Interval(mean, mean + float(low), mean + float(high))
+
+
+def _draws(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def _deviations(units: NDArray[np.float64], draws: np.random.Generator) -> NDArray[np.float64]:
+    """[P] -> [RESAMPLES] means of P units drawn with replacement, minus the mean."""
+    count = len(units)
+    share = max(1, _BLOCK // count)
+    means: NDArray[np.float64] = np.concatenate(
+        [units[draws.integers(count, size=(min(share, RESAMPLES - done), count))].mean(axis=1) for done in range(0, RESAMPLES, share)]
+    )
+    return means - float(units.mean())
+
+
+def _widening(count: int) -> float:
+    return math.sqrt(count / (count - 1))
+
+
 def paired_change(before: Tensor, after: Tensor, seed: int = 0) -> Interval:
-    """The mean of after - before, prompt by prompt, with its interval: [P] and [P], or [P, n] each.
+    """Mean of after - before, prompt by prompt, with its interval: [P] and [P], or [P, n] each.
 
     Raises:
         ValueError: the shapes differ.
@@ -83,7 +122,7 @@ def paired_change(before: Tensor, after: Tensor, seed: int = 0) -> Interval:
 
 
 def win_rate(mine: Tensor, other: Tensor, seed: int = 0) -> Interval:
-    """How often `mine` is larger for the same prompt and noise, a tie counting one half: [P] or [P, n] each -> in [0, 1].
+    """Share of cases in which `mine` is larger for the same prompt and noise; a tie counts one half: [P] or [P, n] each -> in [0, 1].
 
     Raises:
         ValueError: the shapes differ.
@@ -92,7 +131,7 @@ def win_rate(mine: Tensor, other: Tensor, seed: int = 0) -> Interval:
     rate = bootstrap((mine > other).double() + 0.5 * (mine == other).double(), seed)
     if rate.low is None or rate.high is None:
         return rate
-    return Interval(rate.mean, max(0.0, rate.low), min(1.0, rate.high))  # the widening of `bootstrap` may lead beyond a share
+    return Interval(rate.mean, max(0.0, rate.low), min(1.0, rate.high))  # the correction in `bootstrap` may leave [0, 1]
 
 
 def _units(values: Tensor) -> NDArray[np.float64]:
@@ -106,4 +145,4 @@ def _units(values: Tensor) -> NDArray[np.float64]:
 
 def _require_pairs(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape:
-        raise ValueError(f"paired values must have one shape, the same prompts in the same order; got {first.shape} and {second.shape}")
+        raise ValueError(f"paired values must have one shape, with the same prompts in order; got {first.shape} and {second.shape}")

@@ -1,4 +1,4 @@
-"""Multi-scale structural similarity of two pictures."""
+"""Multi-scale structural similarity of two images."""
 
 import torch
 from torch import Tensor
@@ -7,20 +7,20 @@ from torch.nn import functional as F
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _WINDOW, _SIGMA = 11, 1.5
 _LIMIT = 256
-"""Larger pictures are scaled to this side first: the measure is about layout, and its cost grows with the pixels."""
+"""Largest side in pixels; larger images are scaled down first, because the measure is about layout and its cost grows with the pixels."""
 _PAIRS = 32
-"""Pairs at once: the result is the same, and 496 pairs of 64 x 64 take 1.2 s instead of 8.6."""
+"""Number of pairs that are computed at once; 496 pairs of 64 x 64 take 1.2 s instead of 8.6, with the same result."""
 
 
 def ms_ssim(first: Tensor, second: Tensor) -> Tensor:
-    """MS-SSIM of pairs of pictures, in [0, 1]; 1 where they are equal.
+    """MS-SSIM of pairs of images, in [0, 1]; 1 if they are equal.
 
         l_M^w_M prod_j cs_j^w_j,   l = (2 m_1 m_2 + c_1) / (m_1^2 + m_2^2 + c_1),   cs = (2 s_12 + c_2) / (s_1^2 + s_2^2 + c_2)
 
-    with means, variances and covariance under a Gaussian window (11 pixels, sigma 1.5), c_1 = 0.01^2, c_2 = 0.03^2; factors are averaged
-    over pixels, negative ones set to 0; the picture is halved between scales; the result is the mean over channels. There are five scales
-    where the smaller side has at least 176 pixels; below, as many as keep the window inside, with their weights scaled to add up to 1;
-    below 11 pixels the window shrinks to the picture.
+    with means m, variances and covariance s under a Gaussian window (11 pixels, sigma 1.5), c_1 = 0.01^2, c_2 = 0.03^2. Factors are
+    averaged over pixels; negative factors are set to 0. The image is halved between scales. The result is the mean over channels. There are
+    five scales if the smaller side has at least 176 pixels. Smaller images have as many scales as the window fits into, and their weights
+    are scaled to add up to 1. Below 11 pixels the window shrinks to the image.
 
     Args:
         first, second: [B, 3, H, W] in [0, 1]
@@ -46,7 +46,7 @@ def ms_ssim(first: Tensor, second: Tensor) -> Tensor:
 
 
 def ms_ssim_distance(images: Tensor) -> Tensor:
-    """1 - the mean MS-SSIM over all pairs of each set: [G, n, 3, H, W] -> [G]; 0 for sets of one."""
+    """Distance 1 - mean MS-SSIM over all pairs of each set: [G, n, 3, H, W] -> [G]; 0 for sets of one."""
     groups, count = images.shape[:2]
     if count < 2:
         return images.new_zeros(groups, dtype=torch.float64)
@@ -77,7 +77,7 @@ def _scales(side: int, window: int) -> int:
 
 
 def _compared(a: Tensor, b: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance and contrast-structure at each place of the window."""
+    """Luminance factor and contrast-structure factor at each position of the window."""
     mean_a, mean_b, square_a, square_b, product = (_blur(x, window) for x in (a, b, a * a, b * b, a * b))
     c1, c2 = 0.01**2, 0.03**2
     var_a, var_b, covariance = square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b

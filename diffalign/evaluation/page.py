@@ -1,4 +1,4 @@
-"""The frame of a self-contained page: style, tables, pictures that enlarge on a click. No script, nothing fetched."""
+"""Frame of a self-contained HTML page: style, tables, images that enlarge on a click. No script, no downloads."""
 
 import base64
 import io
@@ -47,7 +47,7 @@ summary { cursor: pointer; font-size: 1.1rem; font-weight: 700; margin: 2.2rem 0
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A whole HTML document; `parts` are HTML, the title is text."""
+    """Build a whole HTML document; `parts` are HTML, the title is text."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
@@ -56,23 +56,23 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """Cells are text; the first column is the name. Scrolls by itself where it is wider than the screen."""
+    """Build a table. Cells are text; the first column holds names. A table wider than the screen gets its own scroll bar."""
     top = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>" if head else ""
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table class="{kind}">{top}{body}</table></div>'
 
 
 def details(title: str, text: str) -> str:
-    """Text as it is written, folded away."""
+    """Build a folded section with a preformatted text; "" for an empty text."""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>" if text else ""
 
 
 def enlargeable(image: Image.Image | Path, name: str, caption: str) -> str:
-    """A picture inside the page that fills the screen when it is clicked, and goes back on the next click.
+    """Embed an image that fills the screen after a click and shrinks again after the next.
 
     Args:
-        image: the picture, or its PNG file
-        name: of the place in the page, unique
+        image: the image, or its PNG file
+        name: name of the anchor in the page, unique
         caption: text below it
     """
     if isinstance(image, Path):
@@ -83,7 +83,7 @@ def enlargeable(image: Image.Image | Path, name: str, caption: str) -> str:
         content = buffer.getvalue()
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     text = escape(caption, quote=True)
-    # closing goes to the figure, not to the top of the page
+    # closing goes back to the figure, not to the top of the page
     return (
         f'<figure id="{name}"><a class="small" href="#{name}-large"><img src="{source}" alt="{text}"></a><figcaption>{text}</figcaption>'
         f'<a class="big" id="{name}-large" href="#{name}"><img src="{source}" alt="{text}, full size"></a></figure>'

@@ -1,4 +1,4 @@
-"""Contact sheets: one row a prompt, one column a sample."""
+"""Contact sheets of images: one row per prompt, one column per sample."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ _LINE = 18
 
 
 def to_image(picture: Tensor, scale: int = 1) -> Image.Image:
-    """[3, H, W] in [0, 1] -> an 8-bit picture, each pixel repeated `scale` times."""
+    """Convert [3, H, W] in [0, 1] to an 8-bit image, with each pixel repeated `scale` times."""
     pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(pixels)
     return image if scale == 1 else image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
 
 
 def contact_sheet(images: Tensor, labels: Sequence[str], title: str = "") -> Image.Image:
-    """Rows of pictures under their labels.
+    """Draw rows of images under their labels.
 
     Args:
         images: [P, n, 3, H, W] in [0, 1]
         labels: P texts
-        title: above the sheet
+        title: text above the sheet
     """
     rows, columns, _, height, width = images.shape
     scale = max(1, 96 // max(height, width))
@@ -50,11 +50,11 @@ def contact_sheet(images: Tensor, labels: Sequence[str], title: str = "") -> Ima
 
 
 def merged(parts: Sequence[tuple[Sequence[int], Mapping[str, Tensor]]], sizes: Sequence[Size]) -> dict[str, Tensor]:
-    """The tables of several groups of prompts as one, in the order of the prompts.
+    """Merge the tables of several groups of prompts into one, in the order of the prompts.
 
     Args:
-        parts: places of some prompts, and tensors with a row for each of them, but "images" [p, n, 3, H, W] for the first p
-        sizes: that prompts ask for; with several groups, images are brought to the largest height and width of them
+        parts: for each group, the places of its prompts and tensors with a row for each; "images" [p, n, 3, H, W] only for the first p
+        sizes: sizes that the prompts ask for; with several groups, images get the largest height and width
     """
     if len(parts) == 1:
         return dict(parts[0][1])
@@ -69,7 +69,7 @@ def merged(parts: Sequence[tuple[Sequence[int], Mapping[str, Tensor]]], sizes: S
 
 
 def on_canvas(images: Tensor, size: Size) -> Tensor:
-    """Pictures [..., 3, h, w] in the upper left corner of white ones [..., 3, H, W], scaled down where they are larger."""
+    """Put images [..., 3, h, w] into the upper left corner of white images [..., 3, H, W]; larger ones are scaled down."""
     height, width = images.shape[-2:]
     scale = min(1.0, size[0] / height, size[1] / width)
     inside = max(1, round(scale * height)), max(1, round(scale * width))
@@ -80,7 +80,7 @@ def on_canvas(images: Tensor, size: Size) -> Tensor:
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures next to each other on white."""
+    """Put two images next to each other on white."""
     sheet = Image.new("RGB", (left.width + right.width + 16, max(left.height, right.height)), "white")
     sheet.paste(left, (0, 0))
     sheet.paste(right, (left.width + 16, 0))
@@ -88,10 +88,10 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 def comparison_sheet(columns: Mapping[str, Tensor], labels: Sequence[str]) -> Image.Image:
-    """One row a prompt, one column a run; the samples of a run stand side by side, in two lines if they are more than three.
+    """Draw one row per prompt and one column per run. The samples of a run stand side by side, in two lines if there are more than three.
 
     Args:
-        columns: by the run's name, each [P, n, 3, H, W] in [0, 1]
+        columns: images by the run's name, each [P, n, 3, H, W] in [0, 1]
         labels: P texts
     """
     across = [math.ceil(images.shape[1] / (1 if images.shape[1] < 4 else 2)) for images in columns.values()]
@@ -116,13 +116,13 @@ def comparison_sheet(columns: Mapping[str, Tensor], labels: Sequence[str]) -> Im
 
 
 def _boxed(image: Image.Image, side: int) -> Image.Image:
-    """Scaled into a square, whole pixels where it grows."""
+    """Scale an image into a square; when it grows, pixels are repeated, not blurred."""
     scale = side / max(image.size)
     size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
     return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
 
 def _fitting(text: str, width: int) -> str:
-    """As much of a text as fits a column of 15-point letters."""
+    """Cut a text to fit a column of 15-point letters."""
     most = max(4, width // 8)
     return text if len(text) <= most else f"{text[: most - 1]}\u2026"

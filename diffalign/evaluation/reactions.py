@@ -1,4 +1,4 @@
-"""What is done to a run when its alarm rings. The alarm itself only watches."""
+"""Reactions that change a run when its alarm rings. The alarm itself only watches."""
 
 import signal
 import threading
@@ -18,19 +18,19 @@ class Reaction(ABC):
     """Changes a run in which the alarm has rung."""
 
     again: bool = False
-    """Whether it acts again if the move goes on; else each kind of alarm rings once a run."""
+    """True if it acts again when the fall continues; otherwise each kind of alarm rings once in a run."""
 
     @abstractmethod
     def act(self, loop: AlignmentLoop) -> None:
         """Change the run, after a step at which the alarm rang."""
 
     def resume(self, loop: AlignmentLoop) -> None:  # noqa: B027  a hook with a default
-        """Bring a run that goes on to where `act` had brought it."""
+        """Change a resumed run as `act` had changed it."""
 
 
 @attrs.frozen
 class Warn(Reaction):
-    """Changes nothing: the alarm has said what it saw."""
+    """Changes nothing; the alarm's message is enough."""
 
     def act(self, loop: AlignmentLoop) -> None:
         pass
@@ -42,16 +42,16 @@ class Stop(Reaction):
 
     def act(self, loop: AlignmentLoop) -> None:
         if threading.current_thread() is not threading.main_thread():
-            raise Interrupted("HackingAlarm")  # where no signal can be waited for
+            raise Interrupted("HackingAlarm")  # only the main thread receives signals
         signal.raise_signal(signal.SIGINT)  # the loop stops once all hooks have seen this step
 
 
 @attrs.frozen
 class Temper(Reaction):
-    """Multiplies the aggregated reward, once more each time.
+    """Multiplies the aggregated reward by a factor, again at each alarm.
 
     Args:
-        factor: below 1
+        factor: factor below 1
     """
 
     factor: float
@@ -65,21 +65,21 @@ class Temper(Reaction):
 
 
 def reaction(action: str, factor: float) -> Reaction:
-    """The reaction that a run file names by a word.
+    """Build the reaction that a run file names by a word.
 
     Args:
-        action: as `HackingAlarm.action`
-        factor: of "temper"
+        action: value of `HackingAlarm.action`
+        factor: factor of "temper"
     """
     return {"warn": Warn(), "stop": Stop(), "temper": Temper(factor)}[action]
 
 
 class Tempered(Aggregation):
-    """An aggregation times a factor: where an objective multiplies rewards by beta, the same as factor * beta.
+    """Aggregation multiplied by a factor. For an objective that multiplies rewards by beta, this means factor * beta.
 
     Args:
-        aggregation: what is scaled; a state that it has is passed on, in its own form
-        factor: positive
+        aggregation: aggregation that is scaled; its state, if any, is passed on unchanged
+        factor: positive factor
     """
 
     def __init__(self, aggregation: Aggregation, factor: float) -> None:
@@ -90,7 +90,7 @@ class Tempered(Aggregation):
         return self.factor * self.aggregation(parts, group)
 
     def state(self) -> Mapping[str, Any]:
-        """That of the inner aggregation, {} where it has none."""
+        """State of the inner aggregation; {} if it has none."""
         return self.aggregation.state() if isinstance(self.aggregation, Stateful) else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:

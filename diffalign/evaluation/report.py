@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page from the files of its folder."""
+"""Report of a run: one self-contained HTML page from the files of its folder."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,10 @@ CURVES = {
     "reward": "Training reward (raw mean of the step)",
     "diversity/l_gmd": "Diversity within the group (L-GMD of latents)",
     "softmax_tb": "Softmax trajectory balance",
-    "log_ratio/reference": "Mean log-ratio to the reference",
+    "log_ratio/reference": "Mean log-ratio to the reference, nats",
+    "log_ratio/spread": "Spread within the group of the log-ratio to the reference, nats",
+    "target/spread": "Spread within the group of beta R, nats",
+    "reference/felt": "How much the reference is felt: spread of the log-ratio over spread of beta R",
     "kl": "KL to the reference",
     "ess/target": "Effective share of the target",
     "ess/policy": "Effective share of the policy",
@@ -28,7 +31,7 @@ CURVES = {
     "contract/deviation": "First-step contract: deviation of a repeated call, as a share of the velocity's part of the step",
     "rows_per_second": "Network rows per second",
 }
-"""The first curves and their titles; every other metric follows under its own name."""
+"""Titles of the curves that come first; every other metric follows under its own name."""
 
 _NO_CURVE = ("step", "elapsed", "seconds/", "hidden/", "rows/", "calls/", "memory/")
 
@@ -37,7 +40,8 @@ def write_report(folder: Path, name: str) -> Path:
     """Write `report.html` from the files of a run folder.
 
     Args:
-        folder: with metrics.jsonl, evaluation.json, config.yaml, environment.json, alarms.json, watch.jsonl and images/, where there are
+        folder: run folder; of metrics.jsonl, evaluation.json, config.yaml, environment.json, alarms.json, watch.jsonl and images/, those
+            that exist are used
         name: title of the page
     """
     metrics = read_lines(folder / "metrics.jsonl")
@@ -85,7 +89,7 @@ def _what_ran(folder: Path) -> str:
 
 
 def _named(value: Any) -> list[str]:
-    """The short names of the parts that stand in a place of a configuration."""
+    """Short names of the parts in a place of a configuration."""
     if isinstance(value, str):
         return [value.rpartition(".")[2]]
     if isinstance(value, Mapping) and "class_path" in value:

@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""Result of an evaluation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,18 +13,18 @@ from .intervals import bootstrap
 
 @attrs.frozen(eq=False)
 class Evaluation:
-    """What a policy gives for some prompts: P prompts, n samples of each, equal noise for equal seeds.
+    """Rewards, diversity and images of a policy for P prompts, with n samples of each. Equal seeds give equal noise.
 
     Args:
         step: training steps done
-        prompts: P
-        rewards: by name, each [P, n]
-        diversity: within the samples of a prompt, each [P]: l_gmd (of latents), ms_ssim_distance, and for each kind of features
+        prompts: P prompts
+        rewards: rewards by name, each [P, n]
+        diversity: diversity within the samples of a prompt, each [P]: l_gmd (of latents), ms_ssim_distance, and for each kind of features
             cosine/NAME, vendi/NAME, modes/NAME; larger is more diverse
-        across: over all samples of all prompts: cosine/NAME between samples of different prompts, vendi/NAME of all samples
+        across: diversity over all prompts: cosine/NAME between samples of different prompts, vendi/NAME of all samples
         images: [p, n, 3, H, W] on the CPU, the first few prompts only
-        settings: samples, steps, seed: what must be equal for two evaluations to be compared prompt by prompt
-        repeated: whether a run is evaluated like this while it trains, so that its steps can be compared
+        settings: samples, steps and seed, which must be equal if two evaluations are compared prompt by prompt
+        repeated: whether the run repeats this evaluation while it trains, so that its steps can be compared
     """
 
     step: int
@@ -38,11 +38,11 @@ class Evaluation:
 
     @property
     def l_gmd(self) -> Tensor:
-        """[P] log geometric mean distance of the latents of each prompt."""
+        """Log geometric mean distance of the latents of each prompt: [P]."""
         return self.diversity["l_gmd"]
 
     def measures(self) -> dict[str, Tensor]:
-        """Rewards and diversity in one table, each [P]: reward NAME, diversity NAME."""
+        """Collect rewards and diversity by prompt in one table, each [P]: reward NAME, diversity NAME."""
         rewards = {f"reward {name}": values.mean(dim=1) for name, values in self.rewards.items()}
         return {**rewards, **{f"diversity {name}": values for name, values in self.diversity.items()}}
 
@@ -66,7 +66,7 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """The means with their intervals, one line each, as text."""
+        """Format the means with their intervals as text, one line each."""
         lines = [(name, str(bootstrap(values))) for name, values in self.measures().items()]
         lines += [(f"across prompts {name}", f"{value:.3f}") for name, value in self.across.items()]
         width = max(len(name) for name, _ in lines)

@@ -1,4 +1,4 @@
-"""The finished rounds of an evaluation on disk, so that one that was interrupted goes on where it stopped."""
+"""Finished rounds of an evaluation on disk, so that an interrupted evaluation continues where it stopped."""
 
 import hashlib
 import json
@@ -14,28 +14,28 @@ from torch import Tensor
 
 @attrs.frozen
 class Rounds:
-    """One file for each round, in a folder that belongs to exactly one set of weights and settings.
+    """Storage of rounds: one file for each round, in a folder for exactly one set of weights and settings.
 
     Args:
         folder: holds one folder for each identity
-        identity: of the weights and the rewards: a digest of the checkpoint's manifest and the configuration
+        identity: digest of the checkpoint's manifest and the configuration, which identifies weights and rewards
     """
 
     folder: Path
     identity: str
 
     def under(self, settings: Mapping[str, Any]) -> "Rounds":
-        """Those of one evaluation; the folder's name depends on the identity and on every setting."""
+        """Rounds of one evaluation. The folder's name depends on the identity and on every setting."""
         text = json.dumps([self.identity, settings], sort_keys=True, default=str)
         return Rounds(self.folder / hashlib.sha256(text.encode()).hexdigest()[:16], self.identity)
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """What was saved under a name; None if nothing was."""
+        """Load the tensors that were saved under a name; None if there are none."""
         file = self.folder / f"{name}.safetensors"
         return load_file(file) if file.exists() else None
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Appears complete or not at all."""
+        """Save tensors under a name, completely or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f"{name}.tmp"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)

@@ -1,4 +1,4 @@
-"""When the hacking alarm rings, for a series that is being watched or one that was recorded."""
+"""Rule by which the hacking alarm rings, for a series that is being watched or was recorded."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from .watch import Move, Series
 
 DIVERSITY = "diversity"
 Lines = Sequence[Mapping[str, Any]]
-"""Of `watch.jsonl`, from the first step on."""
+"""Lines of `watch.jsonl`, from the first step on."""
 
 
 @attrs.frozen
-class Evidence:
-    """How far a held-out reward or diversity has fallen, at the cut where that is clearest.
+class AlarmEvidence:
+    """Fall of a held-out reward or of diversity, at the cut where it is clearest.
 
     Args:
         kind: "diversity", or the name of a held-out reward
-        move: of it
-        trained: what the trained reward did at the same cut
-        least: the fall that counts
+        move: its change
+        trained: change of the trained reward at the same cut
+        least: least fall that counts
     """
 
     kind: str
@@ -38,10 +38,10 @@ class Evidence:
 
 @attrs.frozen
 class Rule:
-    """The rule of `HackingAlarm`, which explains it and its numbers.
+    """Rule of `HackingAlarm`, which explains it.
 
     Args:
-        window, threshold, rise, fall, diversity_fall: as there
+        window, threshold, rise, fall, diversity_fall: see `HackingAlarm`
     """
 
     window: int | None
@@ -54,11 +54,11 @@ class Rule:
         """Steps that must lie on both sides of a cut."""
         return self.window or max(3, total // 30)
 
-    def evidence(self, lines: Lines, total: int) -> dict[str, Evidence]:
-        """What the lines show, by kind, convincing or not.
+    def evidence(self, lines: Lines, total: int) -> dict[str, AlarmEvidence]:
+        """Evidence in the lines, by kind, whether it is convincing or not.
 
         Args:
-            lines: of all steps so far
+            lines: lines of all steps so far
             total: steps of the run
         """
         found = {}
@@ -68,16 +68,16 @@ class Rule:
             move = series.fallen(self.least_window(total))
             if move is not None:
                 trained = Series([line["trained"] for line in known]).moved(move.cut)
-                found[kind] = Evidence(kind, move, trained, self._least(known[: self.least_window(total)], kind))
+                found[kind] = AlarmEvidence(kind, move, trained, self._least(known[: self.least_window(total)], kind))
         return found
 
-    def convinces(self, evidence: Evidence) -> bool:
-        """Is it enough, once it has lasted for two steps?"""
+    def convinces(self, evidence: AlarmEvidence) -> bool:
+        """True if the evidence is strong enough; the alarm rings when this holds for two steps in a row."""
         fallen = evidence.move.errors <= -self.threshold and evidence.move.before - evidence.move.now >= evidence.least
         return fallen and (evidence.kind == DIVERSITY or evidence.trained.errors >= self.rise)
 
-    def rings(self, lines: Lines, total: int) -> dict[str, Evidence]:
-        """The kinds that convince at the last step and did so at the step before."""
+    def rings(self, lines: Lines, total: int) -> dict[str, AlarmEvidence]:
+        """Evidence that is convincing at the last step and at the step before, by kind."""
         found = {kind: evidence for kind, evidence in self.evidence(lines, total).items() if self.convinces(evidence)}
         earlier = self.evidence(lines[:-1], total) if found else {}
         return {kind: evidence for kind, evidence in found.items() if kind in earlier and self.convinces(earlier[kind])}

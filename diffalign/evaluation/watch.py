@@ -1,4 +1,4 @@
-"""Has a noisy series moved since it began? The statistic behind the alarm."""
+"""Statistic behind the alarm: has a noisy series moved since it began?"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ import attrs
 
 @attrs.frozen
 class Move:
-    """The mean of the steps from a cut on against that of all steps before.
+    """Change of a series at a cut: the mean of the steps after it against the mean of all steps before.
 
     Args:
         before, now: the two means
-        errors: (now - before) in standard errors; a normal deviate, whatever the noise was estimated from
-        cut: steps before
+        errors: (now - before) in standard errors, as a normal deviate
+        cut: number of steps before the cut
     """
 
     before: float
@@ -30,20 +30,20 @@ class Move:
 
 @attrs.frozen
 class Series:
-    """One number a step, and what is known of its noise.
+    """Series of one number per step, with estimates of its noise.
 
         move(k) = (mean of y_k+1 .. y_n - mean of y_1 .. y_k) / (s sqrt(1 / k + 1 / (n - k)))
 
-    with s^2 a step's variance. Neighbours estimate it by `mean of (y_i+1 - y_i)^2 / 2`, in which a slow trend counts little. Where the
-    variance between the prompt groups within a step is known, which is precise after few steps, s^2 is that, or what neighbours before the
-    cut say if it is more: steps may differ by more than their groups do, but a fall is no noise. A move of nu degrees of freedom, t, is
-    given as the normal deviate of about the same probability (Wallace):
+    with s^2 the variance of a step. Neighbouring steps estimate it by `mean of (y_i+1 - y_i)^2 / 2`, which a slow trend hardly changes. If
+    the variance between the prompt groups of a step is known, it is more precise after few steps. Then s^2 is the larger of this variance
+    and the neighbours' estimate from the steps before the cut: steps may differ by more than their groups, but the fall itself must not
+    count as noise. A move t with nu degrees of freedom is given as the normal deviate of about the same probability (Wallace):
 
         (8 nu + 1) / (8 nu + 3) sqrt(nu ln(1 + t^2 / nu)),    nu = 2 (n - 1)^2 / (3 n - 4) of neighbours, sum of (groups - 1) of groups
 
     Args:
         values: y, [n]
-        variances: of each value, from within its step, with its degrees of freedom; of some steps or none
+        variances: variance of a value, from the groups of its step, with its degrees of freedom; for some steps or none
 
     Reference: D. L. Wallace, Bounds on normal approximations to Student's and the chi-square distributions, 1959.
     """
@@ -53,16 +53,16 @@ class Series:
 
     @classmethod
     def held_out(cls, lines: Sequence[Mapping[str, Any]], name: str) -> "Series":
-        """A held-out reward, from lines of `watch.jsonl`."""
+        """Series of a held-out reward, from lines of `watch.jsonl`."""
         variances = [(line["errors"][name] ** 2, line["groups"] - 1) for line in lines if line.get("groups", 1) > 1]
         return cls([line["held_out"][name] for line in lines], variances)
 
     def moved(self, cut: int) -> Move:
-        """The move at a cut, 1 <= cut < n."""
+        """Move at a cut, 1 <= cut < n."""
         return self._moves([cut])[0]
 
     def fallen(self, window: int) -> Move | None:
-        """The cut at which it fell most clearly, with `window` steps or more on both sides; None while there are fewer than two windows."""
+        """Move at the cut with the clearest fall, with at least `window` steps on both sides; None with fewer than two windows."""
         if len(self.values) < 2 * window:
             return None
         return min(self._moves(range(window, len(self.values) - window + 1)), key=lambda move: move.errors)
@@ -83,7 +83,7 @@ class Series:
 
 
 def _deviate(difference: float, variance: float, freedom: float) -> float:
-    if abs(difference) < 1e-12:  # of sums of equal numbers
+    if abs(difference) < 1e-12:  # rounding of sums of equal numbers
         return 0.0
     if variance == 0:
         return math.copysign(math.inf, difference)

@@ -1,4 +1,4 @@
-"""Trained weights for use elsewhere: as diffusers loads them, as ComfyUI does, or merged into a whole pipeline."""
+"""Export of trained weights: for diffusers, for ComfyUI, or merged into a whole pipeline."""
 
 from .card import Card
 from .formats import FORMATS, Format, export

@@ -1,8 +1,6 @@
-"""The model card of exported weights."""
+"""Model card of exported weights."""
 
-import functools
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import attrs
 import yaml
 
 from diffalign.config.parts import import_path
+from diffalign.core.unessential import say_once
 from diffalign.policies import FlowMatchingPolicy
 
 _USE = {
@@ -23,15 +22,15 @@ _USE = {
 
 @attrs.frozen
 class Card:
-    """What is known about a run.
+    """Facts about a run for the model card.
 
     Args:
         objective: class of the objective
-        rewards: their names
+        rewards: names of the rewards
         sampler: class of the sampler
         steps: training steps done
-        measured: rows (what, before, after), where before may be empty
-        source: what `measured` was read from
+        measured: rows (measure, before, after), where before may be empty
+        source: description of where `measured` comes from
     """
 
     objective: str = ""
@@ -43,23 +42,23 @@ class Card:
 
     @classmethod
     def of_run(cls, folder: Path, steps: int | None = None) -> "Card":
-        """From the files of a run folder, as far as they are there.
+        """Read the facts from the files of a run folder, as far as they exist.
 
         Args:
-            folder: with config.yaml, and with evaluation.json or metrics.jsonl
-            steps: done by the exported weights
+            folder: run folder with config.yaml, and with evaluation.json or metrics.jsonl
+            steps: training steps of the exported weights
         """
-        config = yaml.safe_load((folder / "config.yaml").read_text()) if (folder / "config.yaml").exists() else {}
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) if (folder / "config.yaml").exists() else {}
         measured, source = _evaluated(folder, steps)
         if not measured:
             measured, source = _trained(folder, steps)
         return cls(_name(config.get("objective")), _rewards(config.get("rewards")), _name(config.get("sampler")), steps, measured, source)
 
     def text(self, policy: FlowMatchingPolicy, form: str) -> str:
-        """The card as Markdown with the hub's front matter.
+        """Write the card as Markdown with the hub's front matter.
 
         Args:
-            policy: what was exported
+            policy: the exported policy
             form: one of the formats
         """
         base = policy.family.source or "unknown"
@@ -76,17 +75,17 @@ class Card:
         return "\n".join([*head, *self._body(about), _USE[form].replace("{base}", base), ""])
 
     def plain(self, policy: type[object]) -> str:
-        """The card of a policy that saves itself.
+        """Write the card of a policy that saves itself.
 
         Args:
-            policy: its class
+            policy: class of the policy
         """
         module, _, name = import_path(policy, policy.__name__).rpartition(".")
         use = f'```python\nfrom {module} import {name}\n\npolicy = {name}.from_pretrained(".")  # this folder\n```'
         return "\n".join([f"# Weights of a {name}", "", *self._body({}), use, ""])
 
     def _body(self, about: Mapping[str, str]) -> list[str]:
-        """What was trained how, what was measured, and the heading of how to use it."""
+        """Write the facts of the training, the measurements, and the heading of the section on use."""
         from diffalign import __version__
 
         about = {
@@ -112,40 +111,35 @@ class Card:
 
 
 def base_licence(policy: FlowMatchingPolicy) -> str:
-    """The licence that the base's own model card names in its front matter; "" where it says nothing.
+    """Licence that the base's own model card names in its front matter; "" if it names none.
 
-    A card that cannot be read costs no run: that is said once, and the licence is left open.
+    A card that cannot be read is no error: a line on stderr says so once, and the licence stays empty.
     """
     return "" if policy.family.folder is None else _licence(policy.family.folder / "README.md")
 
 
 def _licence(file: Path) -> str:
-    if not file.is_file():
-        return ""
     try:
+        if not file.is_file():
+            return ""
         front = yaml.safe_load(_front_matter(file.read_bytes().decode("utf-8-sig", errors="replace")))
-    except (OSError, yaml.YAMLError) as error:
-        _say_once(f"{file}: the licence of the base is not read: {str(error).splitlines()[0]}")
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a text that looks like a date and is none
+        say_once(f"{file}: the licence of the base cannot be read: {str(error).splitlines()[0]}")
         return ""
     named = (front.get("license_name") or front.get("license") or "") if isinstance(front, Mapping) else ""
     words = named if isinstance(named, list) else [named]
     return ", ".join(" ".join(str(word).replace("|", "/").split()) for word in words)
 
 
-@functools.cache
-def _say_once(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
 def _front_matter(text: str) -> str:
-    """What stands between the first line, if that is ---, and the next such line; a rule further down begins none."""
+    """Text between a first line --- and the next such line; "" if the first line is another."""
     first, *lines = text.lstrip().splitlines() or [""]
     rules = [place for place, line in enumerate(lines) if line.rstrip() in ("---", "...")]
     return "\n".join(lines[: rules[0]]) if first.rstrip() == "---" and rules else ""
 
 
 def _name(part: Any) -> str:
-    """The class of a part, with the constructor that made it if that is another: SoftmaxTB, SoftmaxTB.release_compatible; or a function."""
+    """Name of a part: its class (SoftmaxTB), its class and constructor (SoftmaxTB.release_compatible), or a function."""
     path = part.get("class_path", "") if isinstance(part, Mapping) else part or ""
     words = str(path).replace(":", ".").split(".")
     classes = [place for place, word in enumerate(words) if word[:1].isupper()]
@@ -159,9 +153,9 @@ def _rewards(part: Any) -> tuple[str, ...]:
 
 
 def _evaluated(folder: Path, steps: int | None) -> tuple[tuple[tuple[str, str, str], ...], str]:
-    """Rows of the evaluation of these weights, held against the first one."""
+    """Rows of the evaluation of these weights, compared with the first evaluation."""
     file = folder / "evaluation.json"
-    entries = json.loads(file.read_text()) if file.exists() else []
+    entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     last = next((entry for entry in reversed(entries) if steps is None or entry["step"] == steps), None)
     if last is None:
         return (), ""
@@ -178,7 +172,8 @@ def _evaluated(folder: Path, steps: int | None) -> tuple[tuple[tuple[str, str, s
 def _trained(folder: Path, steps: int | None, window: int = 10) -> tuple[tuple[tuple[str, str, str], ...], str]:
     """Rows of the training metrics: means over the first and the last few steps."""
     file = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # a crash may have cut off the last one
     lines = [line for line in lines if steps is None or line["step"] < steps]
     if not lines:
         return (), ""
@@ -186,6 +181,6 @@ def _trained(folder: Path, steps: int | None, window: int = 10) -> tuple[tuple[t
     rows = []
     for name in lines[-1]:
         if name == "reward" or name.startswith(("reward/", "diversity/")):
-            before, after = (sum(line[name] for line in part) / count for part in (lines[:count], lines[-count:]))
-            rows.append((name, f"{before:.4f}", f"{after:.4f}"))
+            before, after = ([line[name] for line in part if name in line] for part in (lines[:count], lines[-count:]))
+            rows.append((name, f"{sum(before) / len(before):.4f}" if before else "", f"{sum(after) / len(after):.4f}"))
     return tuple(rows), f"while training, means over the first and the last {count} steps; not held out"

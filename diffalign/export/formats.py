@@ -1,4 +1,4 @@
-"""What can be written."""
+"""Formats of exported weights."""
 
 import copy
 from pathlib import Path
@@ -26,21 +26,21 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
 
     - "diffusers": adapters with their alpha, for `pipeline.load_lora_weights(folder)`
     - "comfyui": adapters in one file under the names that ComfyUI's loader gives the layers of the family
-    - "merged": the whole pipeline, for `DiffusionPipeline.from_pretrained(folder)`; the only one for weights that were all trained. A
-      policy that is none over a pipeline and has a method `save` (`DigitsPolicy`) writes itself
+    - "merged": the whole pipeline, for `DiffusionPipeline.from_pretrained(folder)`; the only format after full fine-tuning. A policy
+      without a pipeline that has a method `save` (`DigitsPolicy`) writes itself
 
     Args:
-        policy: over a diffusers pipeline, or one that saves itself; possibly wrapped
-        folder: is made
+        policy: policy over a diffusers pipeline, or one that saves itself; it may be wrapped
+        folder: output folder, which is created
         form: see above
-        card: what is known about the run
+        card: facts about the run
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: neither such a policy, no adapters where the format holds nothing else, a family that ComfyUI does not run, a
-            quantised base to merge into.
+        ValueError: the policy is of neither kind, the format needs adapters and there are none, ComfyUI does not run the family, or the
+            base to merge into is quantised.
     """
     if form not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {form!r}")
@@ -50,21 +50,21 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
     if form == "merged":
         if is_quantized(inner.network):
             raise ValueError(
-                "the base is quantised, and merging into rounded weights would keep the rounding; build the run without it "
+                "the base is quantised, and merging into rounded weights would keep the rounding; build the run without quantization "
                 "(--policy.quantization null)"
             )
         _merged(inner, folder)
     elif form == "comfyui":
         _comfyui(inner, folder)
     else:
-        next(layers(inner))  # says what to do where there is none
+        next(layers(inner))  # raises an error that says what to do if there is none
         inner.save_lora(str(folder))
-    (folder / "README.md").write_text((card or Card()).text(inner, form))
+    (folder / "README.md").write_text((card or Card()).text(inner, form), encoding="utf-8")
     return folder
 
 
 def _of_its_own(policy: Policy, folder: Path, form: Format, card: Card) -> Path:
-    """The weights of a policy that is no pipeline, by its own method."""
+    """Write the weights of a policy without a pipeline, by its own method `save`."""
     inner = saving_policy(policy)
     if inner is None:
         raise ValueError(
@@ -73,7 +73,7 @@ def _of_its_own(policy: Policy, folder: Path, form: Format, card: Card) -> Path:
     if form != "merged":
         raise ValueError(f"{type(inner).__name__} is no diffusers pipeline and has no LoRA; export it with --format merged")
     inner.save(str(folder))
-    (folder / "README.md").write_text(card.plain(type(inner)))
+    (folder / "README.md").write_text(card.plain(type(inner)), encoding="utf-8")
     return folder
 
 
@@ -103,7 +103,7 @@ def _merged(policy: FlowMatchingPolicy, folder: Path) -> None:
 
 
 def _on_host(network: nn.Module) -> nn.Module:
-    """A copy on the CPU, without gradients: the device may have no room for a second one."""
+    """Copy a network to the CPU, without gradients, because the device may have no memory for a second copy."""
     held: dict[int, Any] = {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in network.buffers()}
     held |= {id(tensor): nn.Parameter(tensor.detach().to("cpu", copy=True), requires_grad=False) for tensor in network.parameters()}
     return copy.deepcopy(network, held)

@@ -1,4 +1,4 @@
-"""The low-rank layers of a policy, one by one."""
+"""Low-rank layers of a policy, one by one."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ from diffalign.policies.lora import ADAPTER
 
 @attrs.frozen(eq=False)
 class Layer:
-    """One adapted linear layer: its weight is W + alpha / rank * up @ down.
+    """Adapted linear layer, with the weight W + alpha / rank * up @ down.
 
     Args:
-        path: of the layer in the denoiser, as diffusers names it
+        path: path of the layer in the denoiser, with diffusers' names
         down: [rank, in]
         up: [out, rank]
         alpha: see above
@@ -27,7 +27,7 @@ class Layer:
 
 
 def layers(policy: FlowMatchingPolicy) -> Iterator[Layer]:
-    """The layers of a policy with adapters, on the CPU.
+    """Yield the layers of a policy with adapters, on the CPU.
 
     Raises:
         ValueError: the policy has none.

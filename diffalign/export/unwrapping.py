@@ -1,4 +1,4 @@
-"""The policy whose weights are meant, behind guidance, few-step students and other wrappers."""
+"""Unwrapping: finds the policy with the weights inside guidance, few-step students and other wrappers."""
 
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from diffalign.policies import FlowMatchingPolicy
 
 
 def _inwards(policy: Policy) -> Iterator[Policy]:
-    """A policy, the one that it wraps, and so on along `.policy`."""
+    """Yield a policy, the policy that it wraps, and so on along `.policy`."""
     inner: object = policy
     while isinstance(inner, Policy):
         yield inner
@@ -16,13 +16,13 @@ def _inwards(policy: Policy) -> Iterator[Policy]:
 
 
 def pipeline_policy(policy: Policy) -> FlowMatchingPolicy | None:
-    """The wrapped `FlowMatchingPolicy`, found along `.policy`; None where there is none."""
+    """Wrapped `FlowMatchingPolicy`, found along `.policy`; None if there is none."""
     return next((inner for inner in _inwards(policy) if isinstance(inner, FlowMatchingPolicy)), None)
 
 
 @runtime_checkable
 class Saves(Protocol):
-    """A policy that writes all its weights itself, as a folder that its own `from_pretrained` reads."""
+    """Policy that writes all its weights itself, to a folder that its own `from_pretrained` reads."""
 
     def save(self, folder: str) -> None:
         """Write the weights."""
@@ -30,6 +30,6 @@ class Saves(Protocol):
 
 
 def saving_policy(policy: Policy) -> Saves | None:
-    """The innermost policy that is wrapped along `.policy`, if it writes its weights itself."""
+    """Innermost policy along `.policy`, if it writes its weights itself; else None."""
     *_, innermost = _inwards(policy)
     return innermost if isinstance(innermost, Saves) else None

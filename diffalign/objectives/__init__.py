@@ -2,6 +2,7 @@
 
 from .dgpo import DGPO
 from .diffusion_nft import DiffusionNFT
+from .direct_reinforcement import DirectReinforcement
 from .flow_grpo import FlowGRPO
 from .group_forward_kl import GroupForwardKL
 from .ratio import Ratio, RatioNorm
@@ -10,10 +11,11 @@ from .surrogate_reward import SurrogateReward
 from .tdm import TrajectoryDistributionMatching
 from .temperature import Budget, EffectiveSamples, KLBudget
 
+# For users, who compose a run, run it and look at it.
 __all__ = [
     "DGPO",
-    "Budget",
     "DiffusionNFT",
+    "DirectReinforcement",
     "EffectiveSamples",
     "FlowGRPO",
     "GroupForwardKL",
@@ -24,3 +26,6 @@ __all__ = [
     "SurrogateReward",
     "TrajectoryDistributionMatching",
 ]
+
+# For authors, who write a temperature.
+__all__ += ["Budget"]

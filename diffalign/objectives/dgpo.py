@@ -1,4 +1,4 @@
-"""Direct group preference optimisation: a preference of good samples over bad ones, as a group."""
+"""Direct group preference optimisation: prefers the group of good samples to the group of bad ones."""
 
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -24,12 +24,13 @@ from diffalign.core import (
 from .forward import ForwardBatch, ForwardLosses
 from .noised import Noised, mean_square
 
-_DECAY = Linear(0.0, 0.3, 300)
+RECENT = Linear(0.0, 0.3, 300)
+"""Share of themselves that old weights keep."""
 
 
 @attrs.define(eq=False)
 class DGPO(Objective):
-    """Prefers the better samples of a prompt to the worse ones, all at once, by how well each is denoised.
+    """Prefers the better samples of a prompt to the worse ones, all at once, by their denoising errors.
 
         A_i = (R_i - mean R) / std R over the group of G samples
         x   = (1 - sigma) x_0 + sigma e,   v = e - x_0,   sigma and e shared by the samples of a prompt
@@ -38,31 +39,33 @@ class DGPO(Objective):
         "softplus":  softplus(S) = -log sigmoid(-S), whose gradient is beta times that
         plus         kl mean ||v_theta - v_ref||^2
 
-    The advantages of a group sum to zero, which cancels the partition function of the implicit reward -D. beta sets how soon the weight
-    leaves 1/2, not the size of the step ("weighted").
+    The advantages of a group sum to zero, which cancels the partition function of the implicit reward -D. With "weighted", beta sets how
+    soon the weight sigmoid(S) leaves 1/2, not the size of the step.
 
     A ratio keeps the policy near the recent one: with rho_i = exp(d_i^old - d_i), a sample with A_i > 0 and rho_i > 1 + clip, or with
     A_i <= 0 and rho_i < 1 - clip, has no gradient. `old` follows the policy after each step, old <- old + (1 - decay) (policy - old).
 
-    It needs clean samples alone, from any sampler: `DeterministicSampler`. A large `sigma_min` keeps the blur of a few-step sampler from
-    being learned.
+    It needs only finished samples, from any sampler, such as `DeterministicSampler`. With a large `sigma_min` the policy does not learn
+    the blur of a few-step sampler.
 
     Args:
         policy: the weights being aligned
         reference: frozen; by default a fork of the policy as it is when the objective is built
-        beta: sharpness, > 0, in units of 1 / (d - d_ref): the authors take 10 to 100 with images, whose errors differ by thousandths; where
-            they differ by more, S runs away and the weight goes to 0
+        beta: sharpness, > 0, in units of 1 / (d - d_ref). The authors take 10 to 100 for images, whose errors differ by thousandths. If
+            errors differ by much more, S becomes so large that the weight goes to 0
         loss: see above
-        clip: half width of the trust region; None does not clip, and takes no old policy
+        clip: half width of the trust region; None does not clip, and needs no old policy unless `rollouts` is "old"
         decay: share of itself that `old` keeps, in [0, 1]; a number or a schedule. By default from 0 to 0.3 in 300 steps
-        kl: weight of the distance to the reference, >= 0
+        kl: weight of the squared distance to the reference, >= 0
         levels: noise levels per prompt and update
-        sigma_min: least noise level, of the rollout's grid
-        updates: inner updates on the same samples, each with noise of its own
+        sigma_min: least noise level that is drawn from the rollout's grid
+        rollouts: policy that samples: "policy", or "old", the old policy. With `decay=Delayed(0.0, 0.3, steps=200)` the old policy is the
+            policy itself for 200 steps, and then a short average of it; the release samples from it from then on
+        updates: inner updates on the same samples, each with new noise
         rows: (sample, level) pairs per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: numbers out of range, a reference that could move, a group of one sample, fewer noise levels than asked for.
+        ValueError: a number is out of range, the reference is trainable, a group has one sample, or the grid has too few noise levels.
 
     Reference: DGPO, arXiv:2510.08425.
     """
@@ -72,10 +75,11 @@ class DGPO(Objective):
     beta: float = attrs.field(default=100.0, validator=attrs.validators.gt(0.0))
     loss: Literal["weighted", "softplus"] = "weighted"
     clip: float | None = attrs.field(default=1e-2, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
-    decay: Scalar | float = _DECAY
+    decay: Scalar | float = RECENT
     kl: float = attrs.field(default=0.001, validator=attrs.validators.ge(0.0))
     levels: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     sigma_min: float = attrs.field(default=0.5, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
+    rollouts: Literal["policy", "old"] = attrs.field(default="policy", validator=attrs.validators.in_(("policy", "old")))
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     old: Policy | None = attrs.field(default=None, init=False, repr=False)
@@ -84,7 +88,7 @@ class DGPO(Objective):
     def __attrs_post_init__(self) -> None:
         self.reference = self.policy.fork() if self.reference is None else self.reference
         require_frozen(self.reference, "reference")
-        self.old = None if self.clip is None else self.policy.fork()
+        self.old = None if self.clip is None and self.rollouts == "policy" else self.policy.fork()
         self._forward = ForwardLosses(
             self.policy,
             self.old,
@@ -92,13 +96,15 @@ class DGPO(Objective):
             self.levels,
             self.sigma_min,
             shared=True,
-            rows=self.rows,
             name="dgpo",
             objective="DGPO",
         )
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase({"policy": self.policy}, self._losses, self.updates),)
+        return (Phase({"policy": self.policy}, self.losses, self.updates),)
+
+    def behavior(self) -> Policy:
+        return self.policy if self.rollouts == "policy" or self.old is None else self.old
 
     def policies(self) -> Mapping[str, Policy]:
         named = {"policy": self.policy, "reference": self.reference, "old": self.old}
@@ -110,11 +116,12 @@ class DGPO(Objective):
     def after_step(self) -> None:
         self._forward.after_step()
 
-    def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        forward = self._forward.draw(batch, update)
+    def losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        """Micro-batches of an update of the policy."""
+        forward = self._forward.draw(batch, update, self.rows)
         assert self.reference is not None
         reference, baseline = forward.under(self.reference, "reference")
-        old = None if self.old is None else forward.under(self.old, "old weights")[1]
+        old = None if self.old is None or self.clip is None else forward.under(self.old, "old weights")[1]
 
         def evaluate(noised: Noised, units: Tensor) -> dict[str, Tensor]:
             velocity = noised.velocity(self.policy)

@@ -1,4 +1,4 @@
-"""Negative-aware fine-tuning on the forward process."""
+"""Negative-aware fine-tuning (NFT) on noised final samples."""
 
 from collections.abc import Iterator, Mapping
 
@@ -17,7 +17,7 @@ _DECAY = Linear(0.0, 0.5, 500)
 
 @attrs.define(eq=False)
 class DiffusionNFT(Objective):
-    """Learns to denoise good samples and not to denoise bad ones, relative to the weights that drew them.
+    """Learns to denoise good samples better, and bad samples worse, than the weights that drew them.
 
         r   = 1/2 + clip(z, -limit, limit) / (2 limit),   z: the reward standardised within its group
         x   = (1 - sigma) x_0 + sigma e,   v = e - x_0
@@ -25,27 +25,27 @@ class DiffusionNFT(Objective):
         loss = mean over samples and noise levels of   r d(v+) + (1 - r) d(v-) + kl ||v_theta - v_ref||^2
         d(u) = ||u - v||^2, or with `adaptive` sigma ||u - v||^2 / mean |u - v|, its denominator without gradient; norms are means
 
-    It needs clean samples alone, from any sampler: `DeterministicSampler`. Who rolls out is the fork `old`, which follows the policy
-    after each step, old <- old + (1 - decay) (policy - old). Without `adaptive`, and at old = policy, the gradient is that of
-    2 beta (2 r - 1) <v_theta, v_old - v>: equal rewards move nothing.
+    It needs only finished samples, from any sampler, such as `DeterministicSampler`. The fork `old` rolls out. It follows the policy
+    after each step, old <- old + (1 - decay) (policy - old). Without `adaptive`, and with old = policy, the gradient is that of
+    2 beta (2 r - 1) <v_theta, v_old - v>, so equal rewards move nothing.
 
-    The authors' release has (limit / beta) times this loss, with a penalty that the factor leaves out: its weight is kl limit / beta.
+    The authors' code multiplies this loss, but not its penalty, by limit / beta: their penalty weight corresponds to kl limit / beta.
 
     Args:
         policy: the weights being aligned
-        reference: frozen; by default, where kl > 0, a fork of the policy. None is taken with kl 0
+        reference: frozen; by default a fork of the policy if kl > 0. With kl 0 no reference is allowed
         beta: strength of the implicit guidance, > 0
         decay: share of itself that `old` keeps, in [0, 1]; a number or a schedule. By default from 0 (on policy) to 0.5 in 500 steps
-        limit: standardised reward from which on r is 0 or 1
-        adaptive: weigh each prediction by its own error
+        limit: standardised reward at which r reaches 1 (or 0 at -limit)
+        adaptive: divide the error of each prediction by its mean absolute value, as in d(u)
         kl: weight of the penalty, >= 0
         levels: noise levels per sample and update
-        sigma_min: least noise level, of the rollout's grid
-        updates: inner updates on the same samples, each with noise of its own
+        sigma_min: least noise level that is drawn from the rollout's grid
+        updates: inner updates on the same samples, each with new noise
         rows: (sample, level) pairs per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: numbers out of range, a reference that could move, a group of one sample, fewer noise levels than asked for.
+        ValueError: a number is out of range, the reference is trainable, a group has one sample, or the grid has too few noise levels.
 
     Reference: Zheng et al., arXiv:2509.16117.
     """
@@ -74,7 +74,6 @@ class DiffusionNFT(Objective):
             self.levels,
             self.sigma_min,
             shared=False,
-            rows=self.rows,
             name="diffusion_nft",
             objective="DiffusionNFT",
         )
@@ -96,7 +95,7 @@ class DiffusionNFT(Objective):
         self._forward.after_step()
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        forward = self._forward.draw(batch, update)
+        forward = self._forward.draw(batch, update, self.rows)
         score = group_normalize(batch.rewards.double(), batch.trajectories.group).clamp(-self.limit, self.limit)
         optimality = (0.5 + score / (2 * self.limit))[forward.sample]
         weight = forward.weight
@@ -126,7 +125,7 @@ class DiffusionNFT(Objective):
 
 
 def nft_loss(velocity: Tensor, old: Tensor, target: Tensor, sigma: Tensor, optimality: Tensor, beta: float, adaptive: bool) -> Tensor:
-    """The loss r d(v+) + (1 - r) d(v-) of each row, see `DiffusionNFT`: [B], float64.
+    """Loss r d(v+) + (1 - r) d(v-) of each row, see `DiffusionNFT`: [B], float64.
 
     Args:
         velocity: [B, *] v_theta
@@ -135,7 +134,7 @@ def nft_loss(velocity: Tensor, old: Tensor, target: Tensor, sigma: Tensor, optim
         sigma: [B]
         optimality: [B] r in [0, 1]
         beta: strength of the implicit guidance
-        adaptive: weigh each prediction by its own error
+        adaptive: divide the error of each prediction by its mean absolute value, as in d(u)
     """
     positive = (1 - beta) * old + beta * velocity - target
     negative = (1 + beta) * old - beta * velocity - target

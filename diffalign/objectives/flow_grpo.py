@@ -1,4 +1,4 @@
-"""Flow-GRPO on chains, and BranchGRPO on trees: policy gradients step by step."""
+"""Flow-GRPO on chains and BranchGRPO on trees: a policy gradient for each denoising step."""
 
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -20,35 +20,36 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 
 @attrs.define(eq=False)
 class FlowGRPO(Objective):
-    """Group-relative policy optimisation: each stochastic step is an action, rewarded by the samples that came of it.
+    """Group-relative policy optimisation: each stochastic step is an action, rewarded by the samples that came from it.
 
         A_i  = (R_i - mean R) / std R over the group;  A_e = mean of A_i over the leaves i below the edge e
         loss = mean over leaves of the sum over the stochastic edges e of their path of
                max(-A_e rho_e, -A_e clip(rho_e, 1 - clip, 1 + clip)) + kl KL_e,        rho_e = p_theta(e) / p_old(e)
         KL_e = KL(p_theta(e) || p_ref(e)), in closed form, in the convention of the log-density (per dimension with "mean")
 
-    With `kl_in="reward"` there is no KL_e; instead R_i - kl (log p_old(tau_i) - log p_ref(tau_i)), in nats, takes the place of R_i. Not
-    standardised, that has 1 / beta of the on-policy gradient of the centred, relative `SoftmaxTB` with kl = 1 / beta.
+    With `kl_in="reward"` there is no KL_e. Instead, R_i is replaced by R_i - kl (log p_old(tau_i) - log p_ref(tau_i)), in nats. If it is
+    not standardised and kl = 1 / beta, the on-policy gradient is 1 / beta times that of the centred, relative `SoftmaxTB`.
 
-    The sampler makes the method: `ChainSampler` is Flow-GRPO (whose loss is divided by the number of steps), its `window` MixGRPO,
-    `TreeSampler` BranchGRPO. A step that all samples of a prompt share has no advantage.
+    The sampler decides the method: `ChainSampler` gives Flow-GRPO (whose paper divides the loss by the number of steps), `ChainSampler`
+    with a `window` gives MixGRPO, and `TreeSampler` gives BranchGRPO. A step that all samples of a prompt share has no advantage.
 
     Args:
         policy: the weights being aligned
-        reference: frozen; by default a fork of the policy as it is when the objective is built. None is taken with kl 0
-        kl: weight of the reference, >= 0: units of the (standardised) advantage per nat, in either form and in every convention, because
-            KL_e and the ratio are in the same one. 1 / kl is what beta is to `SoftmaxTB`: 0.05 is 20 nats per standard deviation
+        reference: frozen; by default a fork of the policy as it is when the objective is built. With kl 0 no reference is allowed
+        kl: weight of the reference, >= 0, in units of the (standardised) advantage per nat. This unit holds for both values of `kl_in` and
+            for every log-density, because KL_e and the ratio use the same one. 1 / kl corresponds to beta of `SoftmaxTB`: 0.05 means 20
+            nats per standard deviation
         kl_in: see above
-        standardize: divide the advantage by the group's standard deviation, and not only centre it
+        standardize: divide the centred advantage by the group's standard deviation
         clip: half width of the trust region of a step's ratio; None does not clip. The authors' release takes 1e-4 with density "mean"
         ratio_norm: normalise the log-ratio of each step as `RatioNorm` does, so that early and late steps are clipped alike (GRPO-Guard)
-        level_weights: undo the shrinking of the gradient at edges that many leaves of a group share (`Paths.level_weights`)
+        level_weights: correct the gradient of edges that many leaves of a group share, which is too small (`Paths.level_weights`)
         updates: inner updates on the same trajectories
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: a reference that could move, a group of one sample, a batch without stochastic edges, several updates with the ratio
-            of a summed log-density.
+        ValueError: the reference is trainable, a group has one sample, the batch has no stochastic edges, or there are several updates
+            with a kernel of density "sum".
 
     Reference: Flow-GRPO, arXiv:2505.05470; MixGRPO, arXiv:2507.21802; BranchGRPO, arXiv:2509.06040; GRPO-Guard, arXiv:2510.22319.
     """
@@ -69,12 +70,12 @@ class FlowGRPO(Objective):
         self.reference = optional_reference(self.policy, self.reference, self.kl, "FlowGRPO.kl")
         if self.updates > 1 and self.policy.kernel.density == "sum" and not self.ratio_norm:
             raise ValueError(
-                f"FlowGRPO.updates must be 1 where the kernel's log-density is a 'sum'; got {self.updates}. One update moves a step by "
-                "many nats, so every ratio would be clipped: take ratio_norm=True, or a kernel with density 'mean'."
+                f"FlowGRPO.updates must be 1 if the kernel's log-density is a 'sum'; got {self.updates}. One update moves a step by many "
+                "nats, so every ratio would be clipped: take ratio_norm=True, or a kernel with density 'mean'."
             )
         numbers = shift_numbers if self.ratio_norm else None
         weighed: Center | None = "group" if self.level_weights else None
-        self._replay = PathLosses(self.policy, self.reference, self.rows, numbers, weighed, self.updates, self._divergence_in_loss)
+        self._replay = PathLosses(self.policy, self.reference, numbers, weighed, self.updates, self._divergence_in_loss)
 
     @property
     def _divergence_in_loss(self) -> bool:
@@ -91,7 +92,7 @@ class FlowGRPO(Objective):
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "FlowGRPO")
-        yield from self._replay(batch, update, self._loss)
+        yield from self._replay(batch, update, self.rows, self._loss)
 
     def _loss(self, paths: Paths) -> Loss:
         batch, group = paths.batch, paths.group
@@ -107,7 +108,7 @@ class FlowGRPO(Objective):
         advantage = group_normalize(rewards, group) if self.standardize else centered(rewards, group)
         log_ratio = self._log_ratio(paths)
         surrogate = clipped_surrogate(trajectories.node_mean(advantage)[child], log_ratio, self.clip)
-        weight = paths.share()  # the mean over leaves of path sums, as a sum over edges
+        weight = paths.share()  # turns the mean over leaves of path sums into a sum over edges
         value = (weight * surrogate).sum() / batch.groups
         if self._divergence_in_loss:
             divergence = paths.numbers["kl"]
@@ -124,7 +125,7 @@ class FlowGRPO(Objective):
         return Loss(value, metrics)
 
     def _log_ratio(self, paths: Paths) -> Tensor:
-        """[E] of each step, with its gradient."""
+        """Log-ratio of each step, with its gradient: [E]."""
         log_ratio = paths.log_prob - paths.old
         if not self.ratio_norm:
             return log_ratio

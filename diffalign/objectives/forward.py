@@ -1,4 +1,4 @@
-"""What losses on noised final samples share: draws, errors under other weights, weights of units, micro-batches, and old weights.
+"""Shared code of losses on noised final samples: draws, errors under other weights, weights of units, micro-batches, old weights.
 
 Legend: K samples, M noise levels of each, U = K M units; * latent dimensions.
 """
@@ -20,7 +20,7 @@ class ForwardBatch:
     """A scored batch with noise added to its samples for one update.
 
     Args:
-        samples: the draws
+        samples: the noised samples
         rows: units per network call; None takes all at once
     """
 
@@ -32,42 +32,42 @@ class ForwardBatch:
 
     @property
     def batch(self) -> ScoredBatch:
-        """Trajectories and rewards."""
+        """Trajectories with their rewards."""
         return self.samples.batch
 
     @property
     def sample(self) -> Tensor:
-        """[U] the sample of each unit."""
+        """Sample of each unit: [U]."""
         return self.samples.sample
 
     @property
     def group(self) -> Tensor:
-        """[U] the prompt group of each unit."""
+        """Prompt group of each unit: [U]."""
         return self.batch.trajectories.group[self.sample]
 
     @property
     def size(self) -> Tensor:
-        """[U] samples in the group of each unit."""
+        """Number of samples in the group of each unit: [U]."""
         return torch.bincount(self.batch.trajectories.group)[self.group]
 
     @property
     def weight(self) -> Tensor:
-        """[U] 1 / (size M groups), float64: the weighted sum is the mean over levels, the samples of a prompt, and all prompts."""
+        """Weight 1 / (size M groups) of each unit: [U], float64. The weighted sum is a mean over levels, samples and prompts."""
         return 1 / (self.size.double() * self.samples.levels * self.batch.groups)
 
     @property
     def pieces(self) -> Sequence[Tensor]:
-        """The units, on the host, as many at a time as one network call takes."""
+        """Indices of the units, on the host, split into pieces of one network call."""
         pieces: Sequence[Tensor] = torch.arange(len(self)).split(self.rows or len(self))
         return pieces
 
     @torch.no_grad()
     def under(self, policy: Policy, whose: str) -> tuple[Tensor, Tensor]:
-        """Velocities [U, *], not larger than a stored level of the rollout, and errors [U] under some weights, one network row a unit.
+        """Velocities [U, *] and errors [U] under some weights, with one network row per unit. Velocities take M times the samples' memory.
 
         Args:
             policy: the weights
-            whose: they are, for messages
+            whose: name of the weights in error messages
 
         Raises:
             NonFiniteError: an error is not finite.
@@ -87,22 +87,22 @@ class ForwardBatch:
         """Micro-batches of a loss that compares units with each other, see `micro_batched`.
 
         Args:
-            evaluate: some units, noised, and their indices [B] -> numbers by name, each [B]
-            loss_of: the numbers of all units, each [U] -> loss
+            evaluate: maps some noised units and their indices [B] to numbers by name, each [B]
+            loss_of: maps the numbers of all units, each [U], to the loss
         """
         return micro_batched(lambda units: evaluate(self.samples.at(units), units), len(self), loss_of, self.rows)
 
     def apart(self, loss_of: Callable[[Noised, Tensor], Loss]) -> Iterator[Loss]:
-        """Micro-batches of a loss that is a sum over units: they need no first pass.
+        """Micro-batches of a loss that is a sum over units, so that one pass is enough.
 
         Args:
-            loss_of: some units, noised, and their indices [B] -> loss
+            loss_of: maps some noised units and their indices [B] to the loss
         """
         for units in self.pieces:
             yield loss_of(self.samples.at(units), units)
 
     def reported(self, value: Tensor, units: int) -> tuple[Tensor, Tensor]:
-        """The loss of some units as a metric, a mean over prompts: total and count."""
+        """Loss of some units as a metric: total and count of a mean over prompts."""
         prompts = len(self.batch.trajectories.condition)
         return value.detach() * self.batch.groups, torch.tensor(prompts * units / len(self))
 
@@ -112,15 +112,14 @@ class ForwardLosses:
     """Draws noised samples for each update, and lets old weights follow the trained ones after each step.
 
     Args:
-        policy: whose gradient is taken
-        old: a frozen fork that follows it; None where the loss reads none
-        follower: how
-        levels: M
+        policy: policy that is trained
+        old: frozen fork that follows the policy; None if the loss needs none
+        follower: moves `old`
+        levels: number M of noise levels of each sample
         sigma_min: least noise level
         shared: whether all samples of a prompt have the same levels and noise
-        rows: units per network call; None takes all at once
-        name: of the draws
-        objective: its class, for messages
+        name: name of the random draws
+        objective: class of the objective in error messages
     """
 
     policy: Policy
@@ -129,30 +128,34 @@ class ForwardLosses:
     levels: int
     sigma_min: float
     shared: bool
-    rows: int | None
     name: str
     objective: str
     _progress: Progress | None = attrs.field(default=None, init=False, repr=False)
-    """Of the step under way, which `Objective.after_step` is not told; None between steps."""
+    """Progress of the present step, because `Objective.after_step` does not get it; None between steps."""
 
-    def draw(self, batch: ScoredBatch, update: int) -> ForwardBatch:
+    def draw(self, batch: ScoredBatch, update: int, rows: int | None) -> ForwardBatch:
         """Add noise to the samples of a batch, for one of its updates.
 
+        Args:
+            batch: batch with the samples
+            update: index of the update of this batch
+            rows: units per network call; None takes all at once
+
         Raises:
-            ValueError: a group of one sample, a decay outside [0, 1], fewer than M levels from `sigma_min` on.
+            ValueError: a group has one sample, the decay is outside [0, 1], or fewer than M levels are at least `sigma_min`.
         """
         require_groups(batch.trajectories, self.objective)
-        self.follower.kept(batch.progress)  # a decay that cannot be is refused before a weight moves
+        self.follower.kept(batch.progress)  # refuses a wrong decay before any weight moves
         self._progress = batch.progress
         samples = NoisedSamples.draw(batch, self.levels, self.sigma_min, self.shared, f"{self.name}/{update}", self.objective)
-        return ForwardBatch(samples, self.rows)
+        return ForwardBatch(samples, rows)
 
     def update_rows(self, samples: int) -> int:
         """Network rows of an update for one prompt, per policy: see `Objective.update_rows`."""
         return samples * self.levels
 
     def after_step(self) -> None:
-        """Let the old weights follow, once all updates of a step are done."""
+        """Move the old weights, once all updates of a step are done."""
         progress, self._progress = self._progress, None
         if self.old is not None and progress is not None:
             self.follower.move(self.old, self.policy, progress)

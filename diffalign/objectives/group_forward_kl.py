@@ -1,4 +1,4 @@
-"""The forward-KL sibling of Softmax Trajectory Balance."""
+"""Forward-KL variant of Softmax Trajectory Balance."""
 
 from collections.abc import Iterator
 
@@ -24,24 +24,24 @@ class GroupForwardKL(PathMatching):
         loss = KL(q || p) = sum_i q_i (log q_i - log p_i),        dL/ds_i = p_i - q_i
         plus   reference_weight mean_i ((log p_theta(tau_i) - log p_ref(tau_i)) / steps_i)^2
 
-    The gradient weighs every sample by at most 1: one sample of high reward cannot blow up a step. It is an estimate on policy, so one
-    update is made on each batch. With measure "path" the log-probabilities of a trajectory under its own policy carry no information on
-    average, as in `SoftmaxTB`, and only q remains.
+    The gradient weighs every sample by at most 1, so one sample of high reward cannot make a step too large. It is an on-policy estimate,
+    so each batch is used for one update. With measure "path", as in `SoftmaxTB`, the policy's own log-probabilities contribute nothing on
+    average, and only q remains.
 
     Args:
         policy: the weights being aligned
-        reference: frozen; by default a fork of the policy as it is when the objective is built. "path" takes none unless
+        reference: frozen; by default a fork of the policy as it is when the objective is built. With measure "path" there is none unless
             `reference_weight` is positive
-        beta: inverse temperature, > 0, in nats of log-probability per unit of aggregated reward, whatever the convention of the kernel; a
-            number, a schedule, or a budget that finds it (`KLBudget`, `EffectiveSamples`). Under "path" its unit is the kernel's
+        beta: inverse temperature, > 0, in nats of log-probability per unit of aggregated reward, for every log-density of the kernel. A
+            number, a schedule, or a budget that finds it (`KLBudget`, `EffectiveSamples`). With measure "path" it has the kernel's unit
         measure: see above
         reference_weight: weight of the constraint to the reference; a number or a schedule
-        spread: under "path", groups with max R - min R <= spread are skipped; under "relative" they pull back to the reference and stay
-        level_weights: undo the shrinking of the gradient at edges that many leaves of a group share (`Paths.level_weights`)
+        spread: groups with max R - min R <= spread are skipped with measure "path"; with "relative" they still pull towards the reference
+        level_weights: correct the gradient of edges that many leaves of a group share, which is too small (`Paths.level_weights`)
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: beta that is not positive and finite, a reference that could move, a group of one sample, a batch without stochastic
+        ValueError: beta is not positive and finite, the reference is trainable, a group has one sample, or the batch has no stochastic
             edges.
 
     Reference: Uni-TMPO, arXiv:2609.34688.
@@ -61,14 +61,14 @@ class GroupForwardKL(PathMatching):
     def __attrs_post_init__(self) -> None:
         self._temperature = self._found_temperature()
         self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "GroupForwardKL")
-        self._replay = PathLosses(self.policy, self.reference, self.rows, level_weights="group" if self.level_weights else None)
+        self._replay = PathLosses(self.policy, self.reference, level_weights="group" if self.level_weights else None)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses),)
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "GroupForwardKL")
-        yield from self._replay(batch, update, self._loss)
+        yield from self._replay(batch, update, self.rows, self._loss)
 
     def _loss(self, paths: Paths) -> Loss:
         batch, group = paths.batch, paths.group

@@ -1,4 +1,4 @@
-"""What objectives share that match the probabilities of paths to exp(beta R)."""
+"""Shared code of objectives that match the probabilities of paths to exp(beta R)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from .temperature import Budget, Temperature, felt
 
 
 class PathMatching(Objective):
-    """An objective over paths with a reference and a temperature; how far the policy is from the match is its own."""
+    """Objective over paths with a reference and a temperature. A subclass defines the loss that measures the mismatch."""
 
     reference: Policy | None
     beta: Scalar | Budget | float
@@ -38,24 +38,24 @@ class PathMatching(Objective):
         self._temperature.restore(state)
 
     def _found_temperature(self) -> Temperature:
-        """The temperature of `beta`.
+        """Build the temperature from `beta`.
 
         Raises:
-            ValueError: it is none, or a budget where there is no reference to spend it on.
+            ValueError: beta is not positive and finite, or it is a budget although there is no reference.
         """
         name = type(self).__name__
         temperature = Temperature(self.beta, name)
         if isinstance(self.beta, Budget) and self.measure == "path":
-            raise ValueError(f"{name}.beta must be a number or a schedule with measure 'path', which knows no reference; got {self.beta}")
+            raise ValueError(f"{name}.beta must be a number or a schedule with measure 'path', which has no reference; got {self.beta}")
         return temperature
 
     @torch.no_grad()
     def _distance(self, paths: Paths, matched: Tensor, logits: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Metrics of how far the policy is from its reference, and how much that is felt; none without a reference.
+        """Metrics of the distance between the policy and its reference, and of its influence on the loss; empty without a reference.
 
         Args:
-            paths: of the batch
-            matched: [K] what is matched
+            paths: paths of the batch
+            matched: [K] log-probabilities that are matched
             logits: [K] beta R
         """
         if paths.reference is None:

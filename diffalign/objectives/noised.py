@@ -1,4 +1,4 @@
-"""Finished samples with noise added again: what losses on the forward process look at.
+"""Finished samples with noise added again, for losses on the forward process.
 
 Legend: K samples, M noise levels of each, U = K M units; unit u is noise level u % M of sample u // M.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from diffalign.core import Condition, NonFiniteError, Policy, ScoredBatch
 
 _PER_SAMPLE = 1 << 32
-"""Node ids of noise are sample * 2^32 + place of the level: they do not depend on the other prompts."""
+"""Factor in the node ids of noise: sample * 2^32 + place of the level. So ids do not depend on the other prompts."""
 
 
 @attrs.frozen(eq=False)
 class Noised:
-    """Some units.
+    """Noised units.
 
     Args:
         latents: [B, *] x_sigma = (1 - sigma) x_0 + sigma e
@@ -32,26 +32,26 @@ class Noised:
     target: Tensor
 
     def velocity(self, policy: Policy) -> Tensor:
-        """The velocity [B, *] under some weights: one network row a unit."""
+        """Velocity under some weights, with one network row per unit: [B, *]."""
         return policy.velocity(self.latents, self.sigma, self.condition)
 
     def error(self, velocity: Tensor) -> Tensor:
-        """The mean squared error of a velocity [B, *]: [B], float64."""
+        """Mean squared error of a velocity [B, *]: [B], float64."""
         return mean_square(velocity - self.target)
 
 
 @attrs.frozen(eq=False)
 class NoisedSamples:
-    """M noise levels of each finished sample, drawn without replacement from the grid of the rollout; noise is drawn when it is used.
+    """Finished samples with M noise levels each, drawn without replacement from the rollout's grid. The noise is drawn when it is used.
 
-    Draws depend on the step, the prompt's id and the sample's place among its prompt's, and on nothing else.
+    Draws depend only on the step, the prompt's id and the place of the sample among those of its prompt.
 
     Args:
-        batch: whose samples
-        sigma: [K, M]
-        place: [K] of each sample among those of its prompt
+        batch: batch with the samples
+        sigma: [K, M] noise levels
+        place: [K] place of each sample among those of its prompt
         shared: whether all samples of a prompt have the same levels and noise
-        name: of the draws
+        name: name of the draws
     """
 
     batch: ScoredBatch
@@ -65,12 +65,12 @@ class NoisedSamples:
         """Choose the noise levels.
 
         Args:
-            batch: whose samples
-            levels: M
+            batch: batch with the samples
+            levels: number M of noise levels of each sample
             sigma_min: least sigma
             shared: see above
-            name: of the draws
-            objective: for messages
+            name: name of the draws
+            objective: name of the objective in messages
 
         Raises:
             ValueError: fewer than M levels of the grid are at least `sigma_min`.
@@ -100,16 +100,16 @@ class NoisedSamples:
 
     @property
     def levels(self) -> int:
-        """M."""
+        """Number M of noise levels of each sample."""
         return self.sigma.shape[1]
 
     @property
     def sample(self) -> Tensor:
-        """[U] the sample of each unit."""
+        """Sample of each unit: [U]."""
         return torch.arange(len(self), device=self.sigma.device) // self.levels
 
     def at(self, units: Tensor) -> Noised:
-        """The units [B], which are chosen by index."""
+        """Add noise to the units [B], chosen by index."""
         trajectories, streams = self.batch.trajectories, self.batch.streams
         units = units.to(self.sigma.device)
         sample, level = units // self.levels, units % self.levels
@@ -127,11 +127,11 @@ class NoisedSamples:
         """Refuse numbers that are not finite.
 
         Args:
-            values: [B] of the units [B]
-            whose: weights, for the message
+            values: [B] numbers of the units [B]
+            whose: name of the weights in the message
 
         Raises:
-            NonFiniteError: naming sigma and prompt.
+            NonFiniteError: a number is not finite; the message names sigma and prompt.
         """
         bad = (~values.detach().isfinite()).nonzero().squeeze(1)
         if len(bad):

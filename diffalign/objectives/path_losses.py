@@ -1,4 +1,4 @@
-"""What losses over whole trajectories share: a batch is replayed under the current, the old and the reference weights, piece by piece.
+"""Shared code of losses over whole trajectories: replays a batch under the current, the old and the reference weights, in pieces.
 
 Legend: U parents, E stochastic edges.
 """
@@ -27,19 +27,19 @@ from .paths import Center, Paths
 from .requirements import require_finite
 
 EdgeNumbers = Callable[[TrajectoryBatch, Edges, Gaussian], Mapping[str, Tensor]]
-"""What a loss needs of the transitions of some edges beside their log-probabilities, by name, each [E]: numbers, because those of all edges
-are kept, while transitions, which are as large as latents, live no longer than a micro-batch."""
+"""Function that computes further numbers from the transitions of some edges, by name, each [E]. The numbers of all edges are kept; the
+transitions are as large as latents, so they are freed after each micro-batch."""
 
 
 @attrs.frozen(eq=False)
-class Reference:
-    """The reference's transitions along the edges of a batch.
+class ReferenceSteps:
+    """Transitions of the reference along the edges of a batch.
 
     Args:
-        log_prob: [E]
+        log_prob: [E] log-probabilities under the reference
         parent: [U] nodes from which the edges go out
-        steps: its transitions out of them; None where no divergence is asked for. They are the one thing that grows with the forest as the
-            forest itself does (a sixth of it for 3 x 3 x 3): without them each pass would evaluate the reference again
+        steps: its transitions out of these nodes; None if no divergence is needed. They take as much memory as a part of the forest (a
+            sixth for 3 x 3 x 3), but without them each pass would evaluate the reference again
     """
 
     log_prob: Tensor
@@ -47,21 +47,23 @@ class Reference:
     steps: Gaussian | None
 
     def divergence(self, edges: Edges, transition: Gaussian) -> Tensor:
-        """KL(p_theta || p_ref) of some edges: [E], with its gradient, in the convention of the log-density."""
+        """Divergence KL(p_theta || p_ref) of some edges: [E], with its gradient, in the convention of the log-density."""
         assert self.steps is not None
         return gaussian_kl(transition, self.steps.select(torch.searchsorted(self.parent, edges.parent)[edges.owner]))
 
 
 @attrs.frozen(eq=False)
 class Known:
-    """Numbers of a batch that its first update finds and later ones need.
+    """Numbers of a batch that the first update computes and later updates need.
 
     Args:
-        reference: None where the loss has none
-        old: [E] log-probabilities under the weights that rolled out; None in the first update, whose own pieces give them
+        trajectories: trajectories of the batch
+        reference: transitions of the reference; None if the loss has no reference
+        old: [E] log-probabilities under the weights that rolled out; None in the first update, which computes them
     """
 
-    reference: Reference | None
+    trajectories: TrajectoryBatch
+    reference: ReferenceSteps | None
     old: Tensor | None = None
 
 
@@ -70,37 +72,41 @@ class PathLosses:
     """Replays a batch and yields the micro-batches of a loss over its paths.
 
     Args:
-        policy: whose gradient is taken
-        reference: frozen; None where the loss has none
-        rows: network rows per micro-batch; None takes all at once
-        numbers: what the loss needs of the transitions, beside their log-probabilities
-        level_weights: weigh the gradient of each edge by `Paths.level_weights` for the loss's centre; None does not
+        policy: policy that is trained
+        reference: frozen; None if the loss has no reference
+        numbers: computes what the loss needs from the transitions beside their log-probabilities
+        level_weights: centre of the loss, by which `Paths.level_weights` weighs the gradient of each edge; None does not weigh
         updates: inner updates on the same trajectories
-        divergence: whether the loss needs the closed divergence from the reference, as the number "kl" of each edge
+        divergence: whether the loss needs the closed-form divergence from the reference, as the number "kl" of each edge
     """
 
     policy: Policy
     reference: Policy | None
-    rows: int | None
     numbers: EdgeNumbers | None = None
     level_weights: Center | None = None
     updates: int = 1
     divergence: bool = False
     _known: Known | None = attrs.field(default=None, init=False, repr=False)  # of the batch, from its first update to its last
 
-    def __call__(self, batch: ScoredBatch, update: int, loss_of: Callable[[Paths], Loss]) -> Iterator[Loss]:
-        """Micro-batches of `loss_of`, whose gradients add up to that of the whole.
+    def __call__(self, batch: ScoredBatch, update: int, rows: int | None, loss_of: Callable[[Paths], Loss]) -> Iterator[Loss]:
+        """Yield micro-batches of `loss_of`, whose gradients add up to the gradient of the whole loss.
 
-        The old log-probabilities are those of the first update's own pieces, so that every ratio of the first update is 1 exactly, and
-        those of later ones compare calls of equal shape. Rounding between the calls of the rollout and these cannot enter a ratio.
+        The old log-probabilities are computed in the first update, in the same pieces as the new ones. So every ratio of the first update
+        is exactly 1, and later updates compare calls of equal shape. Rounding between the rollout's calls and these does not enter.
+
+        Args:
+            batch: one batch from its update 0 on
+            update: index of the update of this batch
+            rows: network rows per micro-batch; None takes all at once
+            loss_of: function from the paths of the batch to the loss
         """
         trajectories = batch.trajectories
         edges = Edges.of(trajectories)
         if update == 0:
-            self._known = Known(self._of_reference(trajectories, edges))
+            self._known = Known(trajectories, self._of_reference(trajectories, edges, rows))
         known = self._known
-        if known is None:
-            raise RuntimeError(f"update {update} of a batch comes after update 0 of the same batch; its losses were not asked for")
+        if known is None or known.trajectories is not trajectories:
+            raise RuntimeError(f"update {update} of a batch needs the numbers of update 0 of the same batch; take its losses first")
         nats = nats_of(self.policy.kernel, trajectories, edges)
         first: list[Tensor] = []  # log-probs of the pieces of this update
 
@@ -115,33 +121,33 @@ class PathLosses:
             return loss_of(self._paths(batch, known, edges, nats, values))
 
         if update == 0 and trajectories.mean.requires_grad:  # the rollout kept the graph of its branching steps
-            old = self._old(trajectories, edges) if self.updates > 1 else None
+            old = self._old(trajectories, edges, rows) if self.updates > 1 else None
             yield whole(self._numbers_of(known.reference, trajectories, edges, _from_rollout(self.policy, trajectories, edges)))
             self._known = attrs.evolve(known, old=old)
             return
         count = len(edges.parent)
         rolled = {"log_prob": trajectories.log_prob[edges.child]} if update == 0 and self._is_known(trajectories) else None
-        yield from micro_batched(evaluate, count, whole, self.rows, rolled)
+        yield from micro_batched(evaluate, count, whole, rows, rolled)
         if update == 0:
             self._known = attrs.evolve(known, old=torch.cat(first) if first else None)  # no first under no_grad, where no update follows
 
     def forget(self) -> None:
-        """Let go of what is known of a batch: the reference's steps are as large as latents."""
+        """Free the numbers of a batch: the reference's steps are as large as latents."""
         self._known = None
 
     def _is_known(self, trajectories: TrajectoryBatch) -> bool:
-        """True if the rollout's log-probs serve as those of the first update, so that its pass without gradient is left out.
+        """True if the rollout's log-probabilities can serve as those of the first update, so that its pass without gradient is not needed.
 
-        They were made in calls of other sizes. In half precision that may change a path by more than a ratio may, and a summed density adds
-        up the rounding of all dimensions; else it is 1e-6 at most.
+        They were made in calls of other sizes, so rounding differs. In half precision the difference can be larger than a ratio may be, and
+        a summed density adds up the rounding of all dimensions. Otherwise it is at most 1e-6.
         """
         exact = min(self.policy.precision.itemsize, trajectories.latents.dtype.itemsize) >= 4
         return self.numbers is None and not self.divergence and exact and self.policy.kernel.density != "sum"
 
     def _numbers_of(
-        self, reference: Reference | None, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian
+        self, reference: ReferenceSteps | None, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian
     ) -> dict[str, Tensor]:
-        """All that is kept of some edges."""
+        """Compute the numbers that are kept of some edges."""
         numbers = {"log_prob": transition.log_prob(trajectories.latents[edges.child])}
         if self.numbers is not None:
             numbers |= self.numbers(trajectories, edges, transition)
@@ -160,12 +166,12 @@ class PathLosses:
         return attrs.evolve(paths, log_prob=fixed + paths.level_weights(self.level_weights) * (log_prob - fixed))
 
     @torch.no_grad()
-    def _of_reference(self, trajectories: TrajectoryBatch, edges: Edges) -> Reference | None:
-        """Once a batch, in the pieces of the updates."""
+    def _of_reference(self, trajectories: TrajectoryBatch, edges: Edges, rows: int | None) -> ReferenceSteps | None:
+        """Evaluate the reference once per batch, in the same pieces as the updates."""
         if self.reference is None:
             return None
         steps, log_probs = [], []
-        for some in self._pieces(edges):
+        for some in _pieces(edges, rows):
             step = replay_parents(self.reference, trajectories, some)
             log_probs.append(step.select(some.owner).log_prob(trajectories.latents[some.child]))
             if self.divergence:
@@ -173,24 +179,20 @@ class PathLosses:
         log_prob = torch.cat(log_probs)
         require_finite(log_prob, trajectories, edges.child, "reference")
         if not steps:
-            return Reference(log_prob, edges.parent, None)
+            return ReferenceSteps(log_prob, edges.parent, None)
         whole = attrs.evolve(steps[0], mean=torch.cat([step.mean for step in steps]), std=torch.cat([step.std for step in steps]))
-        return Reference(log_prob, edges.parent, whole)
+        return ReferenceSteps(log_prob, edges.parent, whole)
 
     @torch.no_grad()
-    def _old(self, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
-        """[E] log-probs under the present weights, in the pieces of the updates."""
-        log_prob = torch.cat([replay_log_prob(self.policy, trajectories, some) for some in self._pieces(edges)])
+    def _old(self, trajectories: TrajectoryBatch, edges: Edges, rows: int | None) -> Tensor:
+        """Log-probabilities under the present weights, in the same pieces as the updates: [E]."""
+        log_prob = torch.cat([replay_log_prob(self.policy, trajectories, some) for some in _pieces(edges, rows)])
         require_finite(log_prob, trajectories, edges.child, "trained weights")
         return log_prob
 
-    def _pieces(self, edges: Edges) -> Iterator[Edges]:
-        count = len(edges.parent)
-        return map(edges.below, torch.arange(count).split(self.rows or count))
-
 
 def nats_of(kernel: TransitionKernel, trajectories: TrajectoryBatch, edges: Edges) -> Tensor:
-    """Nats in one unit of a difference of log-densities of some edges: [E], float64.
+    """Nats per unit of a difference of log-densities, for some edges: [E], float64.
 
     "sum" 1        "mean" D        "squared" D / (2 std^2)
     """
@@ -202,7 +204,7 @@ def nats_of(kernel: TransitionKernel, trajectories: TrajectoryBatch, edges: Edge
 
 
 def gaussian_kl(policy: Gaussian, reference: Gaussian) -> Tensor:
-    """KL(p || q) = E_p[log p - log q] of each row, in the convention of the log-density: [B], float64, with a gradient.
+    """Divergence KL(p || q) = E_p[log p - log q] of each row, in the convention of the log-density: [B], float64, with a gradient.
 
     "sum"      ||m_p - m_q||^2 / (2 s_q^2) + D (ln(s_q / s_p) + s_p^2 / (2 s_q^2) - 1/2)
     "mean"     that divided by D
@@ -218,14 +220,20 @@ def gaussian_kl(policy: Gaussian, reference: Gaussian) -> Tensor:
     return total if policy.density == "sum" else total / size
 
 
+def _pieces(edges: Edges, rows: int | None) -> Iterator[Edges]:
+    """The edges, as many at a time as one network call takes."""
+    count = len(edges.parent)
+    return map(edges.below, torch.arange(count).split(rows or count))
+
+
 def _from_rollout(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) -> Gaussian:
-    """The replay of all edges, taken from the graph of the rollout: no network row."""
+    """Take the replay of all edges from the graph of the rollout, which costs no network row."""
     mean = trajectories.mean[edges.row]
     return attrs.evolve(_still(policy.kernel, trajectories, edges, mean), mean=mean)
 
 
 def _still(kernel: TransitionKernel, trajectories: TrajectoryBatch, edges: Edges, like: Tensor) -> Gaussian:
-    """The transitions of some edges from latents 0 by a velocity of 0: their standard deviation depends on neither."""
+    """Transitions of some edges at latents 0 with velocity 0. Their standard deviation is right, because it depends on neither."""
     level = trajectories.level[edges.child]
     nothing = like.new_zeros(len(level), *(1,) * (like.ndim - 1))
     return kernel.step(nothing, nothing, trajectories.sigmas[level - 1], trajectories.sigmas[level], trajectories.noise_level[edges.child])

@@ -1,4 +1,4 @@
-"""Trajectories as an objective compares them: log-probabilities of paths under the current, the old and the reference weights.
+"""Paths of a batch with their log-probabilities under the current, the old and the reference weights.
 
 Legend: E stochastic edges, N nodes, K leaves.
 """
@@ -15,22 +15,21 @@ from diffalign.core import Edges, Policy, Scalar, ScoredBatch, group_sum, requir
 from .terms import reference_constraint
 
 Measure = Literal["relative", "path"]
-"""Which log-probability of a path is matched: log p_theta(tau) - log p_ref(tau), or log p_theta(tau)."""
+"""Log-probability of a path that is matched: "relative" log p_theta(tau) - log p_ref(tau), or "path" log p_theta(tau)."""
 
-Center = Literal["group", "root", "siblings", "none"]
-"""What an advantage is counted from: the mean over the samples of a prompt, over those of one root among them, over the samples below the
-other branches of the same node, or nothing."""
+Center = Literal["group", "root", "none"]
+"""Baseline of an advantage: the mean over the samples of a prompt ("group"), over those of one root ("root"), or nothing ("none")."""
 
 
 def reference_for(policy: Policy, reference: Policy | None, measure: Measure, weight: Scalar | float, objective: str) -> Policy | None:
-    """The frozen reference that an objective over paths needs: the one given, or a fork of the policy as it is, or none.
+    """Frozen reference that an objective over paths needs: the given one, or a fork of the policy as it is, or None.
 
     Args:
-        weight: of a constraint to the reference
-        objective: its class, for messages
+        weight: weight of a constraint to the reference
+        objective: class of the objective in error messages
 
     Raises:
-        ValueError: a reference that could move, or that has no use.
+        ValueError: the reference is trainable, or it has no use.
     """
     if measure == "path" and not isinstance(weight, Scalar) and weight <= 0:
         if reference is not None:
@@ -45,19 +44,19 @@ def reference_for(policy: Policy, reference: Policy | None, measure: Measure, we
 
 @attrs.frozen(eq=False)
 class Paths:
-    """A scored batch and the log-probabilities of its edges, in the order of `edges.child`.
+    """Scored batch with the log-probabilities of its edges, in the order of `edges.child`.
 
-    Log-probabilities are in the convention of the kernel (`Gaussian.log_prob`); times `nats` they are those of the true density, whose
-    differences are what temperatures and budgets are measured in.
+    Log-probabilities are in the convention of the kernel (`Gaussian.log_prob`). Multiplied by `nats`, differences between them are those
+    of the true density, which is the unit of temperatures and budgets.
 
     Args:
         batch: trajectories and rewards
         edges: the stochastic edges, sorted by parent
-        log_prob: [E] under the current weights, with their gradient
-        old: [E] under the weights that rolled out
-        nats: [E] of one unit of a difference of log-probabilities
-        reference: [E] under the reference; None where there is none
-        numbers: each [E], what the loss asked for of the transitions under the current weights, with their gradient
+        log_prob: [E] log-probabilities under the current weights, with their gradient
+        old: [E] log-probabilities under the weights that rolled out
+        nats: [E] nats per unit of a difference of log-probabilities
+        reference: [E] log-probabilities under the reference; None if there is none
+        numbers: each [E], further numbers that the loss needs from the transitions under the current weights, with their gradient
     """
 
     batch: ScoredBatch
@@ -70,7 +69,7 @@ class Paths:
 
     @property
     def group(self) -> Tensor:
-        """[K] prompt group of each sample."""
+        """Prompt group of each sample: [K]."""
         return self.batch.trajectories.group
 
     def total(self, values: Tensor) -> Tensor:
@@ -80,29 +79,29 @@ class Paths:
 
     @property
     def steps(self) -> Tensor:
-        """[K] stochastic edges of each path."""
+        """Number of stochastic edges of each path: [K]."""
         return self.total(torch.ones_like(self.old))
 
     def matched(self, measure: Measure) -> Tensor:
-        """[K] the log-probability of each path that is compared: relative to the reference, in nats; or as it is, in the kernel's unit."""
+        """Log-probability of each path that is matched: "relative" to the reference in nats, or "path" in the kernel's unit: [K]."""
         return self.total(self.log_prob) if measure == "path" else self.drift(self.log_prob)
 
     def drift(self, log_prob: Tensor) -> Tensor:
-        """[K] log p(tau) - log p_ref(tau) in nats, for log-probabilities [E] of the edges."""
+        """Difference log p(tau) - log p_ref(tau) in nats, from log-probabilities [E] of the edges: [K]."""
         assert self.reference is not None
         return self.total(self.nats * (log_prob - self.reference))
 
     def divergence(self) -> Tensor:
-        """[K] the sum over the edges of each path of KL(p_theta || p_ref) in closed form, in nats."""
+        """Sum over the edges of each path of KL(p_theta || p_ref), in closed form, in nats: [K]."""
         return self.total(self.nats * self.numbers["kl"])
 
     def constraint(self) -> Tensor:
-        """[K] ((log p_theta(tau) - log p_ref(tau)) / steps)^2."""
+        """Constraint ((log p_theta(tau) - log p_ref(tau)) / steps)^2 of each path: [K]."""
         assert self.reference is not None
         return reference_constraint(self.total(self.log_prob), self.total(self.reference), self.steps)
 
     def mean_over_groups(self, values: Tensor) -> Tensor:
-        """The mean of [K] over the samples of each prompt, and over the global number of prompts: a scalar."""
+        """Mean of [K] over the samples of each prompt, and then over the global number of prompts: a scalar."""
         return (values / group_sum(torch.ones_like(values), self.group)).sum() / self.batch.groups
 
     def average(self, values: Tensor) -> Tensor:
@@ -110,7 +109,7 @@ class Paths:
         return self.total(values) / self.steps.clamp(min=1)
 
     def share(self) -> Tensor:
-        """The part of the samples of its prompt that is below each edge, which is its weight in a mean over them: [E], float64."""
+        """Share of the prompt's samples that are below each edge, which is its weight in a mean over these samples: [E], float64."""
         share = 1 / torch.bincount(self.group)[self.group].double()
         trajectories = self.batch.trajectories
         inside = trajectories.paths >= 0
@@ -118,32 +117,15 @@ class Paths:
         nodes = share.new_zeros(len(trajectories.latents))
         return nodes.index_add(0, trajectories.paths[inside], below)[self.edges.child]
 
-    def over_siblings(self, values: Tensor) -> Tensor:
-        """Mean over the samples below each edge, minus that of the other edges out of its node: [K] -> [E].
-
-        Given the node, its branches are independent: the others are a baseline that knows all that came before, and nothing of the edge.
-        An edge without siblings is compared with the samples of its prompt that are not below it; with none, it gets 0.
-        """
-        trajectories, edges, group = self.batch.trajectories, self.edges, self.group
-        own = trajectories.node_mean(values)[edges.child]
-        count = torch.bincount(edges.owner, minlength=len(edges.parent))[edges.owner].to(own)
-        total = own.new_zeros(len(edges.parent)).index_add(0, edges.owner, own)[edges.owner]
-        share = self.share().to(own)
-        everyone = group_sum(values, group) / group_sum(torch.ones_like(values), group)
-        of_prompt = own.new_zeros(len(trajectories.condition)).index_copy(0, group, everyone)[trajectories.prompt[edges.child]]
-        elsewhere = (of_prompt - share * own) / (1 - share).clamp(min=1e-12)
-        others = torch.where(count > 1, (total - own) / (count - 1).clamp(min=1), torch.where(share < 1 - 1e-9, elsewhere, own))
-        return own - others
-
     def level_weights(self, center: Center = "group") -> Tensor:
-        """1 / (1 - n / K) of each edge, for n leaves below it among the K that it is compared with: [E].
+        """Weight 1 / (1 - n / K) of each edge, for n leaves below it among the K leaves that it is compared with: [E].
 
-        The mean over these K is a baseline that contains the edge's own leaves, which shrinks its expected gradient by 1 - n / K: by a
-        third at the first branching of a 3 x 3 x 3 tree, hardly at the last. Without a baseline nothing shrinks. An edge that all K
-        share has no gradient to restore, and keeps the weight 1.
+        The mean over these K leaves is a baseline that contains the edge's own leaves. This multiplies the expected gradient by 1 - n / K:
+        it takes away a third at the first branching of a 3 x 3 x 3 tree, and little at the last. The weight undoes it. Without a baseline
+        the weight is 1. An edge that all K leaves share has no gradient, and keeps the weight 1.
 
         Args:
-            center: whose mean it is: K are the leaves of the prompt, or those of the root that the edge comes from
+            center: baseline: with "group" the K leaves are those of the prompt, with "root" those below the edge's root
         """
         trajectories = self.batch.trajectories
         count = len(trajectories.latents)

@@ -1,4 +1,4 @@
-"""What objectives ask of their settings and of a batch, before any weight moves."""
+"""Checks of an objective's settings and of a batch, before any weight moves."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def require_comparable(trajectories: TrajectoryBatch, objective: str) -> None:
     """Refuse a batch that an objective over stochastic trajectories cannot use.
 
     Raises:
-        ValueError: no stochastic edge, or a prompt with a single sample.
+        ValueError: there is no stochastic edge, or a prompt has a single sample.
     """
     if not len(trajectories.stochastic):
         raise ValueError(
@@ -24,7 +24,7 @@ def require_groups(trajectories: TrajectoryBatch, objective: str) -> None:
     """Refuse a batch in which a prompt has a single sample.
 
     Raises:
-        ValueError: naming the first such prompt.
+        ValueError: a prompt has a single sample; the message names the first such prompt.
     """
     sizes = torch.bincount(trajectories.group, minlength=len(trajectories.condition))
     alone = (sizes < 2).nonzero().squeeze(1)
@@ -51,10 +51,10 @@ def require_finite(log_prob: Tensor, trajectories: TrajectoryBatch, child: Tenso
 
     Args:
         log_prob: [E] of the edges into the nodes `child` [E]
-        whose: weights, for the message
+        whose: name of the weights in the message
 
     Raises:
-        NonFiniteError: naming level, sigma and prompt.
+        NonFiniteError: one of them is not finite; the message names level, sigma and prompt.
     """
     bad = (~log_prob.detach().isfinite()).nonzero().squeeze(1)
     if len(bad):
@@ -76,24 +76,22 @@ def group_has_spread(rewards: Tensor, group: Tensor, spread: float = 0.0) -> Ten
 
 
 def optional_reference(policy: Policy, reference: Policy | None, weight: float, weight_name: str) -> Policy | None:
-    """The frozen reference of a penalty: the one given, or a fork of the policy as it is, or none where the weight is 0.
+    """Frozen reference of a penalty: the given one, or a fork of the policy as it is, or None if the weight is 0.
 
     Args:
         policy: the weights being aligned
-        reference: as the user gave it
-        weight: of the penalty
-        weight_name: for messages, "Class.field"
+        reference: reference that the user gave
+        weight: weight of the penalty
+        weight_name: name of the weight in messages, "Class.field"
 
     Raises:
-        ValueError: a negative weight, a reference that could move, or one that has no use.
+        ValueError: the weight is negative, the reference is trainable, or the reference has no use.
     """
     if not 0 <= weight < float("inf"):
         raise ValueError(f"{weight_name} must be at least 0 and finite: it is the weight of a penalty; got {weight:g}")
     if weight == 0:
         if reference is not None:
-            raise ValueError(
-                f"{weight_name.partition('.')[0]}.reference has no use where {weight_name} is 0; leave it out, or give a weight"
-            )
+            raise ValueError(f"{weight_name.partition('.')[0]}.reference has no use if {weight_name} is 0; leave it out, or give a weight")
         return None
     reference = policy.fork() if reference is None else reference
     require_frozen(reference, "reference")

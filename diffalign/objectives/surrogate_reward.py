@@ -1,36 +1,35 @@
 """TDM-R1: few-step students reinforced by rewards that have no gradient, through a surrogate that has one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import attrs
 import torch
+from attrs import validators
 from torch import Tensor
 
 from diffalign.core import Condition, Follower, Loss, Objective, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
 
-from .few_step.attribution import Attribution, Broadcast, GroupAdvantage
+from .few_step.advantages import Advantage, GroupAdvantage
+from .few_step.attribution import Attribution, Broadcast
 from .few_step.directions import Distance, GeneratorMix, Normalizer, PerTerm, ShareMix, Squared
 from .few_step.fake_targets import CleanTarget, FakeTarget
 from .few_step.group_objectives import GroupObjective, SigmoidWeighted
 from .few_step.intervals import Interval, Overlap
 from .few_step.matching import Predictor, Queries, Shared, fake_losses, scale_of, unguided
 from .few_step.query_times import QueryTime, ShiftedTime
+from .few_step.reach import Reach, is_largest_sigma, is_least_sigma, weights_of_stages
 from .few_step.references import FrozenTeacher, Reference
 from .few_step.reinforcing import Reinforcement, reinforce
 from .few_step.roles import fake_condition, frozen_teacher, moving_fork
 from .few_step.stage_samplers import CleanerStages, EveryStage, StageSampler
-from .few_step.stages import Rows
+from .few_step.stages import DrawnBy, Rows, drawn_rows
 from .few_step.surrogate import Preference, prefer, regress
 from .few_step.trust_regions import RatioClip, TrustRegion
 from .few_step.update_plans import Role, Together, UpdatePlan
 from .requirements import require_groups
 
 _OLD_DECAY = Ramp(0.001, 0.001, limit=0.3)
-
-
-def _is_least_sigma(objective: object, field: "attrs.Attribute[float]", value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"SurrogateReward.{field.name} must lie in [0, 1): it is the least sigma asked for; got {value:g}")
 
 
 @attrs.define(eq=False)
@@ -54,39 +53,38 @@ class SurrogateReward(Objective):
         teacher: frozen; None takes the student's policy without its LoRA delta. A `Guided` one is guided in the generator's terms "kl" and
             "guidance" alone: `FrozenTeacher` and the regularizations mean the policy inside, which surrogate and fake start from
         fake, surrogate: None takes a trainable fork of the unguided teacher
-        guidance: g of the guidance that serves as a reward, as the family takes it; None leaves it out
-        reward_guidance: rl_cfg of the surrogate in D_rl; None is none. With any it pulls even before the surrogate has learned
+        guidance: g of the guidance that serves as a reward; None leaves it out
+        reward_guidance: rl_cfg of the surrogate in D_rl; None is none; with any it pulls before anything is learned
         negative: the negative prompt of both
         advantage: rewards of a group -> advantages
         attribution: advantages of samples -> of their states
-        group_objective: how the surrogate learns from a group
+        group_objective: loss by which the surrogate learns from a group
         reference: p_ref of the surrogate's density ratio
-        baseline: f_base of the generator's direction: the teacher, as released, so that all that the surrogate has learned counts, also
-            where the reference follows it. The fixed point of `Unnormalized` has the ratio p_phi / p_base. An equal rule for both is
-            one policy
+        baseline: f_base of the generator's direction: the teacher, as released, so that all that
+            the surrogate has learned counts. An equal rule for both is one policy
         trust_region: against the moving average of the surrogate
-        old_decay: share of itself that this average keeps at a step, in [0, 1]; a number or a schedule. By default 0.001 (n + 1) at step
-            n, and at most 0.3
+        old_decay: its share of itself at a step, in [0, 1]; a number or a schedule, by default 0.001 (n + 1) at step n up to 0.3
         runaway: mean ||v_phi - v_psi||^2 of a group beyond which its samples that beat the reference stop pulling; None never
         surrogate_regularization: weight of that distance, v_psi not guided
         weight_by_stage: the factor (j + 1) / K
-        fake_target, fake_regularization: as in `TrajectoryDistributionMatching`
+        fake_target, fake_regularization: see `TrajectoryDistributionMatching`
         mix: proportions of the generator's terms
-        distance, normalizer: of the generator's regression
-        interval: of the stages, for the fake and the generator's other terms
-        reward_interval: for the surrogate and the reward term, which need noise enough that the outcome is still open
-        times, shared: where velocities are asked for; the surrogate shares one tau at least within a group
-        reward_floor: least tau of the generator's reward term, in [0, 1)
-        surrogate_floor: least tau of the surrogate's training, in [0, 1)
-        reward_stages: the reward reaches stages below this number; None all. A small number spares fine detail
-        stages: of fake and generator
-        surrogate_stages: of the surrogate
+        distance, normalizer: form of the generator's regression
+        interval: interval of tau of the fake and the generator's other terms
+        reward_interval: interval of tau of the surrogate and the reward term
+        times, shared: draw of the taus, and rows that share one; the surrogate shares it at least in a group
+        reward_floor, reward_ceiling: bounds of the reward term's taus; it does not reach stages whose ends are not below the latter
+        surrogate_floor, surrogate_ceiling: bounds of the taus of the surrogate's training
+        reward_stages, reward_weights: the reward term reaches stages below this number, with a factor for each stage; None is all and 1
+        stages, surrogate_stages: stages of fake and generator, and of the surrogate
         plan: when the roles step, one phase (as released) or three (`InOrder`, the paper's); a reference that is trained comes first
-        rows: rows per micro-batch; None takes all at once. The gradient does not depend on it
+        rows: rows of a micro-batch, which change no gradient; None takes all
+        stages_by: stages are drawn once for a "step", or anew for each "prompt", as in the release's micro-batches, at no row more
+        reward_noise: noise of the generator's reward term, one for a "group", as released, or a "sample"; the surrogate always shares one
 
     Raises:
-        ValueError: a teacher that could move, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a floor
-            outside [0, 1), a decay outside [0, 1], a scale below that of no guidance.
+        ValueError: a teacher that could move, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a number
+            out of range, bounds without room between them, a scale below that of no guidance.
 
     Reference: TDM-R1, arXiv:2603.07700; DGPO, arXiv:2510.08425.
     """
@@ -98,32 +96,37 @@ class SurrogateReward(Objective):
     guidance: float | None = None
     reward_guidance: float | None = None
     negative: str = ""
-    advantage: GroupAdvantage = attrs.field(factory=GroupAdvantage)
+    advantage: Advantage = attrs.field(factory=GroupAdvantage)
     attribution: Attribution = attrs.field(factory=Broadcast)
     group_objective: GroupObjective = attrs.field(factory=SigmoidWeighted)
     reference: Reference = attrs.field(factory=FrozenTeacher)
     baseline: Reference = attrs.field(factory=FrozenTeacher)
     trust_region: TrustRegion = attrs.field(factory=RatioClip)
     old_decay: Scalar | float = _OLD_DECAY
-    runaway: float | None = attrs.field(default=0.05, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
-    surrogate_regularization: float = attrs.field(default=1e-3, validator=attrs.validators.ge(0.0))
+    runaway: float | None = attrs.field(default=0.05, validator=validators.optional(validators.gt(0.0)))  # type: ignore[arg-type]
+    surrogate_regularization: float = attrs.field(default=1e-3, validator=validators.ge(0.0))
     weight_by_stage: bool = True
     fake_target: FakeTarget = attrs.field(factory=CleanTarget)
-    fake_regularization: float = attrs.field(default=0.02, validator=attrs.validators.ge(0.0))
+    fake_regularization: float = attrs.field(default=0.02, validator=validators.ge(0.0))
     mix: GeneratorMix = attrs.field(factory=ShareMix)
     distance: Distance = attrs.field(factory=Squared)
     normalizer: Normalizer = attrs.field(factory=PerTerm)
     interval: Interval = attrs.field(factory=Overlap)
     reward_interval: Interval = attrs.field(factory=Overlap)
     times: QueryTime = attrs.field(factory=ShiftedTime)
-    shared: Shared = attrs.field(default="group", validator=attrs.validators.in_(("batch", "group", "sample")))
-    reward_floor: float = attrs.field(default=0.3, validator=_is_least_sigma)
-    surrogate_floor: float = attrs.field(default=0.3, validator=_is_least_sigma)
-    reward_stages: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
+    shared: Shared = attrs.field(default="group", validator=validators.in_(("batch", "group", "sample")))
+    reward_floor: float = attrs.field(default=0.3, validator=is_least_sigma)
+    surrogate_floor: float = attrs.field(default=0.3, validator=is_least_sigma)
+    reward_stages: int | None = attrs.field(default=None, validator=validators.optional(validators.ge(0)))
     stages: StageSampler = attrs.field(factory=EveryStage)
     surrogate_stages: StageSampler = attrs.field(factory=CleanerStages)
     plan: UpdatePlan = attrs.field(factory=Together)
-    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    rows: int | None = attrs.field(default=None, validator=validators.optional(validators.ge(1)))
+    stages_by: DrawnBy = attrs.field(default="step", validator=validators.in_(("step", "prompt")))
+    reward_noise: Literal["group", "sample"] = attrs.field(default="group", validator=validators.in_(("group", "sample")))
+    reward_weights: Sequence[float] | None = attrs.field(default=None, converter=weights_of_stages)
+    reward_ceiling: float = attrs.field(default=1.0, validator=is_largest_sigma)
+    surrogate_ceiling: float = attrs.field(default=1.0, validator=is_largest_sigma)
     _teacher: Policy = attrs.field(init=False, repr=False)
     _start: Policy = attrs.field(init=False, repr=False)
     _fake: Policy = attrs.field(init=False, repr=False)
@@ -132,7 +135,7 @@ class SurrogateReward(Objective):
     _reference: Policy = attrs.field(init=False, repr=False)
     _baseline: Policy = attrs.field(init=False, repr=False)
     _progress: Progress | None = attrs.field(init=False, default=None, repr=False)
-    """Of the step under way, which `after_step` is not told; None between steps."""
+    """Progress of the present step; None between steps."""
 
     def __attrs_post_init__(self) -> None:
         self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)
@@ -187,8 +190,7 @@ class SurrogateReward(Objective):
         return Follower(self.old_decay, name="SurrogateReward.old_decay")
 
     def _rows(self, batch: ScoredBatch, sampler: StageSampler, name: str) -> Rows:
-        stages = len(batch.trajectories.sigmas) - 1
-        return Rows.of(batch.trajectories, sampler.draw(stages, batch.streams.generator(name)))
+        return drawn_rows(batch.trajectories, sampler, batch.streams, name, self.stages_by)
 
     def _condition(self, batch: ScoredBatch) -> Condition:
         """The prompts as the teacher and the surrogate read them: a student may have a tag of its own."""
@@ -206,7 +208,9 @@ class SurrogateReward(Objective):
         stages = len(batch.trajectories.sigmas) - 1
         weight = (rows.stage + 1) / stages if self.weight_by_stage else torch.ones_like(rows.share)
         shared: Shared = "batch" if self.shared == "batch" else "group"
-        queries = Queries(self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True)
+        queries = Queries(
+            self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True, ceiling=self.surrogate_ceiling
+        )
         return rows, queries(rows, batch.streams, f"surrogate/{update}"), weight * rows.share / batch.groups
 
     def _reference_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
@@ -251,25 +255,20 @@ class SurrogateReward(Objective):
 
     def _generator_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         rows = self._rows(batch, self.stages, f"few_step/{update}/stages")
-        reached = len(batch.trajectories.sigmas) if self.reward_stages is None else self.reward_stages
-        yield from reinforce(
-            Reinforcement(
-                student=self.policy,
-                teacher=Predictor(self._teacher, self.guidance, self.negative),
-                fake=Predictor(self._fake),
-                surrogate=Predictor(self._surrogate, self.reward_guidance, self.negative),
-                baseline=Predictor(self._baseline),
-                mix=self.mix,
-                distance=self.distance,
-                normalizer=self.normalizer,
-            ),
-            rows,
-            (batch.trajectories.condition, *self._conditions(batch)),
-            Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"generator/{update}"),
-            Queries(self.reward_interval, self.times, self.reward_floor, self.shared, noise_by_group=True)(
-                rows, batch.streams, f"generator/{update}/reward"
-            ),
-            rows.stage < reached,
-            batch.groups,
-            self.rows,
+        roles = Reinforcement(
+            student=self.policy,
+            teacher=Predictor(self._teacher, self.guidance, self.negative),
+            fake=Predictor(self._fake),
+            surrogate=Predictor(self._surrogate, self.reward_guidance, self.negative),
+            baseline=Predictor(self._baseline),
+            mix=self.mix,
+            distance=self.distance,
+            normalizer=self.normalizer,
         )
+        near = Queries(self.interval, self.times, shared=self.shared)
+        far = Queries(self.reward_interval, self.times, self.reward_floor, self.shared, self.reward_noise == "group", self.reward_ceiling)
+        conditions = (batch.trajectories.condition, *self._conditions(batch))
+        reach, name = Reach(self.reward_stages, self.reward_weights, self.reward_ceiling), f"generator/{update}"
+        for some, reached, factor in reach.split(rows, len(batch.trajectories.sigmas) - 1):
+            drawn = near(some, batch.streams, name), far(some, batch.streams, f"{name}/reward") if reached else None
+            yield from reinforce(roles, some, conditions, *drawn, factor, batch.groups, self.rows)

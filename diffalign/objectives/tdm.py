@@ -1,4 +1,4 @@
-"""Trajectory Distribution Matching: a many-step teacher becomes a few-step student, without images."""
+"""Trajectory Distribution Matching: distils a many-step teacher into a few-step student, without images."""
 
 from collections.abc import Iterator, Mapping
 
@@ -22,37 +22,38 @@ from .few_step.update_plans import InOrder, Role, UpdatePlan
 
 @attrs.define(eq=False)
 class TrajectoryDistributionMatching(Objective):
-    """Moves the law of every stage's end, diffused, onto the teacher's: sum_j E_tau KL(p_student,j(x_tau) || p_teacher(x_tau)).
+    """Matches the noised distribution of every stage's end to the teacher's: sum_j E_tau KL(p_student,j(x_tau) || p_teacher(x_tau)).
 
         x_tau = a x_{j+1} + b e,    D = f_psi^g(x_tau, c) - f_fake(x_tau, c),    w = mean |xhat0_j - f_psi^g(x_tau, c)|
         generator:  distance(xhat0_j - stopgrad(xhat0_j + D)) / w
         fake:       its own regression on the student's noised ends (see `FakeTarget`)
 
-    with f the clean predictions and g the teacher's guidance. Needs deterministic trajectories with every level stored; rewards only
-    watch. No image is used, only prompts.
+    with f the clean predictions and g the teacher's guidance. It needs deterministic trajectories with every level stored. It uses
+    prompts only, no images; rewards are only logged.
 
     Args:
         policy: the student, a `TDMPolicy`
-        teacher: frozen; None takes the student's policy without its LoRA delta. A `Guided` one is the policy inside with that scale as
-            `guidance`: the generator follows the guided prediction, the fake starts from the plain one and is held to it
-        fake: None takes a trainable fork of the unguided teacher. It reads the teacher's condition, or that of a student which serves
+        teacher: frozen; None takes the student's policy without its LoRA update. A `Guided` teacher counts as the policy inside with its
+            scale as `guidance`: the generator follows the guided prediction, the fake starts from the plain one and is kept near it
+        fake: None takes a trainable fork of the unguided teacher. It reads the teacher's condition, or the student's if the student serves
             several numbers of steps
-        guidance: scale g of the teacher's classifier-free guidance, as its family takes it; None is none. The fake is never guided
+        guidance: scale g of the teacher's classifier-free guidance, as its family defines it; None means no guidance. The fake is never
+            guided
         negative: the negative prompt of the guidance
-        interval: where a stage is compared
-        times: taus within it
-        shared: rows with one tau: the whole step's ("batch"), a group's, or each its own ("sample")
-        fake_target: what the fake regresses on
+        interval: interval of noise levels in which a stage is compared
+        times: distribution of taus within the interval
+        shared: rows that share one tau: all rows of the step ("batch"), those of a group ("group"), or none ("sample")
+        fake_target: target of the fake's regression
         fake_regularization: weight of mean ||v_fake - v_psi||^2, v_psi not guided
-        distance: of the generator's regression
-        normalizer: w
-        stages: which stages a step trains
+        distance: distance of the generator's regression
+        normalizer: the weight w
+        stages: stages that a step trains
         random_end: end stages at a uniform sigma in [s_{j+1}, s_j - random_end); None ends them at the grid
-        plan: when the roles "fake" and "generator" step
+        plan: order and number of optimizer steps of the roles "fake" and "generator"
         rows: rows per micro-batch; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: a teacher that could move, a scale below that of no guidance, a batch without all levels.
+        ValueError: the teacher is trainable, the scale is below that of no guidance, or the batch does not store all levels.
 
     Reference: Luo et al., TDM, arXiv:2503.06674.
     """
@@ -84,7 +85,11 @@ class TrajectoryDistributionMatching(Objective):
         self.guidance = scale_of(self.guidance, self._teacher, "TrajectoryDistributionMatching.guidance")
 
     def phases(self) -> tuple[Phase, ...]:
-        return self.plan.phases({"fake": Role(self._fake, self._fake_losses), "generator": Role(self.policy, self._generator_losses)})
+        return self.plan.phases(self.roles())
+
+    def roles(self) -> dict[str, Role]:
+        """Return the trained roles and their losses, for objectives that add to them."""
+        return {"fake": Role(self._fake, self._fake_losses), "generator": Role(self.policy, self._generator_losses)}
 
     def policies(self) -> Mapping[str, Policy]:
         return {"generator": self.policy, "fake": self._fake, "teacher": self._teacher}
@@ -101,7 +106,7 @@ class TrajectoryDistributionMatching(Objective):
 
     def _fake_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         rows = self._rows(batch, update)
-        if len(batch.trajectories.stochastic):  # the stored ends are no steps of the student
+        if len(batch.trajectories.stochastic):  # stochastic edges are not steps of the student
             rows = rows.replayed(self.policy, batch.trajectories.condition, self.rows)
         conditions = self._conditions(batch)
         drawn = self._drawn(batch, rows, "fake", update)
@@ -130,7 +135,7 @@ class TrajectoryDistributionMatching(Objective):
             yield Loss(value, {"generator/kl": (size.sum(), count), "generator/w": (divisor.detach().sum(), count)})
 
     def _conditions(self, batch: ScoredBatch) -> tuple[Condition, Condition]:
-        """The prompts as the fake and as the teacher read them: a student may have a tag of its own."""
+        """Encode the prompts for the fake and for the teacher. They may differ, because a student may add a tag to the prompts."""
         told = batch.trajectories.condition
         with torch.no_grad():
             plain = self._teacher.encode(told.prompts)

@@ -1,4 +1,4 @@
-"""The inverse temperature of an objective: a number, a schedule, or a budget that finds it while training."""
+"""Inverse temperature of an objective: a number, a schedule, or a budget that finds it while training."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,13 +14,13 @@ from diffalign.core import Progress, Scalar, group_std, scalar
 from .requirements import require_positive
 
 LIMITS = (1e-2, 1e4)
-"""Nats between which a budget looks for beta."""
+"""Limits between which a budget searches beta, in nats per unit of reward."""
 
 FELT = 0.01
-"""Spread of the log-ratio over that of beta R below which the reference does not matter."""
+"""Ratio of two standard deviations, log-ratio over beta R, below which the reference has no influence."""
 
 _WATCHED = 0.1
-"""Share of a run after which it is told."""
+"""Share of a run after which the user is told."""
 
 
 def _finite(value: float, name: str, meaning: str) -> None:
@@ -29,39 +29,39 @@ def _finite(value: float, name: str, meaning: str) -> None:
 
 
 class Budget(ABC):
-    """A wish about the aligned policy, in place of a temperature: beta rises while there is room, and falls where there is none."""
+    """Target for the aligned policy, given instead of a temperature. Beta rises while the budget is not used up, else it falls."""
 
     start: float
-    """Beta of the first step."""
+    """Value of beta at the first step."""
 
     rate: float
-    """Largest change of log beta in a step that stays."""
+    """Largest lasting change of log beta in a step."""
 
     gain: float
-    """Largest change of log beta that passes with what it answers."""
+    """Largest temporary change of log beta, which follows the room of the step before."""
 
     @abstractmethod
     def room(self, metrics: Mapping[str, float]) -> float:
-        """The share of the budget that is left: 1 where nothing is spent, below 0 where too much is."""
+        """Share of the budget that is left: 1 if nothing is used, below 0 if too much is used."""
 
 
 @attrs.frozen
 class KLBudget(Budget):
-    """Finds the beta at which the policy is so many nats away from its reference.
+    """Finds the beta at which the policy is `nats` nats away from its reference.
 
         e = clip((nats - KL) / nats, -1, 1),        b <- b exp(rate e),        beta = b exp(gain e)
 
-    with KL the mean of log p(tau) - log p_ref(tau) over the trajectories of a step. The first line is dual ascent on the constraint
-    KL <= nats, in log b. The policy follows beta over many steps, so dual ascent alone swings; the second factor answers at once.
+    with KL the mean of log p(tau) - log p_ref(tau) over the trajectories of a step. b follows dual ascent on the constraint KL <= nats,
+    in log b. The policy follows beta only over many steps, so dual ascent alone would oscillate; the factor exp(gain e) reacts at once.
 
     Args:
         nats: KL(policy || reference) of a path, > 0
         start: b of the first step
-        rate: see above
-        gain: see above
+        rate: rate of the dual ascent, see above
+        gain: gain of the immediate reaction, see above
 
     Raises:
-        ValueError: one of them is not positive and finite.
+        ValueError: an argument is not positive and finite.
     """
 
     nats: float
@@ -81,25 +81,25 @@ class KLBudget(Budget):
 
 @attrs.frozen
 class EffectiveSamples(Budget):
-    """Finds the beta at which the target spreads over a share of the samples of a group.
+    """Finds the beta at which the target q covers a given share of the samples of a group.
 
         beta <- beta exp(rate clip((ESS - share) / share, -1, 1)),        ESS = 1 / (K sum_i q_i^2),   q = softmax(beta R)
 
-    Rewards then need no scale: 0.5 of nine samples is a target that is spread over four or five of them.
+    So the scale of rewards does not matter. With share 0.5 and nine samples, the target covers four or five of them.
 
     Args:
-        share: of the samples, above 0 and below 1
+        share: share of the samples, above 0 and below 1
         start: beta of the first step
         rate: largest change of log beta in a step
 
     Raises:
-        ValueError: a share outside of (0, 1), or another number that is not positive and finite.
+        ValueError: the share is outside (0, 1), or another number is not positive and finite.
     """
 
     share: float = 0.5
     start: float = 20.0
     rate: float = 0.1
-    gain: float = attrs.field(default=0.0, init=False)  # the target answers beta at once
+    gain: float = attrs.field(default=0.0, init=False)  # the target reacts to beta at once, so it needs no gain
 
     def __attrs_post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -115,22 +115,22 @@ class EffectiveSamples(Budget):
 
 @attrs.define(eq=False)
 class Temperature:
-    """Beta while a run goes on: nats of log-probability per unit of aggregated reward.
+    """Present value of beta during a run, in nats of log-probability per unit of aggregated reward.
 
     Args:
-        source: where it comes from
-        owner: the objective, for messages
+        source: number, schedule or budget that gives beta
+        owner: name of the objective in messages
 
     Raises:
-        ValueError: a number that is not positive and finite.
+        ValueError: a number is not positive and finite.
     """
 
     source: Scalar | Budget | float
     owner: str
-    _found: float = attrs.field(default=0.0, init=False)  # by a budget
-    _answer: float = attrs.field(default=0.0, init=False)  # to what was left of it in the step before, from -1 to 1
-    _felt: float = attrs.field(default=0.0, init=False)  # at most, so far
-    _wanted: float = attrs.field(default=0.0, init=False)  # spread of beta R at most, so far
+    _found: float = attrs.field(default=0.0, init=False)  # beta that the budget has found
+    _answer: float = attrs.field(default=0.0, init=False)  # room of the step before, from -1 to 1
+    _felt: float = attrs.field(default=0.0, init=False)  # largest influence of the reference so far
+    _wanted: float = attrs.field(default=0.0, init=False)  # largest standard deviation of beta R so far
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.source, Budget):
@@ -139,10 +139,10 @@ class Temperature:
             _finite(self.source, f"{self.owner}.beta", "an inverse temperature")
 
     def __call__(self, progress: Progress) -> float:
-        """Beta at this step.
+        """Value of beta at this step.
 
         Raises:
-            ValueError: a schedule gives what is not positive.
+            ValueError: a schedule gives a value that is not positive.
         """
         if isinstance(self.source, Budget):
             return self._found * math.exp(self.source.gain * self._answer)
@@ -151,10 +151,10 @@ class Temperature:
         return beta
 
     def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
-        """See the metrics of a step, over all processes.
+        """Look at the metrics of a step, taken over all processes.
 
         Returns:
-            What the user should know: once, after a tenth of the run, that the reference has not been felt.
+            A message for the user: once, after a tenth of the run, if the reference has had no influence so far; else None.
         """
         if isinstance(self.source, Budget):
             low, high = LIMITS
@@ -168,20 +168,21 @@ class Temperature:
             return None
         if self._wanted == 0:
             return (
-                f"{self.owner}: the rewards of every group have been equal so far, so nothing has moved. Look at the pictures and at the "
-                "reward: it may not see what they differ in, or all of them may be as bad."
+                f"{self.owner}: the rewards of every group have been equal so far, so no weight has moved. Look at the images and at the "
+                "reward: it may not see how they differ, or all images may be equally bad."
             )
-        if self._felt >= FELT or isinstance(self.source, Budget):  # which finds its temperature
+        if self._felt >= FELT or isinstance(self.source, Budget):  # a budget finds its temperature by itself
             return None
         return (
-            f"{self.owner}: the reference is not felt. Within a group the log-ratio to it differs by {metrics['log_ratio/spread']:.2g} "
-            f"nats, beta R by {metrics['target/spread']:.3g}, so this run maximises the reward as without a reference. Write a smaller "
-            f"objective.beta (now {metrics['beta']:.3g} nats per unit of reward; 5 to 40 is usual where rewards differ by about 1), or "
-            "objective.beta: {class_path: KLBudget, init_args: {nats: 10}}. Or the learning rate is so small that nothing has moved yet."
+            f"{self.owner}: the reference has no influence. Within a group the log-ratio to it differs by "
+            f"{metrics['log_ratio/spread']:.2g} nats, but beta R by {metrics['target/spread']:.3g}, so this run maximises the reward as if "
+            f"there were no reference. Write a smaller objective.beta (now {metrics['beta']:.3g} nats per unit of reward; 5 to 40 is usual "
+            "if rewards differ by about 1), or objective.beta: {class_path: KLBudget, init_args: {nats: 10}}. Or the learning rate is so "
+            "small that nothing has moved yet."
         )
 
     def state(self) -> dict[str, Any]:
-        """The beta that a budget has found; empty for others."""
+        """Value of beta that a budget has found; empty for a number or a schedule."""
         return {"beta": self._found, "answer": self._answer} if isinstance(self.source, Budget) else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -191,11 +192,11 @@ class Temperature:
 
 
 def felt(drift: Tensor, logits: Tensor, group: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Metrics of how much the reference matters: sums and counts by name.
+    """Metrics of the influence of the reference: sums and counts by name.
 
         log_ratio/spread   mean over groups of std_group(log p(tau) - log p_ref(tau)), nats
         target/spread      mean over groups of std_group(beta R), nats
-        reference/felt     the first over the second; without weight where no group has different rewards
+        reference/felt     the first over the second; not counted if no group has different rewards
 
     Args:
         drift: [K] log p(tau) - log p_ref(tau), nats
@@ -203,7 +204,7 @@ def felt(drift: Tensor, logits: Tensor, group: Tensor) -> dict[str, tuple[Tensor
         group: [K]
     """
     count = torch.tensor(len(group))
-    # both at once, as groups of their own: counting groups makes the host wait for an accelerator
+    # both at once, as separate groups: counting groups makes the host wait for an accelerator
     moved, wanted = group_std(torch.cat([drift, logits]), torch.cat([2 * group, 2 * group + 1])).view(2, -1).sum(dim=1)
     differs = (wanted > 0).to(wanted)
     return {

@@ -6,9 +6,9 @@ from diffalign.core import group_log_softmax, group_mean, group_sum
 
 
 def tb_residual(log_prob: Tensor, logits: Tensor, group: Tensor) -> Tensor:
-    """r_i = log softmax_group(s)_i - log softmax_group(beta R)_i: [K].
+    """Trajectory-balance residual r_i = log softmax_group(s)_i - log softmax_group(beta R)_i: [K].
 
-    Zero everywhere in a group exactly if s - beta R is constant there. Invariant to s + a and beta R + b.
+    It is zero in a whole group exactly if s - beta R is constant in that group. Adding a constant to s or to beta R does not change it.
 
     Args:
         log_prob: [K] s, path log-probabilities (relative to a reference, or not)
@@ -26,7 +26,7 @@ def softmax_tb(log_prob: Tensor, logits: Tensor, group: Tensor) -> Tensor:
 
 
 def group_forward_kl(log_prob: Tensor, logits: Tensor, group: Tensor) -> Tensor:
-    """KL(q || p) of each sample's group for p = softmax(s), q = softmax(beta R), at each sample: [K] (Uni-TMPO, arXiv:2609.34688).
+    """Forward KL(q || p) of each sample's group, p = softmax(s), q = softmax(beta R), at each sample: [K] (Uni-TMPO, arXiv:2609.34688).
 
     Its gradient is dL/ds_j = p_j - q_j.
 
@@ -39,7 +39,7 @@ def group_forward_kl(log_prob: Tensor, logits: Tensor, group: Tensor) -> Tensor:
 
 
 def reference_constraint(log_prob: Tensor, reference: Tensor, steps: Tensor) -> Tensor:
-    """((s_i - s_i^ref) / m_i)^2, the squared mean log-ratio to a reference per stochastic step: [K] (TMPO, arXiv:2605.10983).
+    """Squared mean log-ratio to a reference per stochastic step, ((s_i - s_i^ref) / m_i)^2: [K] (TMPO, arXiv:2605.10983).
 
     Args:
         log_prob, reference: [K] path log-probabilities
@@ -54,7 +54,7 @@ def centered(values: Tensor, group: Tensor) -> Tensor:
 
 
 def clipped_surrogate(advantage: Tensor, log_ratio: Tensor, clip: float | None) -> Tensor:
-    """max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(log_ratio): [K] (PPO, arXiv:1707.06347).
+    """Clipped surrogate max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), rho = exp(log_ratio): [K] (PPO, arXiv:1707.06347).
 
     Args:
         advantage: [K] A, without gradient

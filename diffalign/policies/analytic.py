@@ -1,4 +1,4 @@
-"""A policy in closed form: the exact velocity of a Gaussian mixture, without a network."""
+"""Policy in closed form: the exact velocity of a Gaussian mixture, without a network."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -11,19 +11,19 @@ from diffalign.core.transition import expand
 
 
 class GaussianMixturePolicy(Policy):
-    """The flow of the data distribution sum_i w_i N(m_i, c^2 I), equal for all prompts.
+    """Exact flow of the data distribution sum_i w_i N(m_i, c^2 I), the same for all prompts.
 
         V = (1 - sigma)^2 c^2 + sigma^2,   r_i ~ w_i N(x; (1 - sigma) m_i, V I)
         E[x_0 | x] = sum_i r_i (m_i + (1 - sigma) c^2 / V (x - (1 - sigma) m_i)),   v = (x - E[x_0 | x]) / sigma
 
-    Means and log-weights are its parameters, so it can be trained like any other policy, in microseconds.
+    Means and log-weights are its parameters, so it can be trained like any other policy. A step takes microseconds.
 
     Args:
         means: [M, D]
         scale: c >= 0, the same for all components
         weights: [M] positive; equal by default
         kernel: CPS by default
-        shift: of the sigma grid
+        shift: shift of the sigma grid
         extent: decode maps [-extent, extent] to [0, 1]
     """
 
@@ -47,7 +47,7 @@ class GaussianMixturePolicy(Policy):
         return Condition(tuple(prompts), torch.arange(len(prompts)), {})
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[K, D <= 3] -> [K, 3, 1, 1], each coordinate one channel, not clipped."""
+        """Turn latents [K, D <= 3] into images [K, 3, 1, 1]: each coordinate is one channel, not clipped."""
         channels = latents / (2 * self.extent) + 0.5
         return torch.nn.functional.pad(channels, (0, 3 - channels.shape[1]))[:, :, None, None]
 
@@ -72,5 +72,5 @@ class GaussianMixturePolicy(Policy):
             raise ValueError("fork(pristine=True) needs LoRA adapters to leave out; a Gaussian mixture has none. Fork it before training.")
         twin = type(self)(self.means.detach(), self.scale, None, self.kernel, self.shift, self.extent)
         twin.requires_grad_(trainable)
-        twin.lerp_(self, 1.0)  # not through the constructor, which normalises the weights
+        twin.lerp_(self, 1.0)  # copied here, because the constructor normalises the weights
         return twin

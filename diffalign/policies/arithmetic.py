@@ -1,7 +1,7 @@
-"""How a GPU computes: which of torch's attention kernels it may take, and whether convolutions round to TF32.
+"""Arithmetic of a GPU: the attention kernels that torch may use, and rounding to TF32 in convolutions.
 
-Both are switches of the process. A context around the network's forward pass would not do: activation checkpointing calls the network
-again in the backward pass, where nobody stands in that context, and a replay has to take the kernel of the rollout.
+Both are switches of the process. A context around the network's forward pass is not enough: activation checkpointing calls the network
+again in the backward pass, outside that context, and a replay must use the kernel of the rollout.
 """
 
 from typing import Any
@@ -10,26 +10,26 @@ import torch
 from torch import nn
 
 _SWITCHES = {"flash": "flash", "efficient": "mem_efficient", "cudnn": "cudnn", "math": "math"}
-"""Kernels of scaled_dot_product_attention, as diffusers names them -> as torch does."""
+"""Kernels of scaled_dot_product_attention: diffusers' name -> torch's name."""
 
 
 def attention_kernels(attention: str | None, dispatched: bool) -> tuple[str, ...]:
-    """The kernels that torch may choose from while a policy is loaded on a GPU.
+    """Kernels from which torch may choose while a policy is loaded on a GPU.
 
-    cuDNN's is left out unless it is asked for: its backward pass has known faults, among them a gradient of NaN for the queries where there
-    is a mask (https://github.com/pytorch/pytorch/issues/196678), and from torch 2.11 on it is the first choice on Hopper, where a forward
-    and backward pass of FLUX.1-dev's shape ends in an execution error (`python -m benchmarks break attention flux cudnn+math`). A kernel
-    that is named by "_native_..." is opened by diffusers where its attention layers go by the name; where they call torch themselves, it is
-    left alone with "math", which takes what it cannot (float32, the wide head of an autoencoder).
+    cuDNN's kernel is left out unless it is asked for, because its backward pass has known faults. One is a NaN gradient of the queries
+    with a mask (https://github.com/pytorch/pytorch/issues/196678). From torch 2.11 on it is the first choice on Hopper, where a forward and
+    backward pass of FLUX.1-dev's shape ends in an execution error (`python -m benchmarks break attention flux cudnn+math`). For a name
+    "_native_...", diffusers selects the kernel if its attention layers use the name. If they call torch directly, only this kernel and
+    "math" stay on; "math" computes what the kernel cannot (float32, the wide head of an autoencoder).
 
     Args:
-        attention: as in `FlowMatchingPolicy.from_pretrained`
-        dispatched: whether the network's attention layers go by the name
+        attention: name as in `FlowMatchingPolicy.from_pretrained`
+        dispatched: whether the network's attention layers use the name
 
     Raises:
-        ValueError: a name that the layers of this network cannot go by.
+        ValueError: the layers of this network cannot use the name.
     """
-    backend = None if attention is None else attention.lower()  # as diffusers reads it
+    backend = None if attention is None else attention.lower()  # diffusers ignores case too
     if backend == "native":
         return tuple(_SWITCHES)
     if backend is None or dispatched:
@@ -38,21 +38,21 @@ def attention_kernels(attention: str | None, dispatched: bool) -> tuple[str, ...
     if prefix != "_native_" or kernel not in _SWITCHES:
         known = ", ".join(f'"_native_{name}"' for name in _SWITCHES)
         raise ValueError(
-            f'attention must be null, "native" or one of {known} for a network whose layers call torch themselves; got {attention!r}'
+            f'attention must be null, "native" or one of {known} for a network whose layers call torch directly; got {attention!r}'
         )
     return tuple(name for name in _SWITCHES if name in (kernel, "math"))
 
 
 def set_attention(network: Any, attention: str | None, device: torch.device) -> None:
-    """Give the network's layers their backend, and on a GPU torch its kernels. The policy that is loaded last decides for all.
+    """Set the attention backend of the network's layers, and on a GPU torch's kernels. The policy that is loaded last decides for all.
 
     Args:
-        network: of diffusers
-        attention: as in `FlowMatchingPolicy.from_pretrained`
-        device: where the network computes
+        network: network of diffusers
+        attention: name as in `FlowMatchingPolicy.from_pretrained`
+        device: device of the network
 
     Raises:
-        ValueError: an unknown name, or one that the layers of this network cannot go by.
+        ValueError: the name is unknown, or the layers of this network cannot use it.
     """
     kernels = attention_kernels(attention, _dispatched(network))
     if attention is not None:
@@ -65,35 +65,35 @@ def set_attention(network: Any, attention: str | None, device: torch.device) -> 
 def keep_float32(device: torch.device) -> None:
     """Turn TF32 off in cuDNN's convolutions, unless the user has allowed it in matrix products.
 
-    It is torch's default in convolutions alone, and keeps 10 bits of 23 of each factor. Who asks for float32 gets float32. (On the embedded
-    pipeline and an H100 it made no difference to a replay.)
+    TF32 keeps 10 of the 23 bits of each factor. Torch uses it by default only in convolutions. A user who asks for float32 should get
+    float32. (On the embedded pipeline and an H100 it made no difference to a replay.)
 
     Args:
-        device: where the network computes; nothing changes unless it is a GPU
+        device: device of the network; nothing changes unless it is a GPU
     """
     if device.type == "cuda" and not _tf32_is_allowed():
         torch.backends.cudnn.allow_tf32 = False
 
 
 def enabled_kernels() -> list[str]:
-    """The attention kernels that torch may take now."""
+    """Attention kernels that torch may use now."""
     return [name for name, switch in _SWITCHES.items() if getattr(torch.backends.cuda, f"{switch}_sdp_enabled")()]
 
 
 def tf32() -> dict[str, bool]:
-    """Where a GPU may round float32 to TF32 now."""
+    """Operations in which a GPU may round float32 to TF32 now: name -> allowed."""
     backends: Any = torch.backends
-    if hasattr(backends.cudnn, "conv"):  # torch refuses to read the older switches once somebody has used the newer ones
+    if hasattr(backends.cudnn, "conv"):  # torch refuses to read the old switches once the new ones have been used
         precisions = {"products": backends.cuda.matmul.fp32_precision, "convolutions": backends.cudnn.conv.fp32_precision}
         return {name: precision == "tf32" for name, precision in precisions.items()}
     return {"products": backends.cuda.matmul.allow_tf32, "convolutions": backends.cudnn.allow_tf32}
 
 
 def _tf32_is_allowed() -> bool:
-    """Whether torch.set_float32_matmul_precision, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or a switch of torch.backends says so."""
+    """True if torch.set_float32_matmul_precision, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or a switch of torch.backends allows TF32."""
     return tf32()["products"]
 
 
 def _dispatched(network: nn.Module) -> bool:
-    """Whether attention goes through diffusers' dispatch, as in FLUX; the layers of Stable Diffusion and Sana call torch themselves."""
+    """True if attention uses diffusers' dispatch, as in FLUX. The layers of Stable Diffusion and Sana call torch directly."""
     return any(hasattr(getattr(module, "processor", None), "_attention_backend") for module in network.modules())

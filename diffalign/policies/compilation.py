@@ -1,4 +1,4 @@
-"""torch.compile for a denoiser and its forks."""
+"""Compilation of a denoiser and its forks by torch.compile."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -13,13 +13,13 @@ _VARIANTS = 64
 class Compilation:
     """Compiles a denoiser in place. Every fork is compiled again: a copy of a compiled module is not compiled.
 
-    torch keeps 8 variants of a function, and runs what exceeds them uncompiled with no more than a warning; blocks of one class, in
-    several forks, with and without gradient, are more. The limit is raised to 64 for the process where it is lower.
+    torch keeps 8 compiled variants of a function; further variants run uncompiled, with only a warning. Blocks of one class in several
+    forks, with and without gradient, need more than 8. So a lower limit is raised to 64 for the process.
 
     Args:
-        scope: "blocks" compiles the repeated blocks one by one, which takes much less time; "network" the whole
-        backend: of torch.compile
-        dynamic: whether sizes may change without compiling again; None lets torch find out
+        scope: "blocks" compiles the repeated blocks one by one, which takes much less time; "network" compiles the whole network
+        backend: backend of torch.compile
+        dynamic: whether sizes may change without compiling again; None lets torch decide
     """
 
     scope: Literal["blocks", "network"] = "blocks"
@@ -27,7 +27,7 @@ class Compilation:
     dynamic: bool | None = None
 
     def apply(self, network: nn.Module) -> None:
-        """Compile what is not compiled yet.
+        """Compile the modules that are not compiled yet.
 
         Raises:
             ValueError: no repeated blocks are known.
@@ -35,7 +35,7 @@ class Compilation:
         parts = [network] if self.scope == "network" else list(_blocks(network))
         if not parts:
             raise ValueError(f"Compilation.scope 'blocks' needs repeated blocks, and {type(network).__name__} has none; take 'network'")
-        from torch._dynamo import config  # slow to import, and seldom needed
+        from torch._dynamo import config  # imported here, because it is slow and seldom needed
 
         config.recompile_limit = max(config.recompile_limit, _VARIANTS)
         for part in parts:
@@ -44,7 +44,7 @@ class Compilation:
 
 
 def _blocks(network: Any) -> Iterator[nn.Module]:
-    """The modules of the classes that the network names, else the members of its lists of several equal modules."""
+    """Yield the modules of the classes that the network names; without names, the members of its lists of equal modules."""
     if named := getattr(network, "_repeated_blocks", None):
         yield from (module for module in network.modules() if type(module).__name__ in named)
         return

@@ -1,4 +1,4 @@
-"""Encoded texts: each is encoded once, and with a folder once for all runs."""
+"""Cache of encoded texts: each text is encoded once; with a folder, once for all runs."""
 
 import hashlib
 import json
@@ -15,12 +15,17 @@ from .diffusers import Family
 
 Row = Mapping[str, Tensor]
 AT_ONCE = 16
-"""Texts that pass through the encoders together."""
+"""Number of texts that are encoded together."""
 
 
-def encoder_revision(folder: Path) -> str:
-    """A digest of what turns a text into tensors: the contents of all files of text encoders and tokenizers."""
-    digest = hashlib.sha256()
+def encoder_revision(folder: Path, file: Path | None = None) -> str:
+    """Digest of the contents of all files of text encoders and tokenizers, which determine how a text is encoded.
+
+    Args:
+        folder: folder of the pipeline
+        file: file that the encoders' weights were taken from, if not the folder's
+    """
+    digest = hashlib.sha256() if file is None else hashlib.sha256(_digest(file).encode())
     for file in sorted(
         path for part in folder.iterdir() if part.name.startswith(("text_encoder", "tokenizer")) for path in part.rglob("*")
     ):
@@ -41,12 +46,13 @@ def _stacked(rows: list[Tensor]) -> Tensor:
 
 
 class Encodings:
-    """What a family made of the texts of a run, kept on the CPU.
+    """Encoded texts of a run, kept on the CPU.
 
     Args:
-        family: encodes what is not there yet
-        folder: keeps one file a text, named by digest of encoder revision, family, number of tokens and text; None keeps them in memory
-        revision: of the encoders; needed with a folder
+        family: encodes texts that are not there yet
+        folder: folder with one file per text, named by a digest of encoder revision, family, number of tokens and text; None keeps the
+            texts in memory
+        revision: revision of the encoders; needed with a folder
     """
 
     def __init__(self, family: Family, folder: Path | None = None, revision: str = "") -> None:
@@ -56,12 +62,12 @@ class Encodings:
         self._rows: dict[tuple[bool, str], Row] = {}
 
     def of(self, texts: Sequence[str], device: torch.device, negative: bool = False) -> dict[str, Tensor]:
-        """The tensors [P, ...] of P texts; ragged ones are padded with zeros.
+        """Tensors [P, ...] of P texts. Rows of different length are padded with zeros.
 
         Args:
-            texts: P
-            device: of the result
-            negative: as the texts that guidance leads away from
+            texts: P texts
+            device: device of the result
+            negative: encode them as texts that guidance leads away from
         """
         known = {text: self._known(text, negative) for text in dict.fromkeys(texts)}
         missing = [text for text, row in known.items() if row is None]
@@ -84,7 +90,7 @@ class Encodings:
         rows: list[Row] = []
         for index in range(len(next(iter(tensors.values())))):
             row = {name: tensor[index].cpu() for name, tensor in tensors.items()}
-            for name in self.family.ragged:  # the company in which a text was encoded must not show
+            for name in self.family.ragged:  # padding depends on the other texts of the batch, so it is removed
                 row[name] = row[name][: int(row["lengths"])]
             rows.append({name: tensor.clone() for name, tensor in row.items()})
         return rows

@@ -8,12 +8,13 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module, view_of
+from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module
+from diffalign.core.forking import view_of
 from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention
 from .compilation import Compilation
-from .diffusers import Family, Quantization, Setting, load_family
+from .diffusers import Family, Quantization, Setting, Source, load_family
 from .encodings import Encodings, encoder_revision
 from .lora import ADAPTER, LoRA
 from .products import multiplied_in
@@ -22,19 +23,19 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class FlowMatchingPolicy(Policy):
-    """A diffusers denoiser as a policy: v_theta(x, sigma, c) under a transition kernel.
+    """Policy made of a diffusers denoiser v_theta(x, sigma, c) and a transition kernel.
 
     Args:
-        network: the denoiser; the tensors that require gradients are this policy's own, forks share the others
-        family: the conventions of its model family, with text encoders and autoencoder, shared by all forks
+        network: the denoiser; the tensors that require gradients belong to this policy, forks share the others
+        family: conventions of the model family, with text encoders and autoencoder; shared by all forks
         kernel: the step rule
         grid: steps -> sigmas [steps + 1]; None takes the family's own
-        own: names of the own tensors, where they do not require gradients
-        encodings: of texts; None keeps them in memory
-        compilation: has been applied to the network, and will be to forks
-        host: holds the network's weights until they are spread over processes; None where they are in place
-        compute: type in which float32 weights are multiplied (torch.autocast), where the device is faster by it; None is their own
-        attention: name of the attention backend that the network has been given, for the record
+        own: names of the policy's own tensors, if they do not require gradients
+        encodings: cache of encoded texts; None keeps them in memory
+        compilation: compilation that was applied to the network and is applied to forks
+        host: holds the network's weights until they are sharded; None if they are in place
+        compute: type in which float32 weights are multiplied (torch.autocast), if this is faster on the device; None takes float32
+        attention: name of the attention backend that was set, for the record
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class FlowMatchingPolicy(Policy):
         attention: str | None = None,
     ) -> None:
         if grid is not None and not family.free_grid:
-            raise ValueError(f"grid must be left out for a {type(family).__name__}: its network knows the levels of its training alone")
+            raise ValueError(f"grid must be left out for a {type(family).__name__}: its network knows only the levels of its training")
         super().__init__(kernel or CPS(), family.latent_shape)
         self.network = network
         self.family = family
@@ -85,43 +86,52 @@ class FlowMatchingPolicy(Policy):
         quantization: Quantization | None = None,
         compute: Literal["bfloat16"] | None = None,
         sharding: Sharding | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        single_file: str | None = None,
     ) -> "FlowMatchingPolicy":
-        """Load a pipeline folder or hub id; the family is read from its own model_index.json.
+        """Load a pipeline folder or hub id. The family is read from its model_index.json.
 
         Args:
             path: folder or hub id, or "shapeworld" for the embedded pipeline
             lora: adapters to train; None trains all weights of the denoiser
             kernel: the step rule; CPS by default
             grid: noise grid; the pipeline's scheduler by default
-            dtype: of the frozen base; adapters are float32, and without `lora` it must be float32. On a GPU "float32" turns TF32 off in
-                convolutions, for the process, unless torch.set_float32_matmul_precision allows it in products; UNets are slower by that
-            device: "auto" takes an accelerator where there is one
-            max_sequence_length: text tokens, where the family has such a choice; None is diffusers' default
-            resolution: side in pixels, or [height, width]; None is the model's own
-            guidance: input of guidance-distilled networks (FLUX.1-dev); None is the pipeline's default. Classifier-free guidance is
-                another thing: wrap the policy in Guided
+            dtype: type of the frozen base; adapters are float32, and without `lora` it must be float32. On a GPU, "float32" turns TF32 off
+                in the convolutions of the process, which makes UNets slower, unless torch.set_float32_matmul_precision allows TF32
+            device: "auto" takes an accelerator if there is one
+            max_sequence_length: number of text tokens, if the family has this choice; None takes diffusers' default
+            resolution: side in pixels, or [height, width]; None takes the model's own
+            guidance: guidance input of guidance-distilled networks (FLUX.1-dev); None takes the pipeline's default. For classifier-free
+                guidance, wrap the policy in Guided instead
             checkpointing: recompute activations in the backward pass: less memory, a third more time
             compilation: torch.compile, for forks too
-            attention: diffusers' name of an attention backend; it serves all networks of the process. None is torch's choice, on a GPU
-                without cuDNN's kernel, whose backward pass has known faults; "native" is torch's choice, cuDNN's included; "_native_cudnn"
-                is that one alone. Those of other packages ("flash", ...) serve FLUX, Z-Image and Qwen-Image
+            attention: diffusers' name of an attention backend, for all networks of the process. None lets torch choose, but on a GPU never
+                cuDNN's kernel, whose backward pass has known faults; "native" lets torch choose among all; "_native_cudnn" takes only
+                cuDNN's. Backends of other packages ("flash", ...) work for FLUX, Z-Image and Qwen-Image
             offload: text encoders and autoencoder are on the device only while they work
             slicing: decode one image after the other
             tiling: decode large images in tiles
-            cache: folder where encoded texts are kept for further runs
-            quantization: "nf4" or "int8" keeps the frozen blocks of the denoiser in 4 or 8 bits (extra `quantized`), which compute in
-                `dtype` (int8: inputs pass through float16 and 8 bits); needs `lora`, whose adapters stay float32
-            compute: "bfloat16" is mixed precision: weights, their gradients and the optimizer stay float32, the denoiser's matrix products
-                are in bfloat16 (torch.autocast). What full fine-tuning takes; a frozen base under adapters saves more by `dtype`. A CPU
-                without units for it (AMX, AVX512-BF16) computes in float32, where it is faster, and says so: a run that is resumed on
-                another CPU may go on in other numbers
-            sharding: that the loop is given too: until it spreads the denoiser over the processes, this lies in the host's memory and
-                cannot be evaluated; so it is never whole on a device
+            cache: folder that keeps encoded texts for further runs
+            quantization: "nf4" or "int8" keeps the frozen blocks of the denoiser in 4 or 8 bits (extra `quantized`). They compute in
+                `dtype` (int8: inputs are rounded to float16 and 8 bits). It needs `lora`; the adapters stay float32
+            compute: "bfloat16" is mixed precision: weights, gradients and optimizer stay float32, and the denoiser's matrix products are in
+                bfloat16 (torch.autocast). It is for full fine-tuning; with adapters, `dtype` saves more. A CPU without units for bfloat16
+                (AMX, AVX512-BF16) computes in float32, which is faster there, and prints a line; so a run that is resumed on another CPU
+                may continue with other numbers
+            sharding: the same object that the loop gets. Until the loop shards the denoiser, it stays in the host's memory and cannot be
+                evaluated; so it is never whole on a device
+            variant: variant of the weights' files, such as "fp16"
+            revision: branch, tag or commit of a hub id
+            subfolder: folder of the pipeline inside `path` or the hub's repository
+            single_file: safetensors file whose weights replace the pipeline's, as authors, ComfyUI and others publish them:
+                the denoiser alone, or with autoencoder and text encoders. `path` then gives all that the file does not hold
 
         Raises:
-            ImportError: `quantization` without its extra.
-            ValueError: an unknown pipeline class, missing files, a device that is not there, a choice that the family does not have, or
-                half-precision or quantised weights that would be trained.
+            ImportError: `quantization` is given, but its extra is not installed.
+            ValueError: the pipeline class is unknown, files are missing or are not those that the model needs, the device does not exist,
+                the family does not have a setting, or half-precision or quantised weights would be trained.
         """
         if lora is None and quantization is not None:
             raise ValueError(
@@ -132,11 +142,12 @@ class FlowMatchingPolicy(Policy):
                 f"dtype must be float32 when all weights are trained (an optimizer loses small steps in {dtype}); or give lora"
             )
         if compute is not None and dtype != "float32":
-            raise ValueError(f"compute must be left out where dtype is {dtype}: it is the type in which float32 weights are multiplied")
+            raise ValueError(f"compute must be left out if dtype is {dtype}: it is the type in which float32 weights are multiplied")
         place = placed(device)
         setting = Setting(_sides(resolution), max_sequence_length, guidance, offload)
         host = None if sharding is None or quantization is not None else sharding.host
-        loaded = load_family(path, getattr(torch, dtype), place, setting, quantization, host)
+        source = Source(path, variant, revision, subfolder, single_file)
+        loaded = load_family(source, getattr(torch, dtype), place, setting, quantization, host)
         family, network = loaded.family, loaded.network
         for wanted, verb in ((slicing, "slicing"), (tiling, "tiling")):
             if wanted:
@@ -146,7 +157,7 @@ class FlowMatchingPolicy(Policy):
         if dtype == "float32" and compute is None:
             keep_float32(place)
         if lora is not None:
-            with nullcontext() if host is None else host.posing():  # peft rounds fresh adapters to the type of the base
+            with nullcontext() if host is None else host.posing():  # peft rounds new adapters to the type of the base
                 lora.attach(network, family.lora_targets, family)
         else:
             network.requires_grad_(True)
@@ -154,7 +165,7 @@ class FlowMatchingPolicy(Policy):
             network.enable_gradient_checkpointing()
         if compilation is not None:
             compilation.apply(network)
-        encodings = None if cache is None else Encodings(family, Path(cache), encoder_revision(loaded.folder))
+        encodings = None if cache is None else Encodings(family, Path(cache), encoder_revision(loaded.folder, loaded.encoders))
         multiplied = None if compute is None else getattr(torch, compute)
         return cls(network, family, kernel, grid, None, encodings, compilation, host, multiplied, attention)
 
@@ -177,7 +188,7 @@ class FlowMatchingPolicy(Policy):
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         if self._waits():
             raise RuntimeError(
-                "the denoiser's weights wait in the host's memory to be spread over processes. Give the AlignmentLoop the same "
+                "the denoiser's weights wait in the host's memory to be sharded over processes. Give the AlignmentLoop the same "
                 "`sharding`, or load the policy without it."
             )
         self.counter.add(len(latents))
@@ -235,17 +246,17 @@ class FlowMatchingPolicy(Policy):
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The own tensors that a LoRA delta is proportional to; none where all weights are trained."""
+        """Names of the own tensors to which the LoRA update is proportional; empty if all weights are trained."""
         return tuple(sorted(name for name in self.own if "lora_B" in name))
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         return {f"network.{name}": parameter for name, parameter in self.network.named_parameters() if name in self.own}
 
     def save_lora(self, folder: str) -> None:
-        """Write the adapters as `pipeline.load_lora_weights(folder)` of plain diffusers reads them, alpha included.
+        """Write the adapters with their alpha for `pipeline.load_lora_weights(folder)` of plain diffusers.
 
         Raises:
-            ValueError: there are none.
+            ValueError: the policy has no adapters.
         """
         if not self.adapters:
             raise ValueError("save_lora needs LoRA adapters; this policy trains all its weights. Save the whole pipeline instead.")
@@ -256,7 +267,7 @@ class FlowMatchingPolicy(Policy):
         adapters = get_peft_model_state_dict(network, adapter_name=ADAPTER)
         weights = {
             f"{component}_lora_layers": {name: tensor.cpu() for name, tensor in adapters.items()},
-            f"{component}_lora_adapter_metadata": network.peft_config[ADAPTER].to_dict(),  # without it the alpha is lost
+            f"{component}_lora_adapter_metadata": network.peft_config[ADAPTER].to_dict(),  # it holds the alpha
         }
         type(self.family.pipeline).save_lora_weights(folder, safe_serialization=True, **weights)
 

@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from .diffusers import Family
 
 
-def _listed(targets: Sequence[str]) -> Sequence[str]:
-    """One text is one target."""
+def _listed(targets: str | Sequence[str]) -> Sequence[str]:
+    """List of targets; a single text is one target."""
     return (targets,) if isinstance(targets, str) else targets
 
 
 ADAPTER = "default"
-"""Name of the one adapter that a network carries; other weight sets are forks, not adapters."""
+"""Name of the only adapter of a network; further sets of weights are forks, not adapters."""
 
 
 @attrs.frozen
 class LoRA:
-    """Low-rank adapters on the denoiser, through peft. Dropout is not offered: replay could not be exact.
+    """Low-rank adapters on the denoiser, by peft. There is no dropout, because a replay could not be exact.
 
     Args:
-        rank: of the update
+        rank: rank of the update
         alpha: the update is scaled by alpha / rank
-        targets: names of the linear layers; each must name one at least. A whole path is that layer alone, anything else the end of
-            paths at a dot. None takes the family's usual ones
-        init: "zero" starts at the base exactly (B = 0); "gaussian" likewise, with a Gaussian A
-        start: adapters to start at instead: a file, or the folder that diffusers, peft or an export wrote. It is read as a whole or
-            refused; a fork(pristine=True) is still the base. Without `targets` its layers are adapted
-        start_scale: of them, where their authors say that they must be loaded with one (0.125 for TDM's SD3 student)
+        targets: names of linear layers, or one name; each must match at least one. A full path means only that layer; another name means
+            all layers whose path ends with it after a dot. None takes the family's usual layers
+        init: "zero" and "gaussian" (with a Gaussian A) both start exactly at the base, because B = 0
+        start: adapters to start from instead: a file, or a folder that diffusers, peft or an export wrote. It is read completely or
+            refused. A fork(pristine=True) is still the base. Without `targets`, its layers are adapted
+        start_scale: scale of these adapters, if their authors give one (0.125 for TDM's SD3 student)
 
     Reference: Hu et al., arXiv:2106.09685.
     """
@@ -49,15 +49,15 @@ class LoRA:
     start_scale: float = 1.0
 
     def attach(self, network: Any, default_targets: Sequence[str], family: "Family | None" = None) -> None:
-        """Freeze `network` and add the adapters, in float32 whatever the base is.
+        """Freeze `network` and add the adapters, which are float32 for every type of the base.
 
         Args:
             network: the denoiser
-            default_targets: what is adapted without `targets` and `start`
-            family: of the denoiser; without it `start` is read under the names of a transformer in diffusers and peft alone
+            default_targets: layers that are adapted without `targets` and `start`
+            family: family of the denoiser; without it, `start` is read only with diffusers' and peft's names of a transformer
 
         Raises:
-            ValueError: a target that names no layer, or a start that is not read as a whole.
+            ValueError: a target matches no layer, or `start` cannot be read completely.
         """
         from peft import LoraConfig
 
@@ -90,15 +90,15 @@ def _saved(start: str, network: nn.Module, family: "Family | None") -> SavedAdap
 
 
 def _ends(network: nn.Module, targets: Sequence[str]) -> set[str]:
-    """The layers that peft takes for a list: each whose path ends so at a dot."""
+    """Layers that peft takes for a list of targets: each whose path ends with a target after a dot."""
     return {path for path in layer_paths(network) if any(path == target or path.endswith(f".{target}") for target in targets)}
 
 
 def _layers(network: nn.Module, targets: Sequence[str], *, required: bool) -> set[str]:
-    """The layers that are asked for. A whole path means that layer alone, also where it is the end of another's path.
+    """Layers that the targets name. A full path means only that layer, even if another path ends with it.
 
     Raises:
-        ValueError: a required target names no layer, which peft passes over where another one does; with the layer whose name is nearest.
+        ValueError: a required target names no layer (peft would ignore it if another target does). The message suggests a similar name.
     """
     names = layer_paths(network)
     wanted: set[str] = set()

@@ -1,4 +1,4 @@
-"""Any velocity network as a policy."""
+"""Policy around any velocity network."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Self
@@ -12,16 +12,16 @@ Decode = Callable[[Tensor], Tensor]
 
 
 class NetworkPolicy(Policy):
-    """A network of your own that predicts v = noise - x_0 and knows no prompt: `network(latents [B, *], sigma [B]) -> [B, *]`.
+    """Policy around your own network without prompts, which predicts v = noise - x_0: `network(latents [B, *], sigma [B]) -> [B, *]`.
 
-    What of it requires gradients is what is trained; the rest is shared between forks. Latents are unit noise at sigma 1.
+    Parameters that require gradients are trained; forks share the others. Latents at sigma 1 are unit noise.
 
     Args:
         network: the velocity field
-        latent_shape: of one sample, [*]
+        latent_shape: shape of one sample, [*]
         decode: latents [K, *] -> images [K, 3, H, W] in [0, 1]; by default latents are images from -1 to 1 already
         kernel: the step rule; CPS by default
-        shift: of the sigma grid
+        shift: shift of the sigma grid
         own: names of the network's parameters that a fork owns; by default those that require gradients
     """
 

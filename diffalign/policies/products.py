@@ -1,4 +1,4 @@
-"""Where matrix products in half precision are worth taking."""
+"""Choice of the type for matrix products: half precision only if the device is faster with it."""
 
 import functools
 import platform
@@ -8,14 +8,14 @@ import torch
 
 
 def multiplied_in(compute: torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    """The type in which float32 weights are multiplied on a device; None is their own.
+    """Type in which float32 weights are multiplied on a device; None means float32.
 
-    A CPU without units for bfloat16 converts each operand there and back: the embedded pipeline then takes 2 (AVX512) to 4.5 times (AVX2)
-    as long as in float32, so it computes in float32, and says so once.
+    A CPU without units for bfloat16 converts each operand to it and back: the embedded pipeline then takes 2 (AVX512) to 4.5 times (AVX2)
+    as long as in float32. So such a CPU computes in float32, and a line is printed once.
 
     Args:
-        compute: what was asked for
-        device: where the network computes
+        compute: type that the user asked for
+        device: device of the network
     """
     if compute is not torch.bfloat16 or device.type != "cpu" or cpu_has_bfloat16():
         return compute
@@ -25,9 +25,9 @@ def multiplied_in(compute: torch.dtype | None, device: torch.device) -> torch.dt
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies in bfloat16 (AMX, AVX512-BF16, Arm's BF16), and does not only store it. Where torch cannot tell: no."""
+    """True if the CPU has units that multiply in bfloat16 (AMX, AVX512-BF16, Arm's BF16). False if torch cannot tell."""
     if platform.machine().lower() in ("aarch64", "arm64"):
-        ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # on x86 it says yes to any AVX512
+        ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # on x86 it is True for every AVX512
         return ask is not None and bool(ask())
     asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return any(bool(ask()) for ask in asked if ask is not None)
@@ -35,9 +35,9 @@ def cpu_has_bfloat16() -> bool:
 
 @functools.cache
 def say_float32() -> None:
-    """One line on stderr, once a process."""
+    """Print one line on stderr, once per process."""
     print(
-        "compute: bfloat16 was asked for, and this CPU has no units for products in bfloat16 (AMX, AVX512-BF16): the policy computes in "
+        "compute: bfloat16 was asked for, but this CPU has no units for products in bfloat16 (AMX, AVX512-BF16): the policy computes in "
         "float32, which is faster here",
         file=sys.stderr,
         flush=True,

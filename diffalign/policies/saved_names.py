@@ -1,4 +1,4 @@
-"""How writers of adapters name their tensors, and which layer of a denoiser each name is for."""
+"""Names of tensors in files of adapters, and the layer of the denoiser that each name means."""
 
 import re
 from collections import defaultdict
@@ -28,17 +28,17 @@ PEFT = "base_model.model."
 
 @attrs.frozen
 class Name:
-    """The name of a tensor, taken apart.
+    """Name of a tensor, split into its parts.
 
     Args:
-        whole: as the file has it
-        plain: without what DDP and torch.compile put before it
-        layer: what is left of it without its end: the layer, as its writer calls it
-        kind: the matrices of an update, its alpha, DoRA's magnitude, what is added to a layer besides, or None where no writer is known
-            that ends a name so
-        end: the end, which names a matrix as the other half of the update names its own, or "" where no writer is known
-        adapter: of peft, where the name says it
-        text: whether the layer is one of a text encoder
+        whole: name in the file
+        plain: name without the prefixes of DDP and torch.compile
+        layer: name without its end: the layer in the writer's naming
+        kind: kind of the tensor: a matrix of an update, its alpha, DoRA's magnitude, or a term that is added to a layer; None if no known
+            writer uses such an end
+        end: end of the name, by which the two matrices of an update are matched; "" if no known writer uses it
+        adapter: name of peft's adapter, if the name holds it
+        text: whether the layer belongs to a text encoder
     """
 
     whole: str
@@ -60,19 +60,19 @@ class Name:
         return cls(whole, plain, read, None, "", None, text)
 
     def pairs_with(self, up: "Name") -> bool:
-        """Whether the writer of this name of a first matrix names the second one so."""
+        """True if this name of a first matrix and the name `up` of a second one come from the same naming scheme."""
         return self.end.replace("lora_A", "lora_B").replace("down", "up") == up.end
 
 
 @attrs.frozen
 class Layers:
-    """The layers of a denoiser by every name that is read.
+    """Layers of a denoiser, found by every name that can be read.
 
     Args:
-        paths: of its linear layers and convolutions
-        flat: the same with "_" for each dot, as kohya and ComfyUI write them, to what they may stand for
+        paths: paths of its linear layers and convolutions
+        flat: paths with "_" for each dot, as kohya and ComfyUI write them -> the paths that they may mean
         component: name of the denoiser in its pipeline
-        network: class of the denoiser, for messages
+        network: class of the denoiser in messages
     """
 
     paths: frozenset[str]
@@ -89,7 +89,7 @@ class Layers:
         return cls(paths, dict(flat), component, type(network).__name__)
 
     def find(self, layer: str) -> str | None:
-        """The path of the layer that a writer calls `layer`; None where it is none of the network, or one of several."""
+        """Find the path of the layer that a writer calls `layer`; None if the network has none or several such layers."""
         for prefix in _FLAT:
             if layer.startswith(prefix):
                 found = self.flat.get(layer.removeprefix(prefix), ())
@@ -102,11 +102,11 @@ class Layers:
         return None
 
     def stripped(self, layer: str) -> str:
-        """The writer's name without the prefixes that say nothing about the layer."""
+        """Remove the prefixes of a writer's name that do not belong to the layer."""
         return list(self._stripped(layer))[-1]
 
     def states_scale(self, layer: str) -> bool:
-        """Whether a writer that names layers so leaves the alpha out only where it is the rank: all but peft and bare names."""
+        """True if a missing alpha means alpha = rank in this naming scheme. This holds for all schemes except peft's and bare names."""
         return layer.startswith((f"{self.component}.", "diffusion_model.", *_FLAT)) or ".processor." in layer
 
     def _stripped(self, layer: str) -> Iterable[str]:
@@ -118,12 +118,12 @@ class Layers:
 
 
 def layer_paths(network: nn.Module) -> list[str]:
-    """Paths of the layers that can be adapted: linear ones and convolutions."""
+    """Paths of the layers that can be adapted: linear layers and convolutions."""
     return [path for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
 
 
 def without_effect(name: Name, tensor: Tensor) -> bool:
-    """Whether a tensor that is not read changes nothing: zeros that would be added, or half of an update whose other half is asked too."""
+    """True if ignoring a tensor changes nothing: it adds zeros, or it belongs to a text encoder's update whose `up` is checked itself."""
     if name.kind in ("up", "beside"):
         return not tensor.any()
     return name.text and name.kind in ("down", "alpha")

@@ -1,4 +1,4 @@
-"""What a file of adapters says about the scale of its updates: peft's settings, which diffusers keeps in the header."""
+"""Scale of the updates in a file of adapters, from peft's settings, which diffusers writes into the header."""
 
 import json
 import math
@@ -17,41 +17,41 @@ BESIDE = "adapter_config.json"
 _READ = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"}
 _DESCRIBING = {
     *("peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the tensors say where
-    *("lora_dropout", "lora_bias"),  # of training alone; biases are tensors, which are looked at
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the names of the tensors show this
+    *("lora_dropout", "lora_bias"),  # used only in training; biases are tensors, which are checked
     *("megatron_core", "qalora_group_size", "runtime_config"),
 }
 _SAFE = {"peft_type": ("LORA", None), "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal")}
-"""Ways of beginning that change the base (PiSSA, OLoRA, LoftQ, ...) leave adapters that are true above another base."""
+"""Initialisations that keep the base. Others (PiSSA, OLoRA, LoftQ, ...) change the base, so their adapters fit only the changed base."""
 
 
 @attrs.frozen
-class Settings:
-    """peft's settings of one denoiser.
+class PeftSettings:
+    """Settings of peft for one denoiser.
 
     Args:
-        values: by name
-        source: where they stand, for messages
+        values: settings by name
+        source: place of the settings in messages
     """
 
     values: Mapping[str, Any]
     source: str
 
     @classmethod
-    def of_header(cls, text: str | None, component: str, source: str) -> "Settings | None":
-        """Those of the denoiser among the header's, which name their component; None where the file has none."""
+    def of_header(cls, text: str | None, component: str, source: str) -> "PeftSettings | None":
+        """Read the denoiser's settings from a header, where each setting names its component; None if the header has none."""
         if text is None:
             return None
         values = _mapping(text, source)
         own = {name.removeprefix(f"{component}."): value for name, value in values.items() if name.startswith(f"{component}.")}
         if not own:
             found = next(iter(values), "nothing")
-            raise ValueError(f"LoRA.start: {source} says nothing of the {component}, whose settings it should hold (first: {found!r})")
+            raise ValueError(f"LoRA.start: {source} must hold settings of the {component}, but it has none (first: {found!r})")
         return cls.checked(own, source)
 
     @classmethod
-    def of_file(cls, file: Path) -> "Settings | None":
-        """Those of peft's configuration; None where there is none."""
+    def of_file(cls, file: Path) -> "PeftSettings | None":
+        """Read the settings from peft's configuration file; None if there is none."""
         if not file.exists():
             return None
         try:
@@ -61,8 +61,8 @@ class Settings:
         return cls.checked(_mapping(text, str(file)), str(file))
 
     @classmethod
-    def checked(cls, values: Mapping[str, Any], source: str) -> "Settings":
-        """Refuse a setting that changes what the tensors mean in a way that is not read."""
+    def checked(cls, values: Mapping[str, Any], source: str) -> "PeftSettings":
+        """Refuse a setting that changes the meaning of the tensors in a way that is not supported."""
         from peft import LoraConfig
 
         usual = vars(LoraConfig())
@@ -87,14 +87,14 @@ class Settings:
         return cls(values, source)
 
     def scale(self, layer: str, rank: int) -> float:
-        """What the product of a layer's matrices is multiplied by.
+        """Factor of the product of a layer's matrices.
 
         Raises:
-            ValueError: the settings are of another rank.
+            ValueError: the settings give another rank.
         """
         stated = self._of(layer, "rank_pattern", self.values.get("r", rank))
         if stated != rank:
-            raise ValueError(f"LoRA.start: {layer!r} has rank {rank}, and rank {stated} in {self.source}; the file and its settings differ")
+            raise ValueError(f"LoRA.start: {layer!r} has rank {rank}, but rank {stated} in {self.source}; the file and its settings differ")
         alpha = self._of(layer, "alpha_pattern", self.values["lora_alpha"])
         return float(alpha / math.sqrt(rank) if self.values.get("use_rslora") else alpha / rank)
 
@@ -110,13 +110,13 @@ class Settings:
 
 
 MERGE = (
-    "To begin there all the same: load the file with the program that wrote it, merge it into the base (in plain diffusers "
+    "To start from it anyway: load the file with the program that wrote it, merge it into the base (in plain diffusers "
     "`pipeline.fuse_lora()`, `unload_lora_weights()`, `save_pretrained(...)`), and start from that pipeline."
 )
 
 
 def agreed(layer: str, scales: Mapping[str, float]) -> float:
-    """The scale that all sources name.
+    """Scale on which all sources agree.
 
     Raises:
         ValueError: two of them differ.
@@ -125,24 +125,24 @@ def agreed(layer: str, scales: Mapping[str, float]) -> float:
     for source, other in others:
         if not math.isclose(scale, other, rel_tol=1e-4, abs_tol=1e-12):
             raise ValueError(
-                f"LoRA.start: the update of {layer!r} is to be multiplied by {scale:g} after {first}, and by {other:g} after {source}; "
-                "take away the one that is not true"
+                f"LoRA.start: the update of {layer!r} must be multiplied by {scale:g} according to {first}, but by {other:g} according to "
+                f"{source}; remove the wrong one"
             )
     return scale
 
 
 def sources(
-    layer: str, path: str, rank: int, alpha: float | None, settings: Mapping[str, Settings | None], layers: Layers
+    layer: str, path: str, rank: int, alpha: float | None, settings: Mapping[str, PeftSettings | None], layers: Layers
 ) -> dict[str, float]:
-    """The scale of a layer after each source that names one.
+    """Scale of a layer according to each source that gives one.
 
     Args:
-        layer: as its writer calls it
-        path: of it in the denoiser, or the writer's name without prefixes
-        rank: of its matrices
-        alpha: of its own tensor, if it has one
-        settings: by name of the source
-        layers: of the denoiser
+        layer: writer's name of the layer
+        path: path of the layer in the denoiser, or the writer's name without prefixes
+        rank: rank of its matrices
+        alpha: value of its own alpha tensor, if it has one
+        settings: settings by name of the source
+        layers: layers of the denoiser
     """
     scales = {} if alpha is None else {"its alpha": alpha / rank}
     header = settings.get(HEADER)
@@ -158,7 +158,7 @@ def sources(
 
 def _require(fine: bool, name: str, value: Any, source: str) -> None:
     if not fine:
-        raise ValueError(f"LoRA.start: the setting {name!r} in {source} must say what it means to peft; got {str(value)[:80]!r}")
+        raise ValueError(f"LoRA.start: the setting {name!r} in {source} must have a value that peft allows; got {str(value)[:80]!r}")
 
 
 def _mapping(text: str, source: str) -> Mapping[str, Any]:

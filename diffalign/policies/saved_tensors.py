@@ -1,4 +1,4 @@
-"""The tensors of a file of adapters, each accounted for."""
+"""Tensors of a file of adapters. Each tensor is used or refused."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +11,15 @@ from .saved_names import Name, without_effect
 from .saved_scales import MERGE
 
 FILE = "pytorch_lora_weights.safetensors"
-"""As diffusers names it in a folder."""
+"""Name of the file that diffusers writes into a folder."""
 PEFT_FILE = "adapter_model.safetensors"
 
 _NAMED = "the tensors of a file must be named by layer, as pipeline.save_lora_weights and peft name them"
 
 
 @attrs.frozen(eq=False)
-class Found:
-    """The tensors of the denoiser in a file, by layer as the writer calls it."""
+class FoundTensors:
+    """Tensors of the denoiser in a file, by the writer's name of the layer."""
 
     down: Mapping[str, Tensor]
     up: Mapping[str, Tensor]
@@ -28,11 +28,11 @@ class Found:
     up_names: Mapping[str, Name]
 
     @classmethod
-    def of(cls, file: Path, tensors: Mapping[str, Tensor]) -> "Found":
-        """Take a file apart; nothing is passed over but zeros that would be added.
+    def of(cls, file: Path, tensors: Mapping[str, Tensor]) -> "FoundTensors":
+        """Split a file into the parts of its updates. Nothing is ignored, except zeros that would be added.
 
         Raises:
-            ValueError: naming the first tensor that is something else, or has no other half.
+            ValueError: a tensor is of another kind or has no second matrix; the message names the first such tensor.
         """
         parts: dict[str, dict[str, tuple[Name, Tensor]]] = {"down": {}, "up": {}, "alpha": {}}
         adapters = set()
@@ -63,56 +63,57 @@ class Found:
 
 
 def _require_read(file: Path, name: Name, tensor: Tensor) -> None:
-    """Refuse a tensor that has an effect which a low-rank update of the denoiser does not have."""
+    """Refuse a tensor with an effect that is no low-rank update of the denoiser."""
     where = f"LoRA.start: {name.whole!r} in {file}"
     if not tensor.is_floating_point() and name.kind != "alpha":
-        raise ValueError(f"{where} is of type {tensor.dtype}, which is not understood. {MERGE}")
+        raise ValueError(f"{where} has type {tensor.dtype}, which is not supported. {MERGE}")
     if not bool(tensor.float().isfinite().all()):
         raise ValueError(f"{where} holds numbers that are not finite")
     if name.kind is None:
         raise ValueError(f"{where} is not understood: no matrix of a low-rank update. {MERGE}")
     if name.text and not without_effect(name, tensor):
         raise ValueError(
-            f"{where} is for a text encoder: it would change what the denoiser is given, and is not trained here. Leave those tensors "
-            f"out if the denoiser's are meant alone. {MERGE}"
+            f"{where} is for a text encoder, which is not trained here: it would change the input of the denoiser. Remove these tensors "
+            f"if only those of the denoiser are wanted. {MERGE}"
         )
     if name.kind == "magnitude":
-        raise ValueError(f"{where} is of DoRA, whose change of weights is of no low rank. {MERGE}")
+        raise ValueError(f"{where} belongs to DoRA, whose change of weights has no low rank. {MERGE}")
     if name.kind == "beside" and not without_effect(name, tensor):
-        raise ValueError(f"{where} is added to a layer besides its update, which an adapter here cannot. {MERGE}")
+        raise ValueError(f"{where} is added to a layer beside its low-rank update, which an adapter here cannot do. {MERGE}")
 
 
 def _require_pairs(file: Path, tensors: Mapping[str, Tensor], parts: Mapping[str, Mapping[str, tuple[Name, Tensor]]]) -> None:
-    """Refuse a matrix without its other half, other shapes, and alphas that some layers have and others lack."""
+    """Refuse a matrix without its second matrix, wrong shapes, and alphas that only some layers have."""
     down, up, alpha = parts["down"], parts["up"], parts["alpha"]
     if not down and not up:
         raise ValueError(
-            f"LoRA.start: {file} holds {len(tensors)} tensors (first: {next(iter(tensors))!r}), and none of an update of the denoiser"
+            f"LoRA.start: {file} must hold an update of the denoiser; none of its {len(tensors)} tensors is one "
+            f"(first: {next(iter(tensors))!r})"
         )
     for mine, others in ((down, up), (up, down), (alpha, down)):
         if alone := next((name.whole for layer, (name, _) in mine.items() if layer not in others), None):
-            raise ValueError(f"LoRA.start: {alone!r} in {file} stands alone: a layer has two matrices, down and up")
+            raise ValueError(f"LoRA.start: {alone!r} in {file} has no partner: a layer needs two matrices, down and up")
     for layer, (name, tensor) in down.items():
         partner, other = up[layer]
         if not name.pairs_with(partner):
-            raise ValueError(f"LoRA.start: {name.whole!r} and {partner.whole!r} in {file} are no pair: two writers name matrices so")
+            raise ValueError(f"LoRA.start: {name.whole!r} and {partner.whole!r} in {file} are no pair: they follow two naming schemes")
         if tensor.ndim < 2 or tensor.ndim != other.ndim or len(tensor) < 1 or other.shape[1] != len(tensor):
             raise ValueError(
                 f"LoRA.start: {name.whole!r} in {file} must be [rank, in] and its pair [out, rank]; they are {list(tensor.shape)} and "
                 f"{list(other.shape)}"
             )
     if alpha and (lacking := next((name.whole for layer, (name, _) in down.items() if layer not in alpha), None)):
-        raise ValueError(f"LoRA.start: {file} has an alpha for some layers and none for that of {lacking!r}, which leaves its scale open")
+        raise ValueError(f"LoRA.start: {file} has an alpha for some layers, but none for that of {lacking!r}, so its scale is not known")
     for name, tensor in alpha.values():
         if tensor.numel() != 1:
             raise ValueError(f"LoRA.start: {name.whole!r} in {file} must be one number; it is {list(tensor.shape)}")
 
 
 def file_of(path: str) -> Path:
-    """The file that a path means.
+    """Find the safetensors file of a path.
 
     Raises:
-        ValueError: there is none, or no safetensors file.
+        ValueError: there is no file, or it is no safetensors file.
     """
     place = Path(path)
     if not place.is_dir():
@@ -124,7 +125,7 @@ def file_of(path: str) -> Path:
     if not file.is_file():
         raise ValueError(
             f"LoRA.start must be a safetensors file, or a folder with {FILE} or {PEFT_FILE}; got {path!r}, where there is none. "
-            "What lies on a hub is downloaded first: `hf download NAME`, which prints the folder."
+            "Download files of a hub first: `hf download NAME`, which prints the folder."
         )
     if file.suffix != ".safetensors":
         raise ValueError(
@@ -135,10 +136,10 @@ def file_of(path: str) -> Path:
 
 
 def content_of(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """All tensors of a file, and its header's texts.
+    """Read all tensors of a file, and the texts of its header.
 
     Raises:
-        ValueError: it is broken.
+        ValueError: the file is damaged.
     """
     try:
         with safe_open(file, "pt") as content:

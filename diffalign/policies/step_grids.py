@@ -1,4 +1,4 @@
-"""The sigma grids of a few-step student: one for each number of steps that it serves."""
+"""Sigma grids of a few-step student: one for each number of steps that it serves."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -11,20 +11,20 @@ from diffalign.core import Policy
 MOST_STEPS = 8
 
 Grid = Callable[[int], Tensor] | Sequence[float | Sequence[float]]
-"""A rule, the sigmas of one number of steps, or a list of them for each."""
+"""Grid: a function of the number of steps, the sigmas of one number of steps, or a list of sigmas for each number."""
 
 
 def grids_of(policy: Policy, steps: int, also: Sequence[int], grid: Grid | None) -> dict[int, Tensor]:
-    """Number of steps -> its sigmas [steps + 1].
+    """Build the grids: number of steps -> sigmas [steps + 1].
 
     Args:
-        policy: whose own grids are taken where none is given
+        policy: policy whose own grids are the default
         steps: the main number of steps; first in the result
-        also: the others
-        grid: where they come from
+        also: the other numbers of steps
+        grid: the given grids; None takes those of the policy
 
     Raises:
-        ValueError: numbers outside 1..8 or twice, grids that do not fit them.
+        ValueError: a number is outside 1..8 or appears twice, or the grids do not fit the numbers.
     """
     if not _allowed(steps):
         raise ValueError(f"TDMPolicy.steps must lie between 1 and {MOST_STEPS}; got {steps}")
@@ -41,7 +41,7 @@ def grids_of(policy: Policy, steps: int, also: Sequence[int], grid: Grid | None)
 
 
 def listed(counts: Sequence[int]) -> str:
-    """1, 2 and 4."""
+    """Join numbers to a text such as "1, 2 and 4"."""
     *first, last = map(str, counts)
     return f"{', '.join(first)} and {last}" if first else last
 
@@ -58,7 +58,7 @@ def _levels(policy: Policy, count: int, counts: Sequence[int], grid: Grid | None
     if not any(isinstance(entry, Sequence) for entry in grid):
         if len(counts) > 1:
             raise ValueError(
-                f"TDMPolicy.grid must be a rule, or a list of lists of sigmas, one for each of {listed(counts)} steps; one list cannot "
+                f"TDMPolicy.grid must be a function, or a list of lists of sigmas, one for each of {listed(counts)} steps; one list cannot "
                 f"serve them all. Got {list(grid)}"
             )
         return torch.tensor(list(grid), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Saves a student at the end of a run."""
+"""Hook that saves a student at the end of a run."""
 
 import attrs
 
@@ -9,12 +9,12 @@ from .tdm import TDMPolicy
 
 @attrs.frozen
 class StudentFiles(Hook):
-    """Writes the student of a few-step run, or its average where the run has one, to `student/` in the run folder, when the run ends.
+    """Writes the student of a few-step run, or its average if the run has one, to `student/` in the run folder when the run ends.
 
     `TDMPolicy.from_saved` reads it.
 
     Raises:
-        ValueError: the run's policy is no `TDMPolicy`, before the first step.
+        ValueError: the run's policy is no `TDMPolicy`; raised before the first step.
     """
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:

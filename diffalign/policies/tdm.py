@@ -1,4 +1,4 @@
-"""Few-step students: a policy with a fixed number of deterministic steps on a grid of its own."""
+"""Few-step students: policies with a fixed number of deterministic steps on their own grid."""
 
 import hashlib
 import json
@@ -21,25 +21,25 @@ from .step_grids import grids_of, listed
 
 
 class TDMPolicy(PolicyAround):
-    """A student of K deterministic steps: stage j takes the state at sigma s_j to s_{j+1}, on a grid that belongs to the student.
+    """Student of K deterministic steps: stage j takes the state from sigma s_j to s_{j+1}, on a grid that belongs to the student.
 
         v_j = v(x_j, s_j, c),   xhat0_j = x_j - s_j v_j,   x_{j+1} = x_j - (s_j - s_{j+1}) v_j         (DDIM = Euler, no fresh noise)
 
-    A student means nothing on another grid, so a sampler with another number of steps is refused. One set of weights can serve several
-    K: `student.at(2)` is the student of 2 steps. Then the tag has to tell them apart, and sigmas do not suffice: every grid may start from
-    the same noise at the same sigma, where each K needs another velocity, and a fake score is asked at any sigma.
+    A student is trained for its own grid only, so a sampler with another number of steps is refused. One set of weights can serve several
+    K: `student.at(2)` is the student of 2 steps. Then the prompt must have a tag that tells the network K. The sigma is not enough: all
+    grids may start at the same noise and sigma, where each K needs another velocity, and a fake score is evaluated at every sigma.
 
     Args:
-        policy: the network behind it, of any kind; its weights are the student's. With `also` it must read its prompt
-        steps: K, from 1 to 8; the main one of several
-        grid: steps -> sigmas, or the K + 1 sigmas themselves, decreasing to 0, with `also` a list of such lists, one for each K; None
-            takes the policy's own for K steps
-        tag: appended to every prompt, with {steps} replaced by K: makes K an extra condition, for one network that serves several
+        policy: policy inside, of any kind; its weights are the student's. With `also` it must read its prompt
+        steps: K, from 1 to 8; the main one if there are several
+        grid: function steps -> sigmas, or the K + 1 sigmas themselves, decreasing to 0; with `also` a list of such lists, one for each K.
+            None takes the policy's own grid for K steps
+        tag: text appended to every prompt, with {steps} replaced by K, so that one network can serve several K
         kernel: the step rule; Euler, which refuses noise, unless a study needs noisy trajectories
         also: other numbers of steps, from 1 to 8, that the same weights serve; `DrawnSteps` draws among them
 
     Raises:
-        ValueError: K outside 1..8 or twice, a grid that does not fit it, several K and a tag that does not name them.
+        ValueError: a K is outside 1..8 or appears twice, a grid does not fit its K, or there are several K and the tag does not name them.
 
     Reference: Luo et al., TDM, arXiv:2503.06674.
     """
@@ -57,25 +57,25 @@ class TDMPolicy(PolicyAround):
         self.steps, self.grid, self.tag = steps, grid, tag
         self._grids = grids_of(policy, steps, also, grid)
         _require_telling(tag, self.step_counts)
-        # with adapters the base is what they do not touch; a policy that trains everything has its base only now, before training
+        # with adapters the base never changes; a policy that trains all weights has its base only now, before training
         self._base = None if _frozen(policy) else _digest(dict(policy.named_parameters()))
 
     @classmethod
     def from_saved(cls, policy: Policy, path: str, steps: int | None = None, kernel: TransitionKernel | None = None) -> "TDMPolicy":
-        """A student that `save` wrote.
+        """Load a student that `save` wrote.
 
         Args:
-            policy: the base that it was made from, with adapters of the same shape
-            path: the folder, or "shapeworld" for the student that ships with the package
-            steps: the K that is expected, or of several the one that is to be the main one; None takes the student's
-            kernel: the step rule, as in the constructor
+            policy: base from which it was made, with adapters of the same shape
+            path: folder, or "shapeworld" for the student that ships with the package
+            steps: expected K, or the main one of several; None takes the student's
+            kernel: step rule, as in the constructor
 
         Raises:
-            CheckpointError: a folder without student, another K, another base, other tensors.
+            CheckpointError: the folder holds no student, or the student has another K, another base or other tensors.
         """
         folder = SHAPEWORLD / "student" if path == "shapeworld" else Path(path)
         try:
-            about: dict[str, Any] = json.loads((folder / "student.json").read_text())
+            about: dict[str, Any] = json.loads((folder / "student.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{folder} must hold a student (student.json, student.safetensors): {error}") from error
         grids = [about["sigmas"], *about.get("also", [])]
@@ -93,20 +93,20 @@ class TDMPolicy(PolicyAround):
         return student
 
     def save(self, folder: str) -> None:
-        """Write `student.json` (each K, its grid, hash of the base) and the student's tensors; adapters also as diffusers loads them."""
+        """Write `student.json` (each K, its grid, hash of the base) and the student's tensors; adapters also in diffusers' form."""
         self.write(folder, self.gathered(), self.base_digest())
 
     def gathered(self) -> dict[str, Tensor]:
-        """The student's own tensors on the CPU. Where weights are sharded every process must call this, and `base_digest`."""
+        """Collect the student's own tensors on the CPU. With sharded weights, every process must call this and `base_digest`."""
         return {name: whole(tensor).to("cpu", copy=True).contiguous() for name, tensor in self.policy.own_parameters().items()}
 
     def write(self, folder: str, tensors: dict[str, Tensor], base: str) -> None:
-        """The half of `save` that one process does.
+        """Write the files: the half of `save` that one process does.
 
         Args:
-            folder: where to
-            tensors: as `gathered`
-            base: as `base_digest`
+            folder: output folder
+            tensors: tensors from `gathered`
+            base: digest from `base_digest`
         """
         from safetensors.torch import save_file
 
@@ -115,7 +115,7 @@ class TDMPolicy(PolicyAround):
         save_file(tensors, place / "student.safetensors")
         also = [self._grids[count].tolist() for count in self.step_counts[1:]]
         about = {"steps": self.steps, "sigmas": self._levels.tolist(), "also": also, "tag": self.tag, "base": base}
-        (place / "student.json").write_text(json.dumps(about, indent=1) + "\n")
+        (place / "student.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if isinstance(self.policy, FlowMatchingPolicy) and self.policy.adapters:
             self.policy.save_lora(folder)
 
@@ -135,7 +135,7 @@ class TDMPolicy(PolicyAround):
             parameter.copy_(spread_like(tensors[name], parameter))
 
     def base_digest(self) -> str:
-        """SHA-256 of the base's tensors, rounded to bfloat16 so that it does not depend on the dtype it was loaded in."""
+        """SHA-256 of the base's tensors, rounded to bfloat16 so that it does not depend on the type in which it was loaded."""
         return _digest(_frozen(self.policy)) if self._base is None else self._base
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
@@ -180,7 +180,7 @@ class TDMPolicy(PolicyAround):
         return self._levels.clone()
 
     def stage(self, latents: Tensor, level: int, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Stage j: the next state x_{j+1} and the clean prediction xhat0_j, from one network call.
+        """Compute stage j with one network call: the next state x_{j+1} and the clean prediction xhat0_j.
 
         Args:
             latents: [B, *] states at s_j
@@ -193,7 +193,7 @@ class TDMPolicy(PolicyAround):
         return following, latents - expand(start / (start - end), latents) * (latents - following)
 
     def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
-        tag, counts = ("", (self.steps,)) if pristine else (self.tag, self.step_counts)  # the base has never met the tag
+        tag, counts = ("", (self.steps,)) if pristine else (self.tag, self.step_counts)  # the base was trained without the tag
         grids = [self._grids[count].tolist() for count in counts]
         inner = self.policy.fork(trainable=trainable, pristine=pristine)
         twin = type(self)(inner, self.steps, grids, tag, self.kernel, counts[1:])
@@ -202,11 +202,11 @@ class TDMPolicy(PolicyAround):
 
 
 def _require_telling(tag: str, counts: Sequence[int]) -> None:
-    """The tag is the one thing that tells the network how many steps there will be."""
+    """Check that the tag names the number of steps, because nothing else tells the network."""
     try:
         suffixes = {tag.format(steps=count) for count in counts}
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f'TDMPolicy.tag may have the one placeholder {{steps}}, as in " in {{steps}} steps"; got {tag!r}') from error
+        raise ValueError(f'TDMPolicy.tag may have only the placeholder {{steps}}, as in " in {{steps}} steps"; got {tag!r}') from error
     if len(suffixes) < len(counts):
         raise ValueError(
             f'TDMPolicy.tag must name the number of steps, as in " in {{steps}} steps": the weights serve {listed(counts)} steps, and '
@@ -215,7 +215,7 @@ def _require_telling(tag: str, counts: Sequence[int]) -> None:
 
 
 def _frozen(policy: Policy) -> dict[str, nn.Parameter]:
-    """The tensors that are not the policy's own: the base of a policy with adapters."""
+    """Tensors that are not the policy's own: the base of a policy with adapters."""
     own = {id(parameter) for parameter in policy.own_parameters().values()}
     return {name: parameter for name, parameter in policy.named_parameters() if id(parameter) not in own}
 

@@ -1,4 +1,4 @@
-"""Adapters that exist already, as the start of a run: a few-step student, or somebody's LoRA."""
+"""Existing adapters as the start of a run: a few-step student, or a LoRA of somebody else."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from .saved_names import Layers, Name
-from .saved_scales import BESIDE, HEADER, Settings, agreed, sources
-from .saved_tensors import Found, content_of, file_of
+from .saved_scales import BESIDE, HEADER, PeftSettings, agreed, sources
+from .saved_tensors import FoundTensors, content_of, file_of
 
 _OTHER = "Is it for another model? Otherwise load it in plain diffusers and save it from there."
 
 Convert = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""From names of a model's first authors to those of diffusers."""
+"""Function that converts names of a model's first authors to those of diffusers."""
 
 
 @attrs.frozen(eq=False)
 class SavedAdapters:
-    """The low-rank layers of a file, by path of the layer in the denoiser.
+    """Low-rank layers of a file, by path of the layer in the denoiser.
 
     Args:
-        down: each [rank, in, ...]
-        up: each [out, rank, ...]
-        scaling: what each product is multiplied by
+        down: first matrices, each [rank, in, ...]
+        up: second matrices, each [out, rank, ...]
+        scaling: factor of each product
     """
 
     down: Mapping[str, Tensor]
@@ -34,22 +34,23 @@ class SavedAdapters:
 
     @classmethod
     def read(cls, path: str, layers: Layers, convert: Convert | None = None) -> "SavedAdapters":
-        """Read all of a file, or refuse it.
+        """Read a file completely, or refuse it.
 
         Args:
-            path: a safetensors file, or a folder with one of diffusers, of peft, or with a single one
-            layers: of the denoiser
-            convert: names that are not diffusers' own; None knows none
+            path: a safetensors file, or a folder with a file of diffusers, of peft, or with a single safetensors file
+            layers: layers of the denoiser
+            convert: converts names that are not diffusers' own; None converts none
 
         Raises:
-            ValueError: no such file, or one with anything that is not understood, by the name of the first such tensor or setting.
+            ValueError: there is no such file, or it holds something that is not supported; the message names the first such tensor or
+                setting.
         """
         file = file_of(path)
         tensors, header = content_of(file)
-        found = Found.of(file, tensors)
+        found = FoundTensors.of(file, tensors)
         settings = {
-            HEADER: Settings.of_header(header.get(HEADER), layers.component, f"{HEADER!r} in the header of {file.name}"),
-            BESIDE: Settings.of_file(file.parent / BESIDE),
+            HEADER: PeftSettings.of_header(header.get(HEADER), layers.component, f"{HEADER!r} in the header of {file.name}"),
+            BESIDE: PeftSettings.of_file(file.parent / BESIDE),
         }
         paths = {layer: layers.find(layer) for layer in found.down}
         strange = next((layer for layer, place in paths.items() if place is None), None)
@@ -59,9 +60,9 @@ class SavedAdapters:
             scales = sources(layer, place, len(down), found.alpha.get(layer), settings, layers)
             if not scales and strange is None:
                 raise ValueError(
-                    f"LoRA.start: {file} does not say by what its updates are multiplied, and names such as "
-                    f"{found.down_names[layer].whole!r} leave that open. Put peft's {BESIDE} beside it; or, if alpha is the rank, begin "
-                    f"the names with '{layers.component}.', as diffusers does."
+                    f"LoRA.start: {file} does not give the scale of its updates, and names such as {found.down_names[layer].whole!r} do "
+                    f"not show it. Put peft's {BESIDE} beside it; or, if alpha is the rank, begin the names with '{layers.component}.', "
+                    "as diffusers does."
                 )
             scaling[layer] = agreed(layer, scales) if scales else 1.0
         if strange is not None:
@@ -69,7 +70,7 @@ class SavedAdapters:
         return cls._placed(file, found, {layer: place for layer, place in paths.items() if place is not None}, scaling)
 
     @classmethod
-    def _placed(cls, file: Path, found: "Found", paths: Mapping[str, str], scaling: Mapping[str, float]) -> "SavedAdapters":
+    def _placed(cls, file: Path, found: "FoundTensors", paths: Mapping[str, str], scaling: Mapping[str, float]) -> "SavedAdapters":
         owners: dict[str, str] = {}
         for layer, path in paths.items():
             if path in owners:
@@ -81,9 +82,9 @@ class SavedAdapters:
 
     @classmethod
     def _converted(
-        cls, found: "Found", scaling: Mapping[str, float], strange: str, layers: Layers, convert: Convert | None
+        cls, found: "FoundTensors", scaling: Mapping[str, float], strange: str, layers: Layers, convert: Convert | None
     ) -> "SavedAdapters":
-        """With alphas multiplied in, diffusers' conversion has pairs of matrices to rename and split, and nothing else."""
+        """Convert names by diffusers. Alphas are multiplied in before, so that only pairs of matrices have to be renamed and split."""
         refused = f"LoRA.start: {strange!r} is for no layer of {layers.network}"
         if convert is None:
             raise ValueError(refused)
@@ -100,7 +101,7 @@ class SavedAdapters:
             path = layers.find(parsed.layer)
             part = {"down": down, "up": up}.get(parsed.kind or "")
             if path is None or part is None or path in part:
-                raise ValueError(f"{refused}; diffusers makes {name!r} of the file, which is for none either. {_OTHER}")
+                raise ValueError(f"{refused}; diffusers converts a name to {name!r}, which is for none either. {_OTHER}")
             part[path] = tensor
         if not down or down.keys() != up.keys():
             raise ValueError(f"{refused}, and diffusers' conversion leaves matrices without their pair. {_OTHER}")
@@ -108,10 +109,10 @@ class SavedAdapters:
 
     @torch.no_grad()
     def fill(self, network: nn.Module, adapter: str, scale: float) -> None:
-        """Give a network's adapters the change of weights that the file holds, times `scale`. More ranks than the file has stay free.
+        """Give a network's adapters the change of weights in the file, times `scale`. Adapters of higher rank keep further ranks to train.
 
         Raises:
-            ValueError: a layer without adapter, or of another shape.
+            ValueError: a layer has no adapter, or has another shape.
         """
         modules = dict(network.named_modules())
         for layer, down in self.down.items():

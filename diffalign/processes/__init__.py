@@ -1,1 +1,1 @@
-"""Several processes of one run: torch.distributed behind the loop's verbs, and weights that are spread over them."""
+"""Several processes of one run: collective operations by torch.distributed, and sharded weights."""

@@ -1,4 +1,4 @@
-"""The processes of a run: torch.distributed behind the loop's five verbs, set up by accelerate."""
+"""Processes of a run: the collective operations of the loop by torch.distributed, set up by accelerate."""
 
 import gc
 import importlib
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class TorchDevices:
-    """The processes that torchrun or `accelerate launch` has started.
+    """Processes that torchrun or `accelerate launch` has started.
 
-    Every verb is called by all processes in the same order. Values come back on the device on which they were given.
+    All processes must call the operations in the same order. Results lie on the device of their input.
 
     Args:
-        rank: of this process
-        size: how many there are
-        device: where collectives run
+        rank: number of this process, from 0
+        size: number of processes
+        device: device on which collectives run
         backend: gloo, nccl, ...
-        moved: bytes that this process has given to collectives, by verb
+        moved: bytes that this process has given to collectives, by operation
     """
 
     rank: int
@@ -40,7 +40,7 @@ class TorchDevices:
     _mesh: "DeviceMesh | None" = attrs.field(default=None, init=False)
 
     def mesh(self) -> "DeviceMesh":
-        """All processes in a row, as `fully_shard` takes them: one mesh for the whole run, on the kind of device of `device`."""
+        """Mesh of all processes in one row, for `fully_shard`: one for the whole run, on the kind of device of `device`."""
         from torch.distributed.device_mesh import init_device_mesh
 
         if self._mesh is None:
@@ -48,9 +48,9 @@ class TorchDevices:
         return self._mesh
 
     def release(self) -> None:
-        """Let go of the group of processes, after the last collective. Whatever was spread over them cannot be called any more.
+        """Drop the references to the process group, after the last collective. Sharded modules cannot be called afterwards.
 
-        DTensor remembers meshes in caches that live as long as the interpreter, and a mesh holds its group.
+        They must be dropped because DTensor keeps meshes in caches until the interpreter ends, and a mesh holds its group.
         """
         groups: dict[str, object] = vars(self._mesh).get("_pg_registry", {}) if self._mesh is not None else {}
         groups.clear()
@@ -65,7 +65,7 @@ class TorchDevices:
         return self._reduce("maximum", values, dist.ReduceOp.MAX)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Rows of all processes, in order of rank; each may have another number of them."""
+        """Collect the rows of all processes, in order of rank. The number of rows may differ between processes."""
         counts = self._gather("gather", torch.tensor([len(values)]))
         rows = [int(count) for count in counts]
         padded = values.new_zeros(max(rows), *values.shape[1:])
@@ -73,9 +73,9 @@ class TorchDevices:
         return torch.cat([part[:count] for part, count in zip(self._gather("gather", padded), rows, strict=True)])
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over processes, in one collective per type of number.
+        """Replace each gradient by its sum over processes, in one collective per dtype.
 
-        A parameter that has a gradient in no process keeps none: an optimizer passes over it, as in one process.
+        A parameter without a gradient in any process keeps none, so that an optimizer skips it, as in a single process.
         """
         known = self._reduce("sum_gradients", torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8), dist.ReduceOp.MAX)
         active = [parameter for parameter, there in zip(parameters, known.tolist(), strict=True) if there]
@@ -89,7 +89,7 @@ class TorchDevices:
                 gradient.copy_(part.view_as(gradient))
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         self._together("barrier", dist.barrier)
 
     def _reduce(self, verb: str, values: Tensor, how: Any) -> Tensor:
@@ -113,58 +113,58 @@ class TorchDevices:
             collective()
         except RuntimeError as error:
             raise ProcessError(
-                f"process {self.rank} of {self.size} lost contact with another one in {verb!r}, which has ended or hangs; look for its "
-                f"message, and go on by --resume. ({str(error).splitlines()[0]})"
+                f"process {self.rank} of {self.size} lost contact with another process in {verb!r}: that one has ended or hangs. Look for "
+                f"its message, and continue by --resume. ({str(error).splitlines()[0]})"
             ) from error
 
 
 def launched_processes() -> int:
-    """How many processes a launcher has started: WORLD_SIZE, as torchrun and `accelerate launch` set it."""
+    """Number of processes that a launcher has started: WORLD_SIZE, which torchrun and `accelerate launch` set."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def connect() -> Devices:
-    """Join the processes of the launcher; alone, without one.
+    """Join the processes that a launcher has started; without a launcher, this process is alone.
 
-    Each takes the accelerator of its local rank, or the CPU with gloo where there is none. Call it before anything is built.
+    Each process takes the accelerator of its local rank; without an accelerator, the CPU with gloo. Call it before anything is built.
     """
     if launched_processes() < 2:
         return SingleProcess()
     from accelerate.state import PartialState
 
-    # its functions have the group of processes as a default argument: imported once there is one, they would keep it for good
+    # functions of this module have the process group as a default argument; imported after the group exists, they would never free it
     importlib.import_module("torch.distributed.nn.functional")
     state: Any = PartialState(cpu=not torch.accelerator.is_available())
     return TorchDevices(state.process_index, state.num_processes, state.device, str(dist.get_backend()))
 
 
 def disconnect(devices: Devices) -> None:
-    """Leave the group, if this process is in one, and end its threads.
+    """Leave the process group, if this process is in one, and end its threads.
 
-    They end with the last reference to the group. If they lived on, a thread that lets go of a tensor while the interpreter ends would
-    abort the process ("terminate called without an active exception").
+    The threads end with the last reference to the group. If they lived longer, a thread that frees a tensor while the interpreter ends
+    would abort the process ("terminate called without an active exception").
 
     Args:
-        devices: as `connect` found them
+        devices: the processes that `connect` returned
     """
     if not isinstance(devices, TorchDevices) or not dist.is_initialized():
         return
     devices.release()
     dist.destroy_process_group()
-    if sys.exception() is None:  # one that is on its way keeps all that it has met, and must be told before a launcher ends this process
+    if sys.exception() is None:  # an error keeps its frames alive, and must be printed before a launcher ends this process
         gc.collect()  # sharded modules refer to the group, and to themselves
 
 
 def described(devices: Devices, prompts_per_step: int) -> str:
-    """How many processes are really in force, and what each does; nothing where no launcher was used.
+    """Describe in one line how many processes take part and what each does; empty without a launcher.
 
     Args:
-        devices: as `connect` found them
+        devices: the processes that `connect` returned
         prompts_per_step: prompt groups of a step
     """
     if not isinstance(devices, TorchDevices):
         launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # on a CPU it starts one process, whatever --num_processes says
-        return "1 process, whatever accelerate launch was told; on a CPU use torchrun" if launched else ""
+        return "1 process: on a CPU accelerate launch starts only one; use torchrun for several" if launched else ""
     least, more = divmod(prompts_per_step, devices.size)
     share = f"{least} prompt groups each" if not more else f"{least} or {least + 1} prompt groups each, so some wait"
     return f"{devices.size} processes ({devices.backend}, {devices.device.type}), {share}"

@@ -1,4 +1,4 @@
-"""Network calls that are collectives: every process makes the same ones, in the same order."""
+"""Network calls that are collectives: every process makes the same calls in the same order."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from ..core import BrokenCallError, Condition, Devices, PeerFailed, Policy, Prompt
+from ..core import Condition, Devices, Policy, Prompt
+from ..core.errors import BrokenCallError, PeerFailed
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -17,16 +18,17 @@ _FAILED, _FINISHED, _BACKWARD, _NOTHING = -1, 0, 1 << 20, -(1 << 20)
 
 
 @attrs.define(eq=False)
-class Announced:
-    """`Lockstep` of processes whose weights are sharded: a network call gathers weights from all, so all must make it.
+class AnnouncedCalls:
+    """`Lockstep` for sharded weights: a network call gathers weights from all processes, so all of them must make it.
 
-    Before a call each process announces which policy it is about to evaluate, with or without a graph; the smallest announced is made
-    by all, as a row of weight zero by those that have another or none. So processes may hold different numbers of prompts and chunks.
+    Before a call, each process announces which policy it is about to evaluate, with or without a graph. All processes then make the
+    announced call with the smallest code. A process that announced another call, or none, makes it with one row of weight zero. So the
+    processes may have different numbers of prompts and chunks.
 
     Args:
         devices: the processes
-        policies: that evaluate a network of their own
-        padded: calls that this process has made for others
+        policies: policies that evaluate a network of their own
+        padded: number of calls that this process has made for others
     """
 
     devices: Devices
@@ -39,13 +41,13 @@ class Announced:
     _padding: bool = attrs.field(default=False, init=False)
 
     @classmethod
-    def over(cls, policies: Mapping[str, Policy], devices: Devices, modules: "Sequence[FSDPModule]") -> "Announced":
-        """Listen to the network calls of all policies; of a wrapper, to those of the policy inside.
+    def over(cls, policies: Mapping[str, Policy], devices: Devices, modules: "Sequence[FSDPModule]") -> "AnnouncedCalls":
+        """Follow the network calls of all policies. For a wrapper, these are the calls of the policy inside.
 
         Args:
-            policies: of the run, by role
+            policies: policies of the run, by role
             devices: the processes
-            modules: that are sharded, the outermost ones alone
+            modules: the sharded modules, only the outermost ones
         """
         lockstep = cls(devices, innermost(policies))
         for sharded in modules:
@@ -57,13 +59,13 @@ class Announced:
         return lockstep
 
     def backward(self, loss: Tensor) -> None:
-        """Back-propagate, with the calls that were made for others, as the others do."""
+        """Back-propagate together with the other processes, including the calls that were made for others."""
         self._take_turn(_BACKWARD)
         with self._collective("the backward pass"):
             torch.autograd.backward(loss + self._zero())
 
     def finish(self, failed: bool) -> None:
-        """Serve the calls of others until all have finished, or one has failed."""
+        """Take part in the calls of the others until all have finished or one has failed."""
         while not self._left:
             codes = self._tell(_FAILED if failed else _FINISHED)
             if failed or min(codes) == _FAILED or max(codes) == _FINISHED:
@@ -74,7 +76,7 @@ class Announced:
         self._tidy()
 
     def _listen(self, index: int, policy: Policy) -> None:
-        """Announce the calls of a policy, by its class as `fully_shard` does it: a view of the policy calls with its own attributes."""
+        """Announce the calls of a policy. Its class is replaced, as `fully_shard` does it, so that views of the policy announce too."""
         kind = type(policy)
 
         def velocity(called: Policy, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -88,7 +90,7 @@ class Announced:
         policy.__class__ = type(kind.__name__, (kind,), {"velocity": velocity, "__module__": kind.__module__, "__doc__": kind.__doc__})
 
     def _take_turn(self, mine: int) -> None:
-        """Wait until what this process is about to do is what all do."""
+        """Wait until all processes make the call that this process is about to make."""
         while True:
             codes = self._tell(mine)
             if min(codes) == _FAILED:
@@ -105,7 +107,7 @@ class Announced:
         return [int(code) for code in self.devices.maximum(codes)]
 
     def _serve(self, code: int) -> None:
-        """Make the call that another process makes, with one row whose result weighs nothing."""
+        """Take part in a call of another process, with one row whose result has weight zero."""
         self.padded += 1
         with self._collective("a call made for another process"):
             if code == _BACKWARD:
@@ -130,19 +132,19 @@ class Announced:
             self._padding = False
 
     def _tidy(self) -> None:
-        """Each process keeps its own part again, whatever a failed call, or a graph without backward pass, has left behind."""
+        """Reset the sharded modules after a failed call, or a graph without backward pass, so that each process holds its own part."""
         for module in self._called.values():
             module.reset_iter_state()
         self._called.clear()
 
     def _zero(self) -> Tensor:
-        """0, with the graphs of the calls that were made for others since the last backward."""
+        """Zero, with the graphs of the calls that were made for others since the last backward pass."""
         graphs, self._graphs = self._graphs, []
         return torch.stack([0.0 * graph.sum().float() for graph in graphs]).sum() if graphs else torch.zeros(())
 
     @contextmanager
     def _collective(self, what: str) -> Iterator[None]:
-        """A stretch in which the others wait for this process, so that an error in it can be told to nobody."""
+        """Turn an error into `BrokenCallError`: in this block the others wait for this process, so they cannot be told."""
         try:
             yield
         except Exception as error:
@@ -151,17 +153,17 @@ class Announced:
             if isinstance(error, torch.OutOfMemoryError):
                 raise BrokenCallError(
                     f"{here} ran out of memory in {what}: {error}\nThe weights are sharded, so the others wait in the same call and the "
-                    "step cannot be repeated; the run ends. Go on by --resume with smaller --sampler.rows (rollout) and --objective.rows "
-                    "(update), activation checkpointing, or more processes."
+                    "step cannot be repeated; the run ends. Continue by --resume with smaller --sampler.rows (rollout) and "
+                    "--objective.rows (update), activation checkpointing, or more processes."
                 ) from error
             raise BrokenCallError(
-                f"{here} left {what}, which all make together because the weights are sharded: {error}\nEither it failed here, or another "
-                "process has ended: look for its message, and go on by --resume."
+                f"{here} failed in {what}, which all processes make together because the weights are sharded: {error}\nEither this process "
+                "has failed, or another one has ended: look for its message, and continue by --resume."
             ) from error
 
 
 def innermost(policies: Mapping[str, Policy]) -> tuple[Policy, ...]:
-    """The policies that evaluate a network of their own, each once: of a wrapper, the one inside."""
+    """Policies that evaluate a network of their own, each once. A wrapper is replaced by the policy inside."""
     inner: dict[int, Policy] = {}
     for policy in policies.values():
         for module in policy.modules():

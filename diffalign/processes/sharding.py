@@ -1,4 +1,4 @@
-"""Weights spread over the processes of a run, by torch's native fully_shard."""
+"""Weights that are sharded over the processes of a run, by torch's fully_shard."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from torch import nn
 
 from ..core import Devices, HostWeights, Lockstep, Policy
 from .devices import TorchDevices
-from .lockstep import Announced, innermost
+from .lockstep import AnnouncedCalls, innermost
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -20,41 +20,41 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 @attrs.frozen
 class FullySharded:
-    """Each process keeps 1/N of the weights and gathers them for the length of a call.
+    """Sharding by `fully_shard`: each of N processes keeps 1/N of the weights, and all are gathered while a call lasts.
 
-    Two kinds of weights are spread:
+    Two kinds of weights are sharded:
 
     - Every frozen module that policies share (the base of LoRA forks). Forks share submodules, not only tensors, so a module that is
-      sharded once serves all of them; adapters stay whole in every process.
+      sharded once serves all of them. Adapters stay whole in every process.
     - The network of a policy that shares nothing (full fine-tuning, and its reference, average and other forks), block by block.
-      Gradients are summed and spread with each backward, and an optimizer keeps the state of its part alone.
+      Each backward pass sums and shards the gradients, and an optimizer keeps only the state of its part.
 
-    It has to be done after the last fork: deepcopy of a sharded module raises. A policy that is loaded with this object as `sharding`
-    leaves its network on the host; one module after the other then goes to the device, where all but this process's part of it is freed.
+    Shard after the last fork, because deepcopy of a sharded module raises. A policy that is loaded with this object as `sharding` leaves
+    its network on the host. Then one module after the other goes to the device, which keeps only this process's part of it.
 
     Args:
-        least: modules with fewer numbers stay whole, because a collective for each would cost more than they weigh
+        least: modules with fewer numbers stay whole, because a collective for each would cost more time than it saves memory
 
     Attributes:
-        host: the weights that wait
+        host: the weights that wait on the host
     """
 
     least: int = attrs.field(default=65536, validator=attrs.validators.ge(1))
     host: HostWeights = attrs.field(factory=HostWeights, init=False, eq=False, repr=False)
 
     def shard(self, policies: Mapping[str, Policy], devices: Devices) -> Lockstep:
-        """Shard in place.
+        """Shard the weights in place.
 
         Args:
-            policies: all that share the weights
+            policies: all policies that share the weights
             devices: the processes, of which there must be several
 
         Raises:
-            ValueError: one process, quantised weights, or nothing that could be spread.
+            ValueError: there is only one process, weights are quantised, or there is nothing to shard.
         """
         if any(not parameter.is_floating_point() for policy in policies.values() for parameter in policy.parameters()):
             raise ValueError(
-                "sharding needs weights in a floating type, and some of this run are quantised: their scales would not be spread with "
+                "sharding needs weights in a floating type, but some of this run are quantised: their scales would not be sharded with "
                 "them. Leave out policy.quantization or sharding."
             )
         if not isinstance(devices, TorchDevices):
@@ -63,8 +63,8 @@ class FullySharded:
         networks = [network for policy in separate(policies) if _numbers(policy) >= self.least for network in _networks(policy)]
         if not shared and not networks:
             raise ValueError(
-                f"sharding finds no module of at least {self.least} numbers in {', '.join(policies)} that is frozen and shared, or belongs "
-                "to one policy alone. Leave sharding out."
+                f"sharding needs a module of at least {self.least} numbers that is frozen and shared, or that belongs to one policy only; "
+                f"{', '.join(policies)} have none. Leave sharding out."
             )
         mesh = devices.mesh()
         modules = [self._spread(module, mesh, devices.device) for module in shared]
@@ -75,7 +75,7 @@ class FullySharded:
             modules.append(self._spread(network, mesh, devices.device))
         self._place_the_rest(policies, devices.device)
         inner = {id(below) for module in [*shared, *networks] for below in list(module.modules())[1:]}
-        return Announced.over(policies, devices, [module for module in modules if id(module) not in inner])
+        return AnnouncedCalls.over(policies, devices, [module for module in modules if id(module) not in inner])
 
     def _spread(self, module: nn.Module, mesh: "DeviceMesh", device: torch.device) -> "FSDPModule":
         from torch.distributed.fsdp import fully_shard
@@ -88,7 +88,7 @@ class FullySharded:
 
     @torch.no_grad()
     def _place_the_rest(self, policies: Mapping[str, Policy], device: torch.device) -> None:
-        """Move what stays whole in each process (small modules, adapters, buffers) to its device, in place, because forks share it."""
+        """Move the tensors that stay whole (small modules, adapters, buffers) to the device, in place, because forks share them."""
         for policy in policies.values():
             self.host.place(policy, device, copy=True)
             for module in policy.modules():
@@ -102,7 +102,7 @@ class FullySharded:
 
 
 def shared_modules(policies: Mapping[str, Policy]) -> Iterator[nn.Module]:
-    """The largest frozen modules that are one object to all policies, each once, inner ones first."""
+    """Largest frozen modules that all policies share as one object, each once, inner modules first."""
     places: dict[int, int] = {}
     for policy in innermost(policies):
         for module in policy.modules():
@@ -130,7 +130,7 @@ def shared_modules(policies: Mapping[str, Policy]) -> Iterator[nn.Module]:
 
 
 def separate(policies: Mapping[str, Policy]) -> Iterator[Policy]:
-    """The policies that own all their weights and share none: their optimizers then see spread tensors alone, and never both kinds."""
+    """Policies that own all their weights and share none. Their optimizers then see only sharded tensors, never both kinds."""
     inner = innermost(policies)
     owners: dict[int, int] = {}
     for policy in inner:
@@ -148,7 +148,7 @@ def _networks(policy: Policy) -> list[nn.Module]:
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The entries of its outermost lists of modules: what is gathered and freed at once. None where weights are tied across modules."""
+    """Entries of the outermost module lists; each is gathered and freed as a whole. Empty if weights are tied across modules."""
     if len(list(network.named_parameters(remove_duplicate=False))) == len(list(network.parameters())):
         yield from _entries(network)
 

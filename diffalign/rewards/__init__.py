@@ -1,4 +1,4 @@
-"""The built-in rewards. Importing them is cheap: networks and extras are imported when a reward is made."""
+"""Built-in rewards. Importing them is cheap: networks and extras are imported when a reward is built."""
 
 from .caching import Cached
 from .clip_based import Aesthetic, CLIPScore, PickScore

@@ -1,18 +1,18 @@
-"""Tokens come from the environment: what stands in a run file is written into the run's folder."""
+"""Bearer tokens. They come from the environment, because a run file is copied into the run folder."""
 
 import os
 from collections.abc import Mapping
 
 
 def authorization(variable: str, owner: str) -> Mapping[str, str]:
-    """The header for the token in an environment variable; none where it is not set.
+    """Build the header for the token in an environment variable; empty if the variable is not set.
 
     Args:
-        variable: its name
-        owner: who asks, in messages
+        variable: name of the variable
+        owner: name of the client in messages
 
     Raises:
-        ValueError: the token cannot stand in a header.
+        ValueError: the token is not printable ASCII on one line, so it cannot be a header.
     """
     token = os.environ.get(variable, "").strip()
     if not (token.isascii() and token.isprintable()):

@@ -1,4 +1,4 @@
-"""Scores that are asked for again are not computed again."""
+"""Cache of scores."""
 
 import hashlib
 import threading
@@ -16,14 +16,14 @@ from .requirements import require
 
 @attrs.define(eq=False)
 class Cached(Reward):
-    """Remembers the scores of (image, prompt), by a hash of every pixel, of the words and of the metadata.
+    """Reward that remembers the scores of (image, prompt), by a hash of all pixels, the text and the metadata.
 
-    Pays where images come again: duplicates within a batch, evaluation on fixed images, a slow judge that is asked twice. For rewards
-    that score each image on its own and always alike: a noisy one is frozen at its first answer.
+    It saves time if images come again: duplicates within a batch, evaluation on fixed images, a slow judge that is asked twice. Use it
+    for rewards that score each image on its own and always alike; a noisy reward keeps its first answer.
 
     Args:
-        reward: what is remembered
-        size: scores that are kept; the ones that were used longest ago go first
+        reward: reward whose scores are remembered
+        size: number of scores that are kept; those that were not used for the longest time are removed first
     """
 
     reward: RewardFunction
@@ -34,7 +34,7 @@ class Cached(Reward):
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """As the reward inside."""
+        """Require what the reward inside requires."""
         require([self.reward], prompts)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

@@ -1,4 +1,4 @@
-"""CLIP as a scorer: unit features of images and texts, batched, wherever the images are."""
+"""CLIP as a scorer: unit features of images and texts, in batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,14 +16,14 @@ from .weights import pretrained
 
 @attrs.frozen(eq=False)
 class CLIP:
-    """A CLIPModel of transformers with its tokenizer.
+    """CLIPModel of transformers with its tokenizer.
 
     Args:
         model: the CLIPModel, in eval mode
         tokenizer: the CLIPTokenizer
-        batch: images, or texts, that pass at once
-        device: where the model runs; None: where the images are
-        square: how an image becomes square: (images, size) -> images
+        batch: images or texts per network call
+        device: device of the model; None follows the images
+        square: function that makes images square: (images, size) -> images
     """
 
     model: Any
@@ -34,7 +34,7 @@ class CLIP:
 
     @classmethod
     def load(cls, source: str, where: str, batch: int, device: str | None) -> "CLIP":
-        """From a local folder or a hub id; `where` is the Class.field that messages name."""
+        """Load the model from a local folder or a hub id; messages name `where`, a Class.field."""
         from transformers import AutoTokenizer, CLIPModel
 
         model = pretrained(CLIPModel.from_pretrained, source, where, dtype=torch.float32)
@@ -61,7 +61,7 @@ class CLIP:
 
     def _encoded(self, texts: Sequence[str], device: torch.device) -> Tensor:
         length = self.model.config.text_config.max_position_embeddings
-        # padding follows the end token, which is causal and the one that is read: its kind and length do not matter
+        # only the end token is read, and attention is causal, so the padding after it has no influence
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(device)
         return _projected(self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]))
 
@@ -72,6 +72,6 @@ class CLIP:
 
 
 def _projected(output: Any) -> Tensor:
-    """Transformers 5 wraps the projected features, earlier versions return them."""
+    """Projected features; transformers 5 wraps them in an object, earlier versions return the tensor."""
     features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return features

@@ -1,4 +1,4 @@
-"""Rewards that are CLIP and little else."""
+"""Rewards that are CLIP with at most a small head."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ _AT_LEAST_ONE = attrs.validators.ge(1)
 
 @attrs.define(eq=False)
 class PickScore(Reward):
-    """Preference of people who picked one of two images, learned by CLIP-H.
+    """Preference of people who chose one of two images, learned by CLIP-H.
 
         reward = exp(logit_scale) * cos(image, text)
 
@@ -26,9 +26,9 @@ class PickScore(Reward):
     Licence: MIT.
 
     Args:
-        model: a hub id, or a local folder that save_pretrained wrote; it holds the tokenizer too
-        batch: images that pass at once
-        device: where the model runs; None: where the images are
+        model: hub id, or local folder written by save_pretrained, with the tokenizer
+        batch: images per network call
+        device: device of the model; None follows the images
 
     Raises:
         ConfigError: the weights cannot be found.
@@ -48,25 +48,25 @@ class PickScore(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         check_batch("PickScore", images, prompts)
         cosine = self._clip.cosine(images, prompts)
-        scale: Tensor = self._clip.model.logit_scale.exp()  # read after the model has followed the images
+        scale: Tensor = self._clip.model.logit_scale.exp()  # read after the model has moved to the images' device
         return scale * cosine
 
 
 @attrs.define(eq=False)
 class CLIPScore(Reward):
-    """How well an image fits its text, by CLIP.
+    """Similarity of an image and its text, by CLIP.
 
         reward = scale * max(cos(image, prefix + text), 0)
 
-    Scale: 0 to 2.5, in practice 0.5 to 0.9. The paper takes CLIP-B/32 and puts "A photo depicts " before captions; with scale 100 it is
-    the number that many libraries report. Licence: MIT.
+    Scale: 0 to 2.5, in practice 0.5 to 0.9. The paper takes CLIP-B/32 and puts "A photo depicts " before captions. With scale 100 it is the
+    number that many libraries report. Licence: MIT.
 
     Args:
-        model: a hub id, or a local folder that save_pretrained wrote
-        scale: of the cosine
-        prefix: put before every prompt
-        batch: images that pass at once
-        device: where the model runs; None: where the images are
+        model: hub id, or local folder written by save_pretrained
+        scale: factor of the cosine
+        prefix: text that is put before every prompt
+        batch: images per network call
+        device: device of the model; None follows the images
 
     Raises:
         ConfigError: the weights cannot be found.
@@ -92,22 +92,22 @@ class CLIPScore(Reward):
 
 @attrs.define(eq=False)
 class Aesthetic(Reward):
-    """LAION's aesthetic predictor: a linear head on CLIP-L, whatever the prompt says.
+    """LAION's aesthetic predictor: a linear head on CLIP-L, which does not read the prompt.
 
         reward = W_5 (W_4 (W_3 (W_2 (W_1 f + b_1) + b_2) + b_3) + b_4) + b_5,    f = unit image features of CLIP-L/14
 
-    Five linear layers without anything between them, as published: together one linear map.
-    Scale: people's marks from 1 to 10; images of current models lie near 5 to 6.5. Licence: Apache-2.0 (head), MIT (CLIP).
+    The head has five linear layers without activations between them, as published, so it is one linear map.
+    Scale: ratings by people from 1 to 10; images of current models lie near 5 to 6.5. Licence: Apache-2.0 (head), MIT (CLIP).
 
     Args:
-        model: CLIP-L/14: a hub id, or a local folder that save_pretrained wrote
-        head: the five layers: a file, a folder or a hub id that holds `file`
-        file: the head's file name in that folder or on the hub
-        batch: images that pass at once
-        device: where the model runs; None: where the images are
+        model: CLIP-L/14: hub id, or local folder written by save_pretrained
+        head: the five layers: a file, or a folder or hub id that holds `file`
+        file: file name of the head in that folder or on the hub
+        batch: images per network call
+        device: device of the model; None follows the images
 
     Raises:
-        ConfigError: weights cannot be found, or do not fit each other.
+        ConfigError: the weights cannot be found, or CLIP and head do not fit each other.
 
     Reference: Schuhmann et al., LAION-5B, arXiv:2210.08402 (github.com/christophschuhmann/improved-aesthetic-predictor).
     """

@@ -1,4 +1,4 @@
-"""Rewards made of rewards."""
+"""Rewards that combine other rewards."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,12 +13,13 @@ from .requirements import require
 
 @attrs.frozen(eq=False)
 class WeightedSum(Reward):
-    """sum_m w_m R_m of raw scores, as one reward. To weigh after standardising within the group, give the loop the rewards by name
-    and an aggregation.
+    """Weighted sum of raw scores, sum_m w_m R_m, as one reward.
+
+    To standardise rewards within the group before they are weighted, give the loop the rewards by name, and an aggregation.
 
     Args:
-        rewards: by name
-        weights: by the same names; None weighs each 1
+        rewards: rewards by name
+        weights: weights by the same names; None weighs each 1
     """
 
     rewards: Mapping[str, RewardFunction]
@@ -29,10 +30,10 @@ class WeightedSum(Reward):
             raise ValueError("WeightedSum.rewards must name at least one reward; got none")
         if self.weights is not None and self.weights.keys() != self.rewards.keys():
             odd = sorted(self.weights.keys() ^ self.rewards.keys())
-            raise ValueError(f"WeightedSum.weights must name the same rewards as rewards; {odd[0]!r} stands in only one of them")
+            raise ValueError(f"WeightedSum.weights must name the same rewards as rewards; {odd[0]!r} is in only one of them")
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """As the rewards inside."""
+        """Require what the rewards inside require."""
         require(self.rewards.values(), prompts)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

@@ -13,10 +13,10 @@ from diffalign.core import Prompt, Reward
 
 @attrs.frozen
 class JPEGCompressibility(Reward):
-    """Minus the size of the image as a JPEG file, in kilobytes: a reward without a gradient that every image has.
+    """Negative size of the image as a JPEG file, in kilobytes. It needs no model, and has no gradient.
 
     Args:
-        quality: of the JPEG
+        quality: JPEG quality
 
     Reference: Black et al., DDPO, arXiv:2305.13301.
     """

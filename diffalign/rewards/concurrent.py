@@ -1,4 +1,4 @@
-"""Several rewards at the same time."""
+"""Several rewards that are computed at the same time."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +15,17 @@ from .requirements import require
 
 @attrs.frozen(eq=False)
 class Concurrent(Reward):
-    """sum_m w_m R_m of raw scores, as `WeightedSum`, with a thread for each reward.
+    """Weighted sum of raw scores, sum_m w_m R_m, like `WeightedSum`, with a thread for each reward.
 
-    Pays where rewards wait for different things: a model on the device, a judge over the network, text recognition on the CPU. The
-    same numbers as one after the other. Rewards that share a network, or that draw from torch's global generator, must not run together.
+    It saves time if rewards wait for different things: a model on the device, a judge over the network, text recognition on the CPU.
+    The scores are the same as without threads. Rewards that share a network, or use torch's global generator, must not run together.
 
     Args:
-        rewards: by name
-        weights: by the same names; None weighs each 1
+        rewards: rewards by name
+        weights: weights by the same names; None weighs each 1
 
     Raises:
-        RewardError: (of a call) one of them failed; the others are waited for first.
+        RewardError: (in a call) a reward failed; the error is raised when the others have finished.
     """
 
     rewards: Mapping[str, RewardFunction]
@@ -36,10 +36,10 @@ class Concurrent(Reward):
             raise ValueError("Concurrent.rewards must name at least one reward; got none")
         if self.weights is not None and self.weights.keys() != self.rewards.keys():
             odd = sorted(self.weights.keys() ^ self.rewards.keys())
-            raise ValueError(f"Concurrent.weights must name the same rewards as rewards; {odd[0]!r} stands in only one of them")
+            raise ValueError(f"Concurrent.weights must name the same rewards as rewards; {odd[0]!r} is in only one of them")
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """As the rewards inside."""
+        """Require what the rewards inside require."""
         require(self.rewards.values(), prompts)
 
     def parts(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
@@ -52,12 +52,12 @@ class Concurrent(Reward):
 
 
 def score_together(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """`diffalign.core.score` with a thread for each reward: raw scores by name, each [K], in the order of `rewards`.
+    """Score with a thread for each reward: raw scores by name, each [K], in the order of `rewards`. See `diffalign.core.score`.
 
     Raises:
-        RewardError: of the first reward, in that order, that failed.
+        RewardError: a reward failed; of several errors, that of the first reward in this order is raised.
     """
-    # the current device is each thread's own; a reward may mean it by "cuda"
+    # each thread has its own current device, and a reward may mean the current one by "cuda"
     chosen = torch.accelerator.current_device_index() if images.device.type != "cpu" else None
     begin = (lambda: None) if chosen is None else partial(torch.accelerator.set_device_index, chosen)
     with ThreadPoolExecutor(max_workers=len(rewards), thread_name_prefix="reward", initializer=begin) as pool:

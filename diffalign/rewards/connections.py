@@ -1,4 +1,4 @@
-"""HTTP connections that stay open between requests, with one deadline over the whole exchange. Standard library only."""
+"""HTTP connections that stay open between requests, with one deadline for the whole exchange. Standard library only."""
 
 import http.client
 import socket
@@ -14,21 +14,21 @@ _LOST = (http.client.RemoteDisconnected, ConnectionResetError, ConnectionAborted
 
 
 class NoAnswerError(Exception):
-    """There was no complete answer: refused, cut off, too late or too long."""
+    """No complete answer came: the connection was refused or cut off, or the answer was too late or too long."""
 
 
 class _StaleError(Exception):
-    """A kept connection that the server had closed in the meantime."""
+    """A kept connection was closed by the server in the meantime."""
 
 
 @attrs.frozen
 class Answer:
-    """A complete HTTP answer.
+    """Complete HTTP answer.
 
     Args:
-        status: of HTTP
-        headers: by lower-case name
-        body: all of it
+        status: HTTP status code
+        headers: headers by lower-case name
+        body: whole body
     """
 
     status: int
@@ -42,12 +42,12 @@ def _without_slash(url: str) -> str:
 
 @attrs.define(eq=False)
 class Connections:
-    """Connections to one server, shared by threads. Redirects are not followed, so that a token reaches nobody else.
+    """Connections to one server, shared by threads. Redirects are not followed, so that the token goes to no other server.
 
     Args:
         url: http:// or https://, host, port and perhaps the beginning of the path
         timeout: seconds from the start of connecting to the last byte of the answer
-        longest: bytes that an answer may have
+        longest: largest number of bytes of an answer
     """
 
     url: str = attrs.field(converter=_without_slash)
@@ -67,10 +67,10 @@ class Connections:
         weakref.finalize(self, _close_all, self._idle)
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """Send a request that may be sent twice, and wait for its answer.
+        """Send a request and wait for its answer. It may be sent twice, so it must change nothing on the server.
 
         Raises:
-            NoAnswerError: there is none, for whatever reason; the message says which.
+            NoAnswerError: no answer came; the message gives the reason.
         """
         deadline = time.monotonic() + self.timeout
         with self._lock:
@@ -83,7 +83,7 @@ class Connections:
         return self._exchange(self._connection(), path, body, headers, deadline, fresh=True)
 
     def close(self) -> None:
-        """Close what is open and idle."""
+        """Close the connections that are open and idle."""
         with self._lock:
             _close_all(self._idle)
 
@@ -103,7 +103,7 @@ class Connections:
                 _shut(connection.sock)
 
         remaining = max(deadline - time.monotonic(), 0.001)
-        watch = threading.Timer(remaining, cut)  # a socket's own timeout starts anew at every byte that drips in
+        watch = threading.Timer(remaining, cut)  # a socket's own timeout would start again with every byte that arrives
         watch.daemon = True
         connection.timeout = remaining
         if connection.sock is not None:
@@ -134,13 +134,13 @@ class Connections:
         return answer
 
     def _answer(self, connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[Answer, bool]:
-        """The answer, and whether the connection can be used again."""
+        """Read the answer; also returns whether the connection can be used again."""
         connection.request("POST", urlsplit(self.url).path + path, body, {"Content-Type": "application/json", **headers})
         response = connection.getresponse()
         data = response.read(self.longest + 1)
         if len(data) > self.longest:
             raise http.client.HTTPException(f"the answer is longer than {self.longest} bytes")
-        if response.length:  # read(n) does not complain itself
+        if response.length:  # read(n) itself raises no error for a short body
             raise http.client.IncompleteRead(data, response.length)
         closing = response.will_close
         return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, data), not closing
@@ -152,8 +152,8 @@ def _close_all(connections: list[http.client.HTTPConnection]) -> None:
 
 
 def _shut(connected: socket.socket) -> None:
-    """End a connection under a thread that waits for it. The plain method: TLS would want to talk first."""
+    """Shut down a connection while another thread waits for it. The plain socket method is used, because TLS would first send a message."""
     try:
         socket.socket.shutdown(connected, socket.SHUT_RDWR)
-    except OSError:  # it is closed already, which is what is wanted
+    except OSError:  # it is closed already
         return

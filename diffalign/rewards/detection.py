@@ -9,39 +9,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.placement import placed
+from diffalign.vocabulary import NAMES
 
-from .geneval_rules import Found
+from .geneval_rules import Detected
 from .pixels import normalized, resized
 from .weights import pretrained
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, by channel."""
+"""Mean and standard deviation of ImageNet, by channel."""
 
 STRIDE = 32
-"""Image sides are padded to a multiple of it."""
-
-_COCO = """
-person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench, bird,
-cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard,
-sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon,
-bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table,
-toilet, tv, laptop, computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock,
-vase, scissors, teddy bear, hair drier, toothbrush
-"""
-NAMES = tuple(name.strip() for name in _COCO.split(","))
-"""The 80 classes of COCO in their order, as GenEval calls them."""
+"""Image sides are padded to a multiple of this number."""
 
 
 @attrs.frozen(eq=False)
 class Detector:
-    """Mask2Former for instances.
+    """Instance segmentation by Mask2Former.
 
         score of (query, class) = softmax(class logits) * mean of sigmoid(mask logits) inside the mask,    mask = (mask logits > 0)
 
     Args:
         model: a Mask2FormerForUniversalSegmentation, in eval mode
-        side: the shorter side of an image is resized to it, unless the longer would exceed 5/3 of it
-        device: where the model runs; None: where the images are
+        side: length to which the shorter side of an image is resized, unless the longer side would exceed 5/3 of it
+        device: device of the model; None follows the images
 
     Reference: Cheng et al., Mask2Former, arXiv:2112.01527.
     """
@@ -52,9 +42,9 @@ class Detector:
 
     @classmethod
     def load(cls, source: str, where: str, side: int, device: str | None) -> "Detector":
-        """From a local folder or a hub id; `where` is the Class.field that messages name."""
+        """Load the model from a local folder or a hub id; messages name `where`, a Class.field."""
         try:
-            importlib.import_module("scipy")  # Mask2Former asks for it when it is built, for training
+            importlib.import_module("scipy")  # building Mask2Former needs it, although only training uses it
         except ImportError as error:
             raise ImportError(f"{where.partition('.')[0]} needs the package scipy: pip install 'diffalign[geneval]'") from error
         from transformers import Mask2FormerForUniversalSegmentation
@@ -64,16 +54,16 @@ class Detector:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes: 80 are those of COCO in their order, whatever the checkpoint calls them; others go by its own labels."""
+        """Names of the classes. 80 classes are taken as those of COCO in their order; otherwise the checkpoint's labels are used."""
         labels = self.model.config.id2label
         return NAMES if len(labels) == len(NAMES) else tuple(labels[place] for place in range(len(labels)))
 
-    def detect(self, images: Tensor, least: float) -> list[dict[str, list[Found]]]:
-        """Objects with a score above `least`, by class, surest first.
+    def detect(self, images: Tensor, least: float) -> list[dict[str, list[Detected]]]:
+        """Detect objects with a score above `least`, by class, surest first.
 
         Args:
             images: [K, 3, H, W] in [0, 1]
-            least: 0 to 1
+            least: score from 0 to 1
         """
         device = images.device if self.device is None else placed(self.device)
         height, width = images.shape[-2:]
@@ -87,20 +77,20 @@ class Detector:
 
     def _objects(
         self, classes: Tensor, masks: Tensor, padded: torch.Size, inner: tuple[int, int], size: tuple[int, int], least: float
-    ) -> dict[str, list[Found]]:
-        """One image: [Q, C + 1] and [Q, h, w] -> objects by class."""
+    ) -> dict[str, list[Detected]]:
+        """Find the objects of one image from its queries' classes [Q, C + 1] and masks [Q, h, w], by class."""
         scores, places = classes.softmax(dim=-1)[:, :-1].flatten().topk(len(classes))
-        kept = scores > least  # a mask makes no score larger
+        kept = scores > least  # multiplying by the mask's mean makes no score larger
         scores, places = scores[kept], places[kept]
         query, label = places // (classes.shape[-1] - 1), places % (classes.shape[-1] - 1)
-        found: dict[str, list[Found]] = {}
+        found: dict[str, list[Detected]] = {}
         for score, logits, name in zip(scores.tolist(), masks[query], (self.names[i] for i in label.tolist()), strict=True):
             whole = F.interpolate(logits[None, None], size=tuple(padded), mode="bilinear", align_corners=False)[..., : inner[0], : inner[1]]
             logit = F.interpolate(whole, size=size, mode="bilinear", align_corners=False)[0, 0]
             mask = logit > 0
             sure = score * float((logit.sigmoid() * mask).sum() / (mask.sum() + 1e-6))
             if sure > least and bool(mask.any()):
-                found.setdefault(name, []).append(Found(sure, _box(mask), mask))
+                found.setdefault(name, []).append(Detected(sure, _box(mask), mask))
         return {name: sorted(objects, key=lambda thing: -thing.score) for name, objects in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""The rules of the GenEval benchmark: what a prompt asks for, and whether detected objects show it. No network here."""
+"""Rules of the GenEval benchmark: reads what a prompt asks for, and checks detected objects against it. No network is used."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from diffalign.core import ConfigError
-
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-POSITIONS = ("left of", "right of", "above", "below")
+from diffalign.vocabulary import COLORS, POSITIONS
 
 Box = tuple[float, float, float, float]
 
 
 @attrs.frozen(eq=False)
-class Found:
-    """A detected object.
+class Detected:
+    """Detected object.
 
     Args:
         score: confidence in [0, 1]
@@ -30,15 +28,19 @@ class Found:
     mask: Tensor
 
 
+ColorOf = Callable[[str, Sequence[Detected]], Sequence[str]]
+"""Function from a class and objects of it to their colours."""
+
+
 @attrs.frozen
 class Clause:
-    """So many objects of a class, perhaps of a colour, perhaps at a place seen from those of an earlier clause.
+    """Condition on an image: `count` objects of a class, optionally with a colour, and with a position relative to an earlier clause.
 
     Args:
         name: the class
-        count: how many
-        color: of each
-        position: (relation, number of the clause of the others)
+        count: number of objects
+        color: colour of each object; None for any
+        position: (relation, number of the earlier clause); None for any
     """
 
     name: str
@@ -49,12 +51,12 @@ class Clause:
 
 @attrs.frozen
 class Wanted:
-    """What a prompt of the benchmark asks for.
+    """Conditions that a prompt of the benchmark sets.
 
     Args:
-        include: all must hold
-        exclude: none may hold: so many of a class, or more
-        counting: whether objects are counted, which takes surer detections
+        include: clauses that must all hold
+        exclude: clauses of which none may hold: `count` objects of a class, or more
+        counting: whether objects are counted, which needs surer detections
     """
 
     include: tuple[Clause, ...]
@@ -63,17 +65,17 @@ class Wanted:
 
 
 def wanted(prompt: str, names: Collection[str]) -> Wanted:
-    """Read a prompt's metadata, as the benchmark's files write it.
+    """Read a prompt's metadata in the form of the benchmark's files.
 
         {"tag": "counting", "include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}]}
         {"tag": "position", "include": [{"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["left of", 0]}]}
 
     Args:
-        prompt: with metadata
-        names: the classes that the detector knows
+        prompt: prompt with metadata
+        names: classes that the detector knows
 
     Raises:
-        ConfigError: something is missing, or of another form; the message names the prompt.
+        ConfigError: an entry is missing or has another form; the message names the prompt.
     """
     metadata: Mapping[str, Any] = getattr(prompt, "metadata", {})
     if not metadata.get("include"):
@@ -93,13 +95,13 @@ def wanted(prompt: str, names: Collection[str]) -> Wanted:
 
 def _clause(entry: Any, place: int, names: Collection[str], where: str) -> Clause:
     if not isinstance(entry, Mapping) or set(entry) - {"class", "count", "color", "position"} or not {"class", "count"} <= set(entry):
-        raise ConfigError(f"{where}: an entry has class, count and perhaps color and position; got {entry!r}")
+        raise ConfigError(f"{where}: an entry must have class and count, and may have color and position; got {entry!r}")
     name, count = entry["class"], entry["count"]
     color, position = entry.get("color"), entry.get("position")
     if name not in names:
         raise ConfigError(f"{where}: the detector knows no {name!r}; it knows {', '.join(sorted(names)[:5])}, ...")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ConfigError(f"{where}: count must be a whole number from 1 on; got {count!r}")
+        raise ConfigError(f"{where}: count must be a whole number of at least 1; got {count!r}")
     if color is not None and color not in COLORS:
         raise ConfigError(f"{where}: color must be one of {', '.join(COLORS)}; got {color!r}")
     if position is None:
@@ -110,10 +112,10 @@ def _clause(entry: Any, place: int, names: Collection[str], where: str) -> Claus
 
 
 def relations(box: Box, other: Box, slack: float) -> set[str]:
-    """Where the first box lies, seen from the second.
+    """Relations of the first box to the second, such as "left of".
 
-    With d the offset of the centres and s the sizes, d' = sign(d) max(|d| - slack (s_1 + s_2), 0); "left of" holds if d'_x / |d| < -1/2,
-    and so on. Boxes that hardly lie apart have no relation.
+    With d the offset of the centres and s the sizes, d' = sign(d) max(|d| - slack (s_1 + s_2), 0). "left of" holds if d'_x / |d| < -1/2,
+    and the others accordingly. Boxes that are too close have no relation.
     """
     a, b = (torch.tensor(value, dtype=torch.float64).view(2, 2) for value in (box, other))
     offset = a.mean(dim=0) - b.mean(dim=0)
@@ -125,30 +127,71 @@ def relations(box: Box, other: Box, slack: float) -> set[str]:
     return {name for name, true in holds.items() if true}
 
 
-def judged(
-    want: Wanted, found: Mapping[str, Sequence[Found]], color_of: Callable[[str, Sequence[Found]], Sequence[str]], slack: float
-) -> list[bool]:
-    """Which clauses hold, those of `include` first.
+def correct(want: Wanted, found: Mapping[str, Sequence[Detected]], color_of: ColorOf, slack: float) -> bool:
+    """Check whether an image shows what the prompt asks for, as the benchmark counts it.
 
-    Colour and place are looked at for the surest `count` objects of a class only.
+    Every clause of `include` must hold for the surest `count` objects of its class, and none of `exclude`. More objects than `count` do no
+    harm if no clause of `exclude` says so.
 
     Args:
-        want: what is asked for
-        found: by class, surest first
+        want: conditions of the prompt
+        found: detected objects by class, surest first
         color_of: (class, objects) -> their colours
-        slack: of `relations`
+        slack: slack of `relations`
     """
-    holds: list[bool] = []
-    matched: list[Sequence[Found] | None] = []
+    matched: list[Sequence[Detected]] = []
     for clause in want.include:
         objects = list(found.get(clause.name, ()))[: clause.count]
+        if len(objects) < clause.count or (clause.color is not None and _painted(clause, objects, color_of) < clause.count):
+            return False
+        if clause.position is not None and not _placed(clause.position, objects, matched, slack):
+            return False
+        matched.append(objects)
+    return all(len(found.get(clause.name, ())) < clause.count for clause in want.exclude)
+
+
+def graded(want: Wanted, found: Mapping[str, Sequence[Detected]], color_of: ColorOf, slack: float) -> float:
+    """Score how nearly an image shows what the prompt asks for: the mean of some terms, each 1 where it is exact.
+
+        1 - |n - m| / n     for each clause of `include`: n objects of its class are wanted, m are there
+        1 - |n - k| / n     and for its colour: k of them have it; 0 where m is not n
+        1 or 0              and for its position; 0 where m is not n, where the colour fails, or where the others do not hold
+
+    A count can be far too large, so it can be negative. `exclude` says nothing that the counts do not say.
+
+    Args:
+        want: content that the prompt asks for
+        found: by class, surest first
+        color_of: (class, objects) -> their colours
+        slack: slack of `relations`
+
+    Reference: the reward that Flow-GRPO (arXiv:2505.05470) is trained with. There a position that fails adds the terms 0 and 1, here 0.
+    """
+    terms: list[float] = []
+    matched: list[Sequence[Detected] | None] = []
+    for clause in want.include:
+        objects = list(found.get(clause.name, ()))
+        terms.append(_nearly(clause.count, len(objects)))
         good = len(objects) == clause.count
-        if good and clause.color is not None:
-            good = list(color_of(clause.name, objects)).count(clause.color) == clause.count
-        if good and clause.position is not None:
-            relation, place = clause.position
-            others = matched[place]
-            good = others is not None and all(relation in relations(a.box, b.box, slack) for a in objects for b in others)
-        holds.append(good)
+        if clause.color is not None:
+            painted = _painted(clause, objects, color_of) if good else 0
+            terms.append(_nearly(clause.count, painted))
+            good = painted == clause.count
+        if clause.position is not None:
+            good = good and matched[clause.position[1]] is not None and _placed(clause.position, objects, matched, slack)
+            terms.append(float(good))
         matched.append(objects if good else None)
-    return holds + [len(found.get(clause.name, ())) < clause.count for clause in want.exclude]
+    return sum(terms) / len(terms)
+
+
+def _nearly(wanted: int, there: int) -> float:
+    return 1 - abs(wanted - there) / wanted
+
+
+def _painted(clause: Clause, objects: Sequence[Detected], color_of: ColorOf) -> int:
+    return list(color_of(clause.name, objects)).count(str(clause.color))
+
+
+def _placed(position: tuple[str, int], objects: Sequence[Detected], matched: Sequence[Sequence[Detected] | None], slack: float) -> bool:
+    relation, place = position
+    return all(relation in relations(mine.box, other.box, slack) for mine in objects for other in matched[place] or ())

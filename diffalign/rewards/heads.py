@@ -1,4 +1,4 @@
-"""Heads of stacked linear layers, as the aesthetic predictor and ImageReward publish them."""
+"""Heads of stacked linear layers, in the form that the aesthetic predictor and ImageReward publish."""
 
 from torch import Tensor, nn
 
@@ -8,16 +8,16 @@ from .weights import fill, locate, read_tensors
 
 
 def linear_layers(source: str, file: str, where: str) -> nn.Sequential:
-    """The linear layers of a head whose checkpoint calls them layers.N.weight and layers.N.bias, in that order, without dropout."""
+    """Load the linear layers of a head from a checkpoint with layers.N.weight and layers.N.bias, in order of N, without dropout."""
     tensors = {name: tensor.float() for name, tensor in read_tensors(locate(source, file, where), where).items()}
     return linear_head({name.removeprefix("layers."): tensor for name, tensor in tensors.items()}, where)
 
 
 def linear_head(tensors: dict[str, Tensor], where: str) -> nn.Sequential:
-    """Layers N.weight [out, in] and N.bias [out], in order of N, as one network.
+    """Build one network from the layers N.weight [out, in] and N.bias [out], in order of N.
 
     Raises:
-        ConfigError: other names, layers that do not follow each other, or more than one output.
+        ConfigError: there are other names, the shapes of neighbouring layers do not fit, or there is more than one output.
     """
     numbers = sorted({int(name.partition(".")[0]) for name in tensors if name.partition(".")[0].isdigit()})
     if {f"{number}.{kind}" for number in numbers for kind in ("weight", "bias")} != tensors.keys() or not numbers:

@@ -15,7 +15,7 @@ from .pixels import check_batch, padded_square
 from .weights import locate, pretrained, read_tensors
 
 HEADS = 16
-"""Of both towers of CLIP-H/14; no shape in the checkpoint tells."""
+"""Attention heads of both towers of CLIP-H/14, which no shape in the checkpoint shows."""
 
 
 @attrs.define(eq=False)
@@ -24,15 +24,15 @@ class HPSv2(Reward):
 
         reward = cos(image, text)
 
-    Oblong images are padded with black to a square, as the authors do. Scale: about 0.15 to 0.4; images of current models lie near 0.27
-    to 0.34. Compare images of one prompt only. Licence: Apache-2.0 (code and weights).
+    Images that are not square are padded with black, as the authors do. Scale: about 0.15 to 0.4; images of current models lie near 0.27
+    to 0.34. Compare only images of the same prompt. Licence: Apache-2.0 (code and weights).
 
     Args:
-        weights: the authors' checkpoint: a file, a folder or a hub id that holds `file`
-        file: its name there
-        tokenizer: of CLIP-H: a hub id or a local folder
-        batch: images that pass at once
-        device: where the model runs; None: where the images are
+        weights: the authors' checkpoint: a file, or a folder or hub id that holds `file`
+        file: file name of the checkpoint there
+        tokenizer: tokenizer of CLIP-H: hub id or local folder
+        batch: images per network call
+        device: device of the model; None follows the images
 
     Raises:
         ConfigError: the weights cannot be found, or are those of another network.

@@ -1,4 +1,4 @@
-"""ImageReward: BLIP's text encoder reads the prompt while it looks at the image, and a linear head marks what it saw."""
+"""ImageReward: BLIP's text encoder reads the prompt and attends to the image; a linear head gives the score."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ from .pixels import check_batch, cropped_square, normalized
 from .weights import fill, locate, pretrained, read_tensors
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of the raw marks on the authors' data."""
+"""Mean and standard deviation of the raw scores on the authors' data."""
 
 HEADS = {"vision": 16, "text": 12}
-"""Attention heads of BLIP-large's image tower and of BERT-base; no shape in the checkpoint tells."""
+"""Attention heads of BLIP-large's image tower and of BERT-base, which no shape in the checkpoint shows."""
 
 WORDS = 35
-"""Tokens of a prompt that are read."""
+"""Number of tokens of a prompt that are read."""
 
 _UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\..*|blip\.text_encoder\.embeddings\.position_ids")
 _VISION = (
@@ -48,11 +48,11 @@ class ImageReward(Reward):
     Scale: mean 0 and standard deviation 1 on the authors' data, in practice -2.3 to 2. Licence: Apache-2.0 (code and weights).
 
     Args:
-        weights: the authors' checkpoint: a file, a folder or a hub id that holds `file`
-        file: its name there
-        tokenizer: of BERT, uncased: a hub id or a local folder
-        batch: images that pass at once
-        device: where the model runs; None: where the images are
+        weights: the authors' checkpoint: a file, or a folder or hub id that holds `file`
+        file: file name of the checkpoint there
+        tokenizer: tokenizer of BERT, uncased: hub id or local folder
+        batch: images per network call
+        device: device of the model; None follows the images
 
     Raises:
         ConfigError: the weights cannot be found, or are those of another network.
@@ -101,7 +101,7 @@ class ImageReward(Reward):
 
 
 def blip_network(tensors: Mapping[str, Tensor], where: str) -> nn.ModuleDict:
-    """Image tower ("vision"), text encoder ("text") and "head" of a checkpoint of ImageReward, float32, in eval mode.
+    """Build the image tower ("vision"), text encoder ("text") and "head" of an ImageReward checkpoint, float32, in eval mode.
 
     Raises:
         ConfigError: names or shapes do not fit.
@@ -142,7 +142,7 @@ def blip_network(tensors: Mapping[str, Tensor], where: str) -> nn.ModuleDict:
         )
     except KeyError as error:
         raise ConfigError(f"{where} lacks a tensor for {error.args[0]!r}; it is no checkpoint of ImageReward") from error
-    with torch.device("meta"):  # no memory for weights that are replaced
+    with torch.device("meta"):  # no memory for weights that are replaced at once
         towers = {"vision": BlipVisionModel(vision_config), "text": BlipTextModel(text_config, add_pooling_layer=False)}
     for tower, values in (("vision", vision), ("text", text)):
         fill(towers[tower], values, where)
@@ -151,12 +151,12 @@ def blip_network(tensors: Mapping[str, Tensor], where: str) -> nn.ModuleDict:
 
 
 def to_transformers(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of ImageReward under the names of BlipVisionModel ("vision."), BlipTextModel ("text.") and the head.
+    """Rename the tensors of an ImageReward checkpoint to those of BlipVisionModel ("vision."), BlipTextModel ("text.") and the head.
 
-    Projections for BLIP's pretraining are left out.
+    The projections that only BLIP's pretraining uses are left out.
 
     Raises:
-        ConfigError: a name that ImageReward does not have.
+        ConfigError: there is a name that ImageReward does not have.
     """
     renamed = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""A vision-language model as a judge, behind any OpenAI-compatible end point."""
+"""Vision-language model as a judge, behind any OpenAI-compatible end point."""
 
 import json
 import math
@@ -28,33 +28,33 @@ _LONGEST_ANSWER = 2**20
 
 @attrs.define(eq=False)
 class Judge(Reward):
-    """A vision-language model's mark, brought to [0, 1]: `(score - low) / (high - low)`.
+    """Score of a vision-language model, scaled to [0, 1]: reward = (score - low) / (high - low).
 
-    Asks `POST URL/chat/completions` of any OpenAI-compatible end point (vLLM, SGLang, llama.cpp, a hosted one), once per image, with the
-    picture as a PNG data URI and the text of a template file. The answer is JSON with a number `score`; one that is not, or a mark out
-    of range, is asked for again, and is an error in the end, never a zero. Marks of a served model may differ between calls even at
-    temperature 0.
+    For each image it sends one `POST URL/chat/completions` to an OpenAI-compatible end point (vLLM, SGLang, llama.cpp, a hosted one),
+    with the image as a PNG data URI and the text of a template file. The answer must be JSON with a number `score`. If it is not, or if the
+    score is out of range, the judge is asked again; after the last try this is an error, never a zero. Scores of a served model may
+    differ between calls even at temperature 0.
 
     Args:
-        url: up to and with the version, "http://127.0.0.1:8000/v1"
-        model: its name there
-        template: text file with $prompt and, if wanted, $low, $high and the names of metadata ($target); None is the one that ships
-            with the package. "$$" is a dollar sign.
-        low: the worst mark
-        high: the best
-        answer_format: how the end point is told the form: "json_schema", "json_object", or "none" where it knows neither
-        max_tokens: of an answer
-        temperature: of sampling
+        url: address including the version, "http://127.0.0.1:8000/v1"
+        model: name of the model at the end point
+        template: text file with $prompt and optionally $low, $high and names of metadata ($target); None takes the template of the
+            package. "$$" is a dollar sign
+        low: the worst score
+        high: the best score
+        answer_format: way to request JSON: "json_schema", "json_object", or "none" if the end point supports neither
+        max_tokens: largest number of tokens of an answer
+        temperature: sampling temperature of the judge
         timeout: seconds for one try
-        retries: how often it is asked again
+        retries: number of further tries
         backoff: seconds before the first retry; doubles each time, up to 30
-        concurrency: images under way at a time
-        token_variable: environment variable with the key, where the end point wants one
+        concurrency: images that are judged at a time
+        token_variable: environment variable with the key, if the end point needs one
 
     Raises:
-        ConfigError: a template that cannot be read or used.
-        ValueError: a url that is none, or high not above low.
-        RewardError: (of a call) no mark, or a prompt without the metadata that the template names.
+        ConfigError: the template cannot be read or used.
+        ValueError: `url` is not an http address, or `high` is not above `low`.
+        RewardError: (in a call) no score came, or a prompt lacks the metadata that the template names.
 
     Reference: Zheng et al., Judging LLM-as-a-Judge, arXiv:2306.05685.
     """
@@ -80,7 +80,7 @@ class Judge(Reward):
             raise ValueError(f"Judge.high must be above low; got low {self.low} and high {self.high}")
         self._text = string.Template(_template(self.template))
         if not self._text.is_valid() or "prompt" not in self._text.get_identifiers():
-            raise ConfigError(f"Judge.template {self.template} must hold $prompt, and '$$' for each dollar sign that is only that")
+            raise ConfigError(f"Judge.template {self.template} must hold $prompt, and '$$' for each plain dollar sign")
         self._servers = Servers(
             owner="Judge",
             connections=[Connections(self.url, self.timeout, _LONGEST_ANSWER)],
@@ -107,7 +107,7 @@ class Judge(Reward):
         """Refuse prompts without the metadata that the template names.
 
         Raises:
-            ConfigError: names the first of them and what it lacks.
+            ConfigError: a prompt lacks metadata; the message names the first such prompt and what it lacks.
         """
         for prompt in prompts:
             try:
@@ -116,7 +116,7 @@ class Judge(Reward):
                 raise ConfigError(str(error)) from error
 
     def _asked(self, prompt: Prompt) -> str:
-        """The template for one prompt."""
+        """Fill in the template for one prompt."""
         known = {**getattr(prompt, "metadata", {}), "prompt": str(prompt), "low": f"{self.low:g}", "high": f"{self.high:g}"}
         missing = [name for name in self._text.get_identifiers() if name not in known]
         if missing:
@@ -154,7 +154,7 @@ def _template(path: str | None) -> str:
 
 
 def _score(content: Any) -> float | None:
-    """The mark in an answer; None where there is none. Models without a schema like to think first and to fence their JSON."""
+    """Find the score in an answer; None if there is none. Without a schema, models often write text first and put JSON in a code fence."""
     if not isinstance(content, str):
         return None
     text = _THOUGHT.sub("", content).strip()

@@ -1,4 +1,4 @@
-"""Yes or no."""
+"""Binary reward: liked or not."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,17 @@ from .requirements import require
 
 @attrs.frozen(eq=False)
 class BinaryLiking(Reward):
-    """Somebody's thumb: 1 where the image is liked, 0 where it is not, and nothing in between.
+    """Binary feedback: 1 if the image is liked, 0 if it is not.
 
         reward = 1 if R(image, prompt) >= threshold else 0
 
-    R is any reward; the thumb of a person is a function or a `RemoteReward` that asks one, with threshold 0.5. A signal without a
-    gradient and with ties: groups in which all are liked, or none, teach nothing.
+    R is any reward. For feedback by a person, R is a function or a `RemoteReward` that asks the person, with threshold 0.5. Groups in
+    which all images are liked, or none, teach nothing.
     Scale: 0 or 1. Licence: that of R.
 
     Args:
-        reward: whose judgement it is
-        threshold: from which on an image is liked
+        reward: the reward R
+        threshold: least score of an image that is liked
 
     Reference: TDM-R1 trains on such feedback, arXiv:2603.07700.
     """
@@ -31,7 +31,7 @@ class BinaryLiking(Reward):
     threshold: float
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """As the reward inside."""
+        """Require what the reward inside requires."""
         require([self.reward], prompts)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

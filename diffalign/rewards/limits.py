@@ -1,4 +1,4 @@
-"""A reward within bounds."""
+"""Reward within bounds."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ from .requirements import require
 
 @attrs.frozen(eq=False)
 class Clipped(Reward):
-    """clip(R, low, high): no more is gained beyond the bounds.
+    """Clipped reward, clip(R, low, high): a score beyond the bounds brings no further gain.
 
-    Scores that are not finite stay errors: they are refused before they are clipped.
+    Scores that are not finite are refused before they are clipped.
 
     Args:
-        reward: what is clipped
-        low: least value; None: no bound
-        high: largest value; None: no bound
+        reward: reward that is clipped
+        low: least value; None means no bound
+        high: largest value; None means no bound
     """
 
     reward: RewardFunction
@@ -34,7 +34,7 @@ class Clipped(Reward):
             raise ValueError(f"Clipped.low must be below high; got {self.low:g} and {self.high:g}")
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """As the reward inside."""
+        """Require what the reward inside requires."""
         require([self.reward], prompts)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

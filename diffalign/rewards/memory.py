@@ -1,4 +1,4 @@
-"""What to do when a reward's device is full: smaller batches, then an error."""
+"""Handling of a full device: a reward gets smaller batches, and fails only at a single image."""
 
 from collections.abc import Sequence
 
@@ -11,27 +11,27 @@ from diffalign.core import Prompt, Reward, RewardError, RewardFunction
 from .requirements import require
 
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")
-"""Of allocators that raise a plain RuntimeError."""
+"""Messages of allocators that raise a plain RuntimeError."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a device or on the host."""
+    """True if an error means that memory ran out, on a device or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    if isinstance(error, RewardError):  # it has been judged already, and quotes others
+    if isinstance(error, RewardError):  # it was classified already, and its text may quote another error
         return False
     return isinstance(error, RuntimeError) and any(saying in str(error).lower() for saying in _SAYINGS)
 
 
 @attrs.define(eq=False)
 class HalvedBatches(Reward):
-    """A reward that gets its images in halves, quarters, ... when memory runs out, and remembers how many fit.
+    """Wrapper that gives a reward its images in halves, quarters, ... when memory runs out, and remembers how many fit.
 
     Args:
-        reward: scores each image on its own, so that pieces make no difference
+        reward: a reward that scores each image on its own, so that batches do not change scores
 
     Raises:
-        RewardError: (of a call) memory runs out for a single image.
+        RewardError: (in a call) memory runs out for a single image.
     """
 
     reward: RewardFunction
@@ -47,7 +47,7 @@ class HalvedBatches(Reward):
                 self._fits = (end - start) // 2
                 continue
             if not scores and end == len(images):
-                return piece  # as the reward gave it: its shape is judged by whoever asked
+                return piece  # unchanged, because the caller checks its shape
             scores.append(torch.as_tensor(piece))
             if scores[-1].shape != (end - start,):
                 raise RewardError(f"the shape for {end - start} images must be ({end - start},); got {tuple(scores[-1].shape)}")
@@ -55,11 +55,11 @@ class HalvedBatches(Reward):
         return torch.cat(scores) if scores else self.reward(images, prompts)
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """What the reward needs."""
+        """Require what the reward inside requires."""
         require([self.reward], prompts)
 
     def _scored(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | None:
-        """None where memory ran out; the failed call's tensors are free by then."""
+        """Score the images; None if memory ran out. The tensors of the failed call are free then."""
         try:
             return self.reward(images, prompts)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Is the text in the image that the prompt asks for?"""
+"""Reward for text in the image, read by optical character recognition."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,27 +18,27 @@ _QUOTED = re.compile('"([^"]+)"|“([^“”]+)”|„([^„“”]+)[“”]|«
 
 @attrs.define(eq=False)
 class OCR(Reward):
-    """How much of the wanted text can be read in the image, by optical character recognition.
+    """Similarity of the wanted text and the text in the image, by optical character recognition.
 
-    With t the wanted text, r all text that is read, d the edit distance, spaces left out and (by default) case ignored:
+    With t the wanted text, r all text that is read, and d the edit distance. Spaces are left out, and case is ignored by default.
 
-        edit      1 - d(t, r) / max(|t|, |r|)          anything that is read beside it costs
-        partial   1 - min_s d(t, s) / |t|              s any stretch of r: other text beside it costs nothing
+        edit      1 - d(t, r) / max(|t|, |r|)          further text lowers the reward
+        partial   1 - min_s d(t, s) / |t|              s is any part of r, so further text costs nothing
         exact     1 if t = r, else 0
 
-    The wanted text is `prompt.metadata[key]`, or else what stands in double quotes in the prompt (several quotes: all of them, in order);
-    apostrophes and single quotes are none. Scale: 0 to 1. Licence: Apache-2.0 (RapidOCR and its models, Tesseract).
+    The wanted text is `prompt.metadata[key]`, or else the text in double quotes in the prompt (of several quotes all, in order). Single
+    quotes do not count. Scale: 0 to 1. Licence: Apache-2.0 (RapidOCR and its models, Tesseract).
 
     Args:
-        match: which of the three
-        engine: "rapidocr" (extra `ocr`; models ride in its wheel) or "tesseract" (the program)
-        key: of the metadata
-        ignore_case: whether "Open" is "OPEN"
-        reader: reads in place of the engine
+        match: "edit", "partial" or "exact"
+        engine: "rapidocr" (extra `ocr`; its wheel contains the models) or "tesseract" (the program)
+        key: key of the metadata
+        ignore_case: whether "Open" equals "OPEN"
+        reader: reader that replaces the engine
 
     Raises:
         ImportError: the engine is not installed.
-        ConfigError: (of a call, or of `require`) a prompt without text.
+        ConfigError: (in a call or in `require`) a prompt has no wanted text.
 
     Reference: edit distance as in Liu et al., Flow-GRPO, arXiv:2505.05470.
     """
@@ -57,7 +57,7 @@ class OCR(Reward):
         """Refuse prompts without a wanted text, before anything is drawn.
 
         Raises:
-            ConfigError: the first of them, by name.
+            ConfigError: a prompt has no wanted text; the message names the first such prompt.
         """
         for prompt in prompts:
             self._wanted(prompt)
@@ -85,7 +85,7 @@ class OCR(Reward):
 
 
 def wanted_text(prompt: str, key: str = "text") -> str:
-    """The text that an image should show: the metadata where a prompt has it, else what is quoted; "" where there is neither.
+    """Text that an image should show: from the prompt's metadata, else the quoted text; "" if there is neither.
 
     Raises:
         ConfigError: the metadata is not text.
@@ -100,9 +100,9 @@ def wanted_text(prompt: str, key: str = "text") -> str:
 
 
 def edit_distance(wanted: str, read: str, anywhere: bool = False) -> int:
-    """Insertions, deletions and replacements that turn `wanted` into `read`; or into the stretch of `read` that takes the fewest.
+    """Least number of insertions, deletions and replacements that turn `wanted` into `read`; with `anywhere`, into any part of `read`.
 
-    Reference: Levenshtein; Sellers for the stretch.
+    Reference: Levenshtein; Sellers for `anywhere`.
     """
     row = [0] * (len(read) + 1) if anywhere else list(range(len(read) + 1))
     for i, letter in enumerate(wanted, 1):

@@ -1,4 +1,4 @@
-"""Checkpoints of the open_clip project as transformers' CLIPModel: the same network under other names."""
+"""Conversion of open_clip checkpoints to transformers' CLIPModel, which is the same network with other names."""
 
 import re
 from collections.abc import Mapping
@@ -34,12 +34,12 @@ _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
 
 
 def to_transformers(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors of an open_clip checkpoint under the names of CLIPModel.
+    """Rename the tensors of an open_clip checkpoint to those of CLIPModel.
 
-    Query, key and value of a block come as one matrix and are taken apart; projections come transposed.
+    Query, key and value of a block are one matrix there, which is split; projections are transposed.
 
     Raises:
-        ConfigError: a name that no CLIP of open_clip has.
+        ConfigError: there is a name that no CLIP of open_clip has.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -77,12 +77,12 @@ def _block(name: str, tensor: Tensor, where: str) -> dict[str, Tensor]:
 
 
 def clip_config(tensors: Mapping[str, Tensor], heads: int, where: str) -> Any:
-    """The CLIPConfig that fits the shapes of an open_clip checkpoint.
+    """Build the CLIPConfig that fits the shapes of an open_clip checkpoint.
 
     Args:
-        tensors: by the names of open_clip
-        heads: attention heads of both towers, which no shape tells
-        where: Class.field, for the message
+        tensors: tensors by their names in open_clip
+        heads: attention heads of both towers, which no shape shows
+        where: Class.field for the message
 
     Raises:
         ConfigError: a tensor that every CLIP has is missing.
@@ -98,7 +98,7 @@ def clip_config(tensors: Mapping[str, Tensor], heads: int, where: str) -> Any:
             "max_position_embeddings": tensors["positional_embedding"].shape[0],
             "hidden_size": text_width,
             "intermediate_size": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-            # the end token is the last of the vocabulary, and the one that is read
+            # the features are read at the end token, which is the last of the vocabulary
             "eos_token_id": vocabulary - 1,
             "bos_token_id": vocabulary - 2,
         }
@@ -118,7 +118,7 @@ def clip_config(tensors: Mapping[str, Tensor], heads: int, where: str) -> Any:
 
 
 def clip_model(tensors: Mapping[str, Tensor], heads: int, where: str) -> Any:
-    """The CLIPModel of an open_clip checkpoint, float32, in eval mode.
+    """Build the CLIPModel of an open_clip checkpoint, float32, in eval mode.
 
     Raises:
         ConfigError: names or shapes do not fit.
@@ -126,7 +126,7 @@ def clip_model(tensors: Mapping[str, Tensor], heads: int, where: str) -> Any:
     from transformers import CLIPModel
 
     config = clip_config(tensors, heads, where)
-    with torch.device("meta"):  # no memory for weights that are replaced
+    with torch.device("meta"):  # no memory for weights that are replaced at once
         model = CLIPModel(config)
     fill(model, {name: tensor.float() for name, tensor in to_transformers(tensors, where).items()}, where)
     restore_positions(model)
@@ -134,7 +134,7 @@ def clip_model(tensors: Mapping[str, Tensor], heads: int, where: str) -> Any:
 
 
 def restore_positions(model: torch.nn.Module) -> None:
-    """Count the positions of a network that was built without memory: 0, 1, ... in each `position_ids` [1, n]."""
+    """Restore the position numbers of a network that was built without memory: 0, 1, ... in each `position_ids` [1, n]."""
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta:
             owner, _, last = name.rpartition(".")

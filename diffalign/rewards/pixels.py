@@ -1,4 +1,4 @@
-"""Images as networks take them: resized, cropped or padded, normalised, all in tensors."""
+"""Preparation of images for networks: resizing, cropping or padding, and normalising, all on tensors."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,19 @@ from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's training images, by channel; BLIP uses the same."""
+"""Mean and standard deviation of CLIP's training images, by channel; BLIP uses the same."""
 
 
 def check_batch(name: str, images: Tensor, prompts: Sequence[str]) -> None:
-    """Refuse what is not one image per prompt.
+    """Refuse a batch that is not one image per prompt.
 
     Args:
-        name: the reward, for the message
+        name: name of the reward in the message
         images: [K, 3, H, W] floating point in [0, 1]
-        prompts: length K
+        prompts: K prompts
+
+    Raises:
+        ValueError: shape or type of the images is wrong, or the numbers of images and prompts differ.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(f"{name} needs images [K, 3, H, W] of floating point numbers; got {tuple(images.shape)}, {images.dtype}")
@@ -25,17 +28,17 @@ def check_batch(name: str, images: Tensor, prompts: Sequence[str]) -> None:
 
 
 def resized(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
-    """[K, 3, H, W] -> [K, 3, height, width] with antialiasing, in [0, 1]; bicubic overshoot is cut off, as it is in 8-bit images."""
+    """Resize with antialiasing: [K, 3, H, W] -> [K, 3, height, width] in [0, 1]. Bicubic overshoot is clamped, as in 8-bit images."""
     if images.shape[-2:] == (height, width):
         return images.clamp(0, 1)
     return F.interpolate(images, size=(height, width), mode=mode, antialias=True, align_corners=False).clamp(0, 1)
 
 
 def cropped_square(images: Tensor, size: int) -> Tensor:
-    """The shorter side resized to `size`, then the middle: [K, 3, H, W] -> [K, 3, size, size]."""
+    """Resize the shorter side to `size` and take the middle: [K, 3, H, W] -> [K, 3, size, size]."""
     height, width = images.shape[-2:]
     short = min(height, width)
-    if max(height, width) > 8 * short:  # the ends of a sliver are not resized only to be cut off
+    if max(height, width) > 8 * short:  # crop a very long image first, instead of resizing parts that are cut off
         images = _middle(images, short)
         height, width = images.shape[-2:]
     images = resized(images, int(size * height / short), int(size * width / short))
@@ -44,7 +47,7 @@ def cropped_square(images: Tensor, size: int) -> Tensor:
 
 
 def _middle(images: Tensor, short: int) -> Tensor:
-    """At least four squares around the middle, which stays where it is."""
+    """Crop a long image to at least four squares around the middle; the middle stays the same."""
     for axis in (-2, -1):
         length = images.shape[axis]
         kept = min(length, 4 * short + (length - 4 * short) % 2)
@@ -53,7 +56,7 @@ def _middle(images: Tensor, short: int) -> Tensor:
 
 
 def padded_square(images: Tensor, size: int) -> Tensor:
-    """The longer side resized to `size`, the rest black on both sides: [K, 3, H, W] -> [K, 3, size, size]."""
+    """Resize the longer side to `size` and pad both ends of the other with black: [K, 3, H, W] -> [K, 3, size, size]."""
     height, width = images.shape[-2:]
     long = max(height, width)
     images = resized(images, round(size * height / long), round(size * width / long))
@@ -62,5 +65,5 @@ def padded_square(images: Tensor, size: int) -> Tensor:
 
 
 def normalized(images: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
-    """(x - mean) / std by channel: [K, 3, H, W] -> [K, 3, H, W]."""
+    """Normalise by channel, (x - mean) / std: [K, 3, H, W] -> [K, 3, H, W]."""
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]

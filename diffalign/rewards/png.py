@@ -1,4 +1,4 @@
-"""Pictures as base64 text: 8-bit RGB PNG, whose size is known before anything is unpacked."""
+"""Images as base64 text of 8-bit RGB PNG files. Their size is known before they are decoded."""
 
 import base64
 import io
@@ -16,17 +16,17 @@ _HEADER_TEXT = 4 * (-(-_HEADER.size // 3))
 
 
 def encode_png(image: Tensor) -> str:
-    """[3, H, W] uint8 -> base64 of a PNG file."""
+    """Encode an image [3, H, W] uint8 as the base64 text of a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, format="PNG", compress_level=1)  # six times as fast as 6
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, format="PNG", compress_level=1)  # six times as fast as level 6
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def png_size(text: Any) -> tuple[int, int]:
-    """Width and height that the header promises.
+    """Read width and height from the header.
 
     Raises:
-        ValueError: it is not the base64 of an 8-bit RGB PNG; reads on after the name of the picture.
+        ValueError: the text is not the base64 of an 8-bit RGB PNG. The message is meant to follow the name of the image.
     """
     if not isinstance(text, str):
         raise ValueError(f"must be the base64 text of a PNG file; got {type(text).__name__}")
@@ -44,16 +44,16 @@ def png_size(text: Any) -> tuple[int, int]:
 
 
 def decode_png(text: str) -> Tensor:
-    """Base64 of a PNG file -> [3, H, W] uint8.
+    """Decode the base64 text of a PNG file: [3, H, W] uint8.
 
     Raises:
-        ValueError: it is damaged; reads on after the name of the picture.
+        ValueError: the file is damaged. The message is meant to follow the name of the image.
     """
     size, data = png_size(text), _unpacked(text)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             pixels = numpy.array(picture)
-    except Exception as error:  # Pillow's decoders raise whatever their parsing meets: OSError, SyntaxError, zlib.error, struct.error, ...
+    except Exception as error:  # Pillow's decoders raise many types: OSError, SyntaxError, zlib.error, struct.error, ...
         raise ValueError(f"is a damaged PNG file: {type(error).__name__}: {error}") from error
     if pixels.dtype != numpy.uint8 or pixels.shape != (size[1], size[0], 3):
         raise ValueError(f"is a damaged PNG file: its header promises {size[0]} x {size[1]} RGB pixels, it holds {pixels.shape}")

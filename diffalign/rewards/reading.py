@@ -1,4 +1,4 @@
-"""Reads text in images: RapidOCR, whose models ride in its wheel, or the program Tesseract."""
+"""Readers of text in images: RapidOCR, whose wheel contains the models, and the program Tesseract."""
 
 import importlib
 import io
@@ -19,11 +19,11 @@ Pixels = NDArray[np.uint8]
 
 
 class Reader(ABC):
-    """Finds the text of an image."""
+    """Reads the text of an image."""
 
     @abstractmethod
     def read(self, pixels: Pixels) -> str:
-        """RGB [H, W, 3] -> all text, in reading order; "" where there is none."""
+        """Read all text of an RGB image [H, W, 3] in reading order; "" if there is none."""
 
 
 @attrs.frozen(eq=False)
@@ -31,7 +31,7 @@ class RapidReader(Reader):
     """RapidOCR (PP-OCR models) on ONNX Runtime, on the CPU.
 
     Args:
-        enlarge: the shorter side is enlarged to so many pixels before text is looked for
+        enlarge: pixels to which the shorter side is enlarged before text is searched
 
     Raises:
         ImportError: the extra `ocr` is not installed.
@@ -43,7 +43,7 @@ class RapidReader(Reader):
     @_engine.default
     def _start(self) -> Any:
         try:
-            importlib.import_module("onnxruntime")  # its engine, which it does not ask for when it is installed
+            importlib.import_module("onnxruntime")  # its engine, which its installation does not require
             from rapidocr import RapidOCR
         except ImportError as error:
             raise ImportError(f"OCR reads with RapidOCR, which is not installed ({error}): pip install 'diffalign[ocr]'") from error
@@ -51,26 +51,26 @@ class RapidReader(Reader):
         return RapidOCR(
             params={
                 "Global.log_level": "critical",
-                "Det.limit_side_len": self.enlarge,  # 736 by default: nine times the time, and no better on small images
+                "Det.limit_side_len": self.enlarge,  # the default 736 takes nine times as long and is not better on small images
                 f"{threads}.intra_op_num_threads": torch.get_num_threads(),
                 f"{threads}.inter_op_num_threads": 1,
             }
         )
 
     def read(self, pixels: Pixels) -> str:
-        # it wants BGR, and remembers the flags of the last call: all are given every time
+        # it expects BGR, and keeps the flags of the last call, so all flags are given every time
         found = self._engine(np.ascontiguousarray(pixels[..., ::-1]), use_det=True, use_cls=False, use_rec=True)
         return " ".join(found.txts or ())
 
 
 @attrs.frozen(eq=False)
 class TesseractReader(Reader):
-    """The program `tesseract`, once per image.
+    """Tesseract: runs the program `tesseract` once per image.
 
     Args:
-        layout: its page segmentation mode; 6 is a block of text, 7 a line, 11 words anywhere
-        enlarge: the shorter side is enlarged to so many pixels first
-        seconds: after which a call is given up
+        layout: page segmentation mode; 6 is a block of text, 7 a line, 11 words anywhere
+        enlarge: pixels to which the shorter side is enlarged first
+        seconds: time after which a call fails
 
     Raises:
         ImportError: there is no such program.

@@ -1,4 +1,4 @@
-"""A reward on another machine, or in another process, over HTTP."""
+"""Reward on another machine or in another process, over HTTP."""
 
 import uuid
 from collections.abc import Sequence
@@ -23,24 +23,24 @@ def _listed(url: str | Sequence[str]) -> tuple[str, ...]:
 
 @attrs.define(eq=False)
 class RemoteReward(Reward):
-    """Scores of a server started by `diffalign serve-reward`, or of any that speaks its protocol (docs/reward_server.md).
+    """Reward of a server started by `diffalign serve-reward`, or of any server with the same protocol (docs/reward_server.md).
 
-    Prompts travel with their metadata, images as 8-bit PNG. A score that cannot be had is an error, never a zero: refused or lost
-    connections, late answers and overload are tried again, on the other servers first and then after a pause; a nonsensical answer is
-    an error at once. Connections are kept between calls.
+    Prompts are sent with their metadata, images as 8-bit PNG. A missing score is an error, never a zero. Refused or lost connections, late
+    answers and overload are tried again, first on the other servers and then after a pause. A wrong answer is an error at once.
+    Connections are kept between calls.
 
     Args:
-        url: of the server, or of several that score alike and share the work
+        url: address of the server, or of several that score alike and share the work
         timeout: seconds for one try, from connecting to the last byte
-        retries: how often all servers are asked again
+        retries: number of further rounds in which all servers are asked
         backoff: seconds before the first retry; doubles each time, up to 30
-        batch: images of one request
-        concurrency: requests under way at a time
-        token_variable: environment variable with the bearer token, where the server wants one
+        batch: images per request
+        concurrency: requests at a time
+        token_variable: environment variable with the bearer token, if the server needs one
 
     Raises:
-        ValueError: a url that is none.
-        RewardError: (of a call) no score; the message says which server and why.
+        ValueError: `url` is not an http address.
+        RewardError: (in a call) no score came; the message names the server and the reason.
     """
 
     url: str | Sequence[str]
@@ -80,10 +80,10 @@ class RemoteReward(Reward):
         return torch.tensor([score for scores in answers for score in scores], dtype=torch.float32, device=images.device)
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts whose metadata cannot travel. What the reward at the other end needs, it says when it is called.
+        """Refuse prompts whose metadata cannot be sent. The served reward checks its own needs when it is called.
 
         Raises:
-            ConfigError: names the first of them and why.
+            ConfigError: the metadata of a prompt cannot be sent; the message names the first such prompt and the reason.
         """
         require_portable(prompts, "RemoteReward")
 

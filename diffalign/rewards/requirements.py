@@ -1,4 +1,4 @@
-"""What a reward needs of its prompts, said before anything is drawn."""
+"""Requirements of rewards on their prompts, checked before any image is drawn."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
@@ -8,19 +8,19 @@ from diffalign.core import Prompt
 
 @runtime_checkable
 class Demanding(Protocol):
-    """A reward that needs more of a prompt than its words (metadata, a text in quotes), or that wraps one."""
+    """Reward that needs more of a prompt than its text (metadata, a text in quotes), or that wraps such a reward."""
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that cannot be scored.
 
         Raises:
-            ConfigError: names the first of them and what it lacks.
+            ConfigError: a prompt lacks something; the message names the first such prompt and what it lacks.
         """
         ...
 
 
 def require(rewards: Iterable[object], prompts: Sequence[Prompt]) -> None:
-    """Ask every reward that needs more than words whether these prompts have it; other rewards take any prompt.
+    """Check that prompts have what each reward needs. Rewards that are not `Demanding` take any prompt.
 
     Raises:
         ConfigError: a prompt lacks what a reward needs.

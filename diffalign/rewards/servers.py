@@ -1,4 +1,4 @@
-"""Asking servers until one answers: several of them in turn, with back-off, and an error where there is no answer."""
+"""Requests to several servers: they are asked in turn, with pauses, until one answers; no answer is an error."""
 
 import itertools
 import random
@@ -21,16 +21,16 @@ _OK = 200
 
 
 class PoorAnswerError(Exception):
-    """An answer that is complete but of no use, where the next may well be better."""
+    """A complete answer cannot be used, but another try may help."""
 
 
 @attrs.frozen(eq=False)
 class Question(Generic[T]):
-    """A request and how its answer is read.
+    """Request together with the function that reads its answer.
 
     Args:
-        body: gives the request, built when it is sent, so that few bodies exist at a time
-        read: what the answer means; raises ValueError where it is nonsense, PoorAnswerError where another try may help
+        body: builds the request when it is sent, so that few bodies exist at a time
+        read: reads the answer. Raises ValueError if it is wrong, PoorAnswerError if another try may help
     """
 
     body: Callable[[], bytes]
@@ -39,21 +39,21 @@ class Question(Generic[T]):
 
 @attrs.define(eq=False)
 class Servers:
-    """Servers that give the same answers.
+    """Group of servers that give the same answers.
 
-    A refused or lost connection, a late answer and the statuses 408, 425, 429, 500, 502, 503 and 504 go to the next server; when all
-    have had their turn, after a pause of `backoff * 2^n` seconds (up to 30; longer if `Retry-After` asks for it), all over again.
-    Every other status, and an answer that is nonsense, is an error at once.
+    After a refused or lost connection, a late answer, or a status 408, 425, 429, 500, 502, 503 or 504, the next server is asked. After
+    all servers there is a pause of `backoff * 2^n` seconds (at most 30; longer if `Retry-After` asks for it), and then the next round
+    begins. Every other status, and a wrong answer, is an error at once.
 
     Args:
-        owner: whose they are, in messages
-        connections: to one server each
-        path: of the requests
-        headers: of the requests
-        complaint: the text of a refusal's body
-        rounds: how often every server is asked, at most
+        owner: name of the client in messages
+        connections: connections, one for each server
+        path: path of the requests
+        headers: headers of the requests
+        complaint: reads the message from the body of a refusal
+        rounds: largest number of rounds
         backoff: seconds before the second round
-        concurrency: requests under way at a time
+        concurrency: requests at a time
     """
 
     owner: str
@@ -67,10 +67,10 @@ class Servers:
     _turn: Iterator[int] = attrs.field(factory=itertools.count, init=False, repr=False)
 
     def ask(self, questions: Sequence[Question[T]]) -> list[T]:
-        """The answers, in order. The first that fails ends the others.
+        """Ask the questions, and return their answers in order. The first failure ends the other requests.
 
         Raises:
-            RewardError: there is no answer to one of them, or one that is nonsense.
+            RewardError: a question got no answer or a wrong answer.
         """
         stop = threading.Event()
         with ThreadPoolExecutor(min(self.concurrency, max(len(questions), 1)), "diffalign-servers") as pool:
@@ -78,7 +78,7 @@ class Servers:
             try:
                 done, _ = wait(answers, return_when=FIRST_EXCEPTION)
                 failed = [error for answer in answers if answer in done and (error := answer.exception()) is not None]
-            finally:  # after an interrupt as well
+            finally:  # also after an interrupt
                 stop.set()
                 for answer in answers:
                     answer.cancel()
@@ -109,7 +109,7 @@ class Servers:
                         failure = f"{server.url}: {error}"
                         continue
                     except ValueError as error:
-                        raise RewardError(f"{self.owner}: {server.url} gave an answer of no use: {error}") from error
+                        raise RewardError(f"{self.owner}: {server.url} gave a wrong answer: {error}") from error
                 failure = f"{server.url} answered {answer.status}: {self.complaint(answer.body)}"
                 if answer.status not in _WORTH_ANOTHER_TRY:
                     raise RewardError(f"{self.owner}: {failure}")
@@ -117,11 +117,11 @@ class Servers:
         raise RewardError(f"{self.owner}: no score after {asked} {'try' if asked == 1 else 'tries'}; the last failed at {failure}")
 
     def _pause(self, lap: int, longer: float) -> float:
-        """Seconds; a random part keeps clients from coming back all at once."""
+        """Seconds to wait. A random factor keeps clients from coming back all at once."""
         return min(_LONGEST_PAUSE, max(longer, self.backoff * 2.0 ** (lap - 1) * random.uniform(0.75, 1.25)))
 
 
 def _asked_pause(answer: Answer) -> float:
-    """Seconds that the server asked for; its other form, a date, is not used by any server that this is for."""
+    """Seconds that the server asks to wait in `Retry-After`; the form with a date is not read."""
     text = answer.headers.get("retry-after", "")
     return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0.0

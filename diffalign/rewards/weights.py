@@ -1,4 +1,4 @@
-"""Finds weights in a local folder or on the hub, and says in one sentence what is wrong where that fails."""
+"""Search for weights in a local folder or on the hub; a failure gives one sentence that says what is wrong."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,16 +11,16 @@ from diffalign.core import ConfigError
 
 
 def pretrained(load: Callable[..., Any], source: str, where: str, **options: Any) -> Any:
-    """What `from_pretrained` gives for a local folder or a hub id.
+    """Call `from_pretrained` for a local folder or a hub id.
 
     Args:
-        load: the from_pretrained of a transformers class
+        load: method from_pretrained of a transformers class
         source: folder or hub id
-        where: Class.field, for the message
-        options: passed on
+        where: Class.field for the message
+        options: further arguments of `load`
 
     Raises:
-        ConfigError: there is no such folder, and no such hub id within reach, or what is there does not fit the class.
+        ConfigError: there is no such folder and no such hub id within reach, or its files do not fit the class.
     """
     try:
         return load(source, **options)
@@ -32,12 +32,12 @@ def pretrained(load: Callable[..., Any], source: str, where: str, **options: Any
 
 
 def locate(source: str, file: str, where: str) -> Path:
-    """The path of a weights file.
+    """Find the path of a weights file.
 
     Args:
         source: the file itself, a local folder that holds `file`, or a hub id
-        file: its name in the folder or on the hub
-        where: Class.field, for the message
+        file: name of the file in the folder or on the hub
+        where: Class.field for the message
 
     Raises:
         ConfigError: it is in none of these places.
@@ -61,10 +61,10 @@ def locate(source: str, file: str, where: str) -> Path:
 
 
 def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a checkpoint of torch, by name; those under "state_dict" where there is such an entry.
+    """Read the tensors of a .safetensors file or a torch checkpoint by name; of an entry "state_dict" if there is one.
 
     Raises:
-        ConfigError: the file holds something else, or more than tensors can be (no code is run).
+        ConfigError: the file cannot be read as tensors only. Reading never runs code from the file.
     """
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -81,7 +81,7 @@ def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def fill(network: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Put tensors into a network; every parameter must come, and nothing else.
+    """Put tensors into a network. There must be a tensor for every parameter, and no others.
 
     Raises:
         ConfigError: a name is missing or left over, or a shape differs.

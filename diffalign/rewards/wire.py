@@ -1,6 +1,6 @@
-"""The protocol between `RemoteReward` and the reward server: JSON with PNG images as base64. docs/reward_server.md describes it.
+"""Protocol between `RemoteReward` and the reward server: JSON with PNG images as base64. docs/reward_server.md describes it.
 
-Both ends share this module, so that they cannot drift apart. Images travel as 8-bit RGB, as in a picture file: the server scores
+Both ends share this module, so that they always agree. Images are sent as 8-bit RGB, as in an image file: the server scores
 `round(255 * image) / 255`.
 """
 
@@ -21,25 +21,25 @@ from .png import decode_png, encode_png, png_size
 T = TypeVar("T")
 
 VERSION = 1
-"""Of the protocol. A message of another version is refused."""
+"""Version of the protocol. A message of another version is refused."""
 
 SCORE, HEALTH, ABOUT = (f"/v{VERSION}/{name}" for name in ("score", "health", "version"))
-"""The paths of the server."""
+"""Paths of the server."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class WireError(ValueError):
-    """A message that does not follow the protocol."""
+    """Error for a message that does not follow the protocol."""
 
 
 @attrs.frozen
 class Limits:
-    """What one request may hold at most.
+    """Limits of one request.
 
     Args:
-        body: bytes
-        images: how many
+        body: bytes of the body
+        images: number of images
         pixels: height x width, summed over the images
         text: characters of one prompt
     """
@@ -52,12 +52,12 @@ class Limits:
 
 @attrs.frozen(eq=False)
 class ScoreRequest:
-    """Images to be scored.
+    """Request to score images.
 
     Args:
-        id: chosen by the client, comes back with the scores
+        id: chosen by the client; the answer repeats it
         images: [K, 3, H, W] uint8
-        prompts: K of them
+        prompts: K prompts
     """
 
     id: str
@@ -66,10 +66,10 @@ class ScoreRequest:
 
 
 def pixels_of(images: Tensor) -> Tensor:
-    """[K, 3, H, W] in [0, 1] as 8-bit pixels.
+    """Convert images [K, 3, H, W] in [0, 1] to 8-bit pixels.
 
     Raises:
-        WireError: another shape, or a number that is not finite.
+        WireError: the shape is wrong, or a number is not finite.
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise WireError(f"images must have shape [K, 3, H, W]; got {tuple(images.shape)}")
@@ -79,7 +79,7 @@ def pixels_of(images: Tensor) -> Tensor:
 
 
 def encode_request(request: ScoreRequest) -> bytes:
-    """The body of a request.
+    """Encode the body of a request.
 
     Raises:
         WireError: metadata that JSON cannot hold.
@@ -96,13 +96,13 @@ def encode_request(request: ScoreRequest) -> bytes:
 
 @attrs.frozen(eq=False)
 class PackedRequest:
-    """A request that was read and judged, its pictures not yet unpacked.
+    """Request that was read and checked, with images that are not decoded yet.
 
     Args:
-        id: of the request
+        id: id of the request
         pictures: K PNG files as base64, all of one size by their headers
-        prompts: K of them
-        pixels: height x width, summed over the pictures
+        prompts: K prompts
+        pixels: height x width, summed over the images
     """
 
     id: str
@@ -111,17 +111,17 @@ class PackedRequest:
     pixels: int
 
     def unpack(self) -> ScoreRequest:
-        """The request with its pixels.
+        """Decode the images of the request.
 
         Raises:
-            WireError: a damaged picture.
+            WireError: an image is damaged.
         """
         images = [_at(place, decode_png, picture) for place, picture in enumerate(self.pictures)]
         return ScoreRequest(self.id, torch.stack(images), self.prompts)
 
 
 def read_request(body: bytes, limits: Limits) -> PackedRequest:
-    """A request from its body. Sizes are judged before anything is unpacked.
+    """Read a request from its body. Sizes are checked before anything is decoded.
 
     Raises:
         WireError: it does not follow the protocol, or is larger than the limits allow.
@@ -131,7 +131,7 @@ def read_request(body: bytes, limits: Limits) -> PackedRequest:
     if not isinstance(identity, str) or not _ID.fullmatch(identity):
         raise WireError("id must be 1 to 64 characters of A-Z, a-z, 0-9, _ and -")
     if not isinstance(images, list) or not 1 <= len(images) <= limits.images:
-        raise WireError(f"images must be a list of 1 to {limits.images} pictures{_count(images)}")
+        raise WireError(f"images must be a list of 1 to {limits.images} images{_count(images)}")
     if not isinstance(prompts, list) or len(prompts) != len(images):
         raise WireError(f"prompts must be a list of {len(images)}, one per image{_count(prompts)}")
     texts = tuple(_prompt(entry, place, limits.text) for place, entry in enumerate(prompts))
@@ -145,19 +145,19 @@ def read_request(body: bytes, limits: Limits) -> PackedRequest:
 
 
 def encode_scores(identity: str, scores: Sequence[float]) -> bytes:
-    """The body of a good answer."""
+    """Encode the body of an answer with scores."""
     return _dump({"version": VERSION, "id": identity, "scores": list(scores)})
 
 
 def decode_scores(body: bytes, identity: str, count: int) -> list[float]:
-    """The scores of an answer.
+    """Read the scores of an answer.
 
     Raises:
-        WireError: it is no answer to this request, has another number of scores, or one that is not a finite number.
+        WireError: the answer belongs to another request, has another number of scores, or holds a score that is not a finite number.
     """
     message = _message(body, {"version", "id", "scores"})
     if message["id"] != identity:
-        raise WireError(f"the answer belongs to another request: its id is {_short(message['id'])}, asked was {identity!r}")
+        raise WireError(f"the answer belongs to another request: its id is {_short(message['id'])}, but the request has {identity!r}")
     scores = message["scores"]
     if not isinstance(scores, list) or len(scores) != count:
         raise WireError(f"the answer must hold {count} scores, one per image{_count(scores)}")
@@ -168,12 +168,12 @@ def decode_scores(body: bytes, identity: str, count: int) -> list[float]:
 
 
 def encode_error(kind: str, text: str) -> bytes:
-    """The body of a refusal."""
+    """Encode the body of a refusal."""
     return _dump({"version": VERSION, "error": {"kind": kind, "message": text}})
 
 
 def error_text(body: bytes) -> str:
-    """What a refusal says, for people; the start of the body where it is none of ours."""
+    """Message of a refusal; the start of the body if it does not follow the protocol."""
     try:
         error = json.loads(body)["error"]
         return f"{error['message']}"
@@ -200,7 +200,7 @@ def _message(body: bytes, keys: set[str]) -> dict[str, Any]:
 
 
 def plain_prompt(prompt: str) -> dict[str, Any]:
-    """Text and metadata, as JSON has them.
+    """Convert a prompt's text and metadata to plain JSON values.
 
     Raises:
         WireError: metadata that JSON cannot hold.
@@ -210,19 +210,19 @@ def plain_prompt(prompt: str) -> dict[str, Any]:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise WireError(f"metadata {key!r} of prompt {_short(str(prompt))} cannot travel as JSON: {error}") from error
+            raise WireError(f"metadata {key!r} of prompt {_short(str(prompt))} cannot be sent as JSON: {error}") from error
     return {"text": str(prompt), "metadata": dict(metadata)}
 
 
 def require_portable(prompts: Sequence[Prompt], reward: str) -> None:
-    """Refuse prompts whose metadata cannot travel. What the reward at the other end needs, it says when it is called.
+    """Refuse prompts whose metadata cannot be sent. The reward at the other end checks its own needs when it is called.
 
     Args:
-        prompts: of the run
-        reward: the class that would send them, for the message
+        prompts: prompts of the run
+        reward: class that would send them, for the message
 
     Raises:
-        ConfigError: names the first of them and why.
+        ConfigError: the metadata of a prompt cannot be sent; the message names the first such prompt and the reason.
     """
     for prompt in prompts:
         try:
@@ -239,7 +239,7 @@ def _prompt(entry: Any, place: int, longest: int) -> Prompt:
         raise WireError(f"prompts[{place}].text must be at most {longest} characters; got {_short(text)}")
     if not isinstance(metadata, dict):
         raise WireError(f"prompts[{place}].metadata must be an object; got {_short(metadata)}")
-    try:  # JSON can spell half of a surrogate pair, and numbers that are none
+    try:  # JSON texts may hold half of a surrogate pair, NaN or infinity
         json.dumps(entry, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise WireError(f"prompts[{place}] must be Unicode text and finite numbers: {error}") from error
@@ -256,7 +256,7 @@ def _at(place: int, read: Callable[[Any], T], picture: Any) -> T:
 def _finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
+    except OverflowError:  # an integer too large for a float
         return False
 
 

@@ -1,4 +1,4 @@
-"""The process behind a `WorkerReward`: started, asked, watched and ended."""
+"""Process of a `WorkerReward`: starting, asking, watching and ending it."""
 
 import collections
 import os
@@ -24,23 +24,24 @@ _PROGRAM = Path(__file__).with_name("worker_program.py")
 _LONGEST_ANSWER = 2**26
 _LINES, _CHARACTERS = 30, 4000
 _PATIENCE = 5.0
-"""Seconds in which a process whose pipe has closed, or shall end, does so by itself."""
+"""Seconds that a process gets to end by itself, after its pipe has closed or it was told to end."""
 
 
 def _nothing() -> None:
-    """Stands where there is no process to end."""
+    """Do nothing; used while there is no process to end."""
 
 
 @attrs.define(eq=False)
 class WorkerProcess:
-    """One process that scores. Not for several threads at a time.
+    """One process that scores. Only one thread may use it at a time.
 
     Args:
         python: the interpreter
         words: arguments of the program
-        environment: variables beside those of this process; it gets a fair OMP_NUM_THREADS where neither names one
+        environment: variables beside those of this process; if neither sets OMP_NUM_THREADS, the process gets a fair number
         start_timeout: seconds until it is ready
         timeout: seconds for one question
+        beside: other processes that compute at the same time, and take their share of the cores
     """
 
     python: str
@@ -48,6 +49,7 @@ class WorkerProcess:
     environment: Mapping[str, str]
     start_timeout: float
     timeout: float
+    beside: int = 0
     _running: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
     _printed: collections.deque[str] = attrs.field(factory=lambda: collections.deque(maxlen=_LINES), init=False)
     _drainer: threading.Thread | None = attrs.field(default=None, init=False)
@@ -55,11 +57,11 @@ class WorkerProcess:
     _asked: int = attrs.field(default=0, init=False)
 
     def start(self) -> None:
-        """Start it and wait until the reward is built.
+        """Start the process and wait until the reward is built.
 
         Raises:
             ValueError: there is no such interpreter.
-            RewardError: it ended, was late, or could not build the reward.
+            RewardError: the process ended, was late, or could not build the reward.
         """
         if shutil.which(self.python) is None:
             raise ValueError(f"WorkerReward.python must be an executable Python; got {self.python!r}")
@@ -70,8 +72,8 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env=of_child({**os.environ, **self.environment}),
-            start_new_session=True,  # it ends with all that it has started; and Ctrl-C is this process's to handle
+            env=of_child({**os.environ, **self.environment}, self.beside),
+            start_new_session=True,  # so that it is ended with all its children, and Ctrl-C reaches only this process
         )
         self._running = process
         self._drainer = threading.Thread(target=_drain, args=(process.stderr, self._printed), daemon=True)
@@ -86,10 +88,10 @@ class WorkerProcess:
             raise RewardError(f"WorkerReward: {self.words[0]} cannot be built by {self.python}: {what}{self._tail()}")
 
     def ask(self, question: Mapping[str, Any], payload: Any) -> list[float]:
-        """The scores for a question and the numbers that follow it; starts the process if there is none.
+        """Send a question and the numbers that belong to it, and return the scores. Starts the process if there is none.
 
         Raises:
-            MemoryError: the reward's memory ran out; the process goes on.
+            MemoryError: the reward's memory ran out; the process continues.
             RewardError: any other failure.
         """
         if self._running is None or self._running.poll() is not None:
@@ -102,7 +104,7 @@ class WorkerProcess:
             write_frame(process.stdin, {**question, "id": self._asked}, payload)  # type: ignore[arg-type]
             answer = read_frame(process.stdout, _LONGEST_ANSWER)  # type: ignore[arg-type]
             if not _fits(answer, self._asked):
-                raise ValueError(f"the answer is none to this question: {str(answer)[:80]!r}")
+                raise ValueError(f"the answer does not belong to this question: {str(answer)[:80]!r}")
         if answer.get("memory"):
             raise MemoryError(f"in the worker: {answer['error']}")
         if "error" in answer:
@@ -111,16 +113,16 @@ class WorkerProcess:
         return scores
 
     def stop(self) -> None:
-        """End it, and whatever it has started."""
+        """End the process and everything that it has started."""
         if self._running is not None:
             self._end()
             self._running = None
 
     @contextmanager
     def _watched(self, process: subprocess.Popen[bytes], seconds: float, what: str) -> Iterator[None]:
-        """Turns a pipe that breaks into an error with its cause, and ends a process that takes too long."""
+        """Turn a broken pipe into an error that names the cause, and end a process that takes too long."""
         late = threading.Event()
-        watch = threading.Timer(seconds, _after(late, process))  # the end of the process ends every read and write on its pipes
+        watch = threading.Timer(seconds, _after(late, process))  # when the process ends, every read and write on its pipes ends
         watch.daemon = True
         watch.start()
         try:
@@ -134,7 +136,7 @@ class WorkerProcess:
             if ended is not None and isinstance(error, EOFError | OSError):
                 raise RewardError(f"WorkerReward: the process of {self.words[0]} {_cause(ended)}{self._tail()}") from error
             raise RewardError(f"WorkerReward: the process of {self.words[0]} broke the protocol: {error}{self._tail()}") from error
-        except BaseException:  # an interrupt in the midst of a frame: what comes next on the pipe would belong to it
+        except BaseException:  # after an interrupt, the rest of this message would be read as the next answer
             self.stop()
             raise
         finally:
@@ -142,7 +144,7 @@ class WorkerProcess:
 
     def _tail(self) -> str:
         if self._running is None and self._drainer is not None:
-            self._drainer.join(1.0)  # its last words may still be on their way
+            self._drainer.join(1.0)  # its last lines may not have arrived yet
         lines = [line for line in list(self._printed) if line.strip()]
         return f". It printed last:\n{''.join(lines).rstrip()[-_CHARACTERS:]}" if lines else ""
 
@@ -163,14 +165,14 @@ def _after(late: threading.Event, process: subprocess.Popen[bytes]) -> Callable[
 
 
 def _drain(stream: Any, lines: collections.deque[str]) -> None:
-    """Keeps the last lines; a process whose stderr nobody reads would block."""
+    """Read stderr and keep the last lines. A process whose stderr nobody reads would block."""
     with stream:
         while line := stream.readline(4096):
             lines.append(line.decode("utf-8", "replace"))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The process and all of its session. Its number is its own as long as nobody has waited for it."""
+    """Kill the process and its whole session. Its process id is not given to another process until somebody has waited for it."""
     if process.poll() is None:
         _kill_session(process)
 
@@ -178,12 +180,12 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _kill_session(process: subprocess.Popen[bytes]) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
-    except OSError:  # nobody is left in it
+    except OSError:  # no process of the session is left
         return
 
 
 def _waited(process: subprocess.Popen[bytes]) -> int | None:
-    """The exit code; None if it does not end by itself. What it leaves behind is ended while its number is still its own."""
+    """Wait for the exit code; None if the process does not end by itself. Its children are killed while its process id is still valid."""
     until = time.monotonic() + _PATIENCE
     while process.returncode is None and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
         if time.monotonic() > until:

@@ -1,8 +1,8 @@
-"""What runs in the process of a `WorkerReward`: this file alone, by an interpreter that need not have the package.
+"""Program of a `WorkerReward`'s process. The interpreter runs this file only and need not have the package.
 
-It needs Python 3.8 and torch. Frames on the pipe, both ways: 8 bytes with the length of a JSON text (little-endian), the text, and
-then, for images, their float32 numbers. No object is ever unpickled. The pipe is a private copy of stdin and stdout, so that a reward
-may print.
+It needs Python 3.8 and torch. Messages on the pipe have the same form in both directions: 8 bytes with the length of a JSON text
+(little-endian), the text, and for images their float32 numbers. Nothing is unpickled. The pipe is a private copy of stdin and stdout,
+so that a reward may print.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ LENGTH = struct.Struct("<Q")
 
 
 class WorkerPrompt(str):
-    """A prompt with its metadata, where the package's own class is not at hand."""
+    """Prompt with its metadata, for an interpreter without the package's own class."""
 
     metadata: dict[str, Any]
 
 
 def read_exactly(stream: BinaryIO, count: int) -> bytearray:
-    """`count` bytes.
+    """Read `count` bytes.
 
     Raises:
         EOFError: the other end has closed the pipe.
@@ -42,7 +42,7 @@ def read_exactly(stream: BinaryIO, count: int) -> bytearray:
 
 
 def write_frame(stream: BinaryIO, message: dict[str, Any], *payloads: Any) -> None:
-    """A JSON text and what follows it."""
+    """Write a JSON text and the numbers that follow it."""
     text = json.dumps(message).encode("ascii")
     for piece in (LENGTH.pack(len(text)), text, *payloads):
         view = memoryview(piece).cast("B")
@@ -52,11 +52,11 @@ def write_frame(stream: BinaryIO, message: dict[str, Any], *payloads: Any) -> No
 
 
 def read_frame(stream: BinaryIO, longest: int) -> Any:
-    """A JSON text.
+    """Read a JSON text.
 
     Raises:
         EOFError: the pipe is closed.
-        ValueError: it is longer than `longest` bytes, or not JSON.
+        ValueError: the text is longer than `longest` bytes, or is not JSON.
     """
     (length,) = LENGTH.unpack(read_exactly(stream, LENGTH.size))
     if length > longest:
@@ -67,12 +67,12 @@ def read_frame(stream: BinaryIO, longest: int) -> Any:
 def main() -> None:
     """Build the reward, then score until the pipe closes."""
     questions, answers = _private_pipe()
-    here = os.path.dirname(os.path.abspath(__file__))  # its modules would hide others of the same name
+    here = os.path.dirname(os.path.abspath(__file__))  # modules of this folder would hide others of the same name
     sys.path[:] = [os.getcwd(), *(entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here)]
     name, arguments, device = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
     try:
         reward = _reward(name, arguments)
-        importlib.import_module("torch")  # now, so that its absence is known now
+        importlib.import_module("torch")  # imported now, so that a missing torch is reported at the start
     except BaseException as error:
         write_frame(answers, _failure(error))
         raise
@@ -98,7 +98,7 @@ def _private_pipe() -> tuple[BinaryIO, BinaryIO]:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.close(nothing)
-    if hasattr(os, "register_at_fork"):  # a surviving child of the reward would keep the pipe open after a crash
+    if hasattr(os, "register_at_fork"):  # children of the reward must not keep the pipe open after a crash
         os.register_at_fork(after_in_child=functools.partial(_close, questions, answers))
     return questions, answers
 
@@ -133,7 +133,7 @@ def _scores(reward: Any, pixels: bytearray, shape: list[int], prompts: list[dict
 
 
 def _prompt(entry: dict[str, Any]) -> Any:
-    core = sys.modules.get("diffalign.core.types")  # only a reward of the package asks for its class, and has imported it
+    core = sys.modules.get("diffalign.core.types")  # only a reward of the package needs its class, and has imported it
     if core is not None:
         return core.Prompt(entry["text"], entry["metadata"])
     prompt = WorkerPrompt(entry["text"])

@@ -1,1 +1,1 @@
-"""The folder of a run: what is written, checkpoints, and what can be read out of it again."""
+"""Folder of a run: writing it, checkpoints, and reading it again."""

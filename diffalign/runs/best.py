@@ -1,4 +1,4 @@
-"""The best checkpoint of a run: what it is judged by, and where it is kept."""
+"""Best checkpoint of a run: the score that decides, and where it is kept."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ TRAINING = "reward of the steps before it"
 
 @attrs.frozen
 class Score:
-    """By which checkpoints are compared.
+    """Score by which checkpoints are compared.
 
     Args:
         value: larger is better
-        measure: what it is; values of different measures are not compared
+        measure: description of the value; only scores of the same measure are compared
     """
 
     value: float
@@ -32,17 +32,17 @@ class Score:
 
 
 def training_score(rewards: Sequence[float]) -> Score | None:
-    """The mean of the raw rewards of some steps; None where there are none."""
+    """Mean of the raw rewards of some steps; None without steps."""
     return Score(sum(rewards) / len(rewards), TRAINING) if rewards else None
 
 
 def evaluated(loop: AlignmentLoop) -> bool:
-    """True if the run is evaluated on held-out prompts while it trains: once at its end is nothing to compare by."""
+    """True if the run is evaluated on held-out prompts while it trains. One evaluation at the end compares no checkpoints."""
     return any(result.repeated for result in loop.evaluations)
 
 
 def held_out_score(loop: AlignmentLoop, step: int) -> Score | None:
-    """The mean reward on held-out prompts after so many steps; None where the weights of that step have not been evaluated.
+    """Mean reward on held-out prompts after `step` steps; None if the weights of that step have not been evaluated.
 
     The rewards are those of the run, with the aggregation's weights, as in the metric `reward`.
     """
@@ -57,7 +57,7 @@ def held_out_score(loop: AlignmentLoop, step: int) -> Score | None:
 
 
 def value_to_beat(folder: Path, measure: str) -> float:
-    """The score of the best in a run folder; -inf where there is none, or it was found by another measure."""
+    """Score of the best checkpoint in a run folder; -inf if there is none, or if it was judged by another measure."""
     try:
         manifest = read_manifest(folder / BEST)
         return float(manifest["score"]) if manifest.get("measure", TRAINING) == measure else -math.inf
@@ -66,14 +66,14 @@ def value_to_beat(folder: Path, measure: str) -> float:
 
 
 def keep(new: Path, score: Score) -> None:
-    """Keep a checkpoint as the best of its run, in place of the one before; costs no room where the file system has hard links."""
+    """Keep a checkpoint as the best of its run, in place of the previous one. With hard links it takes no extra disk space."""
     temporary = new.with_name(f"{BEST}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for file in new.iterdir():
         if file.name == "manifest.json":
-            manifest = {**json.loads(file.read_text()), "score": score.value, "measure": score.measure}
-            (temporary / file.name).write_text(json.dumps(manifest, indent=1))
+            manifest = {**json.loads(file.read_text(encoding="utf-8")), "score": score.value, "measure": score.measure}
+            (temporary / file.name).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             continue
         try:
             os.link(file, temporary / file.name)

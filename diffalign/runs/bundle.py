@@ -1,4 +1,4 @@
-"""A run folder without its weights and pictures, as one file that can be attached to a report."""
+"""Bundle of a run folder without weights and images: one zip file that can be attached to a bug report."""
 
 import json
 import os
@@ -11,28 +11,28 @@ from ..core import ConfigError
 from .recording import environment
 
 TEXTS = (".json", ".jsonl", ".yaml", ".yml", ".txt", ".log", ".csv", ".md")
-"""Endings of what is packed: text that a run writes. Weights, latents and pictures have others."""
+"""Suffixes of the files that are packed: texts that a run writes. Weights, latents and images have others."""
 
 LARGEST = 8 * 2**20
-"""Bytes of a file that are packed: its last ones."""
+"""Largest number of bytes that are packed of a file; of a longer file the end is taken."""
 
 
 def bundle(folder: Path, file: Path, logs: Sequence[Path] = ()) -> Mapping[str, int]:
     """Write the zip.
 
-    It holds the texts of the run folder under their own paths, `environment-now.json` (this machine, as it is now, which may not be that of
-    the run), `files.txt` (all that lies in the folder, with sizes) and the logs under `logs/`.
+    It holds the texts of the run folder under their own paths, `environment-now.json` (the machine on which the bundle is made, perhaps
+    not that of the run), `files.txt` (all files of the folder with their sizes) and the logs under `logs/`.
 
     Args:
-        folder: of the run
-        file: the zip; one that is there is replaced when the new one is whole
-        logs: what was printed, kept by whoever started the run
+        folder: folder of the run
+        file: path of the zip; an old file is replaced once the new one is complete
+        logs: files with the console output of the run, if it was saved
 
     Returns:
         Bytes packed, by name in the zip.
 
     Raises:
-        ConfigError: no run folder, a log that is not there, or two logs of one name.
+        ConfigError: `folder` is no run folder, a log does not exist, or two logs have the same name.
     """
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"bundle: RUN must be a run folder, which has a config.yaml; got {folder}")
@@ -62,7 +62,7 @@ def _inventory(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _last(path: Path) -> bytes:
-    """The end of a file, from the start of a line on."""
+    """End of a file, beginning with a whole line."""
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - LARGEST))
@@ -71,7 +71,7 @@ def _last(path: Path) -> bytes:
 
 
 def _write(file: Path, contents: Mapping[str, bytes]) -> None:
-    """A zip that is whole or not there."""
+    """Write the zip so that it is either complete or not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(suffix=".zip.tmp", dir=file.parent)
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped; which of them stay, and where a run goes on."""
+"""Checkpoints: everything that a run needs to continue as if it had never stopped; which are kept, and from which a run continues."""
 
 import json
 import shutil
@@ -13,24 +13,36 @@ from ..core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, ag
 from ..durable import discard
 from .best import BEST, Score, evaluated, held_out_score, keep, training_score, value_to_beat
 from .identity import differences
-from .snapshot import CONFIG, Snapshot, checkpoints, complete_checkpoints, is_whole, load, load_weights, read_manifest, save, step_of, write
+from .snapshot import (
+    CONFIG,
+    RunSnapshot,
+    checkpoints,
+    complete_checkpoints,
+    is_whole,
+    load,
+    load_weights,
+    read_manifest,
+    save,
+    step_of,
+    write,
+)
 
 __all__ = ["Checkpoints", "complete_checkpoints", "load", "load_weights", "read_manifest", "save"]
 
 
 @attrs.define(eq=False)
 class Checkpoints(Hook):
-    """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted; the best of them stays as `best/`.
+    """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted; the best one is kept as `best/`.
 
-    The best are the weights whose reward was highest on held-out prompts, where the run is evaluated while it trains (a `HeldOutEvaluation`
-    with `every`) by a hook that stands before this one; they are kept whether or not a checkpoint falls on their step. Else it is the
-    checkpoint before which, in the last `every` steps, the raw reward was highest on average.
+    If a hook before this one evaluates the run while it trains (a `HeldOutEvaluation` with `every`), the best weights are those with the
+    highest reward on held-out prompts. They are kept even if no other checkpoint is due at their step. Otherwise the best checkpoint is
+    the one with the highest mean raw reward in the `every` steps before it.
 
     Args:
-        folder: of the run
+        folder: folder of the run
         every: steps between checkpoints
         config: resolved configuration, which the checkpoint holds
-        keep: how many of the last are kept
+        keep: number of latest checkpoints that are kept
     """
 
     folder: Path
@@ -41,7 +53,7 @@ class Checkpoints(Hook):
     _rewards: list[float] = attrs.field(factory=list, init=False)
 
     def restore(self, loop: AlignmentLoop) -> int:
-        """Load the last whole checkpoint of the folder; returns the steps done.
+        """Load the last complete checkpoint of the folder; returns the number of steps done.
 
         Raises:
             CheckpointError: there is none.
@@ -49,14 +61,14 @@ class Checkpoints(Hook):
         return load(loop, self._last())
 
     def resume(self, loop: AlignmentLoop, new_total: bool = False) -> int:
-        """Restore a run that goes on: only from a checkpoint of the same configuration.
+        """Restore a run in order to continue it, only from a checkpoint of the same configuration.
 
         Args:
-            loop: as built from `config`
-            new_total: another total is no other run, although schedules run over it
+            loop: the loop that was built from `config`
+            new_total: accept another total, although schedules depend on it
 
         Raises:
-            CheckpointError: there is none, or it is of another configuration; the message shows the difference.
+            CheckpointError: there is none, or it has another configuration; the message shows the difference.
         """
         last = self._last()
         self.require_same_run(last, new_total)
@@ -66,19 +78,19 @@ class Checkpoints(Hook):
         """Refuse a checkpoint, or a run folder, that holds another configuration.
 
         Args:
-            written: the folder with its `config.yaml`; one without is not refused
-            new_total: as in `resume`
+            written: folder with a `config.yaml`; a folder without one is accepted
+            new_total: see `resume`
 
         Raises:
-            CheckpointError: the message shows the difference.
+            CheckpointError: the configuration differs; the message shows where.
         """
         file = written / CONFIG
-        changed = differences(file.read_text(), self.config) if file.exists() else []
+        changed = differences(file.read_text(encoding="utf-8"), self.config) if file.exists() else []
         if changed := [change for change in changed if not (new_total and change[0] == "total")]:
             shown = "; ".join(f"{path} was {before}, is now {after}" for path, before, after in changed[:8])
             more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
             total = " (a new total is accepted with --new-total)" if any(path == "total" for path, *_ in changed) else ""
-            raise CheckpointError(f"{written} is of another configuration: {shown}{more}. Give the same values, or another folder{total}.")
+            raise CheckpointError(f"{written} has another configuration: {shown}{more}. Give the same values or another folder{total}.")
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         if loop.devices.rank == 0 and self.folder.exists():
@@ -91,8 +103,8 @@ class Checkpoints(Hook):
             later = [path for path in complete_checkpoints(self.folder, quiet=True) if step_of(path) > step]
             if later:
                 raise CheckpointError(
-                    f"{self.folder} must hold no checkpoint after step {step}, at which this run starts; it has {later[-1].name}, which is "
-                    "of another run. Give another folder, or remove it."
+                    f"{self.folder} must hold no checkpoint after step {step}, at which this run starts; it has {later[-1].name} of "
+                    "another run. Give another folder, or remove that checkpoint."
                 )
         self._saved, self._rewards = None, []
         if step:
@@ -122,7 +134,7 @@ class Checkpoints(Hook):
         return found[-1]
 
     def _save(self, loop: AlignmentLoop, step: int) -> None:
-        snapshot, failed = Snapshot.of(loop), None
+        snapshot, failed = RunSnapshot.of(loop), None
         if loop.devices.rank == 0:
             try:
                 write(snapshot, self.folder / f"step-{step:06d}", self._facts(loop, step, training_score(self._rewards)), self.config)
@@ -137,14 +149,14 @@ class Checkpoints(Hook):
         return {"step": step, "reward": loop.reward, **judged, "rewards": self._rewards}
 
     def _judge(self, loop: AlignmentLoop, step: int, due: bool) -> None:
-        """Keep the weights of this step if they are the best so far; all processes come to the same answer."""
+        """Keep the weights of this step if they are the best so far. All processes decide alike."""
         score = held_out_score(loop, step) if evaluated(loop) else training_score(self._rewards) if due else None
         if score is None:
             return
         better = loop.devices.rank == 0 and score.value > value_to_beat(self.folder, score.measure)
         if not int(loop.devices.maximum(torch.tensor(int(better)))):
             return
-        snapshot, failed = None if self._saved == step else Snapshot.of(loop), None
+        snapshot, failed = None if self._saved == step else RunSnapshot.of(loop), None
         if loop.devices.rank == 0:
             try:
                 if snapshot is None:
@@ -156,7 +168,7 @@ class Checkpoints(Hook):
         agree(loop.devices, failed)
 
     def _prune(self, step: int) -> None:
-        """Keep the last few up to `step`; what is damaged has been passed over when this run started."""
+        """Keep the last few checkpoints up to `step`. Later ones are damaged: they were skipped when this run started."""
         found = checkpoints(self.folder)
         done = [path for path in found if step_of(path) <= step]
         for path in [*done[: -self.keep], *(path for path in found if step_of(path) > step)]:
@@ -164,9 +176,9 @@ class Checkpoints(Hook):
 
 
 def _rewards_of(written: Path) -> list[float]:
-    """Rewards of the steps before a checkpoint, as it has noted them."""
+    """Rewards of the steps before a checkpoint, which it has recorded."""
     try:
-        facts: Mapping[str, Any] = json.loads((written / "manifest.json").read_text())
+        facts: Mapping[str, Any] = json.loads((written / "manifest.json").read_text(encoding="utf-8"))
         return [float(reward) for reward in facts.get("rewards", [])]
-    except FileNotFoundError:  # a run that goes on from elsewhere
+    except FileNotFoundError:  # the run continues from a checkpoint in another folder
         return []

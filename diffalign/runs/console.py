@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live line where there is one, plain lines elsewhere."""
+"""Progress on the console: a live line on a terminal, plain lines elsewhere."""
 
 import time
 
@@ -8,6 +8,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..core import AlignmentLoop, Hook, Report
+from ..core.unessential import unessential
 from ..evaluation import paired_change
 
 _FIELDS = (
@@ -21,7 +22,7 @@ class Console(Hook):
     """Shows step, reward, diversity (L-GMD), the first-step contract's deviation, network rows per second and the time left.
 
     Args:
-        lines: how many plain lines a run prints where there is no terminal
+        lines: number of plain lines that a run prints without a terminal
     """
 
     lines: int = 20
@@ -33,7 +34,8 @@ class Console(Hook):
     _rows: int = attrs.field(default=0, init=False)
 
     def _say(self, line: str) -> None:
-        self._terminal.print(line, soft_wrap=True, markup=False)
+        with unessential("lines on the terminal"):
+            self._terminal.print(line, soft_wrap=True, markup=False)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         if loop.devices.rank != 0:
@@ -55,7 +57,8 @@ class Console(Hook):
             )
             self._progress = Progress(*columns, console=self._terminal)
             self._task = self._progress.add_task("run", total=total, completed=step, reward=0.0, diversity=0.0, check=0.0, rows=0.0)
-            self._progress.start()
+            with unessential("progress on the terminal"):
+                self._progress.start()
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         if loop.devices.rank != 0:
@@ -70,7 +73,8 @@ class Console(Hook):
             "rows": speed,
         }
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, **values)  # type: ignore[arg-type]
+            with unessential("progress on the terminal"):
+                self._progress.update(self._task, completed=done, **values)  # type: ignore[arg-type]
         elif done % max(1, report.total // self.lines) == 0 or done == report.total:
             left = seconds_left(time.monotonic() - self._began, self._first, done, report.total)
             self._say(
@@ -82,7 +86,8 @@ class Console(Hook):
         if loop.devices.rank != 0:
             return
         if self._progress is not None:
-            self._progress.stop()
+            with unessential("progress on the terminal"):
+                self._progress.stop()
         results = loop.evaluations
         if loop.folder is not None:
             self._say(f"run folder: {loop.folder}")
@@ -103,7 +108,7 @@ class Console(Hook):
 
 
 def seconds_left(spent: float, first: int, done: int, total: int) -> float:
-    """The time that the rest of a run takes at the speed of this process, which may have begun at a later step.
+    """Time that the rest of a run takes at the speed so far of this process, which may have begun after a resume.
 
     Args:
         spent: seconds since step `first`

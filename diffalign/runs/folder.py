@@ -1,4 +1,4 @@
-"""The folder of a run, before anything is written to it."""
+"""Folder of a run, before anything is written to it."""
 
 import shutil
 import tempfile
@@ -10,21 +10,21 @@ _FILES = (
     *("metrics.jsonl", "watch.jsonl", "alarms.json", "evaluation.json", "config.yaml", "environment.json", "report.html", "*.tmp"),
     *("images", "lora", "best", "offending", "trackers", "evaluations", "student", "step-*"),
 )
-"""What a run, its hooks and evaluations of it write into its folder, as patterns."""
+"""Patterns of the files that a run, its hooks and its evaluations write into the folder."""
 
 
 def require_writable(folder: Path) -> None:
-    """Now, and not after a model is loaded and a step is done."""
+    """Refuse a folder that cannot be written now, before a model is loaded and a step is done."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
-        raise ConfigError(f"folder {folder} must be one that can be written; {error}. Give another --folder, or make room.") from error
+        raise ConfigError(f"folder {folder} must be writable; {error}. Give another --folder, or free disk space.") from error
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run writes, and nothing else that may lie there."""
+    """Remove the files that a run writes, and no others."""
     for path in [found for pattern in _FILES for found in folder.glob(pattern)]:
         if path.is_dir():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Whether two configurations are the same run."""
+"""Comparison of two configurations: do they describe the same run?"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,22 +11,22 @@ SURROUNDINGS = (
     *("folder", "hooks", "evaluation", "trackers", "checkpoint_every", "checkpoint_keep", "keep_images"),
     *("rollout", "chunk", "check_rows"),
 )
-"""Keys of a run that change what is written, watched or computed at once, and no weight."""
+"""Keys of a run that change no weight: what is written, what is watched, how much is computed at once."""
 
 ANYWHERE = ("rows", "device")
-"""Row budgets and devices, wherever they stand: how and where the same numbers are computed."""
+"""Names of arguments that change no number in any part: row budgets and devices."""
 
 
 def differences(before: str, after: str) -> list[tuple[str, str, str]]:
-    """Where two resolved configurations name different runs.
+    """List the values that make two resolved configurations different runs.
 
-    `SURROUNDINGS` and what is called as in `ANYWHERE` are no part of a run's identity. Two import paths of one object are equal.
+    The keys in `SURROUNDINGS` and all arguments named in `ANYWHERE` are ignored. Two import paths of one object are equal.
 
     Args:
         before, after: YAML
 
     Returns:
-        Dotted path, value before, value after, as YAML writes them; "-" where a side has none.
+        Dotted path, value before and value after, as YAML writes them; "-" if a side has no value.
     """
     old, new = (dict(_leaves(_identity(yaml.safe_load(text) or {}))) for text in (before, after))
     paths = [*old, *(path for path in new if path not in old)]
@@ -47,7 +47,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _canonical(path: Any) -> Any:
-    """The import path under which an object is written today; one that leads nowhere any more stays as it is."""
+    """Present import path of an object; a path that leads to nothing stays as it is."""
     try:
         return import_path(find(path), path)
     except LookupError:

@@ -1,9 +1,10 @@
-"""The run folder: configuration, environment, metrics, LoRA, report."""
+"""Record of a run in its folder: configuration, environment, metrics, LoRA, report."""
 
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import attrs
 import torch
 
 from ..core import AlignmentLoop, Hook, Interrupted, Report
+from ..core.unessential import unessential
 from ..durable import append_line, write_whole
 from ..evaluation import write_report
 from ..evaluation.alarm import forget
@@ -24,19 +26,18 @@ _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "p
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, device and how it computes, for the record."""
+    """Versions, commit, device and arithmetic settings of this process."""
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(Path(__file__)),
         "cpus": os.cpu_count(),
         "usable_cpus": usable_cores(),
         "threads": torch.get_num_threads(),
@@ -46,12 +47,26 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _commit(file: Path) -> str | None:
+    """The commit that a file is checked out of; None where it is in no repository (an installed package), or there is no git."""
+    for question in (["ls-files", "--error-unmatch", file.name], ["rev-parse", "HEAD"]):
+        try:
+            answer = subprocess.run(["git", *question], cwd=file.parent, capture_output=True, timeout=20, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if answer.returncode:
+            return None
+    return answer.stdout.decode(errors="replace").strip() or None
+
+
 @attrs.define(eq=False)
 class Recorder(Hook):
     """Writes `config.yaml`, `environment.json`, `metrics.jsonl` (one line a step), and at the end `lora/` and `report.html`.
 
+    What is written at the end is tried before the first step.
+
     Args:
-        folder: of the run
+        folder: folder of the run
         config: resolved configuration
         name: title of the report
     """
@@ -71,13 +86,14 @@ class Recorder(Hook):
         about = {**environment(), "attention": None if inner is None else inner.attention}
         write_whole(self.folder / "environment.json", json.dumps(about, indent=1))
         metrics = self.folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         done = [line for line in lines if _step_of(line) < step]  # a resumed run repeats the steps after its checkpoint
         write_whole(metrics, "".join(f"{line}\n" for line in done))
         if step == 0:
             forget(self.folder)
         if step < total:
-            (self.folder / "report.html").unlink(missing_ok=True)  # it says that a run has come to its end
+            self._rehearse(loop, step)
+            (self.folder / "report.html").unlink(missing_ok=True)  # a report means that the run is finished
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         if loop.devices.rank != 0:
@@ -100,10 +116,25 @@ class Recorder(Hook):
             return
         if loop.devices.rank != 0:
             return
+        self._finish(loop, step, self.folder / "lora")
+
+    def _rehearse(self, loop: AlignmentLoop, step: int) -> None:
+        """Write what is written at the end once before the first step, so that nothing is left to fail when the work is done."""
+        trial = self.folder / "lora.tmp"
+        try:
+            self._finish(loop, step, trial)
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+
+    def _finish(self, loop: AlignmentLoop, step: int, folder: Path) -> None:
         inner = pipeline_policy(loop.evaluation_policy())
         if inner is not None and inner.adapters:
-            export(inner, self.folder / "lora", "diffusers", Card.of_run(self.folder, step))
-        write_report(self.folder, self.name)
+            card = Card()
+            with unessential("what the model card says of the run"):
+                card = Card.of_run(self.folder, step)
+            export(inner, folder, "diffusers", card)
+        with unessential(f"{self.folder / 'report.html'} cannot be written"):
+            write_report(self.folder, self.name)
 
 
 def _step_of(line: str) -> float:

@@ -1,4 +1,4 @@
-"""The state of a run on the disk: written whole or not at all, read only if it is whole and unchanged."""
+"""State of a run on disk: written completely or not at all, read only if it is complete and unchanged."""
 
 import hashlib
 import json
@@ -26,13 +26,13 @@ CONFIG = "config.yaml"
 
 
 @attrs.frozen(eq=False)
-class Snapshot:
-    """The state of a run, on the CPU.
+class RunSnapshot:
+    """State of a run, on the CPU.
 
     Args:
-        weights: own tensors by policy
-        optimizers: state by role
-        state: of the objective and of the parts that have one, and torch's random generators by rank, the accelerator's among them
+        weights: own tensors of each policy
+        optimizers: optimizer state by role
+        state: state of the objective and of other parts that have one, and torch's random generators by rank, with the accelerator's
     """
 
     weights: Mapping[str, Mapping[str, Tensor]]
@@ -40,8 +40,8 @@ class Snapshot:
     state: Mapping[str, Any]
 
     @classmethod
-    def of(cls, loop: AlignmentLoop) -> "Snapshot":
-        """Collect it; every process of the run must call this. The first one alone keeps the weights that are gathered."""
+    def of(cls, loop: AlignmentLoop) -> "RunSnapshot":
+        """Collect the state. Every process of the run must call this; only the first keeps the gathered weights."""
         keep = loop.devices.rank == 0
         parts = {name: _on_host(dict(part.state())) for name, part in _stateful(loop).items()}
         device = loop.objective.policy.device
@@ -56,28 +56,28 @@ class Snapshot:
 
 
 def save(loop: AlignmentLoop, folder: Path, step: int, config: str, score: float | None = None) -> None:
-    """Write a checkpoint to `folder`, which appears complete or not at all.
+    """Write a checkpoint to `folder`, which appears completely or not at all.
 
     Args:
-        loop: whose state it is
-        folder: of the checkpoint
+        loop: loop whose state is saved
+        folder: folder of the checkpoint
         step: steps done
         config: resolved configuration
-        score: by which checkpoints are compared
+        score: score by which checkpoints are compared
 
     Raises:
         CheckpointError: it cannot be written (a full disk, a folder that is read-only).
     """
-    write(Snapshot.of(loop), folder, {"step": step, "reward": loop.reward, "score": score}, config)
+    write(RunSnapshot.of(loop), folder, {"step": step, "reward": loop.reward, "score": score}, config)
 
 
-def write(snapshot: Snapshot, folder: Path, facts: Mapping[str, Any], config: str) -> None:
-    """The half of `save` that one process does.
+def write(snapshot: RunSnapshot, folder: Path, facts: Mapping[str, Any], config: str) -> None:
+    """Write a snapshot to disk: the half of `save` that one process does.
 
     Args:
-        snapshot: of the run
-        folder: of the checkpoint
-        facts: for the manifest
+        snapshot: state of the run
+        folder: folder of the checkpoint
+        facts: entries of the manifest
         config: resolved configuration
     """
     temporary = folder.with_name(f"{folder.name}.tmp")
@@ -89,12 +89,12 @@ def write(snapshot: Snapshot, folder: Path, facts: Mapping[str, Any], config: st
         for role, state in snapshot.optimizers.items():
             torch.save(dict(state), temporary / f"{role}.optimizer.pt")
         torch.save(dict(snapshot.state), temporary / STATE)
-        (temporary / CONFIG).write_text(config)
+        (temporary / CONFIG).write_text(config, encoding="utf-8")
         files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
         manifest = {**facts, "files": files, "config": hashlib.sha256(config.encode()).hexdigest()}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         publish(temporary, folder)
-    except Exception as error:  # safetensors and torch have exceptions of their own for a full disk
+    except Exception as error:  # for a full disk, safetensors and torch raise exceptions of their own
         shutil.rmtree(temporary, ignore_errors=True)
         found = complete_checkpoints(folder.parent, quiet=True)
         last = f"the last good one is {found[-1]}" if found else "there is none yet"
@@ -102,13 +102,13 @@ def write(snapshot: Snapshot, folder: Path, facts: Mapping[str, Any], config: st
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all there and unchanged.
+    """Read the manifest of a checkpoint, and check that all its files are there and unchanged.
 
     Raises:
-        CheckpointError: it is damaged; the message names the file.
+        CheckpointError: the checkpoint is damaged; the message names the file.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         for name, digest in manifest["files"].items():
             if _digest(folder / name) != digest:
                 raise CheckpointError(f"{folder / name} must have the content that its manifest names; it was changed or cut off")
@@ -120,10 +120,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def load(loop: AlignmentLoop, folder: Path) -> int:
-    """Restore policies, optimizers and state in place; returns the steps done.
+    """Restore policies, optimizers and state in place; returns the number of steps done.
 
     Raises:
-        CheckpointError: it is damaged, or holds other tensors than this run has.
+        CheckpointError: the checkpoint is damaged, or its tensors are not those of this run.
     """
     manifest = read_manifest(folder)
     for role, policy in loop.policies().items():
@@ -135,7 +135,7 @@ def load(loop: AlignmentLoop, folder: Path) -> int:
         try:
             optimizer.load_state_dict(_spread_state(state, optimizer))
         except ValueError as error:
-            raise CheckpointError(f"{folder}: the optimizer of {role!r} is another one: {error}") from error
+            raise CheckpointError(f"{folder} was written with another optimizer of {role!r}: {error}") from error
     if STATE in manifest["files"]:
         _restore(loop, _plain(folder / STATE))
     loop.reward = manifest["reward"]
@@ -160,24 +160,24 @@ def load_weights(policy: Policy, file: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Folders with the name of a checkpoint in a run folder, whole or not, in the order of steps."""
+    """Folders of a run folder that are named like a checkpoint, complete or not, in the order of steps."""
     found = [path for path in folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that its name says."""
+    """Number of the step in the name of a checkpoint."""
     name = _NAME.fullmatch(checkpoint.name)
     assert name is not None
     return int(name[1])
 
 
 def complete_checkpoints(folder: Path, quiet: bool = False) -> list[Path]:
-    """The checkpoints of a run folder that are whole, oldest first; one that lacks nothing but its name is given it.
+    """Complete checkpoints of a run folder, oldest first. A complete one that still has its temporary name is renamed.
 
     Args:
-        folder: of the run
-        quiet: say nothing about those that are damaged
+        folder: folder of the run
+        quiet: print nothing about damaged checkpoints
     """
     for temporary in folder.glob("step-*.tmp"):
         target = temporary.with_suffix("")
@@ -200,7 +200,7 @@ def is_whole(folder: Path, quiet: bool) -> bool:
 
 
 def _stateful(loop: AlignmentLoop) -> dict[str, Stateful]:
-    """The parts of a run that may carry state."""
+    """Parts of a run that have state."""
     plan = loop.sampler.plan if isinstance(loop.sampler, Planned) else None
     parts = {"sampler": loop.sampler, "plan": plan, "aggregation": loop.aggregation, "prompts": loop.prompts}
     return {"objective": loop.objective, **{name: part for name, part in parts.items() if isinstance(part, Stateful)}}
@@ -211,7 +211,7 @@ def _restore(loop: AlignmentLoop, state: Mapping[str, Any]) -> None:
         if name in state["parts"] and (state["parts"][name] or name != "objective"):
             part.restore(state["parts"][name])
     if loop.devices.rank < len(state["generators"]):
-        torch.set_rng_state(state["generators"][loop.devices.rank].clone())  # of a view torch reads another memory, and crashes
+        torch.set_rng_state(state["generators"][loop.devices.rank].clone())  # torch reads the wrong memory of a view, and crashes
     device = loop.objective.policy.device
     drawn = state.get("device_generators", {}).get(device.type, ())  # older checkpoints have none
     if loop.devices.rank < len(drawn):
@@ -219,11 +219,11 @@ def _restore(loop: AlignmentLoop, state: Mapping[str, Any]) -> None:
 
 
 def _plain(file: Path) -> Any:
-    """Tensors and plain values; no code is ever run by reading a checkpoint."""
+    """Read tensors and plain values. Reading a checkpoint never runs code from it."""
     try:
         return torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file} must hold tensors and plain values alone: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{file} must hold only tensors and plain values: {str(error).splitlines()[0]}") from error
 
 
 def _weights(policy: Policy, keep: bool) -> dict[str, Tensor]:
@@ -236,7 +236,7 @@ def _weights(policy: Policy, keep: bool) -> dict[str, Tensor]:
 
 
 def _state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
-    """The `state_dict` with spread tensors gathered: a checkpoint does not depend on the number of processes."""
+    """Optimizer `state_dict` with sharded tensors gathered, so that a checkpoint does not depend on the number of processes."""
     state = optimizer.state_dict()
     entries: dict[int, dict[str, Any]] = {}
     for index, values in state["state"].items():
@@ -251,12 +251,12 @@ def _state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
 
 
 def _on_host(state: Any) -> Any:
-    """A state whose tensors are on the CPU: a checkpoint can be read where there is no such device."""
+    """Copy of a state with its tensors on the CPU, so that machines without that device can read the checkpoint."""
     return tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, state)
 
 
 def _spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of a checkpoint, laid out as the weights that it belongs to."""
+    """State of a checkpoint, sharded like the weights that it belongs to."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Any]] = {}
     for index, values in state["state"].items():
@@ -268,7 +268,7 @@ def _spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> di
                 entries[index][name] = spread_like(value, parameters[index])
             elif isinstance(value, Tensor) and value.numel() > 1:
                 raise CheckpointError(
-                    f"the optimizer's {name!r} of shape {tuple(value.shape)} cannot be spread like its weights, of shape "
+                    f"the optimizer's {name!r} of shape {tuple(value.shape)} cannot be sharded like its weights, of shape "
                     f"{tuple(parameters[index].shape)}. Resume without --shard, or with an optimizer whose state has that shape."
                 )
     return {**state, "state": entries}

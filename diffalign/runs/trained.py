@@ -1,4 +1,4 @@
-"""The policy of a run with the weights of one of its checkpoints, without building rewards, prompts or objective."""
+"""Policy of a run with the weights of one of its checkpoints. Rewards, prompts and objective are not built."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from diffalign.core import CheckpointError, ConfigError, Policy
 from diffalign.runs.snapshot import load_weights, read_manifest
 
 _ROLES = ("average", "policy", "generator")
-"""Whose weights are meant where nobody says: the average that evaluation sees, the policy, or the generator of a distillation."""
+"""Roles in order of preference when none is given: the average, the policy, or the generator of a distillation."""
 
 
 def trained_policy(job: Run, checkpoint: Path, role: str | None = None) -> Policy:
@@ -18,12 +18,12 @@ def trained_policy(job: Run, checkpoint: Path, role: str | None = None) -> Polic
 
     Args:
         job: the run
-        checkpoint: a whole one of this run
-        role: whose weights; None takes the average, else the policy
+        checkpoint: a complete checkpoint of this run
+        role: role whose weights are loaded; None takes the average, else the policy
 
     Raises:
-        CheckpointError: it is damaged, or holds no weights that could be meant.
-        ConfigError: it has no weights of the role that was asked for.
+        CheckpointError: it is damaged, or holds no weights of the default roles.
+        ConfigError: it holds no weights of the given role.
     """
     present = sorted(name.removesuffix(".safetensors") for name in read_manifest(checkpoint)["files"] if name.endswith(".safetensors"))
     chosen = role or next((name for name in _ROLES if name in present), None)

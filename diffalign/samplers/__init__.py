@@ -10,16 +10,8 @@ from .plans import Branches, Branching, Plan
 from .progress_plan import ProgressPlan
 from .tree import TreeSampler
 
-__all__ = [
-    "AdaptivePlan",
-    "Branches",
-    "Branching",
-    "ChainSampler",
-    "DeterministicSampler",
-    "DrawnSteps",
-    "FixedPlan",
-    "Plan",
-    "ProgressPlan",
-    "TreeSampler",
-    "roll_out",
-]
+# For users, who compose a run, run it and look at it.
+__all__ = ["AdaptivePlan", "ChainSampler", "DeterministicSampler", "DrawnSteps", "FixedPlan", "ProgressPlan", "TreeSampler"]
+
+# For authors, who write a sampler or a plan.
+__all__ += ["Branches", "Branching", "Plan", "roll_out"]

@@ -1,4 +1,4 @@
-"""A plan whose splits follow the reward."""
+"""Plan whose splits follow the reward."""
 
 from collections.abc import Sequence
 
@@ -7,46 +7,46 @@ import attrs
 from diffalign.core import Progress, Streams
 
 from .plans import Branching, Plan
-from .splits import branching_at, per_split, spread
+from .splits import branching_at, move_apart, per_split
 
 
 @attrs.frozen
 class AdaptivePlan(Plan):
-    """Splits that follow the reward: a low one splits early, where noise decides the layout, a high one late, where it decides details.
+    """Splits that follow the reward. A low reward splits early, where noise decides the layout; a high one late, where it decides details.
 
         a   = (reward - low) / (high - low), inside [0, 1];   reward: the raw mean of the step before, over all processes
         z_j ~ Beta(1 + kappa a, 1 + kappa (1 - a)), sorted
         s_j = round(first + (last - first) z_j),   last = steps - 1 - tail_guard
         eta_j = min(eta_j (low_factor + (high_factor - low_factor) a), eta_max)
 
-    Then the splits are moved apart as in `ProgressPlan`: every draw has as many levels and leaves as every other. Before there is a
-    reward they are evenly spaced, s_j = j (steps // (levels + 1)), with a = 1/2.
+    Then the splits are moved apart as in `ProgressPlan`, so that all draws have equally many levels and leaves. At the first step there
+    is no reward yet: the splits are evenly spaced, s_j = j (steps // (levels + 1)), with a = 1/2.
 
-    The range of rewards is given, not learned: a running range or a running mean would be state that a plan, being a value, does not
-    have, that a resumed run would have to restore, and that drifts with the reward until its position says nothing. Take `low` as the
-    mean reward of the policy before training (`diffalign evaluate`) and `high` as what the run should reach.
+    The range of rewards is given, not learned. A running range or mean would be state that a resumed run must restore, and it would
+    follow the reward until the position in the range means nothing. Take the mean reward of the policy before training
+    (`diffalign evaluate`) as `low`, and the reward that the run should reach as `high`.
 
     Args:
         low: mean reward at which splits are earliest
-        high: mean reward at which they are latest
-        splits: how many there are
+        high: mean reward at which splits are latest
+        splits: number of splits
         branches: children of each split
         eta: noise level of the splits, one number or one per split, first to last
         eta_factors: factor of eta at `low` and at `high`; the authors' release takes (1.3, 0.8)
-        eta_max: cap on the product; CPS ends at 1
-        concentration: kappa of the Beta distribution; larger depends more on the reward, 0 does not depend on it
-        tail_guard: last steps that never split; at least the very last, which has no noise to give
+        eta_max: upper limit of eta_j; CPS allows at most 1
+        concentration: kappa of the Beta distribution; with a larger kappa the splits depend more on the reward, with 0 not at all
+        tail_guard: number of last steps that never split; at least 1, because the last step has no noise
         min_gap: least distance of two splits
         first: first step that may split; FlowSDE is singular at step 0
         roots: independent initial noises per prompt
-        levels: the first so many splits branch, the others are stochastic with one child; None lets all branch
-        max_leaves: cap on the finished samples per prompt: as many of the last levels do not branch as that takes
-        promote_roots: a first split at step 0 or 1 becomes `branches` times as many roots; the leaves stay as many
+        levels: number of splits that branch, the first ones; the other splits are stochastic with one child. None lets all branch
+        max_leaves: largest number of finished samples per prompt; the last levels do not branch if this is needed to stay below it
+        promote_roots: replace a first split at step 0 or 1 by `branches` times as many roots; the number of leaves stays the same
 
     Raises:
-        ValueError: numbers out of range, or splits that do not fit the steps.
+        ValueError: a number is out of range, or the splits do not fit the steps.
 
-    Reference: TMPO, arXiv:2605.10983; its release splits late where the reward is low, against its own intent.
+    Reference: TMPO, arXiv:2605.10983. The released code splits late for a low reward, which is the opposite of what the paper says.
     """
 
     low: float
@@ -71,7 +71,7 @@ class AdaptivePlan(Plan):
         if len(self.eta_factors) != 2 or min(self.eta_factors) <= 0:
             raise ValueError(f"AdaptivePlan.eta_factors must be two positive numbers, at low and at high; got {list(self.eta_factors)}")
         if max(per_split(self.eta, self.splits, "AdaptivePlan")) > self.eta_max:
-            raise ValueError(f"AdaptivePlan.eta must not pass eta_max, {self.eta_max:g}; got {self.eta}")
+            raise ValueError(f"AdaptivePlan.eta must be at most eta_max, {self.eta_max:g}; got {self.eta}")
 
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
         first, last = self.first, steps - 1 - self.tail_guard
@@ -83,7 +83,7 @@ class AdaptivePlan(Plan):
             generator = streams.generator("plan")
             early, late = 1 + self.concentration * place, 1 + self.concentration * (1 - place)
             positions = [first + (last - first) * generator.beta(early, late) for _ in range(self.splits)]
-        splits = spread("AdaptivePlan", positions, first, last, self.min_gap)
+        splits = move_apart("AdaptivePlan", positions, first, last, self.min_gap)
         factor = self.eta_factors[0] + (self.eta_factors[1] - self.eta_factors[0]) * place
         etas = [min(eta * factor, self.eta_max) for eta in per_split(self.eta, self.splits, "AdaptivePlan")]
         return branching_at(

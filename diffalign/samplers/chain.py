@@ -12,14 +12,14 @@ from .plans import Branching
 
 @attrs.frozen
 class ChainSampler(TrajectorySampler):
-    """K independent chains per prompt, stochastic in a window of steps: a forest that never branches.
+    """Draws K independent chains per prompt, stochastic in a window of steps: a forest that never branches.
 
     Args:
         steps: denoising steps T
-        samples: K
+        samples: number K of chains per prompt
         eta: noise level of the window's steps
-        window: first and one past the last stochastic step; the default (1, steps - 1) leaves out the first step, where FlowSDE is
-            singular, and the last, where no noise is left. A short window is MixGRPO (arXiv:2507.21802).
+        window: (first, end): the steps first, ..., end - 1 are stochastic. The default (1, steps - 1) leaves out the first step, where
+            FlowSDE is singular, and the last, where no noise is left. A short window is MixGRPO (arXiv:2507.21802).
         rows: network rows per call; None takes all chains at once
 
     Reference: Flow-GRPO, arXiv:2505.05470.
@@ -35,7 +35,7 @@ class ChainSampler(TrajectorySampler):
         self.branching()
 
     def branching(self) -> Branching:
-        """K roots, no branching."""
+        """Branching with K roots, in which no step branches."""
         window = (1, self.steps - 1) if self.window is None else tuple(self.window)
         if len(window) != 2 or not 0 <= window[0] < window[1] < self.steps:
             raise ValueError(f"ChainSampler.window must be (first, end) with 0 <= first < end < {self.steps} steps; got {window}")

@@ -10,11 +10,11 @@ from .plans import Branching
 
 @attrs.frozen
 class DeterministicSampler(TrajectorySampler):
-    """K deterministic trajectories per prompt from independent noises, every level stored.
+    """Draws K deterministic trajectories per prompt from independent noises, and stores every level.
 
     Args:
         steps: denoising steps T
-        samples: K
+        samples: number K of trajectories per prompt
         rows: network rows per call; None takes all at once
     """
 
@@ -23,7 +23,7 @@ class DeterministicSampler(TrajectorySampler):
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
 
     def branching(self) -> Branching:
-        """K roots, no noise."""
+        """Branching with K roots and no noise."""
         return Branching((1,) * self.steps, (0.0,) * self.steps, roots=self.samples)
 
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:

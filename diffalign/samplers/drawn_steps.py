@@ -1,4 +1,4 @@
-"""Deterministic trajectories of a number of steps that is drawn anew at each training step."""
+"""Deterministic trajectories whose number of steps is drawn anew at each training step."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,20 @@ from .plans import Branching
 
 @attrs.frozen
 class DrawnSteps(TrajectorySampler):
-    """Draws a number of steps, then deterministic trajectories of that many: for a student of several, `TDMPolicy(..., also=[1, 2])`.
+    """Draws a number of steps, then deterministic trajectories of that length. For a student of several lengths, `TDMPolicy(also=[1, 2])`.
 
-    One number for all prompts of a training step, uniform among `steps`, and a function of the run's seed and the training step alone:
-    equal in all processes and after a resume. Prompts are encoded anew under the number that was drawn, so the batch says which it is.
-    A policy that takes any number of steps is sampled on its own grid.
+    All prompts of a training step share one number, drawn uniformly from `steps`. It depends only on the run's seed and the training
+    step, so it is equal in all processes and after a resume. The prompts are encoded anew for the drawn number, so the batch holds it.
+    A policy that allows any number of steps is sampled on its own grid.
 
     Args:
-        steps: the numbers of steps to draw from; twice the same makes it twice as likely
-        samples: K trajectories per prompt
+        steps: numbers of steps to draw from; a number that stands twice is twice as likely
+        samples: number K of trajectories per prompt
         rows: network rows per call; None takes all at once
 
     Raises:
-        ValueError: numbers below 1, or none; a number that the student does not serve; a prompt that is encoded alike under two numbers,
-            because the network reads no text, or not to its end.
+        ValueError: `steps` is empty or holds a number below 1, the student is not trained for a number, or a prompt is encoded alike for
+            two numbers because the network reads no text or cuts its end.
     """
 
     steps: Sequence[int] = attrs.field(default=(1, 2, 4))
@@ -39,15 +39,15 @@ class DrawnSteps(TrajectorySampler):
             raise ValueError(f"DrawnSteps.steps must hold numbers of steps of at least 1; got {list(steps)}")
 
     def branching(self) -> Branching:
-        """Branching of the largest number of steps: a run must have room for it."""
+        """Branching of the largest number of steps, which needs the most memory."""
         return DeterministicSampler(max(self.steps), self.samples).branching()
 
     def drawn(self, streams: Streams) -> int:
-        """The number of steps of a training step."""
+        """Draw the number of steps of a training step."""
         return self.steps[int(streams.generator("steps").integers(len(self.steps)))]
 
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:
-        for count in self.steps:  # at once, not when it is drawn
+        for count in self.steps:  # check all numbers at the first step, not when each is drawn
             policy.at(count)
         steps = self.drawn(streams)
         view = policy.at(steps)
@@ -57,13 +57,13 @@ class DrawnSteps(TrajectorySampler):
 
 
 def _told(view: Policy, condition: Condition) -> Condition:
-    """The same prompts with the same ids, as a student of another number of steps is told them."""
+    """Encode the same prompts, with the same ids, for a student of another number of steps."""
     told = attrs.evolve(view.encode(condition.prompts), ids=condition.ids)
     for row, prompt in enumerate(condition.prompts):
         if all(torch.equal(tensor[row], told.tensors[name][row]) for name, tensor in condition.tensors.items()):
             raise ValueError(
-                f"DrawnSteps: the policy must be told how many steps there are, by its prompt; {prompt!r} is encoded alike with the tag "
-                f"of {view.step_counts[0]} steps and of another number. Its network reads no text, or cuts it before the tag: raise "
+                f"DrawnSteps: a tag in the prompt must tell the policy the number of steps; {prompt!r} is encoded alike with the tag of "
+                f"{view.step_counts[0]} steps and of another number. Its network reads no text, or cuts it before the tag: raise "
                 "max_sequence_length."
             )
     return told

@@ -1,4 +1,4 @@
-"""A plan that never changes."""
+"""Plan that never changes."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,19 @@ from .splits import branching_at, per_split
 
 @attrs.frozen
 class FixedPlan(Plan):
-    """The same splits at every step of the run.
+    """Plan with the same splits at every step of the run.
 
     Args:
-        splits: denoising steps that branch, strictly increasing, inside [0, steps - 1); the last step has no noise to give
+        splits: denoising steps that branch, strictly increasing, inside [0, steps - 1); the last step has no noise
         branches: children of each split
         eta: noise level of the splits, one number or one per split
         roots: independent initial noises per prompt
-        levels: the first so many splits branch, the others are stochastic with one child; None lets all branch
-        max_leaves: cap on the finished samples per prompt: as many of the last levels do not branch as that takes
-        promote_roots: a first split at step 0 or 1 becomes `branches` times as many roots
+        levels: number of splits that branch, the first ones; the other splits are stochastic with one child. None lets all branch
+        max_leaves: largest number of finished samples per prompt; the last levels do not branch if this is needed to stay below it
+        promote_roots: replace a first split at step 0 or 1 by `branches` times as many roots
 
     Raises:
-        ValueError: splits that do not increase, that do not fit the steps, or options that contradict each other.
+        ValueError: the splits do not increase or do not fit the steps, or options contradict each other.
     """
 
     splits: Sequence[int] = (1, 2, 3)
@@ -39,7 +39,7 @@ class FixedPlan(Plan):
         if not self.splits:
             raise ValueError("FixedPlan.splits must name at least one step; got none. For independent samples use ChainSampler.")
         if any(later <= earlier for earlier, later in zip(self.splits, self.splits[1:], strict=False)):
-            raise ValueError(f"FixedPlan.splits must increase strictly, or levels of the tree collide; got {list(self.splits)}")
+            raise ValueError(f"FixedPlan.splits must increase strictly, because each is a level of the tree; got {list(self.splits)}")
         per_split(self.eta, len(self.splits), "FixedPlan")
 
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:

@@ -1,4 +1,4 @@
-"""The rollout that all samplers share: one batched transition per step over the frontier of all prompts."""
+"""Rollout that all samplers share: one batched transition per step over the frontier of all prompts."""
 
 from contextlib import nullcontext
 
@@ -12,7 +12,7 @@ from .nodes import Drawn, Frontier, Nodes
 from .plans import Branching
 
 _PER_LEVEL = 1 << 32
-"""Node ids are level * 2^32 + place in the prompt's own frontier: they do not depend on the other prompts."""
+"""Factor in node ids: level * 2^32 + place in the prompt's own frontier. So ids do not depend on the other prompts."""
 
 
 def roll_out(
@@ -27,19 +27,19 @@ def roll_out(
     """Draw a forest.
 
     Args:
-        policy: whose transitions are followed, at the size that the prompts ask for
+        policy: policy that gives the transitions, at the image size that the prompts ask for
         condition: P prompts
-        branching: of T steps
+        branching: branching of T steps
         streams: noise is drawn by (prompt id, node id)
         rows: network rows per call; None takes the whole frontier at once
         keep_all: store every level; else only roots, both ends of stochastic edges, and leaves
-        keep_graph: `mean` keeps the graph of its network rows, from the stored state of each parent on
+        keep_graph: let `mean` keep the graph of its network rows, which begins at the stored state of each parent
 
     Returns:
-        P * branching.leaves leaves, T calls if `rows` allows.
+        A forest with P * branching.leaves leaves. It takes T network calls if `rows` allows.
 
     Raises:
-        ValueError: a step that is planned with noise where the kernel has none to give, or a condition on another device than the weights.
+        ValueError: the plan wants noise at a step where the kernel has none, or the condition is not on the device of the weights.
     """
     policy = policy.sized(condition.size)
     sigmas = _grid(policy, branching)
@@ -66,17 +66,17 @@ def roll_out(
 
 
 def _stored(branching: Branching, keep_all: bool) -> set[int]:
-    """Levels whose nodes are stored: the roots, both ends of stochastic edges, and the leaves; or all."""
+    """Levels whose nodes are stored: the roots, both ends of stochastic edges, and the leaves; with `keep_all` every level."""
     steps = range(len(branching.children))
     ends = {step + end for step in steps for end in (0, 1) if branching.noise_levels[step] > 0}
     return {0, len(steps), *(range(len(steps)) if keep_all else ends)}
 
 
 def _grid(policy: Policy, branching: Branching) -> Tensor:
-    """The policy's sigmas for these steps, on the host: [T+1].
+    """Read the policy's sigmas for these steps, on the host: [T+1].
 
     Raises:
-        ValueError: they are not as many as the steps, or a noisy step lies where the kernel gives no noise.
+        ValueError: their number does not fit the steps, or a noisy step lies where the kernel gives no noise.
     """
     steps = len(branching.children)
     sigmas = policy.sigmas(steps).cpu()
@@ -89,16 +89,16 @@ def _grid(policy: Policy, branching: Branching) -> Tensor:
         if not float(policy.kernel.step(point, point, start, end, torch.full((1,), eta)).std) > 0:
             raise ValueError(
                 f"step {step} (sigma {float(start):.4g} -> {float(end):.4g}) is planned with eta {eta:g}, but "
-                f"{type(policy.kernel).__name__} has no noise to give there. Keep stochastic steps above the last one."
+                f"{type(policy.kernel).__name__} has no noise there. Plan stochastic steps before the last step."
             )
     return sigmas
 
 
 def _require_placed(policy: Policy, condition: Condition) -> None:
-    """Refuse encoded texts on another device than the policy's; whole numbers (lengths) may stay on the host.
+    """Refuse encoded texts on another device than the policy's. Integers (lengths) may stay on the host.
 
     Raises:
-        ValueError: naming the tensor.
+        ValueError: a tensor is on another device; the message names it.
     """
     for name, tensor in condition.tensors.items():
         if tensor.is_floating_point() and tensor.device != policy.device:
@@ -114,7 +114,7 @@ def _noise(policy: Policy, condition: Condition, streams: Streams, level: int, f
 
 
 def _of_children(transition: Gaussian, parents: Tensor) -> Gaussian:
-    """The transition of each child: that of its parent, with its graph where it has one."""
+    """Transition of each child, which is that of its parent, with the graph if there is one."""
     with torch.set_grad_enabled(transition.mean.requires_grad):
         return transition.select(parents.to(transition.mean.device, non_blocking=True))
 
@@ -122,7 +122,7 @@ def _of_children(transition: Gaussian, parents: Tensor) -> Gaussian:
 def _step(
     policy: Policy, latents: Tensor, sigma: Tensor, sigma_next: Tensor, condition: Condition, eta: float, rows: int | None
 ) -> Gaussian:
-    """The transition of all rows, at most `rows` per network call."""
+    """Compute the transition of all rows, with at most `rows` per network call."""
     pieces = []
     for index in torch.arange(len(latents)).split(rows or len(latents)):
         some = slice(int(index[0]), int(index[-1]) + 1)

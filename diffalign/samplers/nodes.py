@@ -1,6 +1,6 @@
-"""The frontier of a rollout, and the nodes that it leaves behind.
+"""Frontier of a rollout, and the nodes that are stored.
 
-Structure stays on the host, which decides by it: a device that runs on its own is not waited for. States stay where they are.
+The structure of the tree stays on the host, which reads it, so the device is never waited for. The states stay on the device.
 
 Legend: B rows of the frontier.
 """
@@ -14,12 +14,12 @@ from diffalign.core import ROOT, UNRECORDED, Condition, TrajectoryBatch
 
 @attrs.frozen(eq=False)
 class Frontier:
-    """The rows that a rollout goes on from: those of a prompt together, siblings next to each other.
+    """Rows from which a rollout continues. The rows of a prompt stand together, siblings next to each other.
 
     Args:
         prompt: [B] number of the prompt
         place: [B] place in the prompt's own frontier
-        node: [B] the stored node that a row is, or descends from
+        node: [B] stored node that the row is, or from which it descends
     """
 
     prompt: Tensor
@@ -28,12 +28,12 @@ class Frontier:
 
     @classmethod
     def of_roots(cls, prompts: int, roots: int) -> "Frontier":
-        """The beginnings of some prompts, above the first stored node."""
+        """Make the frontier of the roots, before any node is stored."""
         prompt = torch.arange(prompts).repeat_interleave(roots)
         return cls(prompt, torch.arange(roots).repeat(prompts), torch.full_like(prompt, ROOT))
 
     def branched(self, children: int) -> tuple["Frontier", Tensor]:
-        """The frontier of the children, and the row of each child's parent."""
+        """Make the frontier of the children, and the row of each child's parent."""
         parents = torch.arange(len(self.prompt)).repeat_interleave(children)
         place = self.place[parents] * children + torch.arange(children).repeat(len(self.prompt))
         return Frontier(self.prompt[parents], place, self.node[parents]), parents
@@ -41,13 +41,13 @@ class Frontier:
 
 @attrs.frozen(eq=False)
 class Drawn:
-    """The stochastic edges that lead to the nodes of a level.
+    """Stochastic edges that lead to the nodes of a level.
 
     Args:
         eta: noise level of the step
-        mean: [B, *] of the transitions
-        log_prob: [B] of the states that were drawn
-        call: [B] the network call that gave the mean
+        mean: [B, *] means of the transitions
+        log_prob: [B] log-probabilities of the states that were drawn
+        call: [B] number of the network call that gave the mean
     """
 
     eta: float
@@ -73,10 +73,10 @@ class Nodes:
         """Store the rows of the frontier as nodes.
 
         Args:
-            level: of the nodes
-            frontier: whose rows become nodes, children of those that they descend from
-            latents: [B, *] their states
-            drawn: how they were drawn; None where the step had no noise
+            level: level of the nodes
+            frontier: rows that become nodes; their parents are the nodes from which they descend
+            latents: [B, *] states of the nodes
+            drawn: the edges by which they were drawn; None if the step had no noise
 
         Returns:
             The frontier at the new nodes.
@@ -93,7 +93,7 @@ class Nodes:
         return attrs.evolve(frontier, node=torch.arange(start, start + count))
 
     def forest(self, condition: Condition, sigmas: Tensor) -> TrajectoryBatch:
-        """All of it, on the device of the sigmas."""
+        """Build the forest of all stored nodes, on the device of the sigmas."""
         latents, device = torch.cat(self.latents), sigmas.device
         with torch.set_grad_enabled(any(mean.requires_grad for mean in self.means)):
             mean = torch.cat(self.means) if self.means else latents[:0]

@@ -1,4 +1,4 @@
-"""Plans: at which steps a rollout is stochastic, and where it branches.
+"""Plans: the steps at which a rollout is stochastic, and those at which it branches.
 
 Legend: T steps; step t leads from sigmas[t] to sigmas[t + 1].
 """
@@ -16,13 +16,13 @@ class Branching:
     """Children and noise level of each step of a rollout.
 
     Args:
-        children: [T] children of every node of the frontier at step t; 1 goes on without branching
+        children: [T] number of children of every node of the frontier at step t; 1 means no branching
         noise_levels: [T] eta of step t, 0 = deterministic
         roots: independent initial noises per prompt
 
     Raises:
-        ValueError: a branching without noise (its children would be equal), a stochastic single-child step above the first branching
-            of a single root (every leaf would share that edge, and a comparison within the group cannot see it).
+        ValueError: a step branches without noise, so that its children would be equal; or a stochastic step with one child comes before
+            the first branching of a single root. All leaves would share that edge, so a comparison within the group teaches it nothing.
     """
 
     children: tuple[int, ...]
@@ -43,18 +43,18 @@ class Branching:
         if self.roots == 1 and first is not None and any(self.noise_levels[:first]):
             shared = next(step for step in range(first) if self.noise_levels[step])
             raise ValueError(
-                f"Branching: step {shared} is stochastic above the first branching (step {first}); all leaves share that edge, so it can "
-                "learn nothing. Make it deterministic, branch there, or use several roots."
+                f"Branching: step {shared} is stochastic before the first branching (step {first}); all leaves share that edge, so a "
+                "comparison between them teaches it nothing. Make it deterministic, branch there, or use several roots."
             )
 
     @property
     def leaves(self) -> int:
-        """Finished samples per prompt."""
+        """Number of finished samples per prompt."""
         return self.widths[-1]
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """[T+1] nodes of the frontier before each step, and the leaves."""
+        """Number of nodes in the frontier before each step, then the number of leaves: [T+1]."""
         widths = [self.roots]
         for children in self.children:
             widths.append(widths[-1] * children)
@@ -67,25 +67,25 @@ class Branching:
 
     @property
     def replay_rows(self) -> int:
-        """Network rows of a replay, per prompt: one per parent of stochastic edges."""
+        """Network rows of a replay, per prompt: one for each node from which stochastic edges go out."""
         return sum(width for width, eta in zip(self.widths, self.noise_levels, strict=False) if eta > 0)
 
 
 @runtime_checkable
 class Branches(Protocol):
-    """A sampler that knows before it runs how its forest branches, so that samples, rows and memory can be forecast."""
+    """Sampler that knows the branching of its forest before it runs, so that samples, rows and memory can be forecast."""
 
     def branching(self) -> Branching:
-        """The branching of a step of the run; where steps differ, the one to have room for."""
+        """Branching of a step of the run; if steps differ, the one that needs the most memory."""
         ...
 
 
 class Plan(ABC):
-    """Draws the branching of a step. A plan is a value: what it draws depends on its arguments alone."""
+    """Draws the branching of a step. A draw depends only on the arguments and the fields of the plan."""
 
     @abstractmethod
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
-        """The branching of this step of the run, for a rollout of `steps` denoising steps; equal on all processes.
+        """Draw the branching of this step of the run, for a rollout of `steps` denoising steps. It is equal in all processes.
 
         Raises:
             ValueError: the plan does not fit that many steps. Samplers call this once when they are built.

@@ -1,4 +1,4 @@
-"""A plan whose splits move with the progress of the run."""
+"""Plan whose splits move with the progress of the run."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,37 +8,37 @@ import attrs
 from diffalign.core import Progress, Streams
 
 from .plans import Branching, Plan
-from .splits import branching_at, per_split, spread
+from .splits import branching_at, move_apart, per_split
 
 
 @attrs.frozen
 class ProgressPlan(Plan):
-    """Splits that wander from early steps (much noise: layout) to late ones (little noise: detail) in the course of the run.
+    """Splits that move during the run from early steps (much noise: layout) to late ones (little noise: detail).
 
         m_j = early_j + (late_j - early_j) progress, inside [first, last],   last = steps - 1 - tail_guard
         z_j ~ Beta(kappa u_j, kappa (1 - u_j)),   u_j = (m_j - first) / (last - first)
         s_j = round(first + (last - first) z_j),  or round(m_j) with kappa = 0
 
-    Then the splits are sorted and moved apart: to the right until they are `min_gap` apart, and back to the left where the last ones
-    would pass `last`. So every draw has as many levels and leaves as every other; where that is impossible the plan is refused when
-    the sampler is built. Draws come from the step's streams and are equal on all processes.
+    Then the splits are sorted and moved apart: to the right until they are `min_gap` apart, and back to the left if the last ones would
+    pass `last`. So all draws have equally many levels and leaves. If that is impossible, building the sampler fails. Draws come from the
+    step's streams and are equal in all processes.
 
     Args:
         early: step of each split at the start of the run
         late: step of each split at its end
         branches: children of each split
         eta: noise level of the splits, one number or one per split, first to last
-        concentration: kappa of the Beta distribution; larger stays closer to m_j, 0 means exactly there
-        tail_guard: last steps that never split; at least the very last, which has no noise to give
+        concentration: kappa of the Beta distribution; a larger kappa stays closer to m_j, 0 means exactly m_j
+        tail_guard: number of last steps that never split; at least 1, because the last step has no noise
         min_gap: least distance of two splits
         first: first step that may split; FlowSDE is singular at step 0
         roots: independent initial noises per prompt
-        levels: the first so many splits branch, the others are stochastic with one child; None lets all branch
-        max_leaves: cap on the finished samples per prompt: as many of the last levels do not branch as that takes
-        promote_roots: a first split at step 0 or 1 becomes `branches` times as many roots; the leaves stay as many
+        levels: number of splits that branch, the first ones; the other splits are stochastic with one child. None lets all branch
+        max_leaves: largest number of finished samples per prompt; the last levels do not branch if this is needed to stay below it
+        promote_roots: replace a first split at step 0 or 1 by `branches` times as many roots; the number of leaves stays the same
 
     Raises:
-        ValueError: numbers out of range, or splits that do not fit the steps.
+        ValueError: a number is out of range, or the splits do not fit the steps.
 
     Reference: TMPO, arXiv:2605.10983.
     """
@@ -78,7 +78,7 @@ class ProgressPlan(Plan):
             shares = [min(max((position - self.first) / (last - self.first), 1e-3), 1 - 1e-3) for position in positions]
             kappa = self.concentration
             positions = [self.first + (last - self.first) * generator.beta(kappa * share, kappa * (1 - share)) for share in shares]
-        splits = spread("ProgressPlan", positions, self.first, last, self.min_gap)
+        splits = move_apart("ProgressPlan", positions, self.first, last, self.min_gap)
         etas = per_split(self.eta, len(splits), "ProgressPlan")
         return branching_at(
             "ProgressPlan", steps, splits, etas, self.branches, self.roots, self.levels, self.max_leaves, self.promote_roots

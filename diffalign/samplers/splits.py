@@ -1,4 +1,4 @@
-"""From the steps at which a tree splits to its branching: what all plans share."""
+"""Conversion of split steps into a branching, shared by all plans."""
 
 from collections.abc import Sequence
 
@@ -16,21 +16,22 @@ def branching_at(
     max_leaves: int | None = None,
     promote_roots: bool = False,
 ) -> Branching:
-    """The branching of a tree: roots * branches^levels leaves, wherever its splits are.
+    """Build the branching of a tree. It has roots * branches^levels leaves, wherever its splits are.
 
     Args:
-        where: the plan, for messages
+        where: name of the plan in error messages
         steps: denoising steps T
         splits: stochastic steps, strictly increasing, inside [0, T - 1)
         etas: noise level of each split
         branches: children of a branching split
         roots: independent initial noises per prompt
-        levels: the first so many splits branch, the others are stochastic with one child; None lets all branch
-        max_leaves: as many of the last levels do not branch as it takes to have no more leaves than this
-        promote_roots: a first split at step 0 or 1, where all is noise, becomes `branches` times as many roots, and its step deterministic
+        levels: number of splits that branch, the first ones; the other splits are stochastic with one child. None lets all branch
+        max_leaves: largest number of leaves; the last levels do not branch if this is needed to stay below it
+        promote_roots: replace a first split at step 0 or 1, where nearly all is noise, by `branches` times as many roots; the step becomes
+            deterministic
 
     Raises:
-        ValueError: more roots than `max_leaves`, more levels than splits, or a promotion that leaves no stochastic step.
+        ValueError: there are more roots than `max_leaves` or more levels than splits, or a promotion leaves no stochastic step.
     """
     if levels is not None and levels > len(splits):
         raise ValueError(f"{where}.levels must be at most {len(splits)}, the number of splits; got {levels}")
@@ -41,7 +42,7 @@ def branching_at(
         branching -= 1
     if promote_roots and branching and len(splits) == 1:
         raise ValueError(
-            f"{where}.promote_roots needs a second split: a first one at step 0 or 1 becomes roots, and then no step would be stochastic"
+            f"{where}.promote_roots needs a second split: the first one, at step 0 or 1, becomes roots, and no other step is stochastic"
         )
     if promote_roots and branching and splits[0] <= 1:
         roots, branching, splits, etas = roots * branches, branching - 1, splits[1:], etas[1:]
@@ -53,14 +54,14 @@ def branching_at(
     return Branching(tuple(children), tuple(noise_levels), roots)
 
 
-def spread(where: str, positions: Sequence[float], first: int, last: int, gap: int) -> list[int]:
-    """Rounded and sorted positions, moved as little to the right as `gap` takes, and then to the left as `last` takes.
+def move_apart(where: str, positions: Sequence[float], first: int, last: int, gap: int) -> list[int]:
+    """Round and sort positions; then move them to the right until they are `gap` apart, and back to the left if they pass `last`.
 
     Returns:
-        steps in [first, last], at least `gap` apart; as many as there are positions.
+        One step in [first, last] for each position, at least `gap` apart.
 
     Raises:
-        ValueError: so many steps do not fit.
+        ValueError: that many steps do not fit.
     """
     if (len(positions) - 1) * gap > last - first:
         raise ValueError(
@@ -78,10 +79,10 @@ def spread(where: str, positions: Sequence[float], first: int, last: int, gap: i
 
 
 def per_split(eta: float | Sequence[float], count: int, where: str) -> list[float]:
-    """The noise level of each of `count` splits.
+    """Noise level of each of `count` splits.
 
     Raises:
-        ValueError: a list of another length.
+        ValueError: `eta` is a list of another length.
     """
     if not isinstance(eta, Sequence):
         return [eta] * count

@@ -1,4 +1,4 @@
-"""The dynamic stochastic tree: K trajectories of a prompt that share denoising prefixes."""
+"""Sampler of stochastic trees: K trajectories of a prompt that share their first denoising steps."""
 
 import attrs
 
@@ -11,15 +11,15 @@ from .plans import Branching, Plan
 
 @attrs.frozen
 class TreeSampler(TrajectorySampler):
-    """Branches where a plan says; the frontier of all prompts is one network call per step.
+    """Branches at the steps that a plan gives. The frontier of all prompts is one network call per step.
 
     Args:
         steps: denoising steps T
-        plan: where it branches, drawn anew at every step of the run
+        plan: gives the steps that branch; it is drawn anew at every step of the run
         rows: network rows per call; None takes the whole frontier at once
-        keep_graph: keep the graph of the stochastic steps, so that the first update of an objective over paths evaluates no network row:
-            42 + 2 x 13 row-equivalents for a 3 x 3 x 3 tree in 6 steps instead of 42 + 3 x 13. The activations of all those rows stay in
-            memory until then, whatever the objective's row budget
+        keep_graph: keep the graph of the stochastic steps, so that the first update of an objective over paths evaluates no network row. A
+            3 x 3 x 3 tree in 6 steps then costs 42 + 2 x 13 row-equivalents instead of 42 + 3 x 13. The activations of all these rows stay
+            in memory until the update, whatever the objective's row budget is
 
     Raises:
         ValueError: the plan does not fit the steps.

@@ -1,4 +1,4 @@
-"""The reward server: `diffalign serve-reward`. Needs the extra `server`; docs/reward_server.md describes its protocol."""
+"""Reward server: `diffalign serve-reward`. It needs the extra `server`; docs/reward_server.md describes its protocol."""
 
 try:
     import starlette  # noqa: F401

@@ -1,4 +1,4 @@
-"""The reward server as an ASGI application: who may ask, how much, and what the answers are."""
+"""Reward server as an ASGI application: authorisation, limits and answers."""
 
 import asyncio
 import hmac
@@ -21,23 +21,23 @@ from .batching import Batcher
 from .room import FullError, Room
 
 _COPIES = 4
-"""Bytes held for one byte of a body while it is read: the pieces and the whole, its text, its parts."""
+"""Bytes of memory per byte of a body while it is read: for the received pieces, the whole body, its text and its parsed parts."""
 
 _BYTES_OF_A_PIXEL = 3
 
 
 @attrs.frozen
 class Settings:
-    """How a server serves.
+    """Settings of a server.
 
     Args:
         batch: images that the reward sees at once
-        queue: requests under way at a time; another is told to come back later
-        memory: bytes for the bodies and pixels of the requests under way
-        limits: of one request
-        body_timeout: seconds in which a body must have arrived
-        device: where images are put; None is CUDA where there is one
-        token: every request but those for health must bear it; None asks for none
+        queue: requests that are handled at a time; a further request is told to come back later
+        memory: bytes for the bodies and pixels of all requests that are handled
+        limits: limits of one request
+        body_timeout: seconds within which a body must arrive
+        device: device of the images; None takes CUDA if there is one
+        token: bearer token that every request except those for health must have; None requires none
     """
 
     batch: int = attrs.field(default=16, validator=attrs.validators.ge(1))
@@ -57,12 +57,12 @@ class Settings:
 
 
 def application(reward: RewardFunction, name: str, settings: Settings) -> Starlette:
-    """The application.
+    """Build the application.
 
     Args:
-        reward: what scores, one batch at a time
-        name: of the reward, in answers
-        settings: how
+        reward: reward that scores one batch at a time
+        name: name of the reward in answers
+        settings: settings of the server
     """
     service = _Service(reward, name, settings)
     routes = [
@@ -74,7 +74,7 @@ def application(reward: RewardFunction, name: str, settings: Settings) -> Starle
 
 
 class _Service:
-    """The end points and what they share."""
+    """End points of the server and their shared state."""
 
     def __init__(self, reward: RewardFunction, name: str, settings: Settings) -> None:
         self.name, self.settings = name, settings
@@ -106,7 +106,7 @@ class _Service:
     async def score(self, request: Request) -> Response:
         self._authorise(request)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "the body must be application/json")  # which no foreign web page sends unasked
+            raise HTTPException(415, "the body must be application/json")  # a foreign web page cannot send this type without permission
         try:
             with self.room.seat(), ExitStack() as held:
                 return await self._answer(request, await self._asked(request, held))
@@ -121,7 +121,7 @@ class _Service:
             return
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-            raise HTTPException(401, "this server wants its bearer token", {"WWW-Authenticate": "Bearer"})
+            raise HTTPException(401, "this server requires its bearer token", {"WWW-Authenticate": "Bearer"})
 
     def _announced(self, request: Request) -> int:
         length, allowed = request.headers.get("content-length", ""), self.settings.limits.body
@@ -132,7 +132,7 @@ class _Service:
         return int(length)
 
     async def _asked(self, request: Request, held: ExitStack) -> ScoreRequest:
-        """The request, unpacked; room for its pixels stays held."""
+        """Read and decode the request. The memory for its pixels stays reserved in `held`."""
         loop = asyncio.get_running_loop()
         with self.room.hold(_COPIES * self._announced(request)):
             body = await self._body(request)
@@ -154,7 +154,7 @@ class _Service:
 
     async def _answer(self, request: Request, asked: ScoreRequest) -> Response:
         scored = asyncio.ensure_future(self.batcher.scored(asked.images, asked.prompts))
-        gone = asyncio.ensure_future(request.receive())  # after the body, the next message is the client's departure
+        gone = asyncio.ensure_future(request.receive())  # after the body, the next message says that the client has disconnected
         try:
             await asyncio.wait({scored, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not scored.done():
@@ -169,7 +169,7 @@ class _Service:
 
 
 def _may_pass(error: RewardError) -> bool:
-    """Whether another try may help: the reward failed by something else than what it was given, and what it gave."""
+    """True if another try may help: neither the input nor the output of the reward caused the failure."""
     return error.__cause__ is not None and not isinstance(error.__cause__, ValueError | TypeError | LookupError)
 
 

@@ -1,4 +1,4 @@
-"""Puts the images of several requests into one batch."""
+"""Batching: puts the images of several requests into one batch."""
 
 import asyncio
 import collections
@@ -15,7 +15,7 @@ from ..rewards.memory import HalvedBatches
 
 @attrs.frozen(eq=False)
 class _Job:
-    """Images of one request, and who waits for their scores."""
+    """Images of one request, with the future that waits for their scores."""
 
     images: Tensor  # [K, 3, H, W] uint8
     prompts: tuple[Prompt, ...]  # K
@@ -26,16 +26,16 @@ class _Job:
 class Batcher:
     """Scores requests in order of arrival, one batch at a time, in one thread.
 
-    A batch is what has arrived while the one before was scored: neighbours in the queue whose images have the same size, up to `batch`
-    images; a larger request is scored in pieces. A batch of several requests that fails is scored again request by request, so that
-    one request's mistake is told to nobody else.
+    A batch holds requests that arrived while the one before was scored: neighbours in the queue with images of the same size, up to
+    `batch` images. A larger request is scored in pieces. If a batch of several requests fails, each request is scored again alone, so
+    that only the request that caused the error gets it.
 
     Args:
-        name: of the reward, in messages
-        reward: what scores
-        batch: images at a time
-        device: where they are put
-        executor: of one thread
+        name: name of the reward in messages
+        reward: reward that scores
+        batch: largest number of images of a batch
+        device: device of the images
+        executor: executor with one thread
     """
 
     name: str
@@ -54,11 +54,11 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests whose scoring has not begun."""
+        """Number of requests whose scoring has not begun."""
         return len(self._waiting)
 
     async def scored(self, images: Tensor, prompts: Sequence[Prompt]) -> list[float]:
-        """Wait for the scores of [K, 3, H, W] uint8 images. Whoever stops waiting leaves the queue.
+        """Wait for the scores of [K, 3, H, W] uint8 images. A caller that stops waiting leaves the queue.
 
         Raises:
             RewardError: the reward failed.
@@ -96,11 +96,11 @@ class Batcher:
         return jobs
 
     async def _settled(self, jobs: Sequence[_Job], alone: bool = False) -> bool:
-        """Score these together; whether they have their scores, or, alone, their error."""
+        """Score some requests together. Returns True if they got scores or, for a single request (`alone`), an error."""
         loop = asyncio.get_running_loop()
         try:
             scores = await loop.run_in_executor(self.executor, self._score, jobs)
-        except Exception as error:  # whatever it is, it belongs to whoever waits, and the next batch must have its turn
+        except Exception as error:  # any error goes to the requests that wait, and the next batch must still run
             if alone and not jobs[0].scores.done():
                 jobs[0].scores.set_exception(error)
             return alone

@@ -1,4 +1,4 @@
-"""Runs the application on a socket until it is told to end."""
+"""Launch of the server: runs the application on a socket until it is told to end."""
 
 import ipaddress
 import socket
@@ -13,7 +13,7 @@ _HEADERS, _CONNECTIONS, _IDLE, _FAREWELL = 2**14, 1024, 75, 10
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """True if an address can be reached only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -21,14 +21,14 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. It names its protocol, without which asyncio leaves Nagle's algorithm on: 40 ms for every answer.
+    """Open a listening socket. It states its protocol: without it, asyncio keeps Nagle's algorithm on, which costs 40 ms per answer.
 
     Raises:
-        ConfigError: nobody can listen there.
+        ConfigError: the address or the port cannot be used.
     """
     where = f"cannot listen on {host} port {port}"
     if not 0 <= port < 2**16:
-        raise ConfigError(f"{where}: a port is a number from 0 to 65535")
+        raise ConfigError(f"{where}: a port must be a number from 0 to 65535")
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -41,21 +41,21 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: Starlette, host: str, port: int, ready: Callable[[str], object]) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are finished within ten seconds.
+    """Serve until SIGINT or SIGTERM. Requests that have begun get ten seconds to finish.
 
     Args:
         app: the application
         host: address to listen on
-        port: of it; 0 takes any that is free
-        ready: is told the address when connections are accepted
+        port: port of the address; 0 takes any free port
+        ready: called with the address when connections are accepted
 
     Raises:
-        ConfigError: nobody can listen there.
+        ConfigError: the address or the port cannot be used.
     """
     listening = listen(host, port)
     settings = uvicorn.Config(
         app,
-        http="h11",  # the same parser everywhere, with a bound on headers
+        http="h11",  # the same parser on every machine, with a limit on headers
         ws="none",
         lifespan="on",
         log_level="warning",

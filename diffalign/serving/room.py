@@ -1,4 +1,4 @@
-"""How much the server holds at a time."""
+"""Limit on the memory and the requests of the server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +7,16 @@ import attrs
 
 
 class FullError(Exception):
-    """There is no room for another request now."""
+    """The server has no room for another request now."""
 
 
 @attrs.define(eq=False)
 class Room:
-    """A budget of bytes and of requests that all requests under way share, so that the server's memory is bounded.
+    """Budget of bytes and requests, shared by all requests that are handled, so that the server's memory is limited.
 
     Args:
-        bytes: of bodies and pixels together
-        requests: between arrival and answer
+        bytes: bytes of bodies and pixels together
+        requests: number of requests between arrival and answer
     """
 
     bytes: int = attrs.field(validator=attrs.validators.ge(1))
@@ -26,18 +26,18 @@ class Room:
 
     @property
     def taken(self) -> tuple[int, int]:
-        """Bytes and requests under way."""
+        """Bytes and requests that are taken now."""
         return self._bytes_taken, self._requests_taken
 
     @contextmanager
     def seat(self) -> Iterator[None]:
-        """Room for one request.
+        """Take room for one request while the context is open.
 
         Raises:
             FullError: there is none.
         """
         if self._requests_taken >= self.requests:
-            raise FullError(f"{self._requests_taken} requests are under way; come back later")
+            raise FullError(f"{self._requests_taken} requests are being handled; come back later")
         self._requests_taken += 1
         try:
             yield
@@ -46,7 +46,7 @@ class Room:
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Room for bytes.
+        """Take room for bytes while the context is open.
 
         Raises:
             FullError: there is none.

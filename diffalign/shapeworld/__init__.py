@@ -1,4 +1,4 @@
-"""ShapeWorld: the embedded default. Captioned pictures of shapes and letters, a pipeline trained on them, scorers and prompt lists."""
+"""ShapeWorld, the default world of the package: captioned images of shapes and letters, a trained pipeline, scorers and prompt lists."""
 
 from .grammar import COLORS, FAMILIES, SHAPES, parse, prompt_split
 from .scorers import BindingReward, CompositionalReward, CountReward, ExactMatch, RelationReward, TextReward

@@ -1,4 +1,4 @@
-"""The language of ShapeWorld: scenes, the captions that describe them, and the prompt lists.
+"""Language of ShapeWorld: scenes, the captions that describe them, and the prompt lists.
 
 A caption and a `Scene` determine each other (`Scene.caption`, `parse`), so a scorer needs nothing but the text of the prompt.
 """
@@ -21,7 +21,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 RELATIONS = ("left of", "right of", "above", "below")
 ALPHABET = "ACEHKLNPTX47"
-"""The characters of text prompts: few, and none that is read as another."""
+"""Characters of text prompts, chosen so that none looks like another."""
 FAMILIES = ("count", "binding", "relation", "text")
 
 
@@ -43,7 +43,7 @@ def _require_different(first: Item, second: Item) -> None:
 
 @attrs.frozen
 class Count:
-    """`number` equal items and nothing else: "three red circles"."""
+    """Scene of `number` equal items and nothing else: "three red circles"."""
 
     item: Item
     number: int = attrs.field(validator=[attrs.validators.ge(1), attrs.validators.le(len(NUMBERS))])
@@ -61,7 +61,7 @@ class Count:
 
 @attrs.frozen
 class Binding:
-    """Two items that differ in colour and shape: "a red circle and a blue square"."""
+    """Scene of two items that differ in colour and shape: "a red circle and a blue square"."""
 
     first: Item
     second: Item
@@ -81,7 +81,7 @@ class Binding:
 
 @attrs.frozen
 class Relation:
-    """Two items and where the first lies as seen from the second: "a green triangle left of a yellow circle"."""
+    """Scene of two items, with the position of the first relative to the second: "a green triangle left of a yellow circle"."""
 
     first: Item
     relation: str = attrs.field(validator=attrs.validators.in_(RELATIONS))
@@ -102,7 +102,7 @@ class Relation:
 
 @attrs.frozen
 class Text:
-    """Two characters in one colour: 'the text "K7" in blue'."""
+    """Scene of two characters in one colour: 'the text "K7" in blue'."""
 
     text: str = attrs.field(validator=attrs.validators.matches_re(f"[{ALPHABET}]{{2}}"))
     color: str = attrs.field(validator=attrs.validators.in_(COLORS))
@@ -123,13 +123,13 @@ _TEXT = re.compile(rf'the text "([{ALPHABET}]{{2}})" in ({"|".join(COLORS)})')
 
 
 def parse(caption: str) -> Scene:
-    """The scene that a caption describes.
+    """Parse a caption into the scene that it describes.
 
     Raises:
         ValueError: the text is not a ShapeWorld caption; the message shows one of each family.
     """
     scene = _read(caption)
-    if scene is not None and scene.caption == caption:  # the patterns let "one red circles" through
+    if scene is not None and scene.caption == caption:  # the patterns also match "one red circles"
         return scene
     raise ValueError(
         f"{caption!r} is not a ShapeWorld caption. Captions read like 'three red circles', 'a red circle and a blue square', "
@@ -153,7 +153,7 @@ def _read(caption: str) -> Scene | None:
 
 
 def scenes(family: str) -> list[Scene]:
-    """Every scene of a family, in a fixed order."""
+    """List every scene of a family, in a fixed order."""
     items = [Item(color, shape) for color in COLORS for shape in SHAPES]
     pairs = [(a, b) for a in items for b in items if a.color != b.color and a.shape != b.shape]
     if family == "count":
@@ -168,9 +168,9 @@ def scenes(family: str) -> list[Scene]:
 
 
 def prompt_split(family: str) -> tuple[list[str], list[str]]:
-    """Captions to align on and held-out captions: a fixed shuffle, one in five held out, at most 192 and 48.
+    """Split a family into training and held-out captions by a fixed shuffle: one in five is held out; at most 192 and 48 are kept.
 
-    No held-out caption describes the same picture as one to align on, in other words.
+    No held-out caption describes the same image as a training caption in other words.
     """
     captions = [scene.caption for scene in scenes(family)]
     random.Random(f"shapeworld {family}").shuffle(captions)
@@ -181,7 +181,7 @@ def prompt_split(family: str) -> tuple[list[str], list[str]]:
 
 
 def _picture(scene: "Scene") -> object:
-    """Equal for captions of the same picture: "a A and a B" and "a B and a A", "a A above a B" and "a B below a A"."""
+    """Key that is equal for captions of the same image: "a A and a B" and "a B and a A", "a A above a B" and "a B below a A"."""
     if isinstance(scene, Binding):
         return frozenset((scene.first, scene.second))
     if isinstance(scene, Relation) and scene.relation in ("right of", "below"):
@@ -190,7 +190,7 @@ def _picture(scene: "Scene") -> object:
 
 
 def random_scenes(seed: int, shares: Mapping[str, float] | None = None) -> Iterator[Scene]:
-    """An endless stream of scenes, the four families in equal parts or by `shares` (family -> weight)."""
+    """Yield random scenes without end, with the four families in equal parts or by `shares` (family -> weight)."""
     generator = random.Random(seed)
     pools = {family: scenes(family) for family in FAMILIES}
     weights = None if shares is None else [shares[family] for family in FAMILIES]

@@ -1,4 +1,4 @@
-"""The untrained ShapeWorld pipeline: a small Stable Diffusion 3 (arXiv:2403.03206) in ordinary diffusers classes."""
+"""Untrained ShapeWorld pipeline: a small Stable Diffusion 3 (arXiv:2403.03206) in ordinary diffusers classes."""
 
 import re
 from typing import Any
@@ -11,13 +11,13 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from .grammar import ALPHABET, COLORS, NUMBERS, RELATIONS, SHAPES
 
 MAX_SEQUENCE_LENGTH = 16
-"""Tokens of each text encoder, and of the zeros that stand for the absent T5 encoder (diffusers' default would be 256)."""
+"""Number of tokens of each text encoder, and of the zeros that replace the absent T5 encoder (diffusers' default is 256)."""
 
 SPECIAL = ["<|startoftext|>", "<|endoftext|>", "<|pad|>"]
 
 
 def tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer in which every word of the grammar is one token, and every other text falls back to bytes."""
+    """Build a CLIP tokenizer in which every word of the grammar is one token. Other text becomes bytes."""
     relations = [word for relation in RELATIONS for word in relation.split()]
     plurals = [shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES]
     words = sorted({"a", "and", "the", "text", "in", *COLORS, *SHAPES, *plurals, *NUMBERS, *relations})
@@ -67,9 +67,9 @@ def text_encoder(vocabulary: int, width: int = 64) -> CLIPTextModelWithProjectio
 
 
 def silent_t5(width: int = 128) -> T5EncoderModel:
-    """An encoder that answers zeros: what a Stable Diffusion 3 without T5 puts in its place, exactly.
+    """Build an encoder that returns zeros, exactly like those that Stable Diffusion 3 uses without a T5 encoder.
 
-    Plain `StableDiffusion3Pipeline.from_pretrained(folder)` refuses a folder without this component.
+    It is needed because plain `StableDiffusion3Pipeline.from_pretrained(folder)` refuses a folder without this component.
     """
     encoder = T5EncoderModel(T5Config(vocab_size=4, d_model=width, d_kv=4, d_ff=4, num_layers=1, num_heads=1))
     torch.nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
@@ -77,7 +77,7 @@ def silent_t5(width: int = 128) -> T5EncoderModel:
 
 
 def autoencoder() -> AutoencoderKL:
-    """64x64x3 -> 16x16x8, 0.4 M parameters."""
+    """Build the autoencoder: 64x64x3 -> 16x16x8, 0.4 M parameters."""
     return AutoencoderKL(
         sample_size=64,
         block_out_channels=(16, 32, 48),
@@ -111,7 +111,7 @@ def transformer(layers: int = 6, heads: int = 4) -> SD3Transformer2DModel:
 
 
 def pipeline(seed: int = 0, **sizes: Any) -> Any:
-    """The whole pipeline with random weights; `sizes` go to `transformer`."""
+    """Build the whole pipeline with random weights; `sizes` are arguments of `transformer`."""
     torch.manual_seed(seed)
     one, two = tokenizer(), tokenizer()
     return StableDiffusion3Pipeline(

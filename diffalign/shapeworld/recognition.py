@@ -1,4 +1,4 @@
-"""Reads ShapeWorld images from their pixels alone: which coloured shapes lie where, or which two characters are written."""
+"""Recognition of ShapeWorld images from their pixels: coloured shapes with their positions, or two characters."""
 
 import functools
 
@@ -12,10 +12,10 @@ from .grammar import ALPHABET, COLORS, SHAPES
 from .render import SIZE, distance, glyph
 
 SPECK = 20
-"""Patches of ink of fewer pixels are noise; the smallest shape that is ever drawn has 72."""
+"""Least number of pixels of an object; fewer are noise. The smallest shape that is drawn has 72."""
 
 GRID = 20
-"""Patches are compared with their templates on GRID x GRID points."""
+"""Number of points along each side of the grid on which patches are compared with templates."""
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.intp]
@@ -24,14 +24,14 @@ Bools = NDArray[np.bool_]
 
 @attrs.frozen
 class Found:
-    """One object in an image.
+    """Object in an image.
 
     Args:
         color, shape: the nearest of `COLORS` and `SHAPES`
         x, y: middle of the bounding box in pixels, from the left and from the top
-        area: pixels
-        quality: how well the outline fits the shape, in [0, 1]: intersection over union with a drawn shape, both stretched to one box,
-            times the shorter over the longer side of the patch
+        area: number of pixels
+        quality: fit of the outline to the shape, in [0, 1]: intersection over union with a drawn shape, both stretched to one box, times
+            the shorter over the longer side of the patch
     """
 
     color: str
@@ -44,11 +44,11 @@ class Found:
 
 @attrs.frozen
 class Reading:
-    """Two characters in an image.
+    """Two characters that were read from an image.
 
     Args:
         text: the best fitting characters, left and right
-        fits: for the left and the right place, how well each character of `ALPHABET` fits, in [0, 1]: intersection over union with the
+        fits: for the left and the right place, the fit of each character of `ALPHABET`, in [0, 1]: intersection over union with the
             glyph, both stretched to one box
         colors: the share of the ink that has each of `COLORS`; they add up to 1
     """
@@ -60,9 +60,9 @@ class Reading:
 
 @attrs.frozen(eq=False)
 class _Patches:
-    """C sets of pixels, each within one image."""
+    """Patches: C sets of pixels, each within one image."""
 
-    label: Ints  # [K, H, W]  patch of each pixel, -1 where none
+    label: Ints  # [K, H, W]  patch of each pixel, -1 for no patch
     image: Ints  # [C]
     area: Ints  # [C]     pixels
     low: Ints  # [C, 2]  first row and column
@@ -70,10 +70,10 @@ class _Patches:
 
 
 def find_objects(images: Tensor) -> list[list[Found]]:
-    """The objects of each image, largest first.
+    """Find the objects of each image, largest first.
 
-    A pixel is ink where it lies at least half way from the background (the median of its image) to one of the five colours. Ink of one
-    colour that hangs together is one object, if it has at least `SPECK` pixels.
+    A pixel is ink if its colour is at least half way from the background (the median of the image) to one of the five colours. Connected
+    ink of one colour is one object, if it has at least `SPECK` pixels.
 
     Args:
         images: [K, 3, 64, 64] in [0, 1], floating point, any device
@@ -98,9 +98,9 @@ def find_objects(images: Tensor) -> list[list[Found]]:
 
 
 def read_text(images: Tensor) -> list[Reading | None]:
-    """What each image says when all its ink is two characters side by side; None where there is no ink.
+    """Read each image as two characters side by side; None if there is no ink.
 
-    The ink is parted at the emptiest column of the middle half of its bounding box; each part is compared with the glyphs.
+    The ink is divided at the emptiest column in the middle half of its bounding box, and each part is compared with the glyphs.
 
     Args:
         images: [K, 3, 64, 64] in [0, 1], floating point, any device
@@ -115,7 +115,7 @@ def read_text(images: Tensor) -> list[Reading | None]:
     profile = inked.sum(1)
     first, last = (profile > 0).argmax(1)[:, None], SIZE - 1 - (profile[:, ::-1] > 0).argmax(1)[:, None]
     off = abs(columns - (first + last) / 2)
-    # of equally empty columns the one nearest to the middle
+    # among equally empty columns, take the one nearest to the middle
     split = np.where(off <= (last - first) / 4, profile + off / SIZE, np.inf).argmin(1)
     side = 2 * np.arange(len(kind))[:, None] + (columns >= split[:, None])
     halves = _measured(np.where(inked, side[:, None, :], -1), 2 * len(kind))
@@ -133,25 +133,29 @@ def read_text(images: Tensor) -> list[Reading | None]:
 
 
 def check_images(images: Tensor) -> None:
-    """Raises ValueError unless `images` are [K, 3, 64, 64] floating point numbers in [0, 1], give or take 0.001."""
+    """Refuse images that are not [K, 3, 64, 64] floating point numbers in [0, 1], within 0.001.
+
+    Raises:
+        ValueError: the images have another shape, type or range.
+    """
     if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE) or not images.is_floating_point():
         raise ValueError(
             f"ShapeWorld's scorers read floating point images of shape (K, 3, {SIZE}, {SIZE}); "
             f"got {images.dtype} of shape {tuple(images.shape)}."
         )
     low, high = (float(bound) for bound in images.detach().aminmax()) if images.numel() else (0.0, 1.0)
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # so written that NaN is refused
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # this form also refuses NaN
         raise ValueError(f"ShapeWorld's scorers read images with values in [0, 1]; got values from {low:.3g} to {high:.3g}.")
 
 
 def _ink(images: Tensor) -> NDArray[np.int8]:
-    """[K, H, W]: 0 for background, 1 + index into `COLORS` for ink."""
+    """Classify pixels: 0 for background, 1 + index into `COLORS` for ink, [K, H, W]."""
     check_images(images)
     pixels = images.detach().to("cpu", torch.float32).numpy()
     kind = np.zeros((len(pixels), SIZE, SIZE), dtype=np.int8)
     background = np.median(pixels[:, :, ::2, ::2].reshape(len(pixels), 3, -1), axis=2) if len(pixels) else np.zeros((0, 3), np.float32)
     offset = pixels - background[:, :, None, None]
-    # a patch of another grey is not ink, however far from the background
+    # a patch of another grey is not ink, even if it is far from the background
     colorful = pixels.max(1) - pixels.min(1) > 0.15
     image, y, x = np.nonzero(colorful & (abs(offset).max(1) > 0.15))
     offset = offset[image, :, y, x]
@@ -166,15 +170,15 @@ def _ink(images: Tensor) -> NDArray[np.int8]:
 
 
 def _connected(kind: NDArray[np.int8]) -> _Patches:
-    """Parts of equal kind that hang together by the sides of their pixels, specks left out."""
+    """Find connected patches of equal kind (pixels that share a side), without specks."""
     inked = kind > 0
     begins = inked.copy()
     begins[..., 1:] &= kind[..., 1:] != kind[..., :-1]
-    run = np.cumsum(begins).reshape(kind.shape) - 1  # stretches of a row, numbered from the top
+    run = np.cumsum(begins).reshape(kind.shape) - 1  # runs of equal pixels in a row, numbered from the top
     joined = inked[:, 1:] & (kind[:, 1:] == kind[:, :-1])
     lower, upper = run[:, 1:][joined], run[:, :-1][joined]
     root = np.arange(int(begins.sum()))
-    while True:  # each round hangs roots below smaller roots, then all runs directly below their root
+    while True:  # each round connects roots to smaller roots, and then every run directly to its root
         low, high = np.sort([root[lower], root[upper]], axis=0)
         if (low == high).all():
             break
@@ -215,7 +219,7 @@ def _fits(patches: _Patches, templates: Floats) -> Floats:
 
 
 def _stretched(mask: Bools) -> Bools:
-    """A mask cropped to its bounding box, on GRID x GRID points."""
+    """Crop a mask to its bounding box and sample it on GRID x GRID points."""
     rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
     steps = (np.arange(GRID) + 0.5) / GRID
     y = rows[0] + (steps * (rows[-1] - rows[0] + 1)).astype(np.intp)
@@ -225,7 +229,7 @@ def _stretched(mask: Bools) -> Bools:
 
 @functools.cache
 def _shape_templates() -> Floats:
-    """[shapes, variants, GRID, GRID]: radii, positions between pixels, sharp and blurred (by 1 and 1.4 pixels)."""
+    """Templates of shapes in several radii, positions between pixels, and blurs (0, 1 and 1.4 pixels): [shapes, variants, GRID, GRID]."""
     reach = np.arange(-13, 14, dtype=np.float32)
     y, x = np.meshgrid(reach, reach, indexing="ij")
     sharp, blur = np.eye(len(reach)), np.exp(-np.square(y - x) / 2)
@@ -247,5 +251,5 @@ def _shape_templates() -> Floats:
 
 @functools.cache
 def _glyph_templates() -> Floats:
-    """[characters, variants, GRID, GRID]: font sizes."""
+    """Templates of characters in several font sizes: [characters, variants, GRID, GRID]."""
     return np.array([[_stretched(glyph(character, size) > 0.5) for size in range(26, 35)] for character in ALPHABET], dtype=np.float32)

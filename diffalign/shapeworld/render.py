@@ -1,4 +1,4 @@
-"""Draws ShapeWorld scenes: 64x64 images with everything random that the caption leaves open."""
+"""Rendering of ShapeWorld scenes: 64x64 images, in which everything that the caption does not fix is random."""
 
 import functools
 from typing import Any
@@ -39,14 +39,14 @@ def distance(shape: str, x: Array, y: Array, radius: float) -> Array:
 
 @functools.cache
 def glyph(character: str, size: int) -> Array:
-    """The ink of a character at a font size, cropped to its bounding box: [h, w] in [0, 1]. The font rides in Pillow's wheel."""
+    """Draw a character at a font size, cropped to its bounding box: [h, w] in [0, 1]. The font is part of Pillow."""
     image = Image.new("L", (2 * size, 2 * size))
     ImageDraw.Draw(image).text((size // 2, size // 4), character, fill=255, font=ImageFont.load_default(size), stroke_width=1)
     return np.asarray(image.crop(image.getbbox()), dtype=np.float32) / 255
 
 
 def draw(scene: Scene, random: np.random.Generator) -> Array:
-    """One image of the scene: [3, 64, 64] in [0, 1]. Position, size, shade and background come from `random`."""
+    """Draw one image of the scene: [3, 64, 64] in [0, 1]. Position, size, shade and background come from `random`."""
     background = np.clip(random.uniform(0.75, 1.0) + random.uniform(-0.05, 0.05, 3), 0, 1)
     image = np.broadcast_to(background[:, None, None], (3, SIZE, SIZE)).astype(np.float32)
     if isinstance(scene, Text):
@@ -63,7 +63,7 @@ def _blend(image: Array, ink: Array, color: str, random: np.random.Generator) ->
 
 
 def _place(scene: Scene, random: np.random.Generator) -> list[tuple[float, float, float]]:
-    """Centres and radii that do not touch, and that hold the relation where there is one."""
+    """Draw centres and radii of items that do not touch and that fulfil the relation, if there is one."""
     count = len(scene.items)  # type: ignore[union-attr]
     low, high = (7.0, 10.0) if isinstance(scene, Count) and count <= 3 else (6.0, 8.0) if isinstance(scene, Count) else (7.5, 11.0)
     while True:
@@ -72,7 +72,7 @@ def _place(scene: Scene, random: np.random.Generator) -> list[tuple[float, float
         for radius in radii:
             for _ in range(60):
                 x, y = random.uniform(radius + 1, SIZE - radius - 1, 2)
-                # squares and crosses reach into the corners of their box, so centres keep 1.15 radii apart
+                # squares and crosses reach into the corners of their box, so radii are scaled by 1.15
                 if all(np.hypot(x - u, y - v) > 1.15 * (radius + r) + 1 for u, v, r in places):
                     places.append((x, y, radius))
                     break

@@ -1,4 +1,4 @@
-"""Rewards for ShapeWorld: does the image show what its caption says? Read from pixels alone, the same every time, on the CPU."""
+"""Rewards for ShapeWorld: they compare an image with its caption, from pixels only, deterministic, on the CPU."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,17 +10,17 @@ from .grammar import FAMILIES, Binding, Count, Item, Relation, Scene, Text, pars
 from .recognition import Found, Reading, check_images, find_objects, read_text
 
 CLEAR = 0.7
-"""`Found.quality` from which an object is taken for its shape; below (a letter reaches 0.65), it is an object of no shape."""
+"""Least `Found.quality` of an object with a shape; below it (a letter reaches 0.65) the object has no shape."""
 
 Score = Callable[[Scene, list[Found], Reading | None], float]
 
 
 class CountReward(Reward):
-    """Are there as many as asked, and nothing else? For captions such as "three red circles".
+    """Counting reward: checks that the image shows the asked number of items and nothing else, as in "three red circles".
 
         reward = min(m, n) / max(t, n)
 
-    with n the number asked, m the objects found of the right colour and shape, t all objects found. 0 for an empty image.
+    with n the asked number, m the number of objects of the right colour and shape, t the number of all objects. An empty image gives 0.
 
     Raises:
         ValueError: the caption is of another family; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
@@ -31,11 +31,11 @@ class CountReward(Reward):
 
 
 class BindingReward(Reward):
-    """Does each of two shapes have its own colour? For captions such as "a red circle and a blue square".
+    """Binding reward: checks that each of two shapes has its own colour, as in "a red circle and a blue square".
 
         reward = (number of the two items that are found) / max(2, t)
 
-    with t all objects found. Colours exchanged between the shapes score 0, half a pair 1/2.
+    with t the number of all objects. Exchanged colours give 0, one right item gives 1/2.
 
     Raises:
         ValueError: the caption is of another family; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
@@ -46,12 +46,12 @@ class BindingReward(Reward):
 
 
 class RelationReward(Reward):
-    """Are both items there, and where the caption says? For captions such as "a green triangle left of a yellow circle".
+    """Relation reward: checks both items and their positions, as in "a green triangle left of a yellow circle".
 
         reward = (number of the two items that are found / 4 + (1/2 if the relation holds)) * 2 / max(2, t)
 
-    with t all objects found. "a left of b" holds where the middle of a lies further to the left of b's than above or below it; with
-    several candidates one pair is enough. It needs both items.
+    with t the number of all objects. "a left of b" holds if the middle of a is left of that of b by more than it is above or below it.
+    With several candidates, one pair is enough. The relation needs both items.
 
     Raises:
         ValueError: the caption is of another family; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
@@ -62,12 +62,12 @@ class RelationReward(Reward):
 
 
 class TextReward(Reward):
-    """Can the text be read, in its colour? For captions such as 'the text "K7" in blue'.
+    """Text reward: checks that the text can be read in its colour, as in 'the text "K7" in blue'.
 
         reward = (s_1 + s_2) / 2 * (1 + c) / 2,    s_i = clip((f_i - 0.3) / 0.5, 0, 1), halved if another character fits better
 
     with f_i the fit of the i-th character at its place (see `Reading`) and c the share of the ink in the right colour. All ink of the
-    image is taken for the text.
+    image counts as text.
 
     Raises:
         ValueError: the caption is of another family; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
@@ -78,7 +78,7 @@ class TextReward(Reward):
 
 
 class CompositionalReward(Reward):
-    """The reward of each caption's own family: `CountReward`, `BindingReward`, `RelationReward` or `TextReward`.
+    """Reward by the family of each caption: `CountReward`, `BindingReward`, `RelationReward` or `TextReward`.
 
     Raises:
         ValueError: no ShapeWorld caption; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
@@ -89,10 +89,10 @@ class CompositionalReward(Reward):
 
 
 class ExactMatch(Reward):
-    """1 where the image shows exactly what its caption says and nothing else, otherwise 0: the accuracy, for captions of all families.
+    """Accuracy: 1 if the image shows exactly what its caption says and nothing else, else 0; for captions of all families.
 
-    Items: the right number of each and no other object, the relation holds. Text: both characters fit best and by at least 0.7, and
-    nine tenths of the ink have the colour.
+    For items: the number of each is right, there is no other object, and the relation holds. For text: both characters fit best, by at
+    least 0.7, and nine tenths of the ink have the right colour.
 
     Raises:
         ValueError: no ShapeWorld caption; images that are not [K, 3, 64, 64] floating point numbers in [0, 1].
@@ -103,7 +103,7 @@ class ExactMatch(Reward):
 
 
 def _scored(name: str, families: Sequence[str], score: Score, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    device, images = images.device, images.detach().cpu()  # one copy; all that follows reads pixels on the host
+    device, images = images.device, images.detach().cpu()  # one copy, because everything below reads pixels on the host
     check_images(images)
     if len(images) != len(prompts):
         raise ValueError(f"{name} needs one prompt per image; got {len(images)} images and {len(prompts)} prompts.")
@@ -149,7 +149,7 @@ def _candidates(item: Item, found: list[Found]) -> list[Found]:
 
 
 def _matched(scene: Count | Binding | Relation, found: list[Found]) -> int:
-    """How many of the asked items are there, each object serving once."""
+    """Number of asked items that were found, counting each object once."""
     return sum(min(scene.items.count(item), len(_candidates(item, found))) for item in set(scene.items))
 
 

@@ -1,4 +1,4 @@
-"""What the author of a new part tests it with: contracts, small doubles in closed form, and (in `strategies`) hypothesis strategies."""
+"""Tests for authors of new parts: contracts, small doubles in closed form, and (in `strategies`) hypothesis strategies."""
 
 from .broken import BrokenReplay
 from .doubles import ConstantReward, GivenPlan, TinyPolicy, channel_reward

@@ -1,4 +1,4 @@
-"""Policies that break the first-step contract in one known way: what the contract must catch, and name."""
+"""Policies that break the first-step contract in one known way, which the contract must find and name."""
 
 from typing import Literal, Self
 
@@ -12,22 +12,22 @@ FAULTS: tuple[Fault, ...] = ("sigma", "adapter", "condition", "cache", "guidance
 
 
 class BrokenReplay(PolicyAround):
-    """A policy that is right for a number of network calls, those of one rollout, and wrong from then on.
+    """Policy that is right for a number of network calls, those of one rollout, and wrong afterwards.
 
         "sigma"        the network sees the sigma one index further on the grid
-        "adapter"      the velocity of the policy without its LoRA delta
+        "adapter"      the velocity of the policy without its LoRA update
         "condition"    a stale cache: every row has the condition of the first
-        "cache"        a stale cache: the velocity of the first call that was as large, whatever the latents
+        "cache"        a stale cache: the velocity of the first call with as many rows, for any latents
         "guidance"     5 % more guidance than the policy, which must be a `Guided`
         "dropout"      one number of ten in the latents is dropped before the network sees them
         "type"         the network computes in bfloat16 (torch.autocast); a policy in half precision stays as it is
         "noise level"  5 % more noise than the step asks for
 
     Args:
-        policy: the policy that is right
-        fault: see above
-        calls: how many are right
-        steps: of the grid on which the sigma slips
+        policy: the right policy
+        fault: one of the above
+        calls: number of calls that are right
+        steps: number of steps of the grid, for the fault "sigma"
     """
 
     def __init__(self, policy: Policy, fault: Fault, calls: int, steps: int | None = None) -> None:
@@ -39,7 +39,7 @@ class BrokenReplay(PolicyAround):
 
     @property
     def broken(self) -> bool:
-        """Whether the right calls are used up."""
+        """True once the right calls are used up."""
         return self._left <= 0
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:

@@ -1,4 +1,4 @@
-"""Small parts whose behaviour is known, to test other parts with. None needs a download, a device or a second."""
+"""Small parts with known behaviour, for tests of other parts. None needs a download or a device, and each takes less than a second."""
 
 import math
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ EMBEDDING = 4
 
 
 class TinyNetwork(nn.Module):
-    """`body(u) + lora_B(lora_A(u))` for u = [latents, sigma, prompt embedding]: a frozen network with a low-rank delta.
+    """Frozen network with a low-rank update: `body(u) + lora_B(lora_A(u))` for u = [latents, sigma, prompt embedding].
 
     Args:
-        size: of a flat latent
+        size: size of a flat latent
         hidden: width of the body
-        rank: of the delta
+        rank: rank of the update
         delta: standard deviation of lora_B; 0 starts at the body exactly
-        seed: of all weights
+        seed: seed of all weights
         checkpointing: recompute the body's activations in the backward pass
     """
 
@@ -60,16 +60,16 @@ class TinyNetwork(nn.Module):
 
 
 class TinyPolicy(Policy):
-    """A policy over a network of a few hundred weights, frozen but for a low-rank delta, whose velocity depends on the prompt.
+    """Policy with a few hundred weights, frozen except for a low-rank update. Its velocity depends on the prompt.
 
-    The embedding of a prompt is a fixed random vector of its text, so a part that mixes up conditions gives other numbers.
+    The embedding of a prompt is a fixed random vector for its text, so a part that mixes up conditions gives other numbers.
 
     Args:
-        latent_shape: of one sample, [*]
+        latent_shape: shape of one sample, [*]
         kernel: the step rule; CPS by default
-        dtype: of weights, latents and grid; float64 for identities to 1e-10
-        shift: of the sigma grid
-        hidden, rank, delta, seed, checkpointing: of the network, see `TinyNetwork`
+        dtype: type of weights, latents and grid; float64 for identities to 1e-10
+        shift: shift of the sigma grid
+        hidden, rank, delta, seed, checkpointing: arguments of the network, see `TinyNetwork`
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TinyPolicy(Policy):
         return Condition(tuple(prompts), torch.arange(len(prompts)), {"embedding": torch.stack(rows).to(self.device, self.dtype)})
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The sigmoid of the first three numbers of each sample, as the channels of one pixel: [K, *] -> [K, 3, 1, 1]."""
+        """Decode to one pixel, whose channels are the sigmoid of the first three numbers of each sample: [K, *] -> [K, 3, 1, 1]."""
         channels = latents.flatten(1)[:, :3].sigmoid()
         return nn.functional.pad(channels, (0, 3 - channels.shape[1]))[:, :, None, None]
 
@@ -121,10 +121,10 @@ class TinyPolicy(Policy):
 
 @attrs.frozen
 class GivenPlan(Plan):
-    """A plan that always draws the same branching, whatever it is.
+    """Plan that always draws the given branching.
 
     Args:
-        branching: of as many steps as the sampler's
+        branching: branching with as many steps as the sampler
     """
 
     branching: Branching
@@ -137,7 +137,7 @@ class GivenPlan(Plan):
 
 @attrs.frozen
 class ConstantReward(Reward):
-    """The same score for every image.
+    """Reward with the same score for every image.
 
     Args:
         value: the score
@@ -150,6 +150,6 @@ class ConstantReward(Reward):
 
 
 def channel_reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """First channel minus half the second, plus a tenth of the length of the prompt: a reward as a plain function, [K]."""
+    """Reward as a plain function: first channel minus half the second, plus a tenth of the length of the prompt, [K]."""
     length = images.new_tensor([float(len(prompt)) for prompt in prompts])
     return images[:, 0].mean(dim=(1, 2)) - images[:, 1].mean(dim=(1, 2)) / 2 + length / 10

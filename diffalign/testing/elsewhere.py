@@ -1,4 +1,4 @@
-"""The property that all contracts share: a part does on a second device what it does on the CPU."""
+"""Property that all contracts share: a part does on a second device what it does on the CPU."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -14,20 +14,20 @@ from .properties import NotApplicableError, Property, holds
 Part = TypeVar("Part")
 
 _LACKING = ("which the pretended device cannot", "invalid python storage")
-"""Of errors about memory, which a pretended device does not have: libraries that read addresses, and tensors that grow in place."""
+"""Parts of error messages about memory, which a pretended device does not have: from reading addresses or growing tensors in place."""
 
 
 def prepare_second_device() -> None:
-    """Make the pretended device known to torch, where there can be one; before the first backward pass, so that it has gradients."""
+    """Register the pretended device with torch, if possible. Call it before the first backward pass, so that the device has gradients."""
     _obstacle()
 
 
 def on_a_second_device(check: Callable[[Part], None], gradients: bool = False) -> Property[Part]:
-    """The property whose check is called within the pretended device; skipped where there can be none.
+    """Build the property whose check runs with the pretended device. It is skipped if there can be no such device.
 
     Args:
-        check: compares the part there, on `DEVICE`, with the part on the CPU
-        gradients: whether it takes some
+        check: compares the part on `DEVICE` with the part on the CPU
+        gradients: whether the check takes gradients
     """
 
     def checked(part: Part) -> None:
@@ -43,10 +43,10 @@ def on_a_second_device(check: Callable[[Part], None], gradients: bool = False) -
 
 
 def _obstacle() -> str:
-    """Why there can be no pretended device in this process; "" where there can."""
+    """Reason why there can be no pretended device in this process; "" if there can be one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None and accelerator.type != DEVICE:
-        return f"the pretended device would take the place of {accelerator}; hide that to check it (CUDA_VISIBLE_DEVICES= of NVIDIA's)"
+        return f"the pretended device would replace {accelerator}; hide that to check it (for NVIDIA's: CUDA_VISIBLE_DEVICES=)"
     try:
         register()
     except RuntimeError as error:
@@ -61,28 +61,31 @@ def _elsewhere() -> Iterator[None]:
     try:
         with second_device():
             yield
-    except Exception as error:  # a reward's is inside another
+    except Exception as error:  # a reward's error is the cause of another error
         if any(words in str(error) for words in _LACKING):
-            raise NotApplicableError(f"it asks for more than the pretended device has: {error}") from error
+            raise NotApplicableError(f"it needs more than the pretended device has: {error}") from error
         raise
 
 
 def copied(part: Part) -> Part:
-    """A copy that may be moved; what was given stays as it is."""
+    """Copy a part, so that the copy can be moved and the original stays as it is."""
     try:
         return copy.deepcopy(part)
-    except Exception as error:  # locks, processes and files cannot be copied, in many words
-        raise NotApplicableError(f"it cannot be copied, and is not to be moved itself: {type(error).__name__}: {error}") from error
+    except Exception as error:  # locks, processes and files cannot be copied, and raise many types
+        raise NotApplicableError(f"it cannot be copied, and the original must not be moved: {type(error).__name__}: {error}") from error
 
 
 def agrees(there: Tensor, here: Tensor, what: str, tolerance: float, anywhere: bool = False) -> None:
-    """Raise AssertionError unless a result there is that of the CPU, and on the device.
+    """Check that a result on the device equals that on the CPU, and that it lies on the device.
 
     Args:
-        there, here: the two
-        what: for the message
+        there, here: results on the device and on the CPU
+        what: name of the result in the message
         tolerance: largest difference, relative to the largest value
-        anywhere: whether it may be on the host
+        anywhere: whether the result may lie on the host
+
+    Raises:
+        AssertionError: it differs, or lies elsewhere.
     """
     holds(anywhere or there.device.type == DEVICE, f"{what} must be on the policy's device, {DEVICE}:0; got one on {there.device}")
     mine = there.cpu()

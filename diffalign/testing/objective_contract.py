@@ -1,4 +1,4 @@
-"""What every objective must do."""
+"""Contract of objectives."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ from .pretended_device import DEVICE
 from .properties import Finding, NotApplicableError, Property, examine, holds, require
 
 Make = Callable[[Policy], Objective]
-"""Builds the objective around the policy that it is to train."""
+"""Function that builds the objective around the policy that it trains."""
 
 PROMPTS = (Prompt("a red cube"), Prompt("two blue stars"), Prompt("three green disks"))
 STEPS = 5
@@ -43,12 +43,12 @@ SAMPLERS: tuple[TrajectorySampler, ...] = (
 
 @attrs.frozen(eq=False)
 class Subject:
-    """An objective under examination, and the kind of trajectories that it takes.
+    """Objective that is checked, with a sampler of trajectories that it accepts.
 
     Args:
-        make: builds it
-        sampler: of those that `check_objective` tries, the first whose batches it does not refuse
-        device: where its policies are
+        make: function that builds it
+        sampler: the first sampler of `check_objective` whose batches it accepts
+        device: device of its policies
     """
 
     make: Make
@@ -56,14 +56,14 @@ class Subject:
     device: str = "cpu"
 
     def policy(self) -> TinyPolicy:
-        """A policy that has moved a little since it was made."""
+        """Build the policy that the objective trains."""
         return TinyPolicy((2, 2), dtype=torch.float64).to(self.device)
 
     def moved(self, **changes: int) -> Objective:
-        """The objective, with some of its fields changed, as it is after some updates: all that it trains has moved since it was built.
+        """Build the objective, with some fields changed, in a state as after some updates: all weights that it trains have moved.
 
-        Every role goes its own way. Where one is built as a copy of another (a fake score of its teacher), what they teach each other is
-        nothing at the start, and a loss of nothing would keep every property.
+        Every role moves in another direction. If one is built as a copy of another (a fake score of its teacher), their difference is zero
+        at the start, and a loss of zero would pass every check.
         """
         objective = self.make(self.policy())
         objective = attrs.evolve(objective, **changes) if changes else objective  # type: ignore[misc]
@@ -74,7 +74,7 @@ class Subject:
         return objective
 
     def batch(self, objective: Objective, index: tuple[int, ...] = (0, 1, 2), constant: bool = False) -> ScoredBatch:
-        """What one process sees of a step on all prompts: those in `index`, and the deviation of the rewards of the whole step."""
+        """Batch of one process in a step on all prompts: the prompts in `index`, with the deviation of the rewards of the whole step."""
         forest = self._forest(objective, index)
         rewards = _scores(forest, constant)
         step = rewards if len(index) == len(PROMPTS) else _scores(self._forest(objective, tuple(range(len(PROMPTS)))), constant)
@@ -95,17 +95,17 @@ def _scores(forest: TrajectoryBatch, constant: bool) -> Tensor:
 
 
 def _trained(objective: Objective) -> dict[str, Policy]:
-    """Role -> weights, over all phases."""
+    """Trained weights by role, over all phases."""
     return {role: policy for phase in objective.phases() for role, policy in phase.trains.items()}
 
 
 def losses(objective: Objective, batch: ScoredBatch) -> list[tuple[Mapping[str, Policy], Loss]]:
-    """The micro-batches of the first update of every phase, with what the phase trains; no weight moves."""
+    """Micro-batches of the first update of every phase, with the weights that the phase trains. No weight moves."""
     return [(phase.trains, loss) for phase in objective.phases() for loss in phase.losses(batch, 0)]
 
 
 def gradients(objective: Objective, batch: ScoredBatch) -> dict[str, Tensor]:
-    """Role -> flat gradient of the first update."""
+    """Compute the flat gradient of the first update, by role."""
     for policy in _everyone(objective).values():
         policy.zero_grad(set_to_none=True)
     for _, loss in losses(objective, batch):
@@ -274,7 +274,7 @@ def _second_device(subject: Subject) -> None:
 
 
 def _stepped(subject: Subject) -> dict[str, Tensor]:
-    """The weights of all roles after two steps of the loop: updates, averages and old weights of its own included."""
+    """Weights of all roles after two steps of the loop, including averages and old weights."""
     loop = AlignmentLoop(
         objective=subject.make(subject.policy()),
         sampler=subject.sampler,
@@ -313,18 +313,18 @@ def check_objective(make: Make, skip: Mapping[str, str] | None = None) -> list[F
     """Check an objective on small closed-form policies.
 
     Args:
-        make: builds it around a policy: its class, or a function of the policy
+        make: the class of the objective, or a function that builds it from a policy
         skip: property name -> why it need not hold
 
     Raises:
-        PropertyError: naming each property that does not hold, what it means, and what happened.
-        ValueError: it refuses every kind of batch that there is.
+        PropertyError: a property does not hold; the message names each such property, its meaning, and what happened.
+        ValueError: the objective refuses every kind of batch.
     """
     return require(getattr(make, "__name__", "objective"), examine(subject_of(make), OBJECTIVE, skip))
 
 
 def subject_of(make: Make) -> Subject:
-    """The objective with trajectories that it takes: stochastic trees, else deterministic ones."""
+    """Find trajectories that the objective accepts: stochastic trees, else deterministic ones."""
     prepare_second_device()
     refusals = []
     for sampler in SAMPLERS:

@@ -1,4 +1,4 @@
-"""Finds out what kind of part something is, builds it with its defaults, and examines it."""
+"""Examination of a part: finds its kind, builds it with its defaults, and chooses the contract."""
 
 import inspect
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from .sampler_contract import SAMPLER
 
 @attrs.frozen(eq=False)
 class Examination:
-    """A part with the contract of its kind.
+    """Part with the contract of its kind.
 
     Args:
         kind: "policy", "sampler", "objective" or "reward"
-        subject: what the checks are called with
+        subject: argument of the checks
         properties: the contract
     """
 
@@ -31,7 +31,7 @@ class Examination:
 
 
 def examination(part: Any) -> Examination:
-    """The contract that a part has to keep.
+    """Find the contract that a part must keep.
 
     Args:
         part: a class of a policy, sampler, objective or reward whose other arguments have defaults; an object of one; a function that

@@ -1,4 +1,4 @@
-"""What every policy must do."""
+"""Contract of policies."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from .pretended_device import DEVICE
 from .properties import Finding, NotApplicableError, Property, examine, holds, require
 
 PROMPTS = (Prompt("three red circles"), Prompt("a blue square and a green cross"))
-"""Of a policy that reads any text."""
+"""Prompts for a policy that reads any text."""
 
 
 def _condition(policy: Policy) -> Condition:
@@ -146,7 +146,7 @@ def _second_device(policy: Policy) -> None:
     there, tolerance = _moved(policy), _tolerance(policy)
     mine, its = _condition(there), _condition(policy)
     for name, tensor in its.tensors.items():
-        whole = not tensor.is_floating_point()  # lengths and the like may stay on the host
+        whole = not tensor.is_floating_point()  # integers, such as lengths, may stay on the host
         agrees(mine.tensors[name], tensor, f"encode's tensors[{name!r}]", tolerance, anywhere=whole)
     agrees(_noise(there), _noise(policy), "prior", tolerance)
     agrees(_velocity(there, [0, 2]), _velocity(policy, [0, 2]), "velocity", tolerance)
@@ -158,7 +158,7 @@ def _second_device(policy: Policy) -> None:
     for sampler in samplers:
         try:
             here = _forest(policy, sampler)
-        except ValueError:  # a step rule without noise
+        except ValueError:  # the step rule has no noise
             continue
         forest = _forest(there, sampler)
         agrees(forest.latents, here.latents, "a rollout", 10 * tolerance)  # of several calls
@@ -172,17 +172,17 @@ def _forest(policy: Policy, sampler: TrajectorySampler) -> TrajectoryBatch:
 
 
 def _moved(policy: Policy) -> Policy:
-    """A copy on the pretended device."""
+    """Copy a policy to the pretended device."""
     twin = copied(policy)
     for module in twin.modules():
         if isinstance(module, Policy):
-            module.shares_tensors = False  # with forks of the one that was copied, but no more
+            module.shares_tensors = False  # the original shares tensors with its forks, the copy does not
     try:
         twin.to(DEVICE)
     except Exception as error:  # quantised weights, for instance
         raise NotApplicableError(f"it cannot be moved: {error}") from error
     for module in twin.modules():
-        if isinstance(module, FlowMatchingPolicy):  # as it is loaded there
+        if isinstance(module, FlowMatchingPolicy):  # set what loading on that device would set
             module.family.placed(torch.device(DEVICE), module.family.dtype)
             for part in module.family.pipeline.components.values():
                 if isinstance(part, nn.Module) and not module.family.setting.offload:
@@ -214,6 +214,6 @@ def check_policy(policy: Policy, skip: Mapping[str, str] | None = None) -> list[
         skip: property name -> why it need not hold
 
     Raises:
-        PropertyError: naming each property that does not hold, what it means, and what happened.
+        PropertyError: a property does not hold; the message names each such property, its meaning, and what happened.
     """
     return require(type(policy).__name__, examine(policy, POLICY, skip))

@@ -1,4 +1,4 @@
-"""A pretended accelerator on the CPU: tensors on `far:0` refuse to mix with CPU tensors, as a GPU's do.
+"""Pretended accelerator on the CPU: tensors on `far:0` refuse to mix with CPU tensors, as those of a GPU do.
 
     with second_device() as traffic:
         policy = FlowMatchingPolicy.from_pretrained("shapeworld", device="far")
@@ -9,8 +9,8 @@ torch's Python backend for the PrivateUse1 key names the device. A wrapper subcl
 raises where CUDA would: operands on two devices (CPU tensors without dimensions are allowed, as there), a CPU tensor indexed by a far one.
 Autograd, optimizers, `module.to`, forks, threads and checkpoint files work on it.
 
-It does not have streams, kernels and rounding of its own, autocast, memory that runs out, `torch.compile`. Where a far tensor is
-mixed with CPU tensors inside a library that asks for the device's type by name ("cuda"), it says nothing.
+It has no streams, no kernels or rounding of its own, no autocast, no limit of memory, and no `torch.compile`. Code that checks for the
+device type "cuda" by name does not see it, so mixed tensors there are not found.
 """
 
 import sys
@@ -33,31 +33,31 @@ _INDEXED = {
     *(_ATEN._index_put_impl_.default, _ATEN._unsafe_index.Tensor),
 }
 _JOINED = {_ATEN.cat.default, _ATEN.stack.default}
-"""Where a CPU tensor without dimensions is refused, too."""
+"""Operators that refuse even a CPU tensor without dimensions."""
 _SIZED_BY_VALUES = {
     *(_ATEN.nonzero.default, _ATEN._unique2.default, _ATEN.unique_dim.default, _ATEN.masked_select.default),
     *(_ATEN.repeat_interleave.Tensor, _ATEN.bincount.default, _ATEN.equal.default),
 }
-"""Operators whose result has a size, or is a number, that the host must wait for."""
+"""Operators for which the host must wait: their result is a number, or its size depends on values."""
 _BARE = (_ATEN.copy_.default, _ATEN._to_copy.default, _ATEN._local_scalar_dense.default, _ATEN.detach.default)
-"""`torch.tensor` and `as_tensor` call these with subclasses switched off, where no fallback is looked for."""
+"""Operators that `torch.tensor` and `as_tensor` call with subclasses switched off, so that no fallback is used."""
 _GROWING = (
     *(_ATEN.arange.default, _ATEN.arange.start, _ATEN.arange.start_step, _ATEN.linspace.default, _ATEN.logspace.default),
     *(_ATEN.eye.default, _ATEN.eye.m, _ATEN.randperm.default, _ATEN.tril_indices.default, _ATEN.triu_indices.default),
 )
-"""Factories that torch builds from an empty tensor which grows; a wrapper cannot grow."""
+"""Factories that torch builds from an empty tensor which grows; a wrapper tensor cannot grow."""
 
 
 @attrs.define(eq=False)
 class Traffic:
-    """What has crossed between the host and the pretended device.
+    """Traffic between the host and the pretended device.
 
     Args:
-        bytes_up: from the host to the device
-        bytes_down: from the device to the host
+        bytes_up: bytes from the host to the device
+        bytes_down: bytes from the device to the host
         copies: number of copies, in both directions
-        waits: place in the code -> how often the host waited for the device there: for a number (`.item()`, `bool(tensor)`), for the size
-            of a result (a mask, `unique`), for a copy down, or up unless it is `non_blocking`, for an index on the CPU
+        waits: place in the code -> number of times that the host waited for the device there: for a number (`.item()`, `bool(tensor)`), the
+            size of a result (a mask, `unique`), a copy down, a copy up that is not `non_blocking`, or an index on the CPU
     """
 
     bytes_up: int = 0
@@ -67,11 +67,11 @@ class Traffic:
 
     @property
     def synchronizations(self) -> int:
-        """How often the host waited for the device."""
+        """Number of times that the host waited for the device."""
         return sum(self.waits.values())
 
     def moved(self, tensor: Tensor, *, up: bool, waits: bool = True) -> None:
-        """Count a copy between the two."""
+        """Count a copy between host and device."""
         size = tensor.numel() * tensor.element_size()
         self.copies += 1
         if up:
@@ -82,7 +82,7 @@ class Traffic:
             self.waited()
 
     def waited(self) -> None:
-        """Count that the host waits."""
+        """Count one wait of the host."""
         self.waits[_place()] += 1
 
 
@@ -91,14 +91,14 @@ class MixedDevicesError(RuntimeError):
 
 
 class FarTensor(torch.Tensor):
-    """A tensor on `far:0`; `raw` is the CPU tensor inside."""
+    """Tensor on `far:0`; `raw` is the CPU tensor inside."""
 
     raw: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, raw: Tensor) -> "FarTensor":
-        raw = raw.resolve_conj().resolve_neg()  # a wrapper says of neither that it is still to be done
+        raw = raw.resolve_conj().resolve_neg()  # a wrapper cannot show that conjugation or negation is still to be done
         far: FarTensor = torch.Tensor._make_wrapper_subclass(
             cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype, device=torch.device(DEVICE, 0)
         )
@@ -114,7 +114,7 @@ class FarTensor(torch.Tensor):
 
     @property
     def data(self) -> Tensor:
-        """The tensor without its graph; what is assigned takes the place of the tensor inside, too."""
+        """Tensor without its graph. Assigning to it also replaces the tensor inside."""
         return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined,no-any-return]
 
     @data.setter
@@ -122,7 +122,7 @@ class FarTensor(torch.Tensor):
         torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.raw = _inside(value)
 
-    # torch refuses these two to subclasses
+    # torch does not allow these two for subclasses
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -134,10 +134,10 @@ class FarTensor(torch.Tensor):
 
 
 class _Backend:
-    """What torch asks of the module of a device."""
+    """Functions that torch requires of the module of a device."""
 
     def is_available(self) -> bool:
-        return bool(_watching)  # torch keeps the device for the rest of the process, which must not look for it
+        return bool(_watching)  # torch keeps the device for the rest of the process, which must not use it outside the context
 
     def device_count(self) -> int:
         return int(self.is_available())
@@ -177,12 +177,12 @@ _watching: list[Traffic] = []
 
 
 def register() -> None:
-    """Make the device known to torch, for the rest of the process; outside `second_device` it says that it is not available.
+    """Register the device with torch for the rest of the process. Outside `second_device` it reports that it is not available.
 
-    torch counts devices at the first backward pass of a process: where that came before this, there are no gradients on the device.
+    Torch counts devices at the first backward pass of a process. If that came before this call, the device has no gradients.
 
     Raises:
-        RuntimeError: this torch is too old to have one in Python.
+        RuntimeError: this torch is too old for a device written in Python.
     """
     if _libraries:
         return
@@ -201,7 +201,7 @@ def register() -> None:
 
 
 def has_gradients() -> bool:
-    """Whether a backward pass on the device works; see `register`."""
+    """True if a backward pass on the device works; see `register`."""
     leaf = torch.ones((), device=DEVICE, requires_grad=True)
     try:
         leaf.clone().backward()
@@ -212,7 +212,7 @@ def has_gradients() -> bool:
 
 @contextmanager
 def second_device() -> Iterator[Traffic]:
-    """Within it, `device="far"` works, in all threads; gives what crosses.
+    """Make `device="far"` available in all threads while the context is open; gives the traffic.
 
     Raises:
         RuntimeError: this torch is too old.
@@ -234,7 +234,7 @@ def _is_far(device: Any) -> bool:
 
 
 def _place() -> str:
-    """The innermost line that is neither torch's nor of this file, and the innermost one of the package."""
+    """Name the innermost line of code that is neither in torch nor in this file, and the innermost line of the package."""
     frame: Any = sys._getframe(1)
     first = ""
     while frame is not None:
@@ -253,7 +253,7 @@ def _short(file: str) -> str:
 
 
 def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The operator on the CPU tensors inside; refuses what CUDA refuses."""
+    """Run an operator on the CPU tensors inside, and refuse what CUDA refuses."""
     tensors = [thing for thing in _leaves([*args, *kwargs.values()]) if isinstance(thing, Tensor)]
     far = [tensor for tensor in tensors if isinstance(tensor, FarTensor)]
     if func is _ATEN._local_scalar_dense.default:
@@ -299,7 +299,7 @@ def _wrapped(func: Any, args: Sequence[Any], kwargs: dict[str, Any], far: Sequen
         _each(lambda traffic: traffic.moved(result, up=goes, waits=not goes or not _unhurried((), kwargs)))
     if not goes:
         return result
-    known = {id(tensor.raw): tensor for tensor in far}  # in-place operators give back the tensor that they were given
+    known = {id(tensor.raw): tensor for tensor in far}  # in-place operators must return the tensor that they got
 
     def outside(thing: Any) -> Any:
         if not isinstance(thing, Tensor):
@@ -310,7 +310,7 @@ def _wrapped(func: Any, args: Sequence[Any], kwargs: dict[str, Any], far: Sequen
 
 
 def _leaves(thing: Any) -> Iterator[Any]:
-    """What operators take, or give: values, and lists or tuples of them (torch's own walk over trees takes longer than most operators)."""
+    """Yield the values in the arguments or results of an operator: values, lists and tuples (torch's own function for this is too slow)."""
     if isinstance(thing, list | tuple):
         for part in thing:
             yield from _leaves(part)
@@ -329,7 +329,7 @@ def _inside(thing: Any) -> Any:
 
 
 def _unhurried(rest: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a copy is `non_blocking`."""
+    """True if a copy is `non_blocking`."""
     return bool(kwargs.get("non_blocking", rest[0] if rest else False))
 
 

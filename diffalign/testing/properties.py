@@ -1,4 +1,4 @@
-"""A contract as a list of named properties, and what came of checking them."""
+"""Contracts as lists of named properties, and the results of checking them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -10,12 +10,12 @@ Part = TypeVar("Part")
 
 @attrs.frozen
 class Property(Generic[Part]):
-    """One thing that every part of a kind must do.
+    """Property that every part of a kind must have.
 
     Args:
         name: a few words
-        reason: what goes wrong in a run where it does not hold, in a line
-        check: raises if it does not hold; for a property over drawn cases hypothesis has shrunk the case by then
+        reason: consequence for a run if it does not hold, in one line
+        check: raises if it does not hold; for a property over drawn cases, hypothesis has already reduced the case
     """
 
     name: str
@@ -25,12 +25,12 @@ class Property(Generic[Part]):
 
 @attrs.frozen
 class Finding:
-    """What came of a property.
+    """Result of checking a property.
 
     Args:
-        name, reason: of the property
-        failure: what happened, with the smallest case; empty where it holds
-        skipped: why it was not checked; empty where it was
+        name, reason: name and reason of the property
+        failure: description of what happened, with the smallest case; empty if it holds
+        skipped: reason why it was not checked; empty if it was checked
     """
 
     name: str
@@ -48,11 +48,11 @@ class Finding:
 
 
 class PropertyError(AssertionError):
-    """A part does not do what parts of its kind must do.
+    """Error for a part that breaks the contract of its kind.
 
     Args:
-        part: its name
-        findings: all of them, passed ones included
+        part: name of the part
+        findings: all findings, including those that passed
     """
 
     def __init__(self, part: str, findings: Sequence[Finding]) -> None:
@@ -62,14 +62,14 @@ class PropertyError(AssertionError):
 
 
 class NotApplicableError(Exception):
-    """Raised by a check that has nothing to say about this part; the text says why."""
+    """Raised by a check that does not apply to this part; the text gives the reason."""
 
 
 def examine(part: Part, properties: Sequence[Property[Part]], skip: Mapping[str, str] | None = None) -> list[Finding]:
-    """Check every property; nothing is raised but for a name in `skip` that no property has.
+    """Check every property. Failures are returned, not raised.
 
     Args:
-        part: what the checks are called with
+        part: argument of the checks
         properties: the contract
         skip: property name -> why it need not hold for this part
     """
@@ -87,17 +87,17 @@ def _finding(part: Any, known: Property[Any]) -> Finding:
         known.check(part)
     except NotApplicableError as reason:
         return Finding(known.name, known.reason, skipped=str(reason))
-    except Exception as error:  # whatever a part raises is a finding about it
+    except Exception as error:  # every error of a part is a finding about it
         notes = [note for note in getattr(error, "__notes__", ()) if "Falsifying example" in note]
         return Finding(known.name, known.reason, failure="\n".join([f"{type(error).__name__}: {error}", *notes]))
     return Finding(known.name, known.reason)
 
 
 def require(part: str, findings: Sequence[Finding]) -> list[Finding]:
-    """The findings, if no property failed.
+    """Return the findings if no property failed.
 
     Raises:
-        PropertyError: naming those that did.
+        PropertyError: a property failed; the message names all that failed.
     """
     if any(finding.failure for finding in findings):
         raise PropertyError(part, findings)
@@ -105,6 +105,6 @@ def require(part: str, findings: Sequence[Finding]) -> list[Finding]:
 
 
 def holds(condition: object, message: str) -> None:
-    """Raise AssertionError with a message unless the condition is true: `assert` would vanish under python -O."""
+    """Raise AssertionError with a message unless the condition is true. (python -O would remove an `assert`.)"""
     if not condition:
         raise AssertionError(message)

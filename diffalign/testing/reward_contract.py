@@ -1,4 +1,4 @@
-"""What every reward must do, and what it is worth knowing about one before it is trained on."""
+"""Contract of rewards, and measurements of a reward before it is trained on."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from .properties import Finding, NotApplicableError, Property, examine, holds, r
 
 @attrs.frozen(eq=False)
 class Scored:
-    """A reward with images and prompts that it understands.
+    """Reward with images and prompts that it understands.
 
     Args:
         reward: the part
         images: [K, 3, H, W] in [0, 1]
-        prompts: K
+        prompts: K prompts
     """
 
     reward: RewardFunction
@@ -31,7 +31,7 @@ class Scored:
     prompts: Sequence[Prompt]
 
     def scores(self, index: Sequence[int] | None = None) -> Tensor:
-        """[K], by way of the loop's own checks."""
+        """Score the images [K] with the loop's own checks."""
         if index is None:
             return score({"reward": self.reward}, self.images, self.prompts)["reward"]
         return score({"reward": self.reward}, self.images[list(index)], [self.prompts[place] for place in index])["reward"]
@@ -78,12 +78,12 @@ def _second_device(scored: Scored) -> None:
     here = scored.scores()
     try:
         reward = copied(scored.reward)
-    except NotApplicableError:  # it holds a process or a server: it is asked itself, and brought back
+    except NotApplicableError:  # it holds a process or a server, so the original is used and moved back afterwards
         reward = scored.reward
     try:
         there = score({"reward": reward}, scored.images.to(DEVICE), scored.prompts)["reward"]
     finally:
-        with suppress(RewardError):  # what it shares with its copy has followed the images, and goes back
+        with suppress(RewardError):  # tensors that it shares with its copy have moved with the images; move them back
             score({"reward": reward}, scored.images, scored.prompts)
     agrees(there, here, "the scores of images there", 1e-3)
 
@@ -109,18 +109,18 @@ def check_reward(
 
     Args:
         reward: a `Reward` or a function
-        prompts: K texts that it understands, `Prompt`s if it reads metadata; by default counting captions of ShapeWorld
+        prompts: K texts that it understands; `Prompt`s if it reads metadata; by default counting captions of ShapeWorld
         images: [K, 3, H, W] in [0, 1]; by default pictures of ShapeWorld and noise
         skip: property name -> why it need not hold
 
     Raises:
-        PropertyError: naming each property that does not hold, what it means, and what happened.
+        PropertyError: a property does not hold; the message names each such property, its meaning, and what happened.
     """
     return require(reward_name(reward), examine(cases(reward, prompts, images), REWARD, skip))
 
 
 def cases(reward: RewardFunction, prompts: Sequence[str] | None = None, images: Tensor | None = None) -> Scored:
-    """The reward with the images and prompts given, or with eight pictures of ShapeWorld, of which four are as their captions say."""
+    """Combine the reward with the given images and prompts, or with eight images of ShapeWorld, four of which fit their captions."""
     if images is None:
         images, captions = _pictures()
         prompts = captions if prompts is None else prompts
@@ -146,10 +146,10 @@ def _pictures() -> tuple[Tensor, list[str]]:
 
 @attrs.frozen
 class Measured:
-    """What a reward gives for some images.
+    """Statistics of a reward on some images.
 
     Args:
-        mean, std, low, high: of its scores
+        mean, std, low, high: mean, standard deviation, least and largest of its scores
         noise: standard deviation over repeated calls, mean over images
         seconds: per image, the median of the calls
     """
@@ -170,18 +170,18 @@ class Measured:
 def measure_reward(
     reward: RewardFunction, prompts: Sequence[str] | None = None, images: Tensor | None = None, repeats: int = 3
 ) -> Measured:
-    """Scale, noise and speed of a reward, before it is trained on.
+    """Measure scale, noise and speed of a reward before it is trained on.
 
     Args:
         reward: the part
-        prompts, images: as in `check_reward`
-        repeats: calls
+        prompts, images: see `check_reward`
+        repeats: number of calls
     """
     return measure(cases(reward, prompts, images), repeats)
 
 
 def measure(scored: Scored, repeats: int = 3) -> Measured:
-    """Scale, noise and speed of a reward on the cases given."""
+    """Measure scale, noise and speed of a reward on the given cases."""
     rows, seconds = [], []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What every trajectory sampler must do."""
+"""Contract of trajectory samplers."""
 
 from collections.abc import Mapping
 
@@ -161,6 +161,6 @@ def check_sampler(sampler: TrajectorySampler, skip: Mapping[str, str] | None = N
         skip: property name -> why it need not hold
 
     Raises:
-        PropertyError: naming each property that does not hold, what it means, and what happened.
+        PropertyError: a property does not hold; the message names each such property, its meaning, and what happened.
     """
     return require(type(sampler).__name__, examine(sampler, SAMPLER, skip))

@@ -1,4 +1,4 @@
-"""The obvious way to compute what the package computes cleverly, to compare with."""
+"""Simple and slow computation of numbers that the package computes in a faster way, for comparison."""
 
 import attrs
 import torch
@@ -11,9 +11,9 @@ def path_log_prob(policy: Policy, trajectories: TrajectoryBatch, nats: bool = Fa
     """Log-probability of each leaf's stochastic edges under `policy`: one leaf, one edge and one network row at a time.
 
     Args:
-        policy: whose transitions
+        policy: policy that gives the transitions
         trajectories: the forest
-        nats: take the true density in place of the kernel's convention
+        nats: take the true density instead of the kernel's convention
 
     Returns:
         [K], float64, with a graph.

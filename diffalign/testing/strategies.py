@@ -1,6 +1,6 @@
-"""Hypothesis strategies for the values that pass between the parts: `forests`, `scored_batches`, `reward_groups`, `branchings`.
+"""Strategies of hypothesis for the values that pass between the parts: `forests`, `scored_batches`, `reward_groups`, `branchings`.
 
-Structure is drawn and shrinks; tensors are filled from a drawn seed.
+The structure is drawn by hypothesis and can be reduced; tensors are filled from a drawn seed.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ ETAS = st.sampled_from([0.2, 0.5, 0.7, 1.0])
 def branchings(
     draw: st.DrawFn, max_steps: int = 6, max_leaves: int = 12, first: int = 0, stochastic: bool = True, comparable: bool = False
 ) -> Branching:
-    """What a rollout may do at each step: mixed deterministic, stochastic and branching steps, the last one deterministic.
+    """Draw branchings with a mixture of deterministic, stochastic and branching steps; the last step is deterministic.
 
     Args:
         draw: given by hypothesis
-        max_steps: denoising steps T, drawn from 3 on
-        max_leaves: finished samples per prompt
+        max_steps: largest number T of denoising steps; the least is 3
+        max_leaves: largest number of finished samples per prompt
         first: the first step that may be stochastic (FlowSDE is singular at sigma 1: 1)
         stochastic: whether at least one step must be
         comparable: whether there must be two leaves or more, and a stochastic step
@@ -41,7 +41,7 @@ def branchings(
         width = draw(st.integers(1, 3))
         if width > 1 and leaves * width <= max_leaves:
             children[step], etas[step], leaves = width, draw(ETAS), leaves * width
-        elif roots > 1 or leaves > 1:  # a single-child stochastic step above the first branching of a single root is refused
+        elif roots > 1 or leaves > 1:  # a stochastic step with one child before the first branching of a single root is refused
             etas[step] = draw(st.sampled_from([0.0, 0.5, 1.0]))
     if not any(etas) and (comparable or stochastic):
         step = draw(st.integers(first, steps - 2))
@@ -58,7 +58,7 @@ class _Node:
 
 
 def _grow(draw: st.DrawFn, nodes: list[_Node], top: int, last: int, room: list[int], noisy: bool) -> None:
-    """Append what is below node `top`, depth first, without more than `room[0]` further branches; `noisy`: its edges have noise."""
+    """Append the nodes below node `top`, depth first, with at most `room[0]` further branches; `noisy`: its edges have noise."""
     prompt, level = nodes[top].prompt, nodes[top].level
     if level == last:
         return
@@ -73,12 +73,12 @@ def _grow(draw: st.DrawFn, nodes: list[_Node], top: int, last: int, room: list[i
 
 @st.composite
 def forests(draw: st.DrawFn, max_prompts: int = 3, max_steps: int = 6, comparable: bool = False) -> TrajectoryBatch:
-    """Irregular forests: branches of unequal depth, skipped levels and widths that differ from node to node, two latent dimensions.
+    """Draw irregular forests: branches of unequal depth, skipped levels, different widths, and two latent dimensions.
 
     Args:
         draw: given by hypothesis
-        max_prompts: P, drawn from 1 on
-        max_steps: T, drawn from 3 on
+        max_prompts: largest number P of prompts; the least is 1
+        max_steps: largest number T of steps; the least is 3
         comparable: whether every prompt has at least two leaves, and the forest a stochastic edge
     """
     prompts = draw(st.integers(1, max_prompts))
@@ -109,12 +109,12 @@ def forests(draw: st.DrawFn, max_prompts: int = 3, max_steps: int = 6, comparabl
 
 @st.composite
 def reward_groups(draw: st.DrawFn, max_groups: int = 4, max_size: int = 6, bound: float = 50.0) -> tuple[Tensor, Tensor]:
-    """Rewards [K], float64, and the group of each [K]: groups of unequal size whose members are scattered.
+    """Draw rewards [K], float64, and the group of each [K]: groups of unequal size whose members are scattered.
 
     Args:
         draw: given by hypothesis
-        max_groups: groups, drawn from 1 on
-        max_size: members of a group, drawn from 1 on
+        max_groups: largest number of groups; the least is 1
+        max_size: largest number of members of a group; the least is 1
         bound: largest absolute reward
     """
     sizes = draw(st.lists(st.integers(1, max_size), min_size=1, max_size=max_groups))
@@ -126,11 +126,11 @@ def reward_groups(draw: st.DrawFn, max_groups: int = 4, max_size: int = 6, bound
 
 @st.composite
 def scored_batches(draw: st.DrawFn, trajectories: Callable[[], st.SearchStrategy[TrajectoryBatch]] | None = None) -> ScoredBatch:
-    """Forests that an objective over stochastic trajectories can use, with rewards in [0, 1], raw scores of two parts, and progress.
+    """Draw forests for objectives over stochastic trajectories, with rewards in [0, 1], raw scores of two parts, and progress.
 
     Args:
         draw: given by hypothesis
-        trajectories: makes the strategy of the forests; comparable `forests` by default
+        trajectories: function that makes the strategy of the forests; by default comparable `forests`
     """
     forest = draw(forests(comparable=True) if trajectories is None else trajectories())
     unit = st.floats(0, 1, width=32)

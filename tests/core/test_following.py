@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from diffalign import Progress
-from diffalign.core import Constant, Follower, Linear
+from diffalign.core import Constant, Follower, Linear, Progress
 from diffalign.testing import TinyPolicy
 
 

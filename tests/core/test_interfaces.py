@@ -3,8 +3,20 @@
 import pytest
 import torch
 
-from diffalign import Objective, Phase, Reward, TrajectorySampler
-from diffalign.core import Aggregation, Budgeted, Devices, Hook, Listed, Planned, Scalar, SingleProcess
+from diffalign.core import (
+    Aggregation,
+    Budgeted,
+    Devices,
+    Hook,
+    Listed,
+    Objective,
+    Phase,
+    Planned,
+    Reward,
+    Scalar,
+    SingleProcess,
+    TrajectorySampler,
+)
 from diffalign.core.budget import rows_of
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import PromptFile, Prompts

@@ -4,8 +4,8 @@ import attrs
 import pytest
 import torch
 
-from diffalign import Prompt, Streams
-from diffalign.core import ROOT, TrajectoryBatch
+from diffalign import Prompt
+from diffalign.core import ROOT, Streams, TrajectoryBatch
 from diffalign.core.joining import join
 from diffalign.core.rollout import pieces
 from diffalign.samplers import Branching, roll_out

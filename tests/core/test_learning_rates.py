@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffalign import AlignmentLoop, Loss, Objective, Phase, Progress, Prompt
-from diffalign.core import Constant, Cosine, Linear
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import Constant, Cosine, Linear, Loss, Objective, Phase, Progress
 from diffalign.prompts import Prompts
 from diffalign.samplers import DeterministicSampler
 from diffalign.testing import TinyPolicy, channel_reward

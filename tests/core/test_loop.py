@@ -8,8 +8,21 @@ import attrs
 import pytest
 import torch
 
-from diffalign import AlignmentLoop, Loss, Objective, Phase, Progress, Prompt, Streams
-from diffalign.core import CPS, Average, Hook, NonFiniteError, RewardError, StandardizedSum, group_mean
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import (
+    CPS,
+    Average,
+    Hook,
+    Loss,
+    NonFiniteError,
+    Objective,
+    Phase,
+    Progress,
+    RewardError,
+    StandardizedSum,
+    Streams,
+    group_mean,
+)
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, DeterministicSampler, FixedPlan, TreeSampler

@@ -11,9 +11,19 @@ import attrs
 import pytest
 import torch
 
-from diffalign import AlignmentLoop, Progress, Prompt
+from diffalign import AlignmentLoop, Prompt
 from diffalign.config import parse_text
-from diffalign.core import Hook, Interrupted, NonFiniteError, NonFiniteRewardError, Overlapped, RewardError, Sequential, TrajectorySampler
+from diffalign.core import (
+    Hook,
+    Interrupted,
+    NonFiniteError,
+    NonFiniteRewardError,
+    Overlapped,
+    Progress,
+    RewardError,
+    Sequential,
+    TrajectorySampler,
+)
 from diffalign.objectives import DiffusionNFT, SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.runs.identity import differences

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffalign import Condition, Policy, Prompt
-from diffalign.core import CPS, Euler, Guided, require_frozen
+from diffalign import Prompt
+from diffalign.core import CPS, Condition, Euler, Guided, Policy, require_frozen
 from diffalign.testing import TinyPolicy
 
 PROMPTS = [Prompt("a red cube"), Prompt("two blue stars"), Prompt("a red cube")]

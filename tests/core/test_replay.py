@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import shuffled
 
-from diffalign import Loss, Progress, Prompt, Streams
-from diffalign.core import CPS, Edges, FlowSDE, group_log_softmax, micro_batched, replay, replay_log_prob
+from diffalign import Prompt
+from diffalign.core import CPS, Edges, FlowSDE, Loss, Progress, Streams, group_log_softmax, micro_batched, replay, replay_log_prob
 from diffalign.samplers import Branching, TreeSampler
 from diffalign.testing import GivenPlan, TinyPolicy
 from diffalign.testing.slow import path_log_prob

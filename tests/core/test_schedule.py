@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Progress
-from diffalign.core import Constant, Cosine, Linear, Ramp, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
+from diffalign.core import Constant, Cosine, Linear, Progress, Ramp, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
 
 
 @given(st.integers(1, 100), st.floats(0.1, 10))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Streams
+from diffalign.core import Streams
 
 IDS = st.integers(0, 2**40)
 

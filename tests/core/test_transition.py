@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal
 
-from diffalign import Gaussian
-from diffalign.core import CPS, Euler, FlowSDE, TransitionKernel
+from diffalign.core import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
 
 STEPS = st.tuples(st.floats(0.05, 0.95), st.floats(0.0, 0.95)).map(lambda pair: (pair[0], pair[0] * pair[1]))
 ETAS = st.floats(0.05, 1.0)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from diffalign import Condition, Loss, Progress, Prompt, TrajectoryBatch
-from diffalign.core import ROOT
+from diffalign import Prompt
+from diffalign.core import ROOT, Condition, Loss, Progress, TrajectoryBatch
 from diffalign.testing.strategies import forests
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffalign import AlignmentLoop, Loss, Objective, Phase, Progress, TrajectorySampler
-from diffalign.core import NonFiniteError, NonFiniteRewardError, SingleProcess
+from diffalign import AlignmentLoop
+from diffalign.core import Loss, NonFiniteError, NonFiniteRewardError, Objective, Phase, Progress, SingleProcess, TrajectorySampler
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.runs.offending import keep_offending_batch

@@ -12,6 +12,7 @@ from diffalign.cli import main
 from diffalign.config import parts
 from diffalign.core import Prompt
 from diffalign.digits import ClassReward, DigitsPolicy, parse
+from diffalign.policies import TDMPolicy
 from diffalign.prompts import read_prompts
 
 
@@ -23,6 +24,21 @@ def test_a_few_steps_of_a_built_in_run(name, tmp_path, monkeypatch):
     before, after = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (before["step"], after["step"]) == (0, 12)
     assert after["rewards"]["ClassReward"] > before["rewards"]["ClassReward"] + 0.05
+
+
+def test_a_student_is_distilled_and_then_reinforced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = ["--total", "2", "--prompts_per_step", "2", "--policy.policy.device", "cpu", "--evaluation.samples", "8"]
+    assert main(["train", "digits_tdm", "--sampler.samples", "2", *short]) == 0
+    assert main(["train", "digits_tdm_r1", "--sampler.samples", "8", "--objective.plan.warmup", "0", *short]) == 0
+    base = DigitsPolicy.from_pretrained("digits", device="cpu")
+    first, second = (TDMPolicy.from_saved(base.fork(), f"runs/{name}/student") for name in ("digits_tdm", "digits_tdm_r1"))
+    moved = [
+        any(not torch.equal(old, new) for old, new in zip(one.parameters(), other.parameters(), strict=True))
+        for one, other in ((base, first), (first, second))
+    ]
+    assert moved == [True, True]
+    assert [entry["step"] for entry in json.loads((tmp_path / "runs/digits_tdm_r1/evaluation.json").read_text())] == [0, 2]
 
 
 def test_its_weights_are_exported_and_read_again(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ from PIL import Image
 from ring import ring_loop
 
 from diffalign.evaluation import HeldOutEvaluation, comparison_sheet, contact_sheet, write_report
+from diffalign.evaluation.report import CURVES
 from diffalign.runs.recording import Recorder
 
 CONFIG = """
@@ -50,6 +51,14 @@ def test_report_of_a_run_stands_alone(run):
     entries = json.loads((run / "evaluation.json").read_text())
     change = entries[-1]["rewards"]["rewarded"] - entries[0]["rewards"]["rewarded"]
     assert f"{change:+.3f} [" in page
+
+
+def test_the_curves_of_the_reference_say_what_they_are_and_in_which_unit(run):
+    page = (run / "report.html").read_text()
+    names = ("log_ratio/reference", "log_ratio/spread", "target/spread", "reference/felt")
+    for name in names:
+        assert f"<figcaption>{CURVES[name]}</figcaption>" in page
+        assert f"<figcaption>{name}</figcaption>" not in page
 
 
 @NEEDS_BROWSER

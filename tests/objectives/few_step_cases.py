@@ -6,8 +6,8 @@ import attrs
 import torch
 from torch import nn
 
-from diffalign import Condition, Progress, Prompt, ScoredBatch, Streams
-from diffalign.core import CPS, ROOT, Policy, TrajectoryBatch, TrajectorySampler, score
+from diffalign import Prompt
+from diffalign.core import CPS, ROOT, Condition, Policy, Progress, ScoredBatch, Streams, TrajectoryBatch, TrajectorySampler, score
 from diffalign.policies import TDMPolicy
 from diffalign.samplers import DeterministicSampler
 from diffalign.testing import TinyPolicy, channel_reward

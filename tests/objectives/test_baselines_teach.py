@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import CPS
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import CPS, Progress, Streams
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts

@@ -191,7 +191,7 @@ def test_metrics_say_what_happened():
         (lambda policy: DiffusionNFT(policy, sigma_min=1.5), "sigma_min"),
         (lambda policy: DiffusionNFT(policy, rows=0), "rows"),
         (lambda policy: DiffusionNFT(policy, kl=-1.0), "DiffusionNFT.kl must be at least 0 and finite"),
-        (lambda policy: DiffusionNFT(policy, policy.fork()), r"DiffusionNFT\.reference has no use where DiffusionNFT\.kl is 0"),
+        (lambda policy: DiffusionNFT(policy, policy.fork()), r"DiffusionNFT\.reference has no use if DiffusionNFT\.kl is 0"),
         (lambda policy: DiffusionNFT(policy, policy.fork(trainable=True), kl=0.1), "reference must be frozen: 2 parameters require grad"),
     ],
 )

@@ -4,8 +4,8 @@ import pytest
 import torch
 from few_step_cases import PROMPTS, flat, gradients, moved
 
-from diffalign import AlignmentLoop, Progress, ScoredBatch, Streams
-from diffalign.core import Hook, score
+from diffalign import AlignmentLoop
+from diffalign.core import Hook, Progress, ScoredBatch, Streams, score
 from diffalign.objectives import SurrogateReward, TrajectoryDistributionMatching
 from diffalign.policies import TDMPolicy
 from diffalign.prompts import Prompts

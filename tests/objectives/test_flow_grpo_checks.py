@@ -36,7 +36,7 @@ def test_metrics_say_what_happened():
     [
         (lambda policy: FlowGRPO(policy, kl=-0.1), "FlowGRPO.kl must be at least 0 and finite: it is the weight of a penalty; got -0.1"),
         (lambda policy: FlowGRPO(policy, kl=math.nan), "FlowGRPO.kl must be at least 0 and finite"),
-        (lambda policy: FlowGRPO(policy, policy.fork(), kl=0.0), r"FlowGRPO\.reference has no use where FlowGRPO\.kl is 0"),
+        (lambda policy: FlowGRPO(policy, policy.fork(), kl=0.0), r"FlowGRPO\.reference has no use if FlowGRPO\.kl is 0"),
         (lambda policy: FlowGRPO(policy, policy.fork(trainable=True)), "reference must be frozen: 2 parameters require grad"),
         (lambda policy: FlowGRPO(policy, policy), "reference must be frozen"),
         (lambda policy: FlowGRPO(policy, clip=0.0), "clip"),
@@ -51,7 +51,7 @@ def test_options_that_make_no_sense_are_refused(make, message):
 
 def test_several_updates_of_a_true_density_need_a_normalised_ratio():
     policy = TinyPolicy(kernel=CPS("sum"))
-    with pytest.raises(ValueError, match=r"FlowGRPO\.updates must be 1 where the kernel's log-density is a 'sum'; got 2"):
+    with pytest.raises(ValueError, match=r"FlowGRPO\.updates must be 1 if the kernel's log-density is a 'sum'; got 2"):
         FlowGRPO(policy, updates=2)
     assert FlowGRPO(policy, updates=2, ratio_norm=True).updates == 2
 

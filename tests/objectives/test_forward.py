@@ -15,9 +15,9 @@ ROWS = pytest.mark.parametrize("rows", [None, 1, 5, 1000])
 MINE = {"levels": 3, "sigma_min": 0.0, "shared": True, "name": "n", "objective": "Mine"}
 
 
-def losses(rows=None, decay=0.25, **options):
+def losses(decay=0.25, **options):
     policy, _ = pair()
-    return ForwardLosses(policy, policy.fork(), Follower(decay, name="Mine.decay"), rows=rows, **{**MINE, **options})
+    return ForwardLosses(policy, policy.fork(), Follower(decay, name="Mine.decay"), **{**MINE, **options})
 
 
 def weights(policy):
@@ -31,11 +31,11 @@ def move(policy, by):
 
 def test_a_weighted_sum_is_the_mean_over_levels_samples_and_all_prompts():
     mine = losses()
-    forward = mine.draw(batch_for(mine.policy), 0)
+    forward = mine.draw(batch_for(mine.policy), 0, None)
     assert (len(forward), forward.weight.dtype) == (3 * 4 * 3, torch.float64)
     values = torch.arange(36, dtype=torch.float64)
     assert float((forward.weight * values).sum()) == pytest.approx(float(values.reshape(3, 12).mean(dim=1).mean()))
-    shares = [mine.draw(batch_for(mine.policy, groups=12), 0).weight.sum(), forward.weight.sum()]
+    shares = [mine.draw(batch_for(mine.policy, groups=12), 0, None).weight.sum(), forward.weight.sum()]
     assert [float(share) for share in shares] == pytest.approx([0.25, 1.0])
     assert forward.group.tolist() == [prompt for prompt in range(3) for _ in range(12)]
     assert forward.size.tolist() == [4] * 36
@@ -43,10 +43,10 @@ def test_a_weighted_sum_is_the_mean_over_levels_samples_and_all_prompts():
 
 @ROWS
 def test_other_weights_cost_a_row_a_unit_and_have_no_graph(rows):
-    mine = losses(rows)
+    mine = losses()
     _, other = pair()
     batch = batch_for(mine.policy)
-    forward, before = mine.draw(batch, 0), other.counter.rows
+    forward, before = mine.draw(batch, 0, rows), other.counter.rows
     velocity, error = forward.under(other, "other")
     assert other.counter.rows - before == len(forward)
     assert not velocity.requires_grad
@@ -57,7 +57,7 @@ def test_other_weights_cost_a_row_a_unit_and_have_no_graph(rows):
 
 def test_other_weights_that_are_not_finite_are_named():
     mine = losses()
-    forward = mine.draw(batch_for(mine.policy), 0)
+    forward = mine.draw(batch_for(mine.policy), 0, None)
     weights(mine.old).fill_(float("nan"))
     with pytest.raises(NonFiniteError, match=r"the velocity of the old weights is not finite at sigma .*, prompt 'a red cube'"):
         forward.under(mine.old, "old weights")
@@ -65,9 +65,9 @@ def test_other_weights_that_are_not_finite_are_named():
 
 @ROWS
 def test_the_gradients_of_micro_batches_add_up_to_that_of_the_whole(rows):
-    mine = losses(rows)
+    mine = losses()
     batch = batch_for(mine.policy)
-    forward = mine.draw(batch, 0)
+    forward = mine.draw(batch, 0, rows)
     whole = forward.samples.at(torch.arange(36))
     own = list(mine.policy.trainable_parameters().values())
 
@@ -88,7 +88,7 @@ def test_the_gradients_of_micro_batches_add_up_to_that_of_the_whole(rows):
 
 def test_the_loss_is_reported_as_a_mean_over_prompts():
     mine = losses()
-    forward = mine.draw(batch_for(mine.policy, groups=12), 0)
+    forward = mine.draw(batch_for(mine.policy, groups=12), 0, None)
     parts = [forward.reported(torch.tensor(0.5), 9), forward.reported(torch.tensor(0.25), 27)]
     total, count = (float(sum(column)) for column in zip(*parts, strict=True))
     assert (total, count) == (0.75 * 12, 3.0)
@@ -97,7 +97,7 @@ def test_the_loss_is_reported_as_a_mean_over_prompts():
 def test_each_update_draws_anew():
     mine = losses()
     batch = batch_for(mine.policy)
-    first, again, second = (mine.draw(batch, update).samples.at(torch.arange(36)).target for update in (0, 0, 1))
+    first, again, second = (mine.draw(batch, update, None).samples.at(torch.arange(36)).target for update in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.allclose(first, second)
 
@@ -109,7 +109,7 @@ def test_old_weights_follow_once_for_each_step():
     mine.after_step()  # no batch has been seen
     assert torch.equal(weights(mine.old), start)
     for update in (0, 1, 0):  # two updates, and the step once more, as after memory ran out
-        mine.draw(batch_for(mine.policy, step=1), update)
+        mine.draw(batch_for(mine.policy, step=1), update, None)
     assert torch.equal(weights(mine.old), start)
     mine.after_step()
     torch.testing.assert_close(weights(mine.old), start + 0.75)
@@ -120,25 +120,25 @@ def test_old_weights_follow_once_for_each_step():
 def test_without_old_weights_nothing_follows():
     mine = attrs.evolve(losses(), old=None)
     before = weights(mine.policy).detach().clone()
-    mine.draw(batch_for(mine.policy), 0)
+    mine.draw(batch_for(mine.policy), 0, None)
     mine.after_step()
     assert torch.equal(weights(mine.policy), before)
 
 
-def test_another_budget_keeps_the_old_weights():
-    mine = losses(rows=8)
-    smaller = attrs.evolve(mine, rows=2)
-    assert smaller.old is mine.old
-    assert max(map(len, smaller.draw(batch_for(mine.policy), 0).pieces)) == 2
-    assert smaller.update_rows(4) == 12
+def test_the_budget_of_a_batch_is_that_of_its_pieces_alone():
+    mine = losses()
+    one, other = (mine.draw(batch_for(mine.policy), 0, rows) for rows in (8, 2))
+    assert (max(map(len, one.pieces)), max(map(len, other.pieces))) == (8, 2)
+    assert torch.equal(one.samples.at(torch.arange(36)).target, other.samples.at(torch.arange(36)).target)
+    assert mine.update_rows(4) == 12
 
 
 def test_what_cannot_be_is_refused_before_a_weight_moves():
     mine = losses(decay=1.5)
     with pytest.raises(ValueError, match=r"Mine.decay must lie in \[0, 1\]; got 1.5 at step 2"):
-        mine.draw(batch_for(mine.policy), 0)
+        mine.draw(batch_for(mine.policy), 0, None)
     with pytest.raises(ValueError, match="Mine needs at least 2 samples per prompt"):
-        mine.draw(batch_for(mine.policy, Branching((1, 1, 1, 1), (0.0,) * 4)), 0)
+        mine.draw(batch_for(mine.policy, Branching((1, 1, 1, 1), (0.0,) * 4)), 0, None)
     mine = losses(levels=7)
     with pytest.raises(ValueError, match=r"Mine.levels must be at most .* 6; got 7"):
-        mine.draw(batch_for(mine.policy), 0)
+        mine.draw(batch_for(mine.policy), 0, None)

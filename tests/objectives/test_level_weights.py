@@ -19,7 +19,9 @@ CENTERS = ("group", "root", "none")
 def paths_of(objective, batch):
     """The paths that an objective sees in its one micro-batch."""
     seen, inner = [], objective._replay
-    objective._replay = lambda batch, update, loss_of: inner(batch, update, lambda paths: (seen.append(paths), loss_of(paths))[1])
+    objective._replay = lambda batch, update, rows, loss_of: inner(
+        batch, update, rows, lambda paths: (seen.append(paths), loss_of(paths))[1]
+    )
     (phase,) = objective.phases()
     list(phase.losses(batch, 0))
     (paths,) = seen

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import PROMOTED, TREE, assert_same, batch_of, gradient, pair, shuffled
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, FlowSDE, NonFiniteError, ScoredBatch
+from diffalign import Prompt
+from diffalign.core import CPS, FlowSDE, NonFiniteError, Progress, ScoredBatch, Streams
 from diffalign.objectives import FlowGRPO, GroupForwardKL, Ratio, SoftmaxTB
 from diffalign.samplers import Branching, TreeSampler
 from diffalign.testing import GivenPlan, TinyPolicy
@@ -85,7 +85,9 @@ def test_level_weights_undo_the_share_of_an_edges_own_leaves():
     objective = SoftmaxTB(policy, reference, level_weights=True)
     seen = []
     inner = objective._replay
-    objective._replay = lambda batch, update, loss_of: inner(batch, update, lambda paths: (seen.append(paths), loss_of(paths))[1])
+    objective._replay = lambda batch, update, rows, loss_of: inner(
+        batch, update, rows, lambda paths: (seen.append(paths), loss_of(paths))[1]
+    )
     weighted = gradient(objective, batch)
     (paths,) = seen
     level = batch.trajectories.level[paths.edges.child]

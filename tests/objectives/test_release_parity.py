@@ -3,8 +3,20 @@
 import pytest
 import torch
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import ROOT, Condition, Edges, FlowSDE, Gaussian, Linear, ScoredBatch, StandardizedParts, TrajectoryBatch
+from diffalign import Prompt
+from diffalign.core import (
+    ROOT,
+    Condition,
+    Edges,
+    FlowSDE,
+    Gaussian,
+    Linear,
+    Progress,
+    ScoredBatch,
+    StandardizedParts,
+    Streams,
+    TrajectoryBatch,
+)
 from diffalign.objectives import RatioNorm, SoftmaxTB
 from diffalign.objectives.paths import Paths
 from diffalign.objectives.ratio import shift_numbers
@@ -60,7 +72,7 @@ def test_the_loss_and_its_gradient_agree_with_the_release(golden, index):
     objective = SoftmaxTB.release_compatible(policy, beta=row["beta"], clip=row["clip_range"], reference_weight=row["lambda_ref"])
     if row["step_means"] is None:  # the recorded weights are 1 because the release had no step data
         objective.ratio_norm = None
-    objective._replay = lambda batch, update, loss_of: iter([loss_of(paths)])
+    objective._replay = lambda batch, update, rows, loss_of: iter([loss_of(paths)])
     (phase,) = objective.phases()
     (loss,) = phase.losses(paths.batch, 0)
     (gradient,) = torch.autograd.grad(loss.value, paths.log_prob)

@@ -90,8 +90,8 @@ def run(k, total=200):
     return torch.stack(trail.means[-100:]).mean(dim=0)
 
 
-@pytest.mark.parametrize("k", [0.5, 1.0])
-def test_the_student_settles_where_the_score_is_the_teachers_plus_k_times_the_surrogates_gain(k):
+def test_the_student_settles_where_the_score_is_the_teachers_plus_k_times_the_surrogates_gain():
+    k = 0.5  # not 1, so that a weight that is lost or squared shows
     torch.testing.assert_close(run(k), expected_mean(k), rtol=0, atol=1e-2)
 
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Progress, Prompt, Streams
+from diffalign import Prompt
+from diffalign.core import Progress, Streams
 from diffalign.objectives.few_step import (
     AdvantageWeighted,
     Broadcast,

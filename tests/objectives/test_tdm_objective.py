@@ -5,8 +5,8 @@ import pytest
 import torch
 from few_step_cases import GRID, PROMPTS, LinearPolicy, MirroredStage, assert_same_gradients, batch_of, flat, gradients, moved, tiny_student
 
-from diffalign import AlignmentLoop, Progress, ScoredBatch, Streams
-from diffalign.core import CPS, Guided
+from diffalign import AlignmentLoop
+from diffalign.core import CPS, Guided, Progress, ScoredBatch, Streams
 from diffalign.objectives import SurrogateReward, TrajectoryDistributionMatching
 from diffalign.objectives.few_step import (
     CleanTarget,

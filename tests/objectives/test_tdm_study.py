@@ -50,9 +50,9 @@ def test_arms_change_what_their_names_say():
         CleanerStages
     }
     assert plain["rewards"].target is ExactMatch
-    reached = {name: tree[name]["objective"].arguments["reward_stages"] for name in tree if name != "direct RL loss"}
+    reached = {name: tree[name]["objective"].arguments["reward_stages"] for name in tree if name != "DGPO alone"}
     assert reached == dict.fromkeys(reached) | {"last stage spared": 3}
     weight = {name: tree[name]["objective"].arguments["mix"].arguments["reward"] for name in reached}
     assert weight == dict.fromkeys(reached, 8) | {"last stage spared": 12, "no reward term": 0}
-    assert tree["direct RL loss"]["objective"].target is DGPO
-    assert list(tree["direct RL loss"]["optimizers"]) == ["policy"]
+    assert tree["DGPO alone"]["objective"].target is DGPO
+    assert list(tree["DGPO alone"]["optimizers"]) == ["policy"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.cost.live_bytes import LiveBytes
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, Edges, Loss, ScoredBatch, micro_batched, replay
+from diffalign import Prompt
+from diffalign.core import CPS, Edges, Loss, Progress, ScoredBatch, Streams, micro_batched, replay
 from diffalign.objectives import FlowGRPO, GroupForwardKL, SoftmaxTB
 from diffalign.samplers import Branching, roll_out
 from diffalign.testing import TinyPolicy

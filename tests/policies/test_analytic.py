@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, FlowSDE
+from diffalign import Prompt
+from diffalign.core import CPS, FlowSDE, Progress, Streams
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.samplers import DeterministicSampler
 

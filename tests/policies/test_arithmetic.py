@@ -54,7 +54,7 @@ def test_cudnn_is_taken_only_where_it_is_named(attention, dispatched, expected):
 
 @pytest.mark.parametrize("attention", ["flash", "math", "_native_xla", "fastest"])
 def test_a_name_that_layers_cannot_go_by_is_refused(attention):
-    with pytest.raises(ValueError, match=f'"native" or one of "_native_flash", .* call torch themselves; got {attention!r}'):
+    with pytest.raises(ValueError, match=f'"native" or one of "_native_flash", .* call torch directly; got {attention!r}'):
         set_attention(network("sd3"), attention, CPU)
 
 

@@ -6,8 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 from tiny_pipelines import BUILD, built, flux2_dev, saved
 
-from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import Guided
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import Guided, Progress, Streams
 from diffalign.objectives import SoftmaxTB, SurrogateReward
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.policies.diffusers import Setting
@@ -233,5 +233,5 @@ def test_flux2_dev_has_guidance_as_an_input():
         latents = plain(prompt=[str(prompt) for prompt in PROMPTS], latents=noise, output_type="latent", **options).images
         torch.testing.assert_close(sample(policy), latents.transpose(1, 2).reshape(noise.shape), rtol=0, atol=1e-4)
     assert (sample(policies[0]) - sample(policies[1])).abs().max() > 1e-4
-    with pytest.raises(ValueError, match=r"this FLUX.2 is distilled and not guided by a second text"):
+    with pytest.raises(ValueError, match=r"this FLUX.2 is distilled, so it cannot be guided by a second text"):
         sample(Guided(policies[0], 4.0))

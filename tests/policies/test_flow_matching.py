@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import CPS, Edges, FlowSDE, Guided, ShiftedGrid, check_first_step
+from diffalign import AlignmentLoop, Prompt, config
+from diffalign.core import CPS, Edges, FlowSDE, Guided, Progress, ShiftedGrid, Streams, check_first_step
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.prompts import Prompts
@@ -302,6 +302,14 @@ def test_one_text_is_one_target_and_a_path_is_that_layer_alone(load):
     assert all(name.endswith(".to_q") for name in every)
     first = min(every)
     assert {name.split(".lora_")[0] for name in load(lora=LoRA(rank=2, targets=[first])).own} == {first}
+
+
+@pytest.mark.parametrize(("typed", "targets"), [("to_q", ("to_q",)), ("[to_q, to_k]", ("to_q", "to_k")), ("null", None)])
+def test_targets_are_typed_on_the_command_line_as_in_python(typed, targets):
+    run = config.parse("shapeworld_tmpo", ["--policy.lora.targets", typed])
+    lora = run.tree["policy"].arguments["lora"]
+    assert lora.target(**lora.arguments).targets == targets
+    assert config.parse_text(run.yaml()).tree == run.tree
 
 
 @pytest.mark.parametrize(("options", "name"), [({"rank": 0}, "rank"), ({"alpha": 0}, "alpha")])

@@ -66,7 +66,7 @@ def test_a_run_passes_the_contract_of_its_precision(load):
 
 
 def test_half_precision_weights_have_no_other_type_to_compute_in(load):
-    with pytest.raises(ValueError, match=r"compute must be left out where dtype is bfloat16"):
+    with pytest.raises(ValueError, match=r"compute must be left out if dtype is bfloat16"):
         load("sd3", dtype="bfloat16", compute="bfloat16")
 
 

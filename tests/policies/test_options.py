@@ -57,7 +57,7 @@ def test_the_guidance_input_is_that_of_distilled_networks_alone(load):
 def test_a_step_distilled_klein_is_not_guided(load):
     policy = load("flux2-klein")
     policy.family.pipeline.register_to_config(is_distilled=True)
-    with pytest.raises(ValueError, match=r"this FLUX.2 is distilled and not guided by a second text"), torch.no_grad():
+    with pytest.raises(ValueError, match=r"this FLUX.2 is distilled, so it cannot be guided by a second text"), torch.no_grad():
         velocity(Guided(policy, 4.0))
 
 
@@ -70,7 +70,7 @@ def test_unets_keep_their_levels(load):
     assert policy.family.timestep(sigmas[:-1]).tolist() == list(range(999, 0, -100))
     with pytest.raises(ValueError, match="grid must be left out for a StableDiffusion"):
         load("sd15", grid=ShiftedGrid(3.0))
-    with pytest.raises(ValueError, match="steps must be at most 1000, the levels that the UNet was trained on; got 1001"):
+    with pytest.raises(ValueError, match="steps must be at most 1000, the number of levels that the UNet was trained on; got 1001"):
         policy.sigmas(1001)
 
 

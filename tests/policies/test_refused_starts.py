@@ -26,9 +26,9 @@ def pairs(*layers, **options):
 
 ONES = torch.ones(16)
 TENSORS = {
-    "DoRA of peft": (pairs() | {f"{NAME}.lora_magnitude_vector": ONES}, r"to_q.lora_magnitude_vector' in .* is of DoRA.*fuse_lora"),
-    "DoRA of kohya": (pairs() | {f"{NAME}.dora_scale": ONES[:, None]}, r"to_q.dora_scale' in .* is of DoRA"),
-    "a bias of the update": (pairs() | {f"{NAME}.lora_B.bias": ONES}, r"to_q.lora_B.bias' in .* is added to a layer besides its update"),
+    "DoRA of peft": (pairs() | {f"{NAME}.lora_magnitude_vector": ONES}, r"to_q.lora_magnitude_vector' in .* belongs to DoRA.*fuse_lora"),
+    "DoRA of kohya": (pairs() | {f"{NAME}.dora_scale": ONES[:, None]}, r"to_q.dora_scale' in .* belongs to DoRA"),
+    "a bias of the update": (pairs() | {f"{NAME}.lora_B.bias": ONES}, r"to_q.lora_B.bias' in .* is added to a layer beside its low-rank"),
     "a bias": (pairs() | {f"{NAME}.bias": ONES}, r"to_q.bias' in .* is added to a layer"),
     "diff": (pairs() | {f"{NAME}.diff": torch.ones(16, 16)}, r"to_q.diff' in .* is added to a layer"),
     "diff_b": (pairs() | {f"{NAME}.diff_b": ONES}, r"to_q.diff_b' in .* is added to a layer"),
@@ -43,31 +43,31 @@ TENSORS = {
     ),
     "a text encoder of kohya": (
         pairs() | {f"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{side}.weight": torch.ones(2, 2) for side in ("down", "up")},
-        r"lora_te1_text_model.* is for a text encoder.*Leave those tensors out",
+        r"lora_te1_text_model.* is for a text encoder.*Remove these tensors",
     ),
     "a text encoder alone": (
         {"text_encoder.a.lora_A.weight": torch.ones(2, 2), "text_encoder.a.lora_B.weight": torch.zeros(2, 2)},
-        r"holds 2 tensors .* none of an update of the denoiser",
+        r"must hold an update of the denoiser; none of its 2 tensors",
     ),
-    "no up": (dict(list(pairs().items())[:1]), r"to_q.lora_A.weight' in .* stands alone"),
-    "no down": (dict(list(pairs().items())[1:]), r"to_q.lora_B.weight' in .* stands alone"),
+    "no up": (dict(list(pairs().items())[:1]), r"to_q.lora_A.weight' in .* has no partner"),
+    "no down": (dict(list(pairs().items())[1:]), r"to_q.lora_B.weight' in .* has no partner"),
     "halves of two writers": (
         {name.replace("lora_A", "lora_down"): tensor for name, tensor in pairs().items()},
         r"to_q.lora_down.weight' and 'transformer.transformer_blocks.0.attn.to_q.lora_B.weight' in .* are no pair",
     ),
-    "an alpha alone": (pairs() | {"transformer.proj_out.alpha": torch.tensor(1.0)}, r"proj_out.alpha' in .* stands alone"),
+    "an alpha alone": (pairs() | {"transformer.proj_out.alpha": torch.tensor(1.0)}, r"proj_out.alpha' in .* has no partner"),
     "an alpha for some": (
         pairs(PATH, "proj_out") | {f"{NAME}.alpha": torch.tensor(1.0)},
-        r"an alpha for some layers and none for that of 'transformer.proj_out.lora_A.weight'",
+        r"an alpha for some layers, but none for that of 'transformer.proj_out.lora_A.weight'",
     ),
     "an alpha of two numbers": (pairs() | {f"{NAME}.alpha": torch.ones(2)}, r"to_q.alpha' in .* must be one number"),
     "no number": (pairs() | {f"{NAME}.lora_B.weight": torch.full((16, 4), float("nan"))}, r"numbers that are not finite"),
-    "whole numbers": (pairs() | {f"{NAME}.lora_B.weight": torch.ones(16, 4, dtype=torch.int8)}, r"of type torch.int8"),
+    "whole numbers": (pairs() | {f"{NAME}.lora_B.weight": torch.ones(16, 4, dtype=torch.int8)}, r"has type torch.int8"),
     "ranks that differ": (pairs() | {f"{NAME}.lora_B.weight": torch.ones(16, 3)}, r"must be \[rank, in\] and its pair \[out, rank\]"),
     "another size": (pairs() | {f"{NAME}.lora_A.weight": torch.ones(4, 17)}, r"has rank 4 and is 16 x 17, the adapter has rank 12"),
     "another model": (
         pairs() | {f"transformer.layers.0.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"},
-        r"'transformer.layers.0.to_q.lora_A.weight' is for no layer of SD3Transformer2DModel; diffusers makes 'transformer.layers.0.to_q",
+        r"'transformer.layers.0.to_q.lora_A.weight' is for no layer of SD3Transformer2DModel; diffusers converts a name to 'transformer",
     ),
     "two names of a layer": (
         pairs() | {name.replace("transformer.", "diffusion_model.", 1): tensor for name, tensor in pairs().items()},
@@ -79,7 +79,7 @@ TENSORS = {
     ),
     "bare names without alpha": (
         {name.removeprefix("transformer."): tensor for name, tensor in pairs().items()},
-        r"does not say by what its updates are multiplied.*Put peft's adapter_config.json beside it",
+        r"does not give the scale of its updates.*Put peft's adapter_config.json beside it",
     ),
 }
 
@@ -99,7 +99,7 @@ HEADERS = {
     "replicas": ({"layer_replication": [[0, 1]]}, r"setting 'layer_replication'"),
     "of later versions": ({"use_moonlight": "full"}, r"setting 'use_moonlight' = 'full' .* is not understood.*fuse_lora"),
     "LoHa": ({"peft_type": "LOHA"}, r"setting 'peft_type' = 'LOHA'"),
-    "another rank": ({"r": 5}, r"has rank 4, and rank 5 in 'lora_adapter_metadata'"),
+    "another rank": ({"r": 5}, r"has rank 4, but rank 5 in 'lora_adapter_metadata'"),
     "an alpha in words": ({"lora_alpha": "much"}, r"setting 'lora_alpha' in .* got 'much'"),
     "a pattern in words": ({"alpha_pattern": {PATH: None}}, r"setting 'alpha_pattern.transformer_blocks.0.attn.to_q' in"),
     "no mapping": ({"rank_pattern": [4]}, r"setting 'rank_pattern' in .* got '\[4\]'"),
@@ -118,7 +118,7 @@ def test_settings_that_are_not_read_are_named(case, tmp_path):
 
 def test_headers_that_say_nothing_of_the_denoiser_are_refused(tmp_path):
     here = world("sd3")
-    with pytest.raises(ValueError, match=r"says nothing of the transformer.*\(first: 'text_encoder.r'\)"):
+    with pytest.raises(ValueError, match=r"must hold settings of the transformer.*\(first: 'text_encoder.r'\)"):
         here.start(written(tmp_path, pairs(), {"text_encoder.r": 4}))
     with pytest.raises(ValueError, match=r"setting 'lora_alpha' in"):
         here.start(written(tmp_path, pairs(), {"transformer.r": 4}))
@@ -129,12 +129,14 @@ def test_headers_that_say_nothing_of_the_denoiser_are_refused(tmp_path):
 def test_sources_that_differ_about_the_scale_are_refused(tmp_path):
     here = world("sd3")
     header = {f"transformer.{name}": value for name, value in SETTINGS.items()}
-    with pytest.raises(ValueError, match=r"multiplied by 0.5 after its alpha, and by 1.75 after 'lora_adapter_metadata'"):
+    with pytest.raises(ValueError, match=r"multiplied by 0.5 according to its alpha, but by 1.75 according to 'lora_adapter_metadata'"):
         here.start(written(tmp_path, pairs(alpha=2), header))
     here.start(written(tmp_path, pairs(alpha=7), header))
     file = written(tmp_path, pairs())
     (tmp_path / "adapter_config.json").write_text(json.dumps(SETTINGS))
-    with pytest.raises(ValueError, match=r"by 1 after the usual alpha = rank of such names, and by 1.75 after .*adapter_config.json"):
+    with pytest.raises(
+        ValueError, match=r"by 1 according to the usual alpha = rank of such names, but by 1.75 according to .*adapter_config.json"
+    ):
         here.start(file)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"adapter_config.json is no JSON"):
@@ -164,7 +166,7 @@ def test_broken_files_are_refused(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"\x00" * 40)
     with pytest.raises(ValueError, match=r"a.safetensors cannot be read as safetensors"):
         world("sd3").start(tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"What lies on a hub is downloaded first: `hf download NAME`"):
+    with pytest.raises(ValueError, match=r"Download files of a hub first: `hf download NAME`"):
         world("sd3").start("someone/lora")
     (tmp_path / "b.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"a folder with pytorch_lora_weights.safetensors or adapter_model.safetensors"):

@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-from diffalign import Progress, Prompt, Streams
+from diffalign import Prompt
 from diffalign.config import parse_text
-from diffalign.core import CheckpointError, Guided, ShiftedGrid
+from diffalign.core import CheckpointError, Guided, Progress, ShiftedGrid, Streams
 from diffalign.policies import TDMPolicy
 from diffalign.samplers import DeterministicSampler
 from diffalign.testing import TinyPolicy
@@ -136,14 +136,14 @@ def test_the_file_of_a_student_from_before_is_read(tmp_path):
 BAD = {
     "no tag": ({"tag": ""}, "TDMPolicy.tag must name the number of steps, .*: the weights serve 4, 1 and 2 steps, .*; got ''"),
     "a tag without the number": ({"tag": " fast"}, "TDMPolicy.tag must name the number of steps.*got ' fast'"),
-    "another placeholder": ({"tag": " in {count}"}, "TDMPolicy.tag may have the one placeholder {steps}"),
-    "a broken placeholder": ({"tag": " in {steps"}, "TDMPolicy.tag may have the one placeholder {steps}"),
+    "another placeholder": ({"tag": " in {count}"}, "TDMPolicy.tag may have only the placeholder {steps}"),
+    "a broken placeholder": ({"tag": " in {steps"}, "TDMPolicy.tag may have only the placeholder {steps}"),
     "the main one again": ({"also": [1, 4]}, re.escape("TDMPolicy.also must hold numbers of steps from 1 to 8, each once, none of them")),
     "twice": ({"also": [1, 1]}, r"each once.*got \[1, 1\]"),
     "none": ({"also": [0]}, r"from 1 to 8.*got \[0\]"),
     "nine": ({"also": [9]}, r"from 1 to 8.*got \[9\]"),
     "half": ({"also": [1.5]}, r"from 1 to 8.*got \[1.5\]"),
-    "one list": ({"grid": GRIDS[4]}, "TDMPolicy.grid must be a rule, or a list of lists of sigmas, one for each of 4, 1 and 2 steps"),
+    "one list": ({"grid": GRIDS[4]}, "TDMPolicy.grid must be a function, or a list of lists of sigmas, one for each of 4, 1 and 2 steps"),
     "a list missing": ({"grid": LISTS[:2]}, "for each of 4, 1 and 2 steps; got lists of 3 and 5 sigmas"),
     "a list too many": ({"grid": [*LISTS, [1.0, 0.5, 0.2, 0.0]]}, "got lists of 3, 5, 2 and 4 sigmas"),
     "lists and numbers": ({"grid": [1.0, GRIDS[2], GRIDS[4]]}, "got lists of 0, 3 and 5 sigmas"),

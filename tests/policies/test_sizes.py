@@ -84,7 +84,7 @@ def test_sizes_that_cannot_be_drawn_are_refused(load):
     with pytest.raises(ValueError, match=rf"resolution must have sides of at most {side} for this model.*got 32 x {side + 4}"):
         policy.sized((32, side + 4))
     mixture = GaussianMixturePolicy([[0.0, 1.0]], 0.3)
-    with pytest.raises(ValueError, match=r"GaussianMixturePolicy draws pictures of one size alone, and a prompt asks for 32 x 64"):
+    with pytest.raises(ValueError, match=r"GaussianMixturePolicy draws images of one size only, but a prompt asks for 32 x 64"):
         sample(mixture, WIDE)
 
 

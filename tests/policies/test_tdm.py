@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from diffalign import AlignmentLoop, Progress, Prompt, Streams
-from diffalign.core import CPS, CheckpointError, Euler, Guided, ShiftedGrid
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import CPS, CheckpointError, Euler, Guided, Progress, ShiftedGrid, Streams
 from diffalign.core.average import Average
 from diffalign.objectives import TrajectoryDistributionMatching
 from diffalign.policies import GaussianMixturePolicy, StudentFiles, TDMPolicy

@@ -13,8 +13,8 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 from diffalign import Prompt
 from diffalign.core import ConfigError
 from diffalign.rewards import GenEval
-from diffalign.rewards.detection import MEAN, NAMES, STD, Detector
-from diffalign.rewards.geneval_rules import COLORS
+from diffalign.rewards.detection import MEAN, STD, Detector
+from diffalign.vocabulary import COLORS, NAMES
 
 LABELS = ("cube", "ball", "cat")
 
@@ -110,7 +110,7 @@ def color(clip_model, tokenizer, image, name, mask):
 
 def test_scores_are_the_rules_on_what_is_found(folders, images):
     detector, clip, model, clip_model, tokenizer = folders
-    reward = GenEval(detector, clip, side=384, threshold=0.2, counting_threshold=0.25, batch=2)
+    reward = GenEval(detector, clip, side=384, threshold=0.2, counting_threshold=0.25, batch=2, credit="correct")
     expected = theirs(model, images, 0.2)
     seen = {True: 0, False: 0}
     for image, objects in zip(images[:1], expected, strict=False):
@@ -129,17 +129,21 @@ def test_scores_are_the_rules_on_what_is_found(folders, images):
     assert min(seen.values()) >= 4, "both answers must come up"
 
 
-def test_partial_is_the_share_of_clauses_and_batches_change_nothing(folders, images):
+def test_the_default_is_graded_and_batches_change_nothing(folders, images):
     detector, clip, model, _, _ = folders
-    present = [objects[0][0] for objects in theirs(model, images, 0.2)]
-    prompts = [
-        Prompt("p", {"include": [{"class": name, "count": 1}, {"class": name, "count": 13}], "exclude": [{"class": name, "count": 1}]})
-        for name in present
-    ]
-    strict = GenEval(detector, clip, side=384, threshold=0.2)
-    assert strict(images, prompts).tolist() == [0.0] * 3
-    partial = GenEval(detector, clip, side=384, threshold=0.2, partial=True, batch=1)
-    assert partial(images, prompts).tolist() == pytest.approx([1 / 3] * 3)
+    names = [objects[0][0] for objects in theirs(model, images, 0.2)]
+    there = [sum(name == other for other, _, _ in objects) for name, objects in zip(names, theirs(model, images, 0.2), strict=True)]
+    prompts = [Prompt("p", {"include": [{"class": name, "count": 13}]}) for name in names]
+    assert GenEval(detector, clip, side=384, threshold=0.2, credit="correct")(images, prompts).tolist() == [0.0] * 3
+    for batch in (1, 2):
+        grades = GenEval(detector, clip, side=384, threshold=0.2, batch=batch)(images, prompts)
+        assert grades.tolist() == pytest.approx([number / 13 for number in there])
+    assert 0 < min(there) <= max(there) < 13
+
+
+def test_another_credit_is_refused(folders):
+    with pytest.raises(ValueError, match="'credit' must be in"):
+        GenEval(folders[0], folders[1], credit="partial")
 
 
 def test_oblong_images_and_odd_sizes(folders):

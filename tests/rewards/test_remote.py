@@ -103,9 +103,9 @@ def test_urls_that_are_none_are_refused(url):
 
 def test_what_cannot_travel_is_named():
     reward = RemoteReward("http://127.0.0.1:9", retries=0)
-    with pytest.raises(RewardError, match="metadata 'mask' of prompt 'a cat' cannot travel as JSON"):
+    with pytest.raises(RewardError, match="metadata 'mask' of prompt 'a cat' cannot be sent as JSON"):
         reward(IMAGES[:1], [Prompt("a cat", {"mask": torch.zeros(2)})])
-    with pytest.raises(ConfigError, match="metadata 'mask' of prompt 'a cat' cannot travel as JSON"):
+    with pytest.raises(ConfigError, match="metadata 'mask' of prompt 'a cat' cannot be sent as JSON"):
         reward.require([Prompt("a dog"), Prompt("a cat", {"mask": {1, 2}})])
     with pytest.raises(RewardError, match="some pixels are NaN"):
         reward(torch.full((1, 3, 2, 2), float("nan")), ["a"])

@@ -23,7 +23,7 @@ def test_weighted_sum_adds_raw_scores():
 
 
 def test_weighted_sum_refuses_weights_of_other_rewards():
-    with pytest.raises(ValueError, match="'dark' stands in only one"):
+    with pytest.raises(ValueError, match="'dark' is in only one"):
         WeightedSum({"bright": brightness}, {"bright": 1.0, "dark": 1.0})
     with pytest.raises(ValueError, match="at least one reward"):
         WeightedSum({})

@@ -13,9 +13,9 @@ from diffalign import Prompt, config
 from diffalign.core import ConfigError, Reward
 from diffalign.prompts import read_prompts
 from diffalign.rewards import OCR, Cached, Clipped, Concurrent, PickScore
-from diffalign.rewards.detection import NAMES
 from diffalign.rewards.geneval_rules import wanted
 from diffalign.rewards.ocr import wanted_text
+from diffalign.vocabulary import NAMES
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 RUN = {

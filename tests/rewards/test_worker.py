@@ -12,6 +12,7 @@ import torch
 
 from diffalign.core import Prompt, RewardError
 from diffalign.rewards.worker import WorkerReward
+from diffalign.threads import of_child
 
 PARTS = """
 import os, signal, sys, time
@@ -110,7 +111,7 @@ def test_another_interpreter_without_the_package_gives_the_same_numbers(tmp_path
     )
     prompts = [Prompt("a", {"n": [1, 2]}), Prompt("b")]
     assert torch.equal(reward(IMAGES, prompts), IMAGES.mean(dim=(1, 2, 3)) + 3)
-    process = reward._process._running
+    (process,) = (one._running for one in reward._processes)
     reward.close()
     assert process.poll() is not None
 
@@ -162,12 +163,12 @@ def test_a_crash_is_an_error_and_the_next_call_starts_anew(faulty, word, message
 
 def test_a_process_that_is_late_is_ended(faulty):
     pid = int(ask(faulty, "pid")[0])
-    faulty._process.timeout = 0.5
+    faulty._processes[0].timeout = 0.5
     with pytest.raises(RewardError, match=r"worker_parts:Faulty gave no scores within 0.5 s"):
         ask(faulty, "sleeps")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, signal.SIG_DFL)
-    faulty._process.timeout = 20.0
+    faulty._processes[0].timeout = 20.0
 
 
 def test_what_cannot_be_built_is_known_at_once():
@@ -192,3 +193,69 @@ def test_an_interpreter_that_is_none_breaks_the_protocol(tmp_path):
     liar.chmod(0o755)
     with pytest.raises(RewardError, match="broke the protocol: a message announces"):
         WorkerReward("worker_parts:bright", python=str(liar))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "worker"
+    folder.mkdir(exist_ok=True)
+    (folder / "worker_parts.py").write_text(PARTS)
+    before = Path.cwd()
+    os.chdir(folder)
+    reward = WorkerReward("worker_parts:Faulty", timeout=20.0, workers=2)
+    os.chdir(before)
+    yield reward
+    reward.close()
+
+
+def asked(reward, *words):
+    return reward(torch.zeros(len(words), 3, 4, 4), [Prompt(word) for word in words])
+
+
+def test_several_workers_score_in_the_order_of_the_images(pair):
+    # "full" gives the length of each part's first prompt, one image at a time: so every score is its own image's
+    assert asked(pair, *["full"] * 5).tolist() == [4.0] * 5
+    first, second, third = asked(pair, "pid", "pid", "pid").tolist()
+    assert first != second == third  # parts of 1 and 2 images
+    assert {first, second} == {float(process._running.pid) for process in pair._processes}
+    assert asked(pair, "pid").tolist() == [first]  # one image, one part
+    assert len(asked(pair)) == 0
+
+
+def test_of_several_workers_only_the_one_that_crashed_starts_anew(pair):
+    before = asked(pair, "pid", "pid").tolist()
+    with pytest.raises(RewardError, match=r"ended with exit code 7\. It printed last:"):
+        asked(pair, "pid", "ends")
+    after = asked(pair, "pid", "pid").tolist()
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_the_first_error_of_several_workers_is_raised_when_all_are_done(pair):
+    before = asked(pair, "pid", "pid").tolist()
+    with pytest.raises(RewardError, match="raised KeyError: 'no such word'"):
+        asked(pair, "raises", "fuller")
+    assert asked(pair, "pid", "pid").tolist() == before
+
+
+def test_a_late_worker_is_ended_and_the_other_goes_on(pair):
+    asked(pair, "pid", "pid")
+    first, second = (process._running for process in pair._processes)
+    pair._processes[1].timeout = 0.3
+    with pytest.raises(RewardError, match=r"gave no scores within 0\.3 s"):
+        asked(pair, "pid", "sleeps")
+    assert (first.poll(), second.poll()) == (None, -signal.SIGKILL)
+
+
+def test_workers_share_the_cores(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr("diffalign.threads.usable_cores", lambda: 8)
+    assert [of_child({}, beside)["OMP_NUM_THREADS"] for beside in (0, 3, 100)] == ["8", "2", "1"]
+    assert of_child({"OMP_NUM_THREADS": "5"}, 3) == {"OMP_NUM_THREADS": "5"}
+
+
+def test_less_than_one_worker_is_refused():
+    with pytest.raises(ValueError, match="workers"):
+        WorkerReward("worker_parts:bright", workers=0)

@@ -143,7 +143,7 @@ def test_concurrent_names_the_reward_that_failed_after_all_are_done():
     with pytest.raises(RewardError, match="reward 'bad' raised KeyError for 3 images"):
         Concurrent({"bad": fails, "slow": slow})(IMAGES, PROMPTS)
     assert done == [True], "no thread is left behind"
-    with pytest.raises(ValueError, match="'b' stands in only one"):
+    with pytest.raises(ValueError, match="'b' is in only one"):
         Concurrent({"a": slow}, {"a": 1.0, "b": 1.0})
     with pytest.raises(ValueError, match="at least one"):
         Concurrent({})

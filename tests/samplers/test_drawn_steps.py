@@ -6,8 +6,8 @@ import attrs
 import pytest
 import torch
 
-from diffalign import Condition, Progress, Prompt, Streams
-from diffalign.core import Overlapped, Sequential
+from diffalign import Prompt
+from diffalign.core import Condition, Overlapped, Progress, Sequential, Streams
 from diffalign.core.joining import join
 from diffalign.core.rollout import pieces
 from diffalign.objectives import DGPO

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Progress, Streams
+from diffalign.core import Progress, Streams
 from diffalign.samplers import AdaptivePlan, ProgressPlan, TreeSampler
 
 DRAWS = 12
@@ -206,7 +206,7 @@ def test_the_deterministic_parts_of_the_adaptive_plan_agree_with_the_release(gol
         (lambda: AdaptivePlan(math.nan, 0.5), "AdaptivePlan.low must be below high"),
         (lambda: AdaptivePlan(0, 1, eta_factors=(1.0,)), "AdaptivePlan.eta_factors must be two positive numbers"),
         (lambda: AdaptivePlan(0, 1, eta_factors=(1.0, 0.0)), "AdaptivePlan.eta_factors must be two positive numbers"),
-        (lambda: AdaptivePlan(0, 1, eta=1.2), "AdaptivePlan.eta must not pass eta_max, 1; got 1.2"),
+        (lambda: AdaptivePlan(0, 1, eta=1.2), "AdaptivePlan.eta must be at most eta_max, 1; got 1.2"),
         (lambda: AdaptivePlan(0, 1, eta=(0.5, 0.6)), "AdaptivePlan.eta must be one number or 3, one per split; got 2"),
         (lambda: AdaptivePlan(0, 1, splits=0), "splits"),
         (lambda: TreeSampler(8, AdaptivePlan(0, 1, min_gap=4)), "AdaptivePlan: 3 splits that are 4 apart need 9 steps"),

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, ContractError, Edges, FlowSDE, check_first_step, replay_log_prob
+from diffalign import Prompt
+from diffalign.core import CPS, ContractError, Edges, FlowSDE, Progress, Streams, check_first_step, replay_log_prob
 from diffalign.samplers import AdaptivePlan, FixedPlan, ProgressPlan, TreeSampler
 from diffalign.testing import BrokenReplay, TinyPolicy
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Progress, Streams
+from diffalign.core import Progress, Streams
 from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, FixedPlan, Plan, TreeSampler
 from diffalign.testing import GivenPlan
 from diffalign.testing.strategies import branchings
@@ -73,7 +73,7 @@ def test_a_tree_of_the_paper_costs_42_rows_and_replays_13():
         (((0, 1), (0.0, 0.0)), "step 0 has 0 children and eta 0; they must be at least 1 and 0"),
         (((1, 1), (0.0, -0.5)), "step 1 has 1 children and eta -0.5"),
         (((1, 3), (0.0, 0.0)), "step 1 branches 3-fold without noise, so its children are equal; give it eta > 0"),
-        (((1, 1, 3), (0.0, 0.7, 0.7)), r"step 1 is stochastic above the first branching \(step 2\); all leaves share that edge"),
+        (((1, 1, 3), (0.0, 0.7, 0.7)), r"step 1 is stochastic before the first branching \(step 2\); all leaves share that edge"),
         (((1, 1), (0.0, 0.0), 0), "roots"),
     ],
 )
@@ -101,8 +101,8 @@ def test_a_fixed_plan_branches_at_its_splits_alone(steps, branches, roots, data)
     ("arguments", "message"),
     [
         ({"splits": ()}, "FixedPlan.splits must name at least one step; got none. For independent samples use ChainSampler."),
-        ({"splits": (1, 1, 2)}, r"splits must increase strictly, or levels of the tree collide; got \[1, 1, 2\]"),
-        ({"splits": (2, 1)}, r"splits must increase strictly, or levels of the tree collide; got \[2, 1\]"),
+        ({"splits": (1, 1, 2)}, r"splits must increase strictly, because each is a level of the tree; got \[1, 1, 2\]"),
+        ({"splits": (2, 1)}, r"splits must increase strictly, because each is a level of the tree; got \[2, 1\]"),
         ({"eta": (0.5, 0.6)}, "FixedPlan.eta must be one number or 3, one per split; got 2"),
         ({"branches": 1}, "branches"),
         ({"roots": 0}, "roots"),
@@ -196,7 +196,7 @@ def test_without_levels_a_tree_is_chains():
     [
         ({"levels": 4}, "FixedPlan.levels must be at most 3, the number of splits; got 4"),
         ({"roots": 4, "max_leaves": 3}, "FixedPlan.max_leaves must be at least the number of roots, 4; got 3"),
-        ({"splits": (1,), "promote_roots": True}, "FixedPlan.promote_roots needs a second split: .* then no step would be stochastic"),
+        ({"splits": (1,), "promote_roots": True}, "FixedPlan.promote_roots needs a second split: .* no other step is stochastic"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused_when_the_sampler_is_built(arguments, message):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from diffalign import Progress, Prompt, Streams
-from diffalign.core import CPS, ROOT, Euler, FlowSDE, Guided
+from diffalign import Prompt
+from diffalign.core import CPS, ROOT, Euler, FlowSDE, Guided, Progress, Streams
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, FixedPlan, TreeSampler, roll_out
 from diffalign.testing import GivenPlan, TinyPolicy
@@ -216,7 +216,7 @@ def test_guidance_doubles_the_rows():
 
 
 def test_a_stochastic_step_to_sigma_0_is_refused_where_the_kernel_has_no_noise():
-    with pytest.raises(ValueError, match=r"step 2 \(sigma 0.5 -> 0\) is planned with eta 0.7, but CPS has no noise to give there"):
+    with pytest.raises(ValueError, match=r"step 2 \(sigma 0.5 -> 0\) is planned with eta 0.7, but CPS has no noise there"):
         draw(TinyPolicy(), Branching((1, 1, 2), (0.0, 0.0, 0.7)))
     assert draw(TinyPolicy(kernel=FlowSDE()), Branching((1, 1, 2), (0.0, 0.0, 0.7))).log_prob.isfinite().all()
 

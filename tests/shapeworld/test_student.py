@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from diffalign import Progress, Streams, config
+from diffalign import config
 from diffalign.config.blueprint import build
-from diffalign.core import CheckpointError
+from diffalign.core import CheckpointError, Progress, Streams
 from diffalign.embedded import SHAPEWORLD
 from diffalign.policies import FlowMatchingPolicy, TDMPolicy
 from diffalign.prompts import read_prompts

@@ -1,11 +1,10 @@
 """Parts that live outside the package: checked by import path from the command line and from pytest, and trained with."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from started import start
 
 from diffalign import AlignmentLoop
 from diffalign.cli import main
@@ -101,7 +100,7 @@ def test_what_is_no_part_is_a_configuration_error(capsys, part, message):
 
 
 def test_pytest_runs_a_contract_one_test_a_property(tmp_path):
-    command = [sys.executable, "-m", "pytest", "-q", "--diffalign", "redness:redness", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(PARTS), "PATH": ""})
+    command = ["-m", "pytest", "-q", "--diffalign", "redness:redness", "-p", "no:cacheprovider"]
+    done = start(*command, folder=tmp_path, environment={"PYTHONPATH": str(PARTS), "PATH": ""})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 passed" in done.stdout

@@ -4,11 +4,11 @@ import attrs
 import pytest
 import torch
 
-from diffalign import Streams
-from diffalign.core import FlowSDE, Guided, Loss, Objective, Phase, Policy, TrajectoryBatch, TrajectorySampler
+from diffalign.core import FlowSDE, Guided, Loss, Objective, Phase, Policy, Streams, TrajectoryBatch, TrajectorySampler
 from diffalign.objectives import (
     DGPO,
     DiffusionNFT,
+    DirectReinforcement,
     FlowGRPO,
     GroupForwardKL,
     SoftmaxTB,
@@ -44,6 +44,9 @@ OBJECTIVES = {
     "FlowGRPO, log-ratio in the reward": lambda policy: FlowGRPO(policy, kl=0.1, kl_in="reward"),
     "DiffusionNFT": DiffusionNFT,
     "DGPO": DGPO,
+    "DGPO, rolled out by its average": lambda policy: DGPO(policy, rollouts="old", decay=0.3),
+    # with weight 1 the noise of a fake that has just begun hides what 40 steps of the reward give
+    "DirectReinforcement": lambda policy: DirectReinforcement(policy, teacher=policy.fork(), levels=2, weight=20.0),
     "SurrogateReward": lambda policy: SurrogateReward(policy, teacher=policy.fork()),
     "SurrogateReward, in order": lambda policy: SurrogateReward(policy, teacher=policy.fork(), plan=InOrder()),
     "TDM": lambda policy: TrajectoryDistributionMatching(policy, teacher=policy.fork()),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffalign import Progress, Prompt, Streams
+from diffalign import Prompt
+from diffalign.core import Progress, Streams
 from diffalign.samplers import Branching, TreeSampler
 from diffalign.testing import BrokenReplay, ConstantReward, GivenPlan, TinyPolicy, channel_reward
 

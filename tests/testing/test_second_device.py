@@ -1,12 +1,11 @@
 """The contracts run a part on the pretended device: what mixes devices is named with its place, and nothing that was given is changed."""
 
-import subprocess
-import sys
 import threading
 
 import attrs
 import pytest
 import torch
+from started import start
 from tiny_pipelines import saved
 
 from diffalign.cli import main
@@ -127,7 +126,7 @@ def test_what_cannot_be_moved_is_skipped_with_the_reason():
             return iter(())
 
     only = [known for known in POLICY if known.name == NAME]
-    assert "it cannot be copied, and is not to be moved itself: TypeError" in examine(Locked((2, 2)), only)[0].skipped
+    assert "it cannot be copied, and the original must not be moved: TypeError" in examine(Locked((2, 2)), only)[0].skipped
     assert examine(Fixed((2, 2)), only)[0].skipped == "it cannot be moved: quantised weights stay"
     assert "it has no weights on the CPU that could be moved" in examine(Weightless((2, 2)), only)[0].skipped
 
@@ -286,7 +285,7 @@ def test_what_only_a_real_device_has_is_no_failure():
             assert images.untyped_storage().data_ptr()
             return images.mean(dim=(1, 2, 3))
 
-    assert "it asks for more than the pretended device has" in finding(check_reward, Address()).skipped
+    assert "it needs more than the pretended device has" in finding(check_reward, Address()).skipped
 
 
 # --- where there is no such device ---------------------------------------------------------------------------------------------
@@ -301,7 +300,7 @@ def test_an_older_torch_and_another_accelerator_skip_it(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    assert "would take the place of cuda; hide that" in finding(check_sampler, TREE).skipped
+    assert "would replace cuda; hide that" in finding(check_sampler, TREE).skipped
 
 
 def test_without_it_nothing_is_left_behind():
@@ -324,9 +323,11 @@ print(*examine(subject_of(SoftmaxTB), OBJECTIVE[-1:]))
 """
 
 
-def test_after_a_backward_pass_it_is_skipped_with_advice():
+def test_after_a_backward_pass_it_is_skipped_with_advice(tmp_path):
     """torch counts devices then, and never again; here conftest.py has called `prepare_second_device`."""
-    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True)
+    (tmp_path / "late.py").write_text(LATE)
+    done = start(tmp_path / "late.py")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("skip  a second device: a backward pass was made in this process before the pretended device was known")
     assert "call diffalign.testing.prepare_second_device() first" in done.stdout
 

@@ -1,6 +1,7 @@
 """The exchangeable components of few-step training: small values that a run file swaps."""
 
-from .attribution import Attribution, Broadcast, Discounted, GroupAdvantage, MonteCarlo
+from .advantages import Advantage, ExtremesAdvantage, GroupAdvantage, SignAdvantage
+from .attribution import Attribution, Broadcast, Discounted, MonteCarlo
 from .directions import (
     Distance,
     GeneratorMix,
@@ -24,6 +25,7 @@ from .trust_regions import NoTrustRegion, RatioClip, TrustRegion
 from .update_plans import InOrder, Together, UpdatePlan
 
 __all__ = [
+    "Advantage",
     "AdvantageWeighted",
     "Attribution",
     "Broadcast",
@@ -34,6 +36,7 @@ __all__ = [
     "EveryStage",
     "ExactSoftplus",
     "ExactTarget",
+    "ExtremesAdvantage",
     "FakeTarget",
     "FinalStage",
     "FixedTime",
@@ -60,6 +63,7 @@ __all__ = [
     "ShareMix",
     "ShiftedTime",
     "SigmoidWeighted",
+    "SignAdvantage",
     "Snapshot",
     "Squared",
     "StageSampler",

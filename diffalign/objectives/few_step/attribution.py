@@ -4,50 +4,12 @@ Legend: K samples, T stages.
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import TrajectoryBatch, group_mean, group_std
-
-from ..requirements import group_has_spread
-
-
-@attrs.frozen
-class GroupAdvantage:
-    """A = clip((r - mean of the group) / (std + epsilon), +-bound); exactly 0 in a group whose rewards are all equal.
-
-    Args:
-        scale: whose standard deviation: of all rewards of the step, over all processes ("batch"), or of the group; or none
-        epsilon: added to it
-        bound: largest |A|; where it bites, the advantages of a group no longer sum to 0. None does not clip
-    """
-
-    scale: Literal["batch", "group", "none"] = "batch"
-    epsilon: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
-    bound: float | None = attrs.field(default=5.0, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
-
-    def __call__(self, rewards: Tensor, group: Tensor, deviation: float | None = None) -> Tensor:
-        """[K], [K] -> [K], float64.
-
-        Args:
-            rewards: aggregated
-            group: of each sample
-            deviation: standard deviation of the rewards over all processes; None takes that of `rewards`
-        """
-        values = rewards.double()
-        advantage = values - group_mean(values, group)
-        if self.scale == "batch":
-            spread = float(values.std(unbiased=False)) if deviation is None else deviation
-            advantage = advantage / (spread + self.epsilon)
-        elif self.scale == "group":
-            advantage = advantage / (group_std(values, group) + self.epsilon)
-        if self.bound is not None:
-            advantage = advantage.clamp(-self.bound, self.bound)
-        # the mean of equal numbers may be an ulp off, so a group without spread is told by its rewards
-        return torch.where(group_has_spread(rewards, group), advantage, 0.0)
+from diffalign.core import TrajectoryBatch
 
 
 class Attribution(ABC):

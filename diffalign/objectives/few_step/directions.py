@@ -38,7 +38,7 @@ class Huber(Distance):
     """mean sqrt(D^2 + c^2) - c, element by element: beyond c the gradient is a sign, so scaling a direction changes little.
 
     Args:
-        c: where it turns from square to linear; 1e-3 in the TDM demo
+        c: value at which it turns from square to linear; 1e-3 in the TDM demo
     """
 
     c: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0))
@@ -117,7 +117,7 @@ class GeneratorMix(ABC):
 
     @abstractmethod
     def weights(self, rewarded: bool) -> Mapping[str, float]:
-        """By term, for stages that the reward reaches and for those that it does not."""
+        """Weight of each term, for stages that the reward reaches and for those that it does not."""
 
 
 @attrs.frozen

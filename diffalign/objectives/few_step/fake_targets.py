@@ -62,7 +62,7 @@ class WeightedCleanTarget(FakeTarget):
         weight = min(((1 - tau) / tau)^2, cap) tau^2 exp(-|m|^2 / 2) / exp(-|e|^2 / 2)
 
     Args:
-        cap: of the signal-to-noise ratio
+        cap: largest signal-to-noise ratio
         tempered: |.|^2 is the mean over the dimensions, as in the TDM demo; false takes the sum, the true likelihood ratio, whose
             minimiser is the law of diffused xhat0
 

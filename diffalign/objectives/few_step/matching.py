@@ -1,4 +1,4 @@
-"""What TDM and TDM-R1 share: noised stage ends, the fake score's loss, and predictions with guidance.
+"""Parts that TDM and TDM-R1 share: noised stage ends, the fake score's loss, and predictions with guidance.
 
 Legend: B rows, * latent dimensions.
 """
@@ -29,8 +29,8 @@ class Predictor:
     It encodes the negative prompt when it is made: make one for all micro-batches.
 
     Args:
-        policy: whose
-        scale: of the guidance; the policy's `no_guidance`, or None, spends no row on it
+        policy: policy that predicts
+        scale: scale of the guidance; the policy's `no_guidance`, or None, spends no row on it
         negative: the negative prompt
     """
 
@@ -57,14 +57,15 @@ class Predictor:
 
 @attrs.frozen(eq=False)
 class Queries:
-    """Where velocities are asked for: how taus and noises of rows are drawn.
+    """Draws of the taus and noises at which rows are evaluated.
 
     Args:
-        interval: of the stages
+        interval: interval of tau for each stage
         times: taus within it
         floor: least tau
         shared: rows with one tau
         noise_by_group: one noise for all samples of a group
+        ceiling: largest tau
     """
 
     interval: Interval
@@ -72,11 +73,12 @@ class Queries:
     floor: float = 0.0
     shared: Shared = "batch"
     noise_by_group: bool = False
+    ceiling: float = 1.0
 
     def __call__(self, rows: Rows, streams: Streams, name: str) -> tuple[Tensor, Tensor]:
         """Taus [B] and unit noises [B, *]."""
         uniform = draw_uniform(streams, f"{name}/time", rows, self.shared)
-        tau = self.times(rows.sigma_end.clamp(min=self.floor), self.interval.top(rows.sigma), uniform)
+        tau = self.times(rows.sigma_end.clamp(min=self.floor), self.interval.top(rows.sigma).clamp(max=self.ceiling), uniform)
         return tau, draw_noise(streams, f"{name}/noise", rows, self.noise_by_group)
 
 
@@ -121,7 +123,7 @@ def fake_losses(
     Args:
         fake, teacher: the latter, not guided, as the fake is not, is evaluated only if there is a regularization
         rows: ends of the student as it is now
-        conditions: as the fake and as the teacher reads them
+        conditions: prompts as the fake and as the teacher read them
         drawn: taus [B] and noises [B, *]
         target, regularization: see above
         groups: global number of prompt groups

@@ -30,7 +30,7 @@ def _between(low: Tensor, high: Tensor, uniform: Tensor, margin: float) -> Tenso
     if bool((low + margin >= high).any()):
         raise ValueError(
             f"query times must lie between {low.max().item():.4g} + margin {margin:g} and {high.min().item():.4g}, where there is nothing. "
-            "Lower the floor or the margin, or take the interval Overlap."
+            "Lower the floor or the margin, or take the interval Overlap or a higher ceiling."
         )
     return low + margin + uniform * (high - low - margin)
 
@@ -58,7 +58,7 @@ class LogitNormalTime(QueryTime):
     """tau = low + margin + sigmoid(mean + std z) (high - low - margin), z standard normal: most queries in the middle.
 
     Args:
-        mean, std: of the logit
+        mean, std: mean and standard deviation of the logit
         margin: least distance from the stage's end
     """
 

@@ -9,10 +9,10 @@ from diffalign.core import Follower, Policy, Progress, Ramp
 
 
 class Reference(ABC):
-    """How the weights behind p_ref come about."""
+    """Rule by which the weights behind p_ref come about."""
 
     trained: ClassVar[bool] = False
-    """Whether they regress on the surrogate's rows, as a role "reference" with an optimizer of its own."""
+    """True if they regress on the surrogate's rows, as a role "reference" with an optimizer of its own."""
 
     @abstractmethod
     def start(self, teacher: Policy, surrogate: Policy) -> Policy:

@@ -49,7 +49,7 @@ class Reinforcement:
         Args:
             end: [B, *] x_{j+1}
             rows: the B stages
-            conditions: B rows, as the fake and as the teacher reads them
+            conditions: B rows, as the fake and as the teacher read them
             near: taus and noises of the terms "kl" and "guidance"
             far: those of the term "reward"; None for stages that it does not reach
         """
@@ -75,42 +75,40 @@ def reinforce(
     rows: Rows,
     conditions: tuple[Condition, Condition, Condition],
     near: tuple[Tensor, Tensor],
-    far: tuple[Tensor, Tensor],
-    reached: Tensor,
+    far: tuple[Tensor, Tensor] | None,
+    factor: Tensor,
     groups: int,
     budget: int | None,
 ) -> Iterator[Loss]:
     """The sum over terms of weight distance(D) / w, averaged over samples of a group, drawn stages and groups.
 
     Args:
-        roles: what moves the student
-        rows: stages, replayed with a graph
-        conditions: as the student, as the fake and as the teacher reads them
-        near, far: taus [B] and noises [B, *] of the two branches
-        reached: [B] whether the reward reaches the row's stage
+        roles: policies and settings that move the student
+        rows: stages, replayed with a graph: such as the reward reaches, or such as it does not
+        conditions: prompts as the student, as the fake and as the teacher read them
+        near, far: taus [B] and noises [B, *] of the two branches; None where the reward does not reach
+        factor: [B] of the term "reward"
         groups: global number of prompt groups
         budget: rows per micro-batch
     """
-    for rewarded in (True, False):
-        chosen = (reached == rewarded).nonzero().squeeze(1)
-        if not len(chosen):
-            continue
-        for piece in chosen.split(budget or len(chosen)):
-            some = rows.select(piece)
-            end, clean = some.replay(roles.student, conditions[0])
-            with torch.no_grad():
-                direction, aim = roles.directions(
-                    end,
-                    some,
-                    (conditions[1].select(some.prompt), conditions[2].select(some.prompt)),
-                    (near[0][piece], near[1][piece]),
-                    (far[0][piece], far[1][piece]) if rewarded else None,
-                )
-                divisor = roles.normalizer(clean, aim)
-            weights, count = roles.mix.weights(rewarded), torch.tensor(len(piece))
-            value, metrics = clean.sum() * 0, {}
-            for term, towards in direction.items():
-                per_row = weights[term] * pull(clean, towards, roles.distance) / divisor[term]
-                value = value + (per_row * some.share).sum() / groups
-                metrics[f"generator/{term}"] = (mean_over_dimensions(towards.square()).sqrt().sum(), count)
-            yield Loss(value, metrics)
+    weights = roles.mix.weights(far is not None)
+    for piece in rows.pieces(budget):
+        some = rows.select(piece)
+        end, clean = some.replay(roles.student, conditions[0])
+        with torch.no_grad():
+            direction, aim = roles.directions(
+                end,
+                some,
+                (conditions[1].select(some.prompt), conditions[2].select(some.prompt)),
+                (near[0][piece], near[1][piece]),
+                None if far is None else (far[0][piece], far[1][piece]),
+            )
+            divisor = roles.normalizer(clean, aim)
+        value, metrics, count = clean.sum() * 0, {}, torch.tensor(len(piece))
+        for term, towards in direction.items():
+            per_row = weights[term] * pull(clean, towards, roles.distance) / divisor[term]
+            if term == "reward":
+                per_row = per_row * factor[piece]
+            value = value + (per_row * some.share).sum() / groups
+            metrics[f"generator/{term}"] = (mean_over_dimensions(towards.square()).sqrt().sum(), count)
+        yield Loss(value, metrics)

@@ -34,8 +34,8 @@ def fake_condition(student: Policy, told: Condition, plain: Condition) -> Condit
     The law of a stage's ends differs by that number, so the fake is told it as the student is.
 
     Args:
-        student: whose ends the fake knows
-        told: of the batch, as the student read it
-        plain: as the teacher reads it
+        student: student whose ends the fake knows
+        told: condition of the batch, as the student read it
+        plain: the same condition, as the teacher reads it
     """
     return told if len(student.step_counts) > 1 else plain

@@ -27,7 +27,7 @@ class UniformStages(StageSampler):
     """Some stages without replacement.
 
     Args:
-        count: how many; no more than there are
+        count: number of stages; no more than there are
     """
 
     count: int = attrs.field(default=2, validator=attrs.validators.ge(1))

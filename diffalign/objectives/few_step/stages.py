@@ -4,7 +4,7 @@ Legend: K samples, T stages, B rows (samples x drawn stages), * latent dimension
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from typing import Literal, Self
 
 import attrs
 import torch
@@ -12,6 +12,11 @@ from torch import Tensor
 
 from diffalign.core import ROOT, Condition, Policy, Streams, TrajectoryBatch
 from diffalign.core.transition import expand
+
+from .stage_samplers import StageSampler
+
+DrawnBy = Literal["step", "prompt"]
+"""Unit that has stages of its own: the step, or each prompt."""
 
 
 @attrs.frozen(eq=False)
@@ -49,6 +54,19 @@ class Rows:
         Raises:
             ValueError: some levels of the trajectories are not stored.
         """
+        return cls.by_prompt(trajectories, [stages] * len(trajectories.condition))
+
+    @classmethod
+    def by_prompt(cls, trajectories: TrajectoryBatch, stages: Sequence[Sequence[int]]) -> Self:
+        """The rows of stages that every prompt has of its own, equally many for each.
+
+        Args:
+            trajectories: with every level stored
+            stages: stages of each prompt of the condition
+
+        Raises:
+            ValueError: some levels of the trajectories are not stored.
+        """
         paths = trajectories.paths
         if paths.shape[1] != len(trajectories.sigmas) or bool((paths == ROOT).any()):
             raise ValueError(
@@ -58,8 +76,11 @@ class Rows:
         count, device = len(paths), paths.device
         group = trajectories.group
         sizes = torch.bincount(group)
-        stage = torch.tensor(list(stages), device=device).repeat_interleave(count)
-        sample = torch.arange(count, device=device).repeat(len(stages))
+        table = torch.tensor([list(some) for some in stages], device=device)  # [P, S]
+        draws = table.shape[1]
+        sample = torch.arange(count, device=device).repeat(draws)
+        draw = torch.arange(draws, device=device).repeat_interleave(count)
+        stage = table[group[sample], draw]
         order = group.argsort(stable=True)
         place = torch.empty_like(order)
         place[order] = torch.arange(count, device=device) - (sizes.cumsum(0) - sizes)[group[order]]
@@ -70,12 +91,12 @@ class Rows:
             sigma=trajectories.sigmas[stage],
             sigma_end=trajectories.sigmas[stage + 1],
             stage=stage,
-            draw=torch.arange(len(stages), device=device).repeat_interleave(count),
+            draw=draw,
             sample=sample,
             prompt=group[sample],
             prompt_id=ids[group[sample]],
             place=place[sample],
-            share=1 / (len(stages) * sizes[group[sample]]).to(trajectories.sigmas.dtype),
+            share=1 / (draws * sizes[group[sample]]).to(trajectories.sigmas.dtype),
         )
 
     def __len__(self) -> int:
@@ -107,7 +128,7 @@ class Rows:
         return end, clean_of(self.start, end, self.sigma, self.sigma_end)
 
     def replayed(self, policy: Policy, condition: Condition, budget: int | None) -> "Rows":
-        """These rows with the ends that `policy` gives now, without gradient."""
+        """Return these rows with the ends that `policy` gives now, without gradient."""
         with torch.no_grad():
             ends = [self.select(index).replay(policy, condition)[0] for index in self.pieces(budget)]
         return attrs.evolve(self, end=torch.cat(ends))
@@ -115,6 +136,23 @@ class Rows:
     def pieces(self, budget: int | None) -> Iterator[Tensor]:
         """Indices of at most `budget` rows at a time; None takes all."""
         yield from torch.arange(len(self), device=self.start.device).split(budget or len(self))
+
+
+def drawn_rows(trajectories: TrajectoryBatch, sampler: StageSampler, streams: Streams, name: str, by: DrawnBy) -> Rows:
+    """The rows of the stages of a step.
+
+    Args:
+        trajectories: with every level stored
+        sampler: sampler of stages
+        streams: random draws of the step
+        name: name of the draw
+        by: one draw for all prompts, or one for each, which depends on no other prompt
+    """
+    stages = len(trajectories.sigmas) - 1
+    if by == "step":
+        return Rows.of(trajectories, sampler.draw(stages, streams.generator(name)))
+    ids = trajectories.condition.ids.tolist()
+    return Rows.by_prompt(trajectories, [sampler.draw(stages, streams.generator(name, prompt)) for prompt in ids])
 
 
 def clean_of(start: Tensor, end: Tensor, sigma: Tensor, sigma_end: Tensor) -> Tensor:
@@ -140,7 +178,7 @@ def draw_noise(streams: Streams, name: str, rows: Rows, by_group: bool = False) 
 
 @attrs.frozen(eq=False)
 class _Places:
-    """Where the draws of rows stand in tables, on the host: prompt id, draw and place of each row [B]."""
+    """Places of the draws of rows in tables, on the host: prompt id, draw and place of each row [B]."""
 
     prompt_id: Tensor
     draw: Tensor

@@ -23,9 +23,9 @@ class Preference:
 
     Args:
         surrogate: phi, trained
-        reference: of the density ratio
-        old: of the trust region
-        teacher: of the distance
+        reference: reference of the density ratio
+        old: old surrogate of the trust region
+        teacher: policy to which the distance is measured
     """
 
     surrogate: Policy
@@ -52,7 +52,7 @@ def prefer(
     Args:
         roles: the policies
         rows: states at the ends of stages
-        condition: of the teacher
+        condition: condition of the teacher
         drawn: taus [B] and noises [B, *], equal within a group
         advantage: [B]
         weight: [B]

@@ -15,7 +15,7 @@ class TrustRegion(ABC):
     """Names the samples whose error is taken without gradient."""
 
     reads_old: ClassVar[bool] = True
-    """Whether `outside` looks at d_old, which costs a row of the moving average for each row of the surrogate."""
+    """True if `outside` looks at d_old, which costs a row of the moving average for each row of the surrogate."""
 
     @abstractmethod
     def outside(self, error: Tensor, old: Tensor, advantage: Tensor) -> Tensor:

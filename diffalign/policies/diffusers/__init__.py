@@ -1,7 +1,8 @@
-"""Adapters between diffusers pipelines and the house conventions: one small file per model family."""
+"""Adapters from diffusers pipelines to the conventions of this package: one small file per model family."""
 
 from .family import Family, Setting
 from .loading import Loaded, families, load_family
 from .quantization import Quantization, is_quantized
+from .source import Source
 
-__all__ = ["Family", "Loaded", "Quantization", "Setting", "families", "is_quantized", "load_family"]
+__all__ = ["Family", "Loaded", "Quantization", "Setting", "Source", "families", "is_quantized", "load_family"]

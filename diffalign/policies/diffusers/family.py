@@ -1,4 +1,4 @@
-"""What a model family must say of itself: everything in which diffusers pipelines differ."""
+"""Interface of a model family: everything in which diffusers pipelines differ."""
 
 import copy
 import math
@@ -22,13 +22,13 @@ from .grids import flow_sigmas
 
 @attrs.frozen
 class Setting:
-    """What a run chooses about its model, whatever the family.
+    """Settings of a model that a run chooses, for every family.
 
     Args:
-        resolution: (height, width) in pixels; None is the model's own
-        max_sequence_length: text tokens, where the family has such a choice; None is its pipeline's default
-        guidance: input of guidance-distilled networks; None is the pipeline's default
-        offload: text encoders and autoencoder stay on the CPU while they have nothing to do
+        resolution: (height, width) in pixels; None takes the model's own
+        max_sequence_length: number of text tokens, if the family has this choice; None takes the pipeline's default
+        guidance: guidance input of guidance-distilled networks; None takes the pipeline's default
+        offload: keep text encoders and autoencoder on the CPU while they are not used
     """
 
     resolution: tuple[int, int] | None = None
@@ -38,14 +38,14 @@ class Setting:
 
 
 class Family(ABC):
-    """The conventions of one model family, converted to the house's: x_sigma = (1 - sigma) x_0 + sigma noise, v = noise - x_0.
+    """Conventions of one model family, converted to the package's: x_sigma = (1 - sigma) x_0 + sigma noise, v = noise - x_0.
 
-    Holds the pipeline without its denoiser, which belongs to each policy. A family is found by its class alone: define one (a file of
-    this folder, or any module that is imported) and `FlowMatchingPolicy.from_pretrained` knows it.
+    It holds the pipeline without its denoiser, which belongs to each policy. Families need no registration: define a class (in a file of
+    this folder, or in any imported module), and `FlowMatchingPolicy.from_pretrained` finds it.
 
     Args:
         pipeline: a diffusers pipeline
-        setting: choices of the run
+        setting: settings of the run
 
     Attributes:
         pipelines: class names, as in model_index.json, that this family serves
@@ -53,19 +53,19 @@ class Family(ABC):
         optional: components that a folder may lack although the pipeline's constructor names them
         component: name of the denoiser in the pipeline
         length: text tokens of a plain pipeline call
-        usual_guidance: of a plain pipeline call, where the network was distilled with it as an input
+        usual_guidance: guidance of a plain pipeline call, if the network was distilled with guidance as an input
         ragged: names of the encoded tensors whose first axis is as long as the text
-        comfyui: how ComfyUI names this family's LoRA layers; None where it does not run the family
-        channels_per_latent: entries of `config.in_channels` per latent channel (4 where the network takes 2x2 patches)
+        comfyui: ComfyUI's prefix of this family's LoRA layers; None if ComfyUI does not run the family
+        channels_per_latent: entries of `config.in_channels` per latent channel (4 if the network takes 2x2 patches)
         shrink: latents are smaller than the autoencoder's by this factor on each side
         multiple: latent sides must be divisible by it; a token covers multiple^2 latents
-        uniform: whether the pipeline hands its scheduler uniform sigmas 1 .. 1/steps
-        free_grid: whether any grid from 1 to 0 can be walked
+        uniform: whether the pipeline gives its scheduler uniform sigmas 1 .. 1/steps
+        free_grid: whether any grid from 1 to 0 can be used
         no_guidance: the scale with which `guide` gives the positive velocity
-        latent_shape: of one sample, [*]
-        dtype: in which the network computes
-        guidance: value of the guidance input; None where the network has none
-        source: path or hub id that the pipeline was loaded from, "" where it was given as an object; `folder` is where it lies
+        latent_shape: shape of one sample, [*]
+        dtype: type in which the network computes
+        guidance: value of the guidance input; None if the network has none
+        source: path or hub id from which the pipeline was loaded, "" if it was given as an object; `folder` is its local folder
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -90,7 +90,7 @@ class Family(ABC):
         network = getattr(pipeline, self.component)
         self.config, self.dtype, self.device = network.config, network.dtype, network.device
         self.pipeline = copy.copy(pipeline)
-        # some pipelines ask their denoiser for sizes while they encode texts; nothing else of it is kept
+        # some pipelines read sizes from their denoiser while they encode texts, so its configuration is kept, and nothing else
         vars(self.pipeline)[self.component] = SimpleNamespace(config=self.config, dtype=self.dtype)
         self.max_sequence_length = self.length if self.setting.max_sequence_length is None else self.setting.max_sequence_length
         self.latent_shape = self._latent_shape()
@@ -103,24 +103,24 @@ class Family(ABC):
         self.guidance = None if not embedded else self.usual_guidance if self.setting.guidance is None else self.setting.guidance
 
     def placed(self, device: torch.device, dtype: torch.dtype) -> None:
-        """The denoiser waits elsewhere: this is where, and in which type, it will compute."""
+        """Set the device and the type in which the denoiser, which still waits on the host, will compute."""
         self.device, self.dtype = device, dtype
         vars(self.pipeline)[self.component] = SimpleNamespace(config=self.config, dtype=dtype)
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        """P texts -> tensors, each [P, ...]. Ragged ones are padded with zeros and come with their `lengths` [P]."""
+        """Encode P texts to tensors, each [P, ...]. Tensors of different text length are padded with zeros and come with `lengths` [P]."""
 
     @abstractmethod
     def velocity(self, network: nn.Module, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        """V at [B, *], [B] and the encoded texts of B rows: [B, *]."""
+        """Velocity v at latents [B, *], sigma [B] and the encoded texts of B rows: [B, *]."""
 
     def renamed_lora(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Pairs of LoRA matrices under names of others -> under diffusers' names, as the family's pipeline does it."""
+        """Rename pairs of LoRA matrices from other naming schemes to diffusers' names, as the family's pipeline does it."""
         return converted(self.pipeline, self.config, tensors)
 
     def encode_negative(self, prompt: str) -> Mapping[str, Tensor]:
-        """The text that guidance leads away from: tensors, each [1, ...]. Some pipelines encode it in another way."""
+        """Encode the text that guidance leads away from: tensors, each [1, ...]. Some pipelines encode it in another way than a prompt."""
         return self.encode([prompt])
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
@@ -128,37 +128,37 @@ class Family(ABC):
         return negative + scale * (positive - negative)
 
     def prior(self, noise: Tensor) -> Tensor:
-        """Unit noise [B, *] -> latents at sigmas[0]."""
+        """Turn unit noise [B, *] into latents at sigmas[0]."""
         return noise
 
     def shift(self, steps: int) -> float:
-        """Mu of a scheduler with dynamic shifting: linear in the number of tokens, through the scheduler's two points."""
+        """Log-shift mu of a scheduler with dynamic shifting: linear in the number of tokens, through the scheduler's two points."""
         config = self.pipeline.scheduler.config
         low = config.get("base_image_seq_len", 256), config.get("base_shift", 0.5)
         return math.log(resolution_shift(self.tokens, low, (config.get("max_image_seq_len", 4096), config.get("max_shift", 1.15))))
 
     def sigmas(self, steps: int) -> Tensor:
-        """The scheduler's own grid: [steps + 1]."""
+        """Noise grid of the scheduler: [steps + 1]."""
         return flow_sigmas(self.pipeline.scheduler, steps, self.shift(steps), uniform=self.uniform)
 
     def unscale(self, latents: Tensor) -> Tensor:
-        """Latents [K, *] -> what the autoencoder decodes."""
+        """Turn latents [K, *] into the input of the autoencoder's decoder."""
         config = self.pipeline.vae.config
         scale, shift = float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
         return latents / scale + shift
 
     def decode(self, latents: Tensor) -> Tensor:
-        """[K, *] -> images [K, 3, H, W] in [0, 1]."""
+        """Decode latents [K, *] to images [K, 3, H, W] in [0, 1]."""
         vae = self.pipeline.vae
         with self.resident("vae"):
             images = vae.decode(self.unscale(latents.to(vae.dtype)), return_dict=False)[0]
-        images = images[:, :, 0] if images.ndim == 5 else images  # of a video autoencoder, the only frame
+        images = images[:, :, 0] if images.ndim == 5 else images  # a video autoencoder gives one frame here
         result: Tensor = (images.float() / 2 + 0.5).clamp(0, 1)
         return result
 
     @contextmanager
     def resident(self, prefix: str) -> Iterator[None]:
-        """Has the components whose names begin with `prefix` on the device; with `offload`, only inside this context."""
+        """Keep the components whose names begin with `prefix` on the device; with `offload`, only while the context is open."""
         parts = [part for name, part in self.pipeline.components.items() if name.startswith(prefix) and isinstance(part, nn.Module)]
         if not self.setting.offload:
             yield
@@ -172,10 +172,10 @@ class Family(ABC):
                 part.to("cpu")
 
     def sized(self, size: Size) -> Self:
-        """The same family for pictures of another size; texts and weights do not know of it.
+        """Copy the family for images of another size. Texts and weights do not depend on it.
 
         Raises:
-            ValueError: a size that it cannot draw.
+            ValueError: the family cannot draw this size.
         """
         twin = copy.copy(self)
         twin.setting = attrs.evolve(self.setting, resolution=size)
@@ -190,7 +190,7 @@ class Family(ABC):
 
     @property
     def tokens(self) -> int:
-        """Image tokens of one sample."""
+        """Number of image tokens of one sample."""
         return self.latent_shape[1] * self.latent_shape[2] // self.multiple**2
 
     def _latent_shape(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""FLUX.1 dev and schnell."""
+"""Adapter of FLUX.1 dev and schnell."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from .packing import pack, unpack
 
 
 class Flux(Family):
-    """Latents [C, H, W] packed into 2x2 patches, timestep sigma, T5 tokens, pooled CLIP, position ids; dev has guidance as an input."""
+    """FLUX.1: latents [C, H, W] packed into 2x2 patches, timestep sigma, T5 tokens, pooled CLIP, position ids; dev has a guidance input."""
 
     pipelines = ("FluxPipeline",)
     lora_targets = (

@@ -1,4 +1,4 @@
-"""FLUX.2, klein and dev."""
+"""Adapter of FLUX.2 klein and dev."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,9 +9,9 @@ from .family import Family
 
 
 class Flux2(Family):
-    """Latents [4 C, H/2, W/2], already patches of the autoencoder's and normalised; timestep sigma; layers of a language model as text.
+    """FLUX.2: latents [4 C, H/2, W/2], which are normalised 2x2 patches; timestep sigma; layers of a language model as text.
 
-    klein is guided by a second call with the empty text, and not at all where it is step-distilled; dev has guidance as an input.
+    klein is guided by a second call with the empty text; a step-distilled klein is not guided. dev has a guidance input.
     """
 
     pipelines = ("Flux2KleinPipeline", "Flux2Pipeline")
@@ -55,11 +55,11 @@ class Flux2(Family):
 
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         if self.pipeline.config.get("is_distilled", False) or self.guidance is not None:
-            raise ValueError("this FLUX.2 is distilled and not guided by a second text: take the policy without Guided")
+            raise ValueError("this FLUX.2 is distilled, so it cannot be guided by a second text: take the policy without Guided")
         return negative + scale * (positive - negative)
 
     def shift(self, steps: int) -> float:
-        """Mu, linear in the tokens at 10 and at 200 steps and in the steps between; beyond 4,300 tokens the line of 200 steps."""
+        """Log-shift mu: linear in the tokens at 10 and at 200 steps, linear in the steps between; above 4,300 tokens as at 200 steps."""
         many = 0.00016927 * self.tokens + 0.45666666
         few = 8.73809524e-05 * self.tokens + 1.89833333
         return many if self.tokens > 4300 else many + (few - many) * (200 - steps) / 190

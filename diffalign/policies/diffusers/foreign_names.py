@@ -1,4 +1,4 @@
-"""Adapters under the names of a model's first authors, by diffusers' own conversions."""
+"""Conversion of adapters with the names of a model's first authors, by diffusers' own functions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def converted(pipeline: Any, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Pairs of matrices under names of diffusers, as `pipeline.load_lora_weights` would rename and split them.
+    """Rename and split pairs of matrices to diffusers' names, as `pipeline.load_lora_weights` does.
 
     Args:
-        pipeline: whose class knows the conversion
-        config: of its denoiser
-        tensors: without alphas, which are multiplied in before
+        pipeline: pipeline whose class knows the conversion
+        config: configuration of its denoiser
+        tensors: matrices without alphas, which must have been multiplied in before
 
     Raises:
         ValueError: diffusers does not know the names, or would drop some of the tensors.
@@ -38,7 +38,7 @@ def _renamed(pipeline: Any, config: Any, tensors: Mapping[str, Tensor]) -> Mappi
     told = {"unet_config": config} if isinstance(pipeline, StableDiffusionXLLoraLoaderMixin) else {}
     try:
         result = type(pipeline).lora_state_dict(dict(tensors), **told)
-    except Exception as error:  # conversions fail in many ways: missing keys, assertions on sizes, lists that did not become empty
+    except Exception as error:  # conversions fail in many ways: missing keys, assertions on sizes, keys that are left over
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{type(error).__name__}: {lines[0][:160]}") from error
     renamed: Mapping[str, Tensor] = result[0] if isinstance(result, tuple) else result

@@ -1,4 +1,4 @@
-"""Noise grids of diffusers' flow-matching schedulers, read without their state."""
+"""Noise grids of diffusers' flow-matching schedulers, computed without changing a scheduler."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def flow_sigmas(scheduler: Any, steps: int, mu: float, *, uniform: bool) -> Tensor:
-    """The sigmas that a pipeline would walk: [steps + 1], float32.
+    """Sigmas that a pipeline would use: [steps + 1], float32.
 
     Args:
-        scheduler: of the pipeline; it is not touched. One that is no Euler scheduler (Sana ships a solver of higher order) lends its
-            shift to an Euler grid, because every step of a policy is one of first order
+        scheduler: scheduler of the pipeline; not changed. Of a scheduler other than Euler's (Sana ships a solver of higher order) only the
+            shift is used, for an Euler grid, because every step of a policy is of first order
         steps: denoising steps
-        mu: log-shift, where the scheduler shifts dynamically
-        uniform: whether the pipeline hands over sigmas 1 .. 1/steps, instead of leaving them to the scheduler
+        mu: log-shift, used if the scheduler shifts dynamically
+        uniform: whether the pipeline gives the scheduler sigmas 1 .. 1/steps, instead of leaving them to the scheduler
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 

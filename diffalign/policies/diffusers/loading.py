@@ -1,4 +1,4 @@
-"""From a pipeline folder or hub id to its family, found by the class that its model_index.json names."""
+"""Loading of a pipeline folder or hub id. The family is found by the class that its model_index.json names."""
 
 import functools
 import importlib
@@ -13,14 +13,15 @@ import attrs
 import torch
 
 from diffalign.core import HostWeights
-from diffalign.embedded import SHAPEWORLD
 
 from .family import Family, Setting
 from .mapped import hold, loading_dtype
 from .quantization import Quantization, quantize
+from .single_file import has_text_encoders, with_file
+from .source import Source, require_weights
 
 GROUP = "diffalign.families"
-"""The entry point group by which another distribution announces a family: name = "module:Class"."""
+"""Entry point group by which another distribution announces a family: name = "module:Class"."""
 
 
 @functools.cache
@@ -39,28 +40,30 @@ def _concrete(kind: Any) -> Iterator[type[Family]]:
 
 
 def families() -> tuple[type[Family], ...]:
-    """All that are known: those of this folder, of entry points, and of modules that were imported. A stranger's comes first."""
+    """All known families: those of this folder, of entry points, and of imported modules. Families of others come first."""
     _imported()
     return tuple(sorted(_concrete(Family), key=lambda family: family.__module__.startswith("diffalign.")))
 
 
 @attrs.frozen(eq=False)
 class Loaded:
-    """A pipeline, taken apart.
+    """Pipeline that was split into its family and its denoiser.
 
     Args:
-        family: with text encoders and autoencoder
+        family: family, with text encoders and autoencoder
         network: the denoiser
-        folder: where the pipeline lies
+        folder: folder of the pipeline
+        encoders: file that the text encoders' weights were taken from, if not the folder's; None if there is none
     """
 
     family: Family
     network: Any
     folder: Path
+    encoders: Path | None = None
 
 
 def load_family(
-    path: str,
+    source: Source,
     dtype: torch.dtype,
     device: torch.device,
     setting: Setting,
@@ -70,46 +73,46 @@ def load_family(
     """Load a pipeline and find its family.
 
     Args:
-        path: folder, hub id, or "shapeworld"
-        dtype: of all weights; an autoencoder that overflows in half precision is loaded in float32
-        device: of the denoiser, and of the rest unless it is offloaded
-        setting: choices of the run
-        quantization: of the denoiser's blocks; None keeps them in `dtype`
-        host: holds the denoiser's weights until they are spread over processes; None moves it to the device
+        source: files to load
+        dtype: type of all weights; an autoencoder that overflows in half precision is loaded in float32
+        device: device of the denoiser, and of the rest unless it is offloaded
+        setting: settings of the run
+        quantization: quantization of the denoiser's blocks; None keeps them in `dtype`
+        host: holds the denoiser's weights until they are sharded; None moves the denoiser to the device
 
     Raises:
-        ValueError: no pipeline there, or one of a class that no family serves.
+        ValueError: there is no pipeline, no family serves its class, or the weights do not fit it.
     """
-    from diffusers import DiffusionPipeline
+    import diffusers
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    source = str(SHAPEWORLD / "model") if path == "shapeworld" else path
-    try:
-        config = DiffusionPipeline.load_config(source)
-        name = config["_class_name"]
-    except (OSError, KeyError) as error:
-        raise ValueError(
-            f"policy.path must be a diffusers pipeline folder (with model_index.json), a hub id, or 'shapeworld'; got {path!r}: {error}"
-        ) from error
+    config = source.index()
+    name = config["_class_name"]
     family = next((family for family in families() if name in family.pipelines), None)
     if family is None:
         known = ", ".join(sorted({pipeline for family in families() for pipeline in family.pipelines}))
         raise ValueError(
-            f"policy.path: {path!r} is a {name}, and no adapter serves that class. Known: {known}. "
+            f"policy.path: {source.path!r} is a {name}, and no adapter serves that class. Known: {known}. "
             "To add one, write your own adapter: docs/adapters.md."
         )
-    folder = Path(source) if Path(source).is_dir() else Path(DiffusionPipeline.download(source))
+    folder = source.fetched()
     absent = {part: None for part in family.optional if (config.get(part) or [None])[0] is None}
     part = family.component
-    loaded = dtype if host is None else loading_dtype(folder / part, config[part], dtype)
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype={"default": dtype, part: loaded}, **absent)
+    loaded = dtype
+    if source.single_file is not None:
+        pipeline = with_file(getattr(diffusers, name), folder, config, part, source.single_file, dtype, source.variant, absent)
+    else:
+        require_weights(folder, [each for each, kind in config.items() if isinstance(kind, list) and kind[0]], source.variant)
+        loaded = dtype if host is None else loading_dtype(folder / part, config[part], dtype, source.variant)
+        types = {"default": dtype, part: loaded}
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=types, variant=source.variant, **absent)
     if dtype == torch.float16 and pipeline.vae.config.get("force_upcast"):
         pipeline.vae.float()
     network = getattr(pipeline, part)
-    if quantization is not None:  # before it moves: whole weights may not fit the device
+    if quantization is not None:  # before the denoiser is moved, because unquantised weights may not fit the device
         quantize(network, quantization)
     if host is None:
         network.to(device)
@@ -119,6 +122,7 @@ def load_family(
     if host is not None:
         made.placed(device, dtype)
     if not setting.offload:
-        made.pipeline.to(device)  # it has all but the denoiser
-    made.source, made.folder = path, folder
-    return Loaded(made, network, folder)
+        made.pipeline.to(device)  # the pipeline has no denoiser any more
+    made.source, made.folder = source.path, folder
+    file = source.single_file
+    return Loaded(made, network, folder, Path(file) if file is not None and has_text_encoders(file) else None)

@@ -1,7 +1,6 @@
-"""A denoiser on the host, mapped from its files: no process has a copy of its own."""
+"""Denoiser on the host, mapped from its files, so that no process has its own copy."""
 
 import importlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,52 +11,51 @@ from torch import nn
 
 from diffalign.core import HostWeights
 
+from .source import stored_files
+
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def stored_dtype(folder: Path) -> torch.dtype | None:
-    """The one type of all weights in a component's safetensors files; None where there are several, or no such files.
+def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype | None:
+    """Common type of all weights in a component's safetensors files; None if there are several types or no such files.
 
     Args:
-        folder: of the component, as diffusers writes it
+        folder: folder of the component, as diffusers writes it
+        variant: variant of its files
     """
-    from diffusers.utils.constants import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
     from safetensors import safe_open
 
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {SAFETENSORS_WEIGHTS_NAME}
     found: set[torch.dtype | None] = set()
-    for name in names:
-        if not (folder / name).exists():
-            return None
-        with safe_open(folder / name, "pt") as file:
+    for stored in stored_files(folder, variant):
+        with safe_open(stored, "pt") as file:
             found.update(_TYPES.get(file.get_slice(key).get_dtype()) for key in file.keys())  # noqa: SIM118  not a mapping
     return found.pop() if len(found) == 1 else None
 
 
-def loading_dtype(folder: Path, source: Sequence[str], dtype: torch.dtype) -> torch.dtype:
-    """The type in which a denoiser that waits is to be loaded: that of its files, so that it can stay mapped, where a later cast is equal.
+def loading_dtype(folder: Path, source: Sequence[str], dtype: torch.dtype, variant: str | None = None) -> torch.dtype:
+    """Type in which a waiting denoiser is loaded: that of its files, so that it can stay mapped, if a later cast gives equal weights.
 
-    It is not equal where diffusers keeps some modules in float32, and in float16, through which the digest of a base would be rounded.
+    A later cast differs if diffusers keeps some modules in float32. float16 is left out too: the digest of a base would be rounded by it.
 
     Args:
-        folder: of the component
+        folder: folder of the component
         source: module and class of the denoiser, as model_index.json names them
-        dtype: that is wanted
+        dtype: type that is wanted
+        variant: variant of its files
     """
     library, name = source
     kind = getattr(importlib.import_module(library), name) if library == "diffusers" else None
     equal = kind is not None and dtype != torch.float16 and not kind._keep_in_fp32_modules
-    return (stored_dtype(folder) if equal else None) or dtype
+    return (stored_dtype(folder, variant) if equal else None) or dtype
 
 
 def hold(network: Any, loaded: torch.dtype, dtype: torch.dtype, host: HostWeights) -> Any:
-    """The denoiser as if it had been loaded in `dtype`, but for its weights, which take that type when they are placed.
+    """Give a denoiser the state as if it had been loaded in `dtype`; its weights take that type when they are placed.
 
     Args:
-        network: on the host
-        loaded: the type that was asked for, that of its files
-        dtype: the type that is wanted
+        network: denoiser on the host
+        loaded: type in which it was loaded, that of its files
+        dtype: type that is wanted
         host: holds the weights from now on
     """
     if loaded == dtype:
@@ -69,7 +67,7 @@ def hold(network: Any, loaded: torch.dtype, dtype: torch.dtype, host: HostWeight
 
 
 def _rebuilt(network: Any, dtype: torch.dtype) -> Any:
-    """The same weights in a network that was constructed under another default type, in which its constructor then computes."""
+    """Build the network again under another default type, in which its constructor computes buffers, and give it the same weights."""
     from accelerate.big_modeling import init_empty_weights
 
     weights = {name for name, _ in network.named_parameters()}
@@ -82,7 +80,7 @@ def _rebuilt(network: Any, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """While it is open, new tensors have this floating type."""
+    """Make this the floating type of new tensors while the context is open."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

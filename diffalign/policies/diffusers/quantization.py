@@ -1,4 +1,4 @@
-"""Frozen weights of a denoiser in 4 or 8 bits, by bitsandbytes."""
+"""Quantization of a denoiser's frozen weights to 4 or 8 bits, by bitsandbytes."""
 
 import importlib
 from typing import Any, Literal
@@ -8,19 +8,19 @@ from torch import nn
 Quantization = Literal["nf4", "int8"]
 
 _MARK = {"nf4": "is_loaded_in_4bit", "int8": "is_loaded_in_8bit"}
-"""What peft reads off a network to put adapters above layers of that kind."""
+"""Attribute that peft reads from a network to put adapters on layers of that kind."""
 
 
 def quantize(network: nn.Module, kind: Quantization) -> None:
-    """Replace the linear layers of the network's blocks; their weights shrink when the network is moved to its device.
+    """Replace the linear layers of the network's blocks. Their weights are quantised when the network is moved to its device.
 
-    What stands before and after the blocks (embeddings, projections in and out) is small, and keeps its precision. diffusers' own
-    configuration of the same library would do as much while it reads the files, but not without a GPU.
+    Layers before and after the blocks (embeddings, input and output projections) are small and keep their precision. diffusers can do the
+    same while it reads the files, but only with a GPU.
 
     Args:
-        network: on the CPU, not trained; its dtype is the one that layers compute in
-        kind: "nf4", 4-bit normal floats in blocks of 64 whose scales are quantised too (4.13 bits a weight); or "int8", 8 bits with a
-            scale per row, for inputs too (LLM.int8 without its threshold)
+        network: network on the CPU, not trained; its layers compute in its dtype
+        kind: "nf4": 4-bit normal floats in blocks of 64 whose scales are quantised too (4.13 bits a weight). "int8": 8 bits with a scale
+            per row, for inputs too (LLM.int8 without its threshold)
 
     Raises:
         ImportError: bitsandbytes is not installed.
@@ -46,7 +46,7 @@ def quantize(network: nn.Module, kind: Quantization) -> None:
         if kind == "nf4":
             new = quantized.Linear4bit(*size, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
             new.weight = quantized.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=new)
-            new.support_avx512bf16_for_cpu = False  # would pack the weights anew in the first forward, which backward cannot read
+            new.support_avx512bf16_for_cpu = False  # it would repack the weights in the first forward, and backward cannot read these
         else:
             new = quantized.Linear8bitLt(*size, has_fp16_weights=False, device="meta")
             new.weight = quantized.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
@@ -57,5 +57,5 @@ def quantize(network: nn.Module, kind: Quantization) -> None:
 
 
 def is_quantized(network: nn.Module) -> bool:
-    """Whether `quantize` has been here, or on the network that this one is a fork of."""
+    """True if the network, or the network of which it is a fork, was quantised by `quantize`."""
     return any(getattr(network, mark, False) for mark in _MARK.values())

@@ -1,4 +1,4 @@
-"""Qwen-Image."""
+"""Adapter of Qwen-Image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,9 +10,9 @@ from .packing import pack, unpack
 
 
 class QwenImage(Family):
-    """Latents [C, H, W] packed into 2x2 patches, timestep sigma, masked texts.
+    """Qwen-Image: latents [C, H, W] packed into 2x2 patches, timestep sigma, masked texts.
 
-    Guidance is rescaled to the length of the positive velocity, per packed token.
+    The guided velocity is rescaled to the length of the positive velocity, for each packed token.
     """
 
     pipelines = ("QwenImagePipeline",)
@@ -38,7 +38,7 @@ class QwenImage(Family):
             timestep=sigma,
             guidance=None if self.guidance is None else torch.full_like(sigma, self.guidance),
             encoder_hidden_states=embeds,
-            encoder_hidden_states_mask=None if bool(mask.all()) else mask.long(),  # the pipeline too leaves a full mask out
+            encoder_hidden_states_mask=None if bool(mask.all()) else mask.long(),  # the pipeline also leaves out a full mask
             img_shapes=[[(1, height // 2, width // 2)]] * batch,
             return_dict=False,
         )[0]

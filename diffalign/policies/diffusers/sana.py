@@ -1,4 +1,4 @@
-"""Sana (arXiv:2410.10629)."""
+"""Adapter of Sana (arXiv:2410.10629)."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from .family import Family
 
 
 class Sana(Family):
-    """Latents [C, H, W] of a 32-fold autoencoder, timestep 1000 sigma, masked texts behind an instruction that negative texts go without.
+    """Sana: latents [C, H, W] of a 32-fold autoencoder, timestep 1000 sigma, masked texts. Prompts, not negatives, follow an instruction.
 
-    Released pipelines carry a solver of higher order; its shift is kept, and the steps are Euler's.
+    Released pipelines have a solver of higher order. Its shift is used, but the steps are Euler steps.
     """
 
     pipelines = ("SanaPipeline",)
@@ -46,4 +46,4 @@ class Sana(Family):
             timestep=1000 * sigma * self.config.timestep_scale,
             return_dict=False,
         )[0]
-        return output[:, : latents.shape[1]]  # a network that also learned its variance puts it behind
+        return output[:, : latents.shape[1]]  # a network that also learned its variance appends it as further channels

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 (arXiv:2403.03206)."""
+"""Adapter of Stable Diffusion 3 and 3.5 (arXiv:2403.03206)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,9 +8,9 @@ from .family import Family
 
 
 class StableDiffusion3(Family):
-    """Latents [C, H, W] as they are, timestep 1000 sigma, CLIP and T5 tokens joined, pooled CLIP beside them.
+    """Stable Diffusion 3: latents [C, H, W] unpacked, timestep 1000 sigma, CLIP and T5 tokens joined, and pooled CLIP.
 
-    Without a T5 encoder as many zero tokens are appended.
+    Without a T5 encoder, zero tokens replace its tokens.
     """
 
     pipelines = ("StableDiffusion3Pipeline",)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x (arXiv:2112.10752)."""
+"""Adapter of Stable Diffusion 1.x and 2.x (arXiv:2112.10752)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (arXiv:2307.01952)."""
+"""Adapter of Stable Diffusion XL (arXiv:2307.01952)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from .unet import UNetFamily
 
 
 class StableDiffusionXL(UNetFamily):
-    """Stable Diffusion XL: tokens of two CLIPs, the pooled second one, and the size of the picture; an empty negative text is zeros."""
+    """Stable Diffusion XL: tokens of two CLIPs, the pooled second one, and the image size. An empty negative text becomes zeros."""
 
     pipelines = ("StableDiffusionXLPipeline",)
     optional = ("feature_extractor", "image_encoder")

@@ -1,8 +1,8 @@
-"""UNets of the variance-preserving diffusion, in the convention of flows.
+"""UNets of variance-preserving diffusion, converted to the convention of flows.
 
 With a^2 = alphas_cumprod[t] and s^2 = 1 - a^2, the latents are z_t = a x_0 + s noise. Divided by a + s they lie on the straight path of
-the house: sigma = s / (a + s), x_sigma = z_t / (a + s). DDIM's and Euler's steps are then the house's Euler step, exactly (DDIM's where the
-number of steps divides that of the training levels: else it steps to other levels than it calls its network at).
+this package: sigma = s / (a + s), x_sigma = z_t / (a + s). The steps of DDIM and Euler then equal the Euler step of this package (for DDIM
+only if the number of steps divides the number of training levels: else it steps to other levels than those of its network calls).
 """
 
 import inspect
@@ -17,11 +17,11 @@ from .family import Family, Setting
 
 
 class UNetFamily(Family):
-    """What the UNet families share.
+    """Shared code of the UNet families.
 
-    The grid is the training levels at even distances from the last one down ("trailing", arXiv:2305.08891), so that every rollout
-    starts where the prior is known; a released scheduler's own spacing may start below. It ends where the scheduler ends: at 0, or at
-    the first training level where the configuration says so (set_alpha_to_one: false).
+    The grid takes training levels at even distances, from the last one down ("trailing", arXiv:2305.08891). So every rollout starts at the
+    level where the prior is known; a scheduler's own spacing may start below it. The grid ends where the scheduler ends: at 0, or at the
+    first training level if the configuration has set_alpha_to_one: false.
     """
 
     component: ClassVar[str] = "unet"
@@ -39,13 +39,13 @@ class UNetFamily(Family):
         clean = scheduler.alphas_cumprod.double()
         self.levels = (1 - clean).sqrt() / (clean.sqrt() + (1 - clean).sqrt())  # [1000] sigma of each timestep, rising
         self.last = float(self.levels[0]) if _ends_above_zero(scheduler) else 0.0
-        # latents of a scheduler over s / a (Euler's) start at its own multiple of unit noise; those of the others are unit noise
+        # a scheduler over s / a (Euler's) starts at its own multiple of unit noise; the others start at unit noise
         top, start = float(self.levels[-1]), float(getattr(scheduler, "init_noise_sigma", 1.0))
         self.prior_scale = start * (1 - top) if start > 1 else ((1 - top) ** 2 + top**2) ** 0.5
 
     @abstractmethod
     def extra(self, tensors: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, Any]:
-        """Further arguments of the UNet, for the encoded texts and the height and width of the latents."""
+        """Further arguments of the UNet, from the encoded texts and the height and width of the latents."""
 
     def prior(self, noise: Tensor) -> Tensor:
         return self.prior_scale * noise
@@ -53,19 +53,19 @@ class UNetFamily(Family):
     def sigmas(self, steps: int) -> Tensor:
         count = len(self.levels)
         if steps > count:
-            raise ValueError(f"steps must be at most {count}, the levels that the UNet was trained on; got {steps}")
+            raise ValueError(f"steps must be at most {count}, the number of levels that the UNet was trained on; got {steps}")
         timesteps = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round().long() - 1
         return torch.cat([self.levels[timesteps], torch.tensor([self.last], dtype=torch.float64)]).float()
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """[B] sigma -> [B] timestep between the trained levels, which is whole for the levels themselves."""
+        """Convert sigma [B] to timesteps [B]. Trained levels give whole numbers; between them the timestep is interpolated."""
         levels = self.levels.to(sigma.device)
         wanted = sigma.double().clamp(levels[0], levels[-1])
         above = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
         low, high = levels[above - 1], levels[above]
         time = above - 1 + (wanted - low) / (high - low)
         near = time.round()
-        # a sigma in float32 says its timestep to 2e-4; UNets were trained on whole ones
+        # a sigma in float32 gives its timestep with an error of 2e-4, but UNets were trained on whole timesteps
         return torch.where((time - near).abs() < 1e-2, near, time).to(torch.float32)
 
     def velocity(self, network: nn.Module, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -91,7 +91,7 @@ class UNetFamily(Family):
 
 
 def _ends_above_zero(scheduler: Any) -> bool:
-    """Whether the last step leads to the first training level; a configuration may carry keys that only another scheduler reads."""
+    """True if the last step leads to the first training level. Keys that this scheduler does not read are ignored."""
     known, config = inspect.signature(type(scheduler).__init__).parameters, scheduler.config
     if "final_sigmas_type" in known:
         return bool(config.final_sigmas_type != "zero")

@@ -1,4 +1,4 @@
-"""Z-Image and Z-Image-Turbo."""
+"""Adapter of Z-Image and Z-Image-Turbo."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,9 +10,9 @@ from .family import Family
 
 
 class ZImage(Family):
-    """Lists of latents [C, 1, H, W] and of texts without padding; time 1 - sigma; the output is x_0 - noise, so it is negated.
+    """Z-Image: lists of latents [C, 1, H, W] and of unpadded texts; time 1 - sigma; the output is x_0 - noise, so it is negated.
 
-    Guidance is p + g (p - n): the usual scale is 1 + g, and none is 0.
+    Guidance is p + g (p - n): g = 0 means no guidance, and the usual scale is 1 + g.
     """
 
     pipelines = ("ZImagePipeline",)
@@ -21,7 +21,7 @@ class ZImage(Family):
     no_guidance = 0.0
 
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        # a copy: the pipeline writes its chat template into the list that it gets
+        # a copy, because the pipeline writes its chat template into the list
         rows, _ = self.pipeline.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length, device=self.device
         )

@@ -1,4 +1,4 @@
-"""Prompt sources."""
+"""Lists and files of prompts."""
 
 import codecs
 import csv
@@ -12,8 +12,10 @@ from typing import Any
 
 import attrs
 
-from .core import ConfigError, Prompt, Size
-from .embedded import WORLDS
+from diffalign.core import ConfigError, Prompt, Size
+from diffalign.embedded import WORLDS
+
+from .lists import NAMES, PREFIX, generated
 
 
 def _fixed(prompts: Sequence[Prompt | str]) -> tuple[Prompt | str, ...]:
@@ -22,16 +24,16 @@ def _fixed(prompts: Sequence[Prompt | str]) -> tuple[Prompt | str, ...]:
 
 @attrs.frozen
 class Prompts:
-    """A list of prompts in a shuffled, endless order that depends on (seed, step) alone, so that resume needs no state.
+    """List of prompts in a shuffled, endless order that depends only on (seed, step), so that resume needs no state.
 
-    Every epoch is a permutation of its own; a step takes the next `count` prompts. Prompts that ask for a size ("height" and "width" in
-    their metadata) are drawn with others of that size only, so that all samples of a step share a shape: step s takes the next `count` of
-    those that are as large as prompt s of the endless order. In as many steps as there are prompts, each comes `count` times.
+    Every epoch is a new permutation; a step takes the next `count` prompts. All samples of a step must have one shape. So prompts that ask
+    for an image size ("height" and "width" in their metadata) are drawn only with others of that size: step s takes the size of prompt s
+    in the endless order, and then the next `count` prompts of that size. In as many steps as there are prompts, each comes `count` times.
 
     Args:
-        prompts: at least one
-        seed: of the shuffles
-        shuffle: keep the order of the list if false
+        prompts: prompts, at least one
+        seed: seed of the shuffles
+        shuffle: whether to shuffle; False keeps the order of the list
     """
 
     prompts: Sequence[Prompt | str] = attrs.field(converter=_fixed)
@@ -58,7 +60,7 @@ class Prompts:
         return [bucket[orders[place // length][place % length]] for place in places]
 
     def _turn(self, step: int) -> tuple[Sequence[Prompt], int]:
-        """The prompts that a step chooses from, and how many steps before it did so."""
+        """Prompts from which a step chooses, and the number of earlier steps that chose from them."""
         if len(self._buckets) == 1:
             return next(iter(self._buckets.values())), step
         rounds, place = divmod(step, len(self.prompts))
@@ -75,23 +77,26 @@ class Prompts:
 
 @attrs.frozen
 class PromptFile:
-    """The prompts of a file, by its ending (in any case): UTF-8, with a byte order mark or without, lines that end at line feeds alone.
+    """Prompts of a UTF-8 file. The suffix of its name (in upper or lower case) gives the format:
 
-        .txt             one a line
+        .txt             one prompt per line
         .json            a list of texts or objects
-        .jsonl, .ndjson  a text or an object a line
+        .jsonl, .ndjson  a text or an object per line
         .csv, .tsv       a table whose first line names the columns, one of them "prompt"
 
-    An object has "prompt" and any other fields, which become the prompt's metadata, as the other columns of a table do (as text); "height"
-    and "width" (pixels) are the size that it is drawn in, see `Prompts`. Empty lines may stand at the end alone.
+    An object has "prompt" and any other fields, which become the prompt's metadata. So do the other columns of a table, as text. "height"
+    and "width" (pixels) are the image size, see `Prompts`. Empty lines are allowed only at the end. Lines end at line feeds only. The
+    file may begin with a byte order mark.
 
     Args:
-        path: the file. "shapeworld/NAME" (count, binding, relation, text, all) and "digits/NAME" (any, set, name, all) are lists that ship
-            with the package, each also with -held-out
-        seed, shuffle: as in `Prompts`
+        path: path of the file. "shapeworld/NAME" (count, binding, relation, text, all) and "digits/NAME" (any, set, name, all) are lists
+            that ship with the package; "generated/NAME" (composition, text, preference, geneval) are drawn by rule and need no file. Add
+            -held-out to a name for its held-out list (geneval has none)
+        seed, shuffle: see `Prompts`
 
     Raises:
-        ConfigError: no such file, another ending, an empty file, a line that is empty, malformed or no text (with its number).
+        ConfigError: the file does not exist, is empty or has another suffix, or a line is empty, malformed or no text (the message gives
+            its number).
     """
 
     path: str
@@ -104,7 +109,7 @@ class PromptFile:
 
     @property
     def prompts(self) -> Sequence[Prompt | str]:
-        """The list, in the file's order."""
+        """List of prompts, in the file's order."""
         return self._prompts.prompts
 
     def draw(self, step: int, count: int) -> list[Prompt]:
@@ -113,10 +118,10 @@ class PromptFile:
 
 
 def require_readable(text: str, where: str) -> str:
-    """The text, if a tokenizer can read it.
+    """Return the text if a tokenizer can read it.
 
     Raises:
-        ConfigError: it holds half a character (a lone surrogate), as broken JSON escapes and bytes of another encoding leave it.
+        ConfigError: it holds half a character (a lone surrogate), which comes from broken JSON escapes or another encoding.
     """
     odd = next((place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
     if odd is not None:
@@ -128,13 +133,15 @@ def require_readable(text: str, where: str) -> str:
 
 
 def read_prompts(path: str) -> list[Prompt]:
-    """The prompts of a file, in order; see `PromptFile`."""
+    """Read the prompts of a file, in order; see `PromptFile`."""
     world, _, name = path.partition("/")
+    if world == PREFIX and not Path(path).suffix:
+        return generated(name)
     file = WORLDS[world] / "prompts" / f"{name}.txt" if world in WORLDS and not Path(path).suffix else Path(path)
     ending = file.suffix.lower()
     if ending not in _READERS:
         known = ", ".join(_READERS)
-        raise ConfigError(f"prompts.path must end in one of {known}, which says how the file is read; got {path!r}")
+        raise ConfigError(f"prompts.path must end in one of {known}, which gives the format; got {path!r}")
     prompts = [_prompt(entry, where) for entry, where in _READERS[ending](_text(file, path), path)]
     if not prompts:
         raise ConfigError(f"{path} must hold at least one prompt; it is empty")
@@ -142,7 +149,7 @@ def read_prompts(path: str) -> list[Prompt]:
 
 
 Entries = Iterator[tuple[Any, str]]
-"""What should be prompts, each with its place for messages."""
+"""Entries that should be prompts, each with its place for messages."""
 
 
 def _text(file: Path, path: str) -> str:
@@ -153,12 +160,12 @@ def _text(file: Path, path: str) -> str:
         return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         lists = ((world, each.stem) for world, folder in WORLDS.items() for each in sorted((folder / "prompts").glob("*.txt")))
-        shipped = ", ".join(f"{world}/{name}" for world, name in lists)
+        shipped = ", ".join(f"{world}/{name}" for world, name in [*lists, *((PREFIX, name) for name in NAMES)])
         raise ConfigError(f"prompts.path must be a readable UTF-8 file; got {path!r}: {error}. Shipped lists: {shipped}") from error
 
 
 def _lines(text: str, path: str) -> Iterator[tuple[str, str]]:
-    """Lines with their places; U+2028 and its like are letters of a prompt."""
+    """Yield lines with their places. Other line separators, such as U+2028, are part of a prompt."""
     lines = text.split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -246,5 +253,5 @@ def _prompt(entry: Any, where: str) -> Prompt:
 
 
 def _stripped(text: str) -> str:
-    """Without blanks around it, and without byte order marks, which are copied along with text."""
+    """Remove spaces around a text, and byte order marks, which are often copied with text."""
     return text.strip().strip("\ufeff").strip()
