@@ -45,14 +45,14 @@ coverage: install $(VENV)/.quantized
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov=diffalign --cov-report=term-missing:skip-covered
 
 bench: install
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python -m benchmarks cost overhead
 
 # on a machine with a GPU (any torch with CUDA; without a network: make wheels-gpu): what must be true there, in some four minutes on an H100.
 # PARTS="contract demo" chooses; without a GPU it takes the pretended device and tiny models
 PARTS ?=
 GPU_PYTHON ?= python3
 gpu-check:
-	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) benchmarks/gpu_check.py $(if $(PARTS),--only $(PARTS)) --json gpu-check.json
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(GPU_PYTHON) -m benchmarks break gpu $(if $(PARTS),--only $(PARTS)) --json gpu-check.json
 
 # what is written from the constructors
 reference: install

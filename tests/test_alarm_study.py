@@ -1,21 +1,15 @@
 """The study of the hacking alarm: replays, noise, and the table in the documentation."""
 
-import importlib
 import json
 import re
 from pathlib import Path
 
-import pytest
 import torch
+
+from benchmarks.study import alarm as study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "alarm_study.json").read_text())
-
-
-@pytest.fixture
-def study(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("alarm_study")
 
 
 def recorded(folder, held_out):
@@ -36,7 +30,7 @@ def recorded(folder, held_out):
     return folder
 
 
-def test_a_recorded_run_is_put_to_the_rule(study, tmp_path):
+def test_a_recorded_run_is_put_to_the_rule(tmp_path):
     level = [0.7, 0.74, 0.66, 0.7, 0.73, 0.67] * 3
     healthy, hacked = study.replayed(recorded(tmp_path / "a", level)), study.replayed(recorded(tmp_path / "b", [*level, *[0.3] * 6]))
     assert (healthy["alarms"], healthy["steps"]) == ({}, 18)
@@ -44,13 +38,13 @@ def test_a_recorded_run_is_put_to_the_rule(study, tmp_path):
     assert hacked["nearest"]["judge"] < -4.5 < healthy["nearest"]["judge"] < 0
 
 
-def test_noise_rings_more_often_at_a_lower_threshold(study):
+def test_noise_rings_more_often_at_a_lower_threshold():
     shares = list(study.noisy(20, 30, groups=10, correlation=0.6, spread=0.1).values())
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 0
 
 
-def test_hacks_like_what_they_are_named_after(study):
+def test_hacks_like_what_they_are_named_after():
     flat, drawn = torch.tensor([0.9, 0.1, 0.1])[:, None, None].expand(3, 8, 8).clone(), torch.ones(3, 8, 8)
     drawn[:, ::2, ::2] = 0.0
     for hack in (study.red, study.loud):

@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.options import parser_of
+from benchmarks.programs import programs_of
 from diffalign import cli, config
 from diffalign.config import parts, run
 from diffalign.core import ConfigError
@@ -161,6 +163,11 @@ def test_commands_and_their_options_exist(file, capsys):
         if program == "make":
             targets = [word for word in rest if "=" not in word]
             assert all(f"\n{target}:" in makefile for target in targets), f"{file.name}: {entry}"
+        elif rest[:2] == ["-m", "benchmarks"]:
+            for room, name, *options in [rest[2:]] if len(rest) > 3 else []:
+                found = programs_of(room)[name]
+                told = parser_of(found.main(), name, found.told).format_help()
+                assert all(option in told for option in options if option.startswith("--")), f"{file.name}: {entry}"
         elif program == "python" and rest[0] == "-m":
             assert importlib.util.find_spec(rest[1]), f"{file.name}: {entry}"
         elif program == "python":
@@ -190,7 +197,8 @@ def test_the_walk_sees_commands_that_do_not_exist(tmp_path, capsys):
         "`diffalign train RUN --resumed`",
         "    diffalign evaluat RUN",
         "```\nmake everything\n```",
-        "`python benchmarks/none.py`",
+        "`python examples/none.py`",
+        "`python -m benchmarks cost overhead --none`",
     ):
         page.write_text(f"Text.\n\n{wrong}\n")
         if "evaluat " in wrong:

@@ -95,8 +95,8 @@ def test_a_crash_at_any_point_leaves_a_folder_that_goes_on(tmp_path, monkeypatch
 
 
 def test_a_few_kills_in_earnest():
-    script = Path(__file__).parents[1] / "benchmarks" / "kill_study.py"
-    done = start(script, "--kills", 3, "--steps", 6, environment={"PYTHONPATH": str(script.parents[1])}, limit=200)
+    words = ["break", "kill", "--kills", 3, "--steps", 6]
+    done = start("-m", "benchmarks", *words, environment={"PYTHONPATH": str(Path(__file__).parents[1])}, limit=200)
     assert done.returncode == 0, done.stdout + done.stderr
     tally = dict(line.split() for line in done.stdout.splitlines())
     assert (tally["kills"], tally["lost"], tally["torn"], tally["equal"]) == ("3", "0", "0", "True")

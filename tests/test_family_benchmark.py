@@ -1,30 +1,21 @@
 """The benchmark of real model sizes on its tiny networks: what it counts, and what it writes."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
+import attrs
 import pytest
+import torch
 
+from benchmarks.cost import families
+from benchmarks.subjects import random_families
 from diffalign.samplers import FixedPlan
 
-ROOT = Path(__file__).parents[1]
 
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module
-
-
-def test_a_step_is_counted_in_both_orders(benchmark, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "argv", ["families.py", "--tiny", "--device", "cpu", "--repeats", "1", "--rows", "3", "--peak", "1e-3"])
-    sys.argv += ["--sub-batch", "3"]
-    sys.argv += ["--families", "flux", "--ways", "diffalign", "checkpointing", "release", "--json", str(tmp_path / "families.json")]
-    families = benchmark("families")
+def test_a_step_is_counted_in_both_orders(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(families.SCHEDULES, families.TINY_FLUX, (5, FixedPlan((1, 2))))  # 9 leaves
-    families.main()
+    few = {"families": ("flux",), "ways": ("diffalign", "checkpointing", "release"), "json": tmp_path / "families.json"}
+    options = families.Options(tiny=True, device="cpu", repeats=1, rows=3, sub_batch=3, peak=1e-3, **few)
+    families.main(options)
     written = json.loads((tmp_path / "families.json").read_text())
     (family,) = written["families"].values()
     model, ways = family["model"], family["ways"]
@@ -41,18 +32,16 @@ def test_a_step_is_counted_in_both_orders(benchmark, monkeypatch, tmp_path, caps
         assert row["update_mfu"] == pytest.approx(useful / row["update_s"] / 1e9)
         assert row["rollout_mfu"] == pytest.approx(row["rollout_rows"] * model["forward"] / row["rollout_s"] / 1e9)
     assert "diffalign" in capsys.readouterr().out
-    about = {key: value for key, value in written.items() if key != "families"}
-    assert families._before(tmp_path / "families.json", about) == written["families"]
-    assert families._before(tmp_path / "families.json", {**about, "device": "another"}) == {}
+    with pytest.raises(SystemExit, match=r"families.json must be of options .*'rows': 2.*; it is of .*give another --json file"):
+        families.main(attrs.evolve(options, rows=2))
 
 
 def linear(tokens, *sizes):
     return sum(2 * tokens * inputs * outputs for inputs, outputs in sizes)
 
 
-def test_operations_are_those_of_the_matrix_products(benchmark):
-    families = benchmark("random_families")
-    counted = families.counted(families.TINY_FLUX)
+def test_operations_are_those_of_the_matrix_products():
+    counted = random_families.counted(random_families.TINY_FLUX)
     width, image, text, rank = 128, 16, 32, 8
     both = image + text
     attention = 4 * both**2 * width
@@ -77,19 +66,15 @@ def test_operations_are_those_of_the_matrix_products(benchmark):
     assert counted.forward < counted.backward < 1.3 * counted.forward
 
 
-def test_the_published_shape_has_the_published_size(benchmark):
-    families = benchmark("random_families")
-    counted = families.counted(families.SD35_MEDIUM)
+def test_the_published_shape_has_the_published_size():
+    counted = random_families.counted(random_families.SD35_MEDIUM)
     assert counted.weights == pytest.approx(2.24e9, rel=0.005)
     assert counted.adapter == sum(4 * 32 * 2 * 1536 for _ in range(24))
     assert 2 * 1024 * 1e9 < counted.forward < 2 * (1024 + 333) * counted.weights  # a token passes one of two streams
 
 
-def test_nothing_but_the_denoiser_is_there(benchmark):
-    import torch
-
-    families = benchmark("random_families")
-    policy = families.policy_of(families.TINY_SD35, torch.bfloat16, "cpu")
+def test_nothing_but_the_denoiser_is_there():
+    policy = random_families.policy_of(random_families.TINY_SD35, torch.bfloat16, "cpu")
     assert policy.precision == torch.bfloat16
     assert {tensor.dtype for tensor in policy.trainable_parameters().values()} == {torch.float32}
     parts = {name: part for name, part in policy.family.pipeline.components.items() if part is not None}

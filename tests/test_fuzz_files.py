@@ -1,17 +1,11 @@
-"""Broken run files, overrides and prompt files: a small share of what `benchmarks/fuzz.py` tries."""
-
-import importlib.util
-from pathlib import Path
+"""Broken run files, overrides and prompt files: a small share of what `python -m benchmarks break fuzz` tries."""
 
 import pytest
 from hypothesis import given, settings
 
+from benchmarks.breaking import fuzz
 from diffalign import config
 from diffalign.core import ConfigError
-
-_spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[1] / "benchmarks" / "fuzz.py")
-fuzz = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fuzz)
 
 
 def test_the_run_that_is_broken_is_whole_before():

@@ -1,17 +1,11 @@
 """The measurement of how much of a gradient is signal."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from started import start
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from gradient_noise import signal  # noqa: E402
+from benchmarks.study.gradient_noise import main, signal
 
 
 def test_signal_is_the_squared_cosine_with_the_true_gradient():
@@ -26,10 +20,9 @@ def test_signal_is_the_squared_cosine_with_the_true_gradient():
     assert abs(noise) < 3 * error
 
 
-def test_a_run_is_measured_and_left_alone(tmp_path):
-    short = ["--batches", 2, "--prompts_per_step", 1, "--json", "table.json"]
-    done = start(ROOT / "benchmarks/gradient_noise.py", "shapeworld_tmpo", *short, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_run_is_measured_and_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main("shapeworld_tmpo", changes=("prompts_per_step=1",), batches=2, json=tmp_path / "table.json")
     layers = json.loads((tmp_path / "table.json").read_text())["layers"]
     assert layers.pop("all")["share of the squared norm"] == pytest.approx(1.0)
     assert sum(row["share of the squared norm"] for row in layers.values()) == pytest.approx(1.0)

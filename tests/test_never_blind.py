@@ -43,6 +43,12 @@ def test_the_first_and_the_last_step_are_drawn_from_equal_noise(tmp_path: Path) 
     assert (tmp_path / "again" / "images" / "drawn-000000.png").read_bytes() == files[0].read_bytes()
 
 
+def test_a_picture_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys) -> None:
+    (tmp_path / "images").write_text("a file in the place of the folder")
+    ring_loop(tmp_path, [FirstAndLast(tmp_path)]).run(1)
+    assert "drawn-000000.png: FileExistsError" in capsys.readouterr().err
+
+
 # --- signs
 
 

@@ -18,7 +18,7 @@ def attention_kernels(attention: str | None, dispatched: bool) -> tuple[str, ...
 
     cuDNN's kernel is left out unless it is asked for, because its backward pass has known faults. One is a NaN gradient of the queries
     with a mask (https://github.com/pytorch/pytorch/issues/196678). From torch 2.11 on it is the first choice on Hopper, where a forward and
-    backward pass of FLUX.1-dev's shape ends in an execution error (`benchmarks/attention_probe.py flux cudnn+math`). For a name
+    backward pass of FLUX.1-dev's shape ends in an execution error (`python -m benchmarks break attention flux cudnn+math`). For a name
     "_native_...", diffusers selects the kernel if its attention layers use the name. If they call torch directly, only this kernel and
     "math" stay on; "math" computes what the kernel cannot (float32, the wide head of an autoencoder).
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import attrs
 
 from ..core import AlignmentLoop, Hook, Prompt
+from ..core.unessential import unessential
 from ..evaluation import contact_sheet, evaluate
 from ..evaluation.report import DRAWN
 
@@ -61,8 +62,9 @@ class FirstAndLast(Hook):
             )
         if loop.devices.rank == 0:
             file = self.folder / "images" / f"{DRAWN}-{step:06d}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            contact_sheet(result.images, [str(prompt) for prompt in prompts]).save(file)
+            with unessential(str(file)):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                contact_sheet(result.images, [str(prompt) for prompt in prompts]).save(file)
 
     def _chosen(self, loop: AlignmentLoop) -> Sequence[Prompt]:
         """Take the first distinct prompts of the first step."""

@@ -1,36 +1,19 @@
 """The probe of the reward's direction, and the study of four steps, shortened."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import attrs
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.__main__ import main
+from benchmarks.study import few, probe
 from diffalign.core import Progress, Prompt, ScoredBatch, Streams
 from diffalign.digits import DigitsPolicy
 from diffalign.objectives import DGPO, DirectReinforcement, SurrogateReward
 from diffalign.policies import TDMPolicy
 from diffalign.samplers import DeterministicSampler
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def loaded(name, monkeypatch):
-    """A program as its folder gives it."""
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), str(BENCHMARKS.parent / "examples"), *sys.path])
-    for other in ("ring", "ring_study"):
-        monkeypatch.delitem(sys.modules, other, raising=False)  # the tests have a module of that name
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    for other in ("ring", "ring_study"):
-        sys.modules.pop(other, None)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -41,29 +24,19 @@ def student(tmp_path_factory, base):
     return folder
 
 
-@pytest.fixture
-def probe(monkeypatch):
-    return loaded("probe_study", monkeypatch)
-
-
-@pytest.fixture
-def study(monkeypatch):
-    return loaded("few_study", monkeypatch)
-
-
 def small(student):
     return [f"--policy.path={student}", "--policy.policy.device=cpu", "--prompts_per_step=2", "--sampler.samples=12"]
 
 
-def test_the_judges_gradient_ascends_at_every_stage(probe, student):
+def test_the_judges_gradient_ascends_at_every_stage(student):
     found = probe.probe("digits_tdm_r1", small(student), [Prompt("a digit")], 0, 12, 12, 0.3, 0, judge=(0, 2, 4, 6, 8))
     assert [entry.stage for entry in found] == [0, 1, 2, 3]
     assert all(entry.ascent > 3 * entry.error > 0 for entry in found)
 
 
-def test_a_surrogate_that_has_learned_ascends_and_the_student_rests(probe, student):
-    few = (*small(student), "--optimizers.surrogate.lr=1e-3")
-    found = probe.probe("digits_tdm_r1", few, [Prompt("a digit")], 12, 16, 16, 0.15, 0)
+def test_a_surrogate_that_has_learned_ascends_and_the_student_rests(student):
+    fast = (*small(student), "--optimizers.surrogate.lr=1e-3")
+    found = probe.probe("digits_tdm_r1", fast, [Prompt("a digit")], 12, 16, 16, 0.15, 0)
     assert sum(entry.ascent for entry in found) > 4 * sum(entry.error**2 for entry in found) ** 0.5
     loop = probe.run_of("digits_tdm_r1", small(student), 0)
     before = load_file(student / "student.safetensors")
@@ -74,7 +47,7 @@ def test_a_surrogate_that_has_learned_ascends_and_the_student_rests(probe, stude
     assert any(not torch.equal(mine, other) for mine, other in pairs)
 
 
-def test_shuffled_rewards_stay_in_their_groups(probe, base):
+def test_shuffled_rewards_stay_in_their_groups(base):
     policy = base.fork()
     with torch.no_grad():
         forest = DeterministicSampler(1, samples=20).sample(policy, policy.encode([Prompt("a digit")] * 2), Progress(0, 1), Streams(0))
@@ -85,24 +58,24 @@ def test_shuffled_rewards_stay_in_their_groups(probe, base):
     assert [sorted(other[forest.group == group].tolist()) for group in range(2)] == [list(range(20)), list(range(20, 40))]
 
 
-def test_the_probe_keeps_what_it_has_measured(probe, student, tmp_path, monkeypatch, capsys):
+def test_the_probe_keeps_what_it_has_measured(student, tmp_path, monkeypatch, capsys):
     file = tmp_path / "probe.json"
     words = ["digits_tdm_r1", "--judge", "0", "--groups", "2", "--samples", "4", "--seeds", "2", "--json", str(file), "--set"]
-    monkeypatch.setattr(sys, "argv", ["probe_study.py", *words, *(change.lstrip("-") for change in small(student))])
-    probe.main()
+    words = ["study", "probe", *words, *(change.lstrip("-") for change in small(student))]
+    assert main(words) == 0
     first = capsys.readouterr().out
     assert len(json.loads(file.read_text())) == 2
     assert "2 seeds" in first
     monkeypatch.setattr(probe, "probe", None)  # nothing is made twice
-    probe.main()
+    assert main(words) == 0
     assert capsys.readouterr().out == first
 
 
-def test_every_arm_is_what_its_name_says(study, student):
+def test_every_arm_is_what_its_name_says(student):
     kinds = {}
-    for arm in study.ARMS:
+    for arm in few.ARMS:
         fixed = [*small(student), "--evaluation=null", "--hooks=[]"]
-        kinds[arm] = study.config.parse("digits_tdm_r1", [*fixed, *study.ARMS[arm]]).build().objective
+        kinds[arm] = few.config.parse("digits_tdm_r1", [*fixed, *few.ARMS[arm]]).build().objective
     assert isinstance(kinds["TDM and direct RL"], DirectReinforcement)
     assert isinstance(kinds["DGPO alone"], DGPO)
     plain, control = kinds["TDM-R1"], kinds["no reward term"]
@@ -113,31 +86,31 @@ def test_every_arm_is_what_its_name_says(study, student):
     assert (plain.reward_noise, plain.shared, plain.stages_by) == ("sample", "sample", "prompt")
 
 
-def test_the_study_shortened(study, student, tmp_path, monkeypatch, capsys):
-    drawn = study.pictures
+def test_the_study_shortened(student, tmp_path, monkeypatch, capsys):
+    drawn = few.pictures
 
     def fewer(policy, steps, prompts, samples, seed):
         return drawn(policy, min(steps, 4), prompts, min(samples, 64), seed)
 
-    monkeypatch.setattr(study, "pictures", fewer)
+    monkeypatch.setattr(few, "pictures", fewer)
     file, arms = tmp_path / "study.json", ["TDM-R1", "no reward term", "TDM and direct RL"]
     size = ["--steps", "2", "--groups", "2", "--samples", "4", "--student", str(student.parent), "--json", str(file)]
-    monkeypatch.setattr(sys, "argv", ["few_study.py", "--seeds", "1", *size, "--set", "objective.plan.warmup=0", "--arms", *arms])
-    study.main()
+    words = ["study", "few", "--seeds", "1", *size, "--set", "objective.plan.warmup=0", "--arms", *arms]
+    assert main(words) == 0
     first = capsys.readouterr().out
     rows = {entry["arm"]: entry["row"] for entry in json.loads(file.read_text())["runs"]}
-    assert list(rows) == [*study.BASES, study.STUDENT, *arms]
+    assert list(rows) == [*few.BASES, few.STUDENT, *arms]
     distances = [rows[arm]["distance"] for arm in list(rows)[3:]]
     assert len(set(distances)) == len(distances)  # no arm is another one, nor the student
     assert "even above no reward term" in first.split("reported")[1]
-    monkeypatch.setattr(study, "trained", None)  # nothing is done twice
-    study.main()
+    monkeypatch.setattr(few, "trained", None)  # nothing is done twice
+    assert main(words) == 0
     assert capsys.readouterr().out in first
 
 
-def test_a_missing_student_is_made(study, tmp_path):
-    made = study.distilled(tmp_path / "run", steps=1)
+def test_a_missing_student_is_made(tmp_path):
+    made = few.distilled(tmp_path / "run", steps=1)
     assert TDMPolicy.from_saved(DigitsPolicy.from_pretrained("digits", device="cpu"), str(made)).steps == 4
     stamp = (made / "student.json").stat().st_mtime_ns
-    assert study.distilled(tmp_path / "run", steps=1) == made
+    assert few.distilled(tmp_path / "run", steps=1) == made
     assert (made / "student.json").stat().st_mtime_ns == stamp

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cost import tdm_r1_step
 from diffalign import config
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +49,8 @@ def test_the_ring_in_a_few_steps(monkeypatch, tmp_path, capsys):
     assert "of processor time" in capsys.readouterr().out
 
 
-def test_the_benchmark_counts_rows_and_finds_one_backbone(monkeypatch, tmp_path, capsys):
-    arguments = ["--prompts", 1, "--samples", 2, "--json", tmp_path / "step.json"]
-    main_of(ROOT / "benchmarks/tdm_r1_step.py", monkeypatch, *arguments)
+def test_the_benchmark_counts_rows_and_finds_one_backbone(tmp_path, capsys):
+    tdm_r1_step.main(prompts=1, samples=2, json=tmp_path / "step.json")
     numbers = json.loads((tmp_path / "step.json").read_text())
     samples = 2
     assert numbers["rows"] == {

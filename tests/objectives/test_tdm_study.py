@@ -1,12 +1,8 @@
 """The study of TDM-R1 and its ablations, shortened."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
-import pytest
-
+from benchmarks.study import tdm_r1 as study
 from diffalign import config
 from diffalign.core import CPS
 from diffalign.objectives import DGPO, SurrogateReward
@@ -14,55 +10,31 @@ from diffalign.objectives.few_step import CleanerStages, FinalStage, MonteCarlo,
 from diffalign.samplers import ChainSampler
 from diffalign.shapeworld import ExactMatch
 
-ROOT = Path(__file__).parents[2]
 
-
-def loaded(file, monkeypatch):
-    """A program as its folder gives it: the tests have modules of the same names."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, file.stem, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def study(monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for file in ("examples/ring.py", "examples/ring_tdm_r1.py", "benchmarks/bars.py"):
-        loaded(ROOT / file, monkeypatch)
-    return loaded(ROOT / "benchmarks/tdm_r1_study.py", monkeypatch)
-
-
-def run(study, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["tdm_r1_study.py", *map(str, arguments)])
-    study.main()
-
-
-def test_every_arm_on_the_ring(study, monkeypatch, tmp_path, capsys):
+def test_every_arm_on_the_ring(tmp_path, capsys):
     file, figure = tmp_path / "study.json", tmp_path / "study.png"
-    arguments = ["--world", "ring", "--steps", 12, "--pretrain", 3, "--distil", 2, "--json", file, "--figure", figure]
-    run(study, monkeypatch, *arguments)
+    short = {"world": "ring", "steps": 12, "pretrain": 3, "distil": 2, "json": file, "figure": figure}
+    study.main(**short)
     rows = json.loads(file.read_text())["ring"]
     assert list(rows) == [study.START, *(arm for arm in study.ARMS if arm not in study.ON_SHAPEWORLD)]
     distances = [seeds["0"]["distance"] for seeds in rows.values()]
     assert len(set(distances)) == len(distances)  # no arm is another one, nor the student
     assert figure.stat().st_size > 1000
     capsys.readouterr()
-    run(study, monkeypatch, *arguments)  # nothing is done twice
+    study.main(**short)  # nothing is done twice
     assert "seed 0" not in capsys.readouterr().out
 
 
-def test_the_baselines_on_shapeworld(study, monkeypatch, tmp_path, capsys):
+def test_the_baselines_on_shapeworld(tmp_path, capsys):
     file = tmp_path / "study.json"
-    run(study, monkeypatch, "--skip-base", "--prompts", 1, 1, 1, 1, "--samples", 2, "--json", file, "--only")
+    study.main(skip_base=True, prompts=(1, 1, 1, 1), samples=2, json=file, only=())
     rows = json.loads(file.read_text())["shapeworld"]
     assert list(rows) == ["base, 8 evaluations", study.START]
     assert rows[study.START]["0"]["relation"] > rows["base, 8 evaluations"]["0"]["relation"]
     assert "binding L-GMD" in capsys.readouterr().out
 
 
-def test_arms_change_what_their_names_say(study):
+def test_arms_change_what_their_names_say():
     tree = {name: config.parse("shapeworld_tdm_r1", [*study.changes(name), "--seed=1"]).tree for name in study.ARMS}
     plain = tree["TDM-R1"]
     assert plain["objective"].target is SurrogateReward

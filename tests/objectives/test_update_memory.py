@@ -1,23 +1,17 @@
 """What an update adds to what was there before it: numbers of each edge, and nothing as large as latents that outlives its piece."""
 
 import gc
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from live_bytes import LiveBytes  # noqa: E402
-
-from diffalign import Prompt  # noqa: E402
-from diffalign.core import CPS, Edges, Loss, Progress, ScoredBatch, Streams, micro_batched, replay  # noqa: E402  # noqa: E402
-from diffalign.objectives import FlowGRPO, GroupForwardKL, SoftmaxTB  # noqa: E402
-from diffalign.samplers import Branching, roll_out  # noqa: E402
-from diffalign.testing import TinyPolicy  # noqa: E402
+from benchmarks.cost.live_bytes import LiveBytes
+from diffalign import Prompt
+from diffalign.core import CPS, Edges, Loss, Progress, ScoredBatch, Streams, micro_batched, replay
+from diffalign.objectives import FlowGRPO, GroupForwardKL, SoftmaxTB
+from diffalign.samplers import Branching, roll_out
+from diffalign.testing import TinyPolicy
 
 SHAPE = (4, 32, 32)
 LATENT = 4 * 32 * 32 * 4

@@ -1,14 +1,8 @@
 """What a step moves between host and device, and how often the host waits: counted, and no more than is needed."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import crossings
-
+from benchmarks.cost import crossings
 from diffalign.samplers import FixedPlan, TreeSampler
 
 TREE = TreeSampler(6, FixedPlan((1, 2), branches=2))

@@ -1,15 +1,9 @@
 """Every objective, sampler, plan, rollout and wrapper on the pretended device: two steps end where they end on the CPU, to the bit."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from device_matrix import CASES, TREE, Case, after, gap, tiny
-
+from benchmarks.breaking.device_matrix import CASES, TREE, Case, after, gap, tiny
 from diffalign.core import Condition, RewardError
 from diffalign.objectives import SoftmaxTB
 from diffalign.testing.pretended_device import MixedDevicesError

@@ -1,4 +1,4 @@
-"""Many clients at once: nothing lost, nothing answered twice, nothing left behind. benchmarks/reward_server.py does this at full size."""
+"""Many clients at once: nothing lost, nothing answered twice, nothing left behind. `benchmarks cost reward_server` does it at full size."""
 
 import collections
 import json

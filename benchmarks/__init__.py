@@ -1,0 +1,1 @@
+"""What diffalign costs, what it learns, and what must hold when things go wrong: `python -m benchmarks`."""

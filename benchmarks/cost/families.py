@@ -1,0 +1,229 @@
+"""One TMPO step of real model sizes: seconds, network rows/s, share of the device's peak, memory, and how exactly a replay repeats.
+
+Random weights of the published shapes (FLUX.1-dev, Stable Diffusion 3.5 Medium; nothing is downloaded, no text encoder and no autoencoder)
+in bfloat16 with LoRA, 512 x 512, one prompt group: a tree of 27 leaves (3 x 3 x 3). Without a GPU, and with --tiny, small networks of the
+same families in float32, whose seconds say nothing about the large ones. The ways of doing the same step:
+  diffalign                 TreeSampler and SoftmaxTB, the update in pieces of --rows network rows
+  checkpointing             the same with recomputed activations, the update in one piece
+  compile                   `diffalign` under torch.compile, block by block
+  checkpointing, compile    both
+  release                   every branch alone (batch 1), and in the update every stochastic step of every leaf (dense); checkpointing
+
+The share of the peak counts useful operations: of the rows that carry a gradient a forward and a backward pass, as torch's counter finds
+them on the meta device. Rows that are evaluated without gradient to weigh pieces, and recomputed activations, take time and count nothing.
+Deviation is what the first-step contract looks at: |mean - rollout mean| / std, at all branching nodes. A way that does not fit the memory
+is reported as such. Memory is the most that a GPU's allocator has given out; without a GPU, the live tensors that rollout and update made,
+weights not counted.
+"""
+
+import gc
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import attrs
+import torch
+
+from benchmarks.cost.live_bytes import LiveBytes
+from benchmarks.cost.tree_steps import SUB_BATCH, Rollout, Update, branch_by_branch, measured, ours
+from benchmarks.record import Record
+from benchmarks.subjects.random_families import (
+    FLUX_DEV,
+    SD35_MEDIUM,
+    TINY_FLUX,
+    TINY_SD35,
+    Counted,
+    Shape,
+    condition_of,
+    counted,
+    policy_of,
+)
+from diffalign.core import Progress, Streams
+from diffalign.core.contract import check_first_step
+from diffalign.policies import FlowMatchingPolicy
+from diffalign.policies.compilation import Compilation
+from diffalign.samplers import FixedPlan, TreeSampler
+
+SCHEDULES = {
+    FLUX_DEV: (6, FixedPlan((1, 2, 3))),
+    SD35_MEDIUM: (28, FixedPlan((7, 14, 21))),
+    TINY_FLUX: (6, FixedPlan((1, 2, 3))),
+    TINY_SD35: (8, FixedPlan((2, 4, 6))),
+}
+LARGE, TINY = {"flux": FLUX_DEV, "sd3": SD35_MEDIUM}, {"flux": TINY_FLUX, "sd3": TINY_SD35}
+
+H200 = 989.4
+"""Its peak in bfloat16 without sparsity, TFLOP/s, as the maker gives it."""
+
+
+@attrs.frozen
+class Way:
+    """How a step is done.
+
+    Args:
+        name: printed
+        checkpointing, compiled: of the network
+        whole: the update in one piece, instead of pieces of --rows
+        dense: in the order of the release
+    """
+
+    name: str
+    checkpointing: bool = False
+    compiled: bool = False
+    whole: bool = False
+    dense: bool = False
+
+
+WAYS = (
+    Way("diffalign"),
+    Way("checkpointing", checkpointing=True, whole=True),
+    Way("compile", compiled=True),
+    Way("checkpointing, compile", checkpointing=True, compiled=True, whole=True),
+    Way("release", checkpointing=True, dense=True),
+)
+
+
+GPU = torch.cuda.is_available()
+
+
+@attrs.frozen
+class Options:
+    """What is measured.
+
+    Args:
+        tiny: small networks; always where there is no GPU
+        families: by their shapes
+        ways: of doing a step
+        device: of the networks
+        dtype: of the weights; null is bfloat16, and float32 for tiny networks
+        rows: network rows a piece of the update
+        rollout_rows: network rows a call of the rollout
+        sub_batch: leaves a call of the release's update
+        repeats: steps after the one that warms up
+        peak: TFLOP/s of the device; by default that of an H200 on a GPU
+        backend: of torch.compile
+        json: also write the table here; families that it has from an equal call stay
+    """
+
+    tiny: bool = not GPU
+    families: tuple[Literal[*LARGE], ...] = tuple(LARGE)
+    ways: tuple[Literal[*(way.name for way in WAYS)], ...] = tuple(way.name for way in WAYS)
+    device: str = "cuda" if GPU else "cpu"
+    dtype: Literal["bfloat16", "float32"] | None = None
+    rows: int = 2
+    rollout_rows: int = 27
+    sub_batch: int = SUB_BATCH
+    repeats: int = 3
+    peak: float | None = H200 if GPU else None
+    backend: str = "inductor" if GPU else "eager"
+    json: Path | None = None
+
+    def number(self) -> str:
+        """The type of the weights."""
+        return self.dtype or ("float32" if self.tiny else "bfloat16")
+
+
+@attrs.define
+class GradientRows:
+    """Counts the network rows that carry a gradient; recomputation happens inside the network and is not seen."""
+
+    rows: int = 0
+
+    def watch(self, network: torch.nn.Module) -> None:
+        network.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, network: torch.nn.Module, arguments: tuple, keywords: dict) -> None:
+        self.rows += len(keywords["hidden_states"]) if torch.is_grad_enabled() else 0
+
+
+def step_of(way: Way, shape: Shape, policy: FlowMatchingPolicy, options: Options) -> tuple[Rollout, Update]:
+    condition, (steps, plan) = condition_of(shape, policy), SCHEDULES[shape]
+    if way.dense:
+        return branch_by_branch(policy, condition, plan.draw(steps, Progress(0, 1), Streams(0)), options.sub_batch)
+    return ours(policy, condition, TreeSampler(steps, plan, rows=options.rollout_rows), rows=None if way.whole else options.rows)
+
+
+def measure(way: Way, shape: Shape, model: Counted, options: Options) -> dict[str, float | None]:
+    """The numbers of one way; the first step warms up, and compiles."""
+    compilation = Compilation(backend=options.backend) if way.compiled else None
+    policy = policy_of(shape, getattr(torch, options.number()), options.device, way.checkpointing, compilation)
+    gradient = GradientRows()
+    gradient.watch(policy.network)
+    rollout, update = step_of(way, shape, policy, options)
+    runs: list[dict[str, float]] = []
+    on_gpu = policy.device.type == "cuda"
+    for turn in range(options.repeats + 1):
+        gradient.rows = 0
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(policy.device)
+        run = measured(policy, rollout, update)
+        if turn:
+            runs.append(run | {"gradient_rows": gradient.rows})
+    result: dict[str, float | None] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    useful = {"rollout": result["rollout_rows"] * model.forward, "update": result["gradient_rows"] * (model.forward + model.backward)}
+    seconds = {part: result[f"{part}_s"] for part in useful}
+    for part in useful:
+        result[f"{part}_rows_per_s"] = result[f"{part}_rows"] / seconds[part]
+        result[f"{part}_mfu"] = None if options.peak is None else useful[part] / seconds[part] / (options.peak * 1e12)
+    batch = rollout()
+    first = check_first_step(policy, batch.trajectories)  # raises where a replay is not the rollout
+    result["deviation"], result["rounding"] = first.deviation, first.rounding
+    result["peak_bytes"] = torch.cuda.max_memory_allocated(policy.device) if on_gpu else None
+    if not on_gpu and not way.compiled:  # a compiled graph is not seen by the counter of tensors
+        with LiveBytes() as live:
+            update(rollout())
+        result["peak_bytes"] = live.peak
+    return result
+
+
+def ways_of(shape: Shape, model: Counted, options: Options) -> Iterator[tuple[str, dict[str, float | None]]]:
+    for way in WAYS:
+        if way.name not in options.ways:
+            continue
+        try:
+            result = measure(way, shape, model, options)
+        except torch.OutOfMemoryError:
+            result = {}
+        yield way.name, result
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        torch.compiler.reset()
+
+
+def line(name: str, row: dict[str, float | None]) -> str:
+    if not row:
+        return f"{'  ' + name:26s} does not fit the memory"
+    share = ["   -" if row[f"{part}_mfu"] is None else f"{row[f'{part}_mfu']:4.0%}" for part in ("rollout", "update")]
+    peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.3f}"
+    parts = (
+        f"{row[f'{part}_rows']:5.0f} {row[f'{part}_s']:8.3f} {row[f'{part}_rows_per_s']:8.1f} {mfu}"
+        for part, mfu in zip(("rollout", "update"), share, strict=True)
+    )
+    return f"{'  ' + name:26s} {' '.join(parts)} {peak:>9s} {row['deviation']:10.2e} {row['rounding']:10.2e}"
+
+
+def main(options: Options) -> None:
+    name = torch.cuda.get_device_name() if GPU else "CPU, 1 thread"
+    made = attrs.asdict(
+        attrs.evolve(options, dtype=options.number()), filter=lambda field, _: field.name not in ("json", "families", "ways")
+    )
+    record = Record(options.json, {"device": name, "torch": torch.__version__, "options": made})
+    print(f"{name}, torch {torch.__version__}, {options.number()}")
+    columns = (
+        f"{'rollout: rows, s, rows/s, peak':>28s} {'update: rows, s, rows/s, peak':>28s} {'GiB':>9s} {'deviation':>10s} {'rounding':>10s}"
+    )
+    print(f"{'':26s} {columns}")
+    for family in options.families:
+        shape = (TINY if options.tiny else LARGE)[family]
+        model = counted(shape)
+        steps, plan = SCHEDULES[shape]
+        print(f"{shape.name}, T={steps} {list(plan.splits)}: {model.weights / 1e9:.3f} G weights, {model.forward / 1e12:.4g} TFLOP a row")
+        table = {}
+        for way, row in ways_of(shape, model, options):
+            table[way] = row
+            print(line(way, row), flush=True)
+        about = {"model": attrs.asdict(model), "steps": steps, "splits": list(plan.splits)}
+        record.content.setdefault("families", {})[shape.name] = {**about, "ways": table}
+        record.save()  # a later family may end the process
