@@ -173,7 +173,10 @@ def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
             groups.setdefault((entry["task"], entry["arm"], entry["rate"], row["step"]), []).append(row)
     lines = []
     for (task, arm, rate, step), rows in sorted(groups.items()):
-        numbers = "  ".join(f"{name} {shown([row[name] for row in rows])}" for name in ("even", "modes", "distance", "from tilt"))
+        known_of_all = [name for name in ("even", "modes", "distance", "from tilt", "nats") if all(name in row for row in rows)]
+        numbers = "  ".join(f"{name} {shown([row[name] for row in rows])}" for name in known_of_all)
+        if "nats" in known_of_all:
+            numbers += f"  J {shown([BETA[task] * row['reward'] - row['nats'] for row in rows])}"
         lines.append(f"{task:5s} {arm:42s} {rate:.0e} {step:5d} n={len(rows)}  {numbers}")
     return "\n".join(lines)
 
