@@ -62,7 +62,8 @@ def _taken(parameter: inspect.Parameter, told: str) -> dict[str, Any]:
     each = typing.get_args(kind) if typing.get_origin(kind) is tuple else (kind,)
     choices = typing.get_args(each[0]) if typing.get_origin(each[0]) is typing.Literal else ()
     told += f"; of {', '.join(map(repr, choices))}" if choices else ""
-    told += f" (default: {'all' if default['default'] == choices else default['default']})" if default.get("default") is not None else ""
+    if default.get("default") not in (None, ()):
+        told += f" (default: {'all' if default['default'] == choices else default['default']})"
     settings = {"type": each[0], "metavar": parameter.name.upper(), "help": told.replace("%", "%%")}
     if each[0] is kind:
         return {**settings, **default}

@@ -55,8 +55,9 @@ def program(
     pair: tuple[int, int] = (1, 2),
     fast: bool = False,
     rate: float | None = None,
+    changes: tuple[str, ...] = (),
 ):
-    return place, kinds, pair, fast, rate
+    return place, kinds, pair, fast, rate, *changes
 
 
 TOLD = """A program.
@@ -67,6 +68,7 @@ Args:
     pair: of numbers
     fast: or not
     rate: per cent (%)
+    changes: of changes
 """
 
 
@@ -97,6 +99,7 @@ def test_options_are_the_arguments_of_main():
     assert given(of_a_class, "--some-rows", "2", "3") == Options((2, 3))
     told = parser_of(program, "program", TOLD).format_help()
     assert "of things; of 'a, b', 'c' (default: all)" in told
+    assert "of changes\n" in told, "no words by default, which is not all of them"
     assert "per cent (%)" in told
 
 
