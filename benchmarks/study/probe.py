@@ -87,7 +87,7 @@ def shuffled(batch: ScoredBatch) -> ScoredBatch:
 
 def run_of(run: str, changes: Sequence[str], seed: int) -> AlignmentLoop:
     """The loop of a run file, without what watches it."""
-    fixed = [f"--seed={seed}", "--objective.plan=InOrder", "--average=null", "--evaluation=null", "--hooks=[]"]
+    fixed = [f"--seed={seed}", "--objective.plan={class_path: InOrder, init_args: {}}", "--average=null", "--evaluation=null", "--hooks=[]"]
     return config.parse(run, [*changes, *fixed]).build()
 
 
