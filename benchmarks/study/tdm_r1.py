@@ -58,12 +58,12 @@ ARMS: dict[str, list[str]] = {
     "TDM-R1": [],
     "last stage spared": ["--objective.reward_stages=3", "--objective.mix.reward=12"],
     "no reward term": ["--objective.mix.reward=0"],
-    "all stage ends": ["--objective.surrogate_stages=CleanerStages"],
+    "all stage ends": ["--objective.surrogate_stages={class_path: CleanerStages, init_args: {}}"],
     "moving reference": ["--objective.reference=MovingReference", "--objective.group_objective.beta=5000"],
     "stochastic trajectories": [
         "--policy.kernel=CPS",
         "--objective.attribution=MonteCarlo",
-        "--objective.surrogate_stages=CleanerStages",
+        "--objective.surrogate_stages={class_path: CleanerStages, init_args: {}}",
         "--sampler={class_path: ChainSampler, init_args: {steps: 4, samples: SAMPLES, eta: 0.8, window: [0, 3]}}",
     ],
     "DGPO alone": [

@@ -432,21 +432,17 @@ def test_a_reference_that_could_move_is_refused():
     [
         (
             DeterministicSampler(4, samples=3),
-            "SoftmaxTB needs stochastic steps, but every edge of this batch is deterministic. Give the plan an eta",
+            "SoftmaxTB needs stochastic steps, but the sampler draws deterministic trajectories alone. Take TreeSampler",
         ),
         (
             TreeSampler(3, GivenPlan(Branching((1, 1, 1), (0.7, 0.7, 0.0)))),
-            "SoftmaxTB needs at least 2 samples per prompt to compare; prompt 'a red cube' has 1. Use a plan with a branching step",
+            "SoftmaxTB needs at least 2 samples per prompt to compare; the sampler draws 1. Give the sampler more",
         ),
     ],
 )
-def test_a_batch_that_teaches_nothing_is_refused_before_a_weight_moves(sampler, message):
-    policy = TinyPolicy()
-    weights = {name: value.clone() for name, value in policy.state_dict().items()}
-    loop = AlignmentLoop(SoftmaxTB(policy), sampler, channel_reward, Prompts(PROMPTS, shuffle=False), prompts_per_step=2)
+def test_a_sampler_that_teaches_nothing_is_refused_at_once(sampler, message):
     with pytest.raises(ValueError, match=message):
-        loop.run(1)
-    assert all(torch.equal(value, weights[name]) for name, value in policy.state_dict().items())
+        AlignmentLoop(SoftmaxTB(TinyPolicy()), sampler, channel_reward, Prompts(PROMPTS, shuffle=False), prompts_per_step=2)
 
 
 @given(forests(comparable=True))

@@ -68,7 +68,10 @@ class Norms(Hook):
 def outcome(policy, sampler, objective):
     """ "trains", or why not: two steps of a run whose roles must all get finite gradients, and none of zero at the second."""
     norms = Norms()
-    loop = AlignmentLoop(objective(moved(policy(), 0.1)), sampler, channel_reward, Prompts(PROMPTS), prompts_per_step=2, hooks=[norms])
+    try:
+        loop = AlignmentLoop(objective(moved(policy(), 0.1)), sampler, channel_reward, Prompts(PROMPTS), prompts_per_step=2, hooks=[norms])
+    except ValueError as error:
+        return str(error)
     roles = loop.trained()
     before = {role: flat(dict(trained.named_parameters())).clone() for role, trained in roles.items()}
     try:
@@ -89,9 +92,10 @@ REASONS = {
     "a sampler with 6 steps cannot use it": "another grid",
     "steps were asked for": "another grid",
     "Euler has no noise": "no noise to give",
-    "every edge of this batch is deterministic": "needs noise",
+    "the sampler draws deterministic trajectories alone": "needs noise",
     "needs deterministic trajectories": "needs a deterministic sampler",
     "needs every level of a trajectory": "needs every level",
+    "must be at most the number of noise levels of the rollout": "needs more levels",
 }
 
 

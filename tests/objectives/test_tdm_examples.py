@@ -29,7 +29,10 @@ def main_of(file, monkeypatch, *arguments):
 def test_run_files_are_complete(name):
     run = config.parse(ROOT / "examples" / f"{name}.yaml")
     assert config.parse_text(run.yaml()).yaml() == run.yaml()
-    assert config.parse(name, ["--objective.fake_target=ExactTarget", "--objective.plan=InOrder"]).tree["total"] == run.tree["total"]
+    assert (
+        config.parse(name, ["--objective.fake_target=ExactTarget", "--objective.plan={class_path: InOrder, init_args: {}}"]).tree["total"]
+        == run.tree["total"]
+    )
 
 
 def test_a_component_that_does_not_exist_is_refused_with_those_that_do():

@@ -178,7 +178,7 @@ policy:
     also: [2]
     grid: [[1.0, 0.5, 0.0], [1.0, 0.8, 0.6, 0.3, 0.0]]
     tag: " in {steps} steps"
-objective: {class_path: DGPO}
+objective: {class_path: DGPO, init_args: {levels: 1}}
 sampler: {class_path: DrawnSteps, init_args: {steps: [2, 4], samples: 3}}
 rewards: {class_path: JPEGCompressibility}
 prompts: {class_path: Prompts, init_args: {prompts: [a]}}
