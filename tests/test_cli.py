@@ -374,7 +374,7 @@ def test_parts_lists_everything_by_slot(workplace: Path, monkeypatch: pytest.Mon
     assert "SoftmaxTB" in slots["Objective"]
     assert {"Raw", "StandardizedSum"} <= slots["Aggregation"].keys()
     assert {"CPS", "Euler", "FlowSDE"} <= slots["TransitionKernel"].keys()
-    assert {"Prompts", "PromptFile"} == slots["PromptSource"].keys()
+    assert {"Mixture", "Prompts", "PromptFile"} == slots["PromptSource"].keys()
     assert {"Sequential", "Overlapped"} == slots["Rollout"].keys()
     assert "HeldOutEvaluation" in slots["Hook"]
     assert {"Constant", "Linear", "Cosine"} <= slots["Scalar"].keys()

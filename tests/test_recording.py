@@ -135,6 +135,6 @@ def test_a_terminal_that_has_gone_costs_no_run(tmp_path, monkeypatch):
 
     console = Console()
     monkeypatch.setattr(console._terminal, "print", gone)
-    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=gone, flush=gone))
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=gone, flush=gone, isatty=lambda: False))
     ring_loop(tmp_path, [Recorder(tmp_path, "", "ring"), console]).run(2)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -72,9 +72,7 @@ NETWORKS = {
     "Aesthetic": lambda folder, device: Aesthetic(str(folder / "clip"), str(folder / "head"), device=device),
     "HPSv2": lambda folder, device: HPSv2(str(folder / "hps"), tokenizer=str(folder / "hps"), device=device),
     "ImageReward": lambda folder, device: ImageReward(str(folder / "blip"), tokenizer=str(folder / "blip"), batch=2, device=device),
-    "GenEval": lambda folder, device: GenEval(
-        str(folder / "detector"), str(folder / "clip"), side=96, threshold=0.1, partial=True, device=device
-    ),
+    "GenEval": lambda folder, device: GenEval(str(folder / "detector"), str(folder / "clip"), side=96, threshold=0.1, device=device),
 }
 PLACES = {
     "where the images are": ("far", None),

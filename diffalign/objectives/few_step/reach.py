@@ -39,7 +39,7 @@ class Reach:
         Raises:
             ValueError: another number of weights than of stages.
         """
-        factor = self._factors(stages).to(rows.sigma)[rows.stage]
+        factor = self._factors(stages, rows.sigma)[rows.stage]
         reached = rows.sigma_end < self.ceiling
         if self.stages is not None:
             reached = reached & (rows.stage < self.stages)
@@ -48,15 +48,15 @@ class Reach:
             if len(index):
                 yield rows.select(index), wanted, factor[index]
 
-    def _factors(self, stages: int) -> Tensor:
+    def _factors(self, stages: int, like: Tensor) -> Tensor:
         if self.weights is None:
-            return torch.ones(stages)
+            return like.new_ones(stages)  # on the device: nothing is waited for
         if len(self.weights) != stages:
             raise ValueError(
                 f"SurrogateReward.reward_weights must have a number for each of the {stages} stages; got {len(self.weights)}. Write as "
                 "many, or leave it out."
             )
-        return torch.tensor(self.weights)
+        return torch.tensor(self.weights, dtype=like.dtype, device=like.device)
 
 
 def weights_of_stages(given: Sequence[float] | None) -> tuple[float, ...] | None:
