@@ -105,7 +105,7 @@ def test_no_memory_to_decode_in_one_process_ends_both_with_advice(folder):
         assert "Continue by --resume with a smaller --chunk" in text
 
 
-INSIDE = [("rollout", 30, "a call of"), ("update", 4, "a call of"), ("backward", 4, "the backward pass")]
+INSIDE = [("rollout", 34, "a call of"), ("update", 4, "a call of"), ("backward", 4, "the backward pass")]
 
 
 @pytest.mark.parametrize(("fails", "after", "where"), INSIDE)

@@ -82,10 +82,10 @@ PLACES = {
 
 
 def asked(name):
-    """Images with prompts that the reward understands; of what GenEval's prompts ask for, a part is there."""
+    """Images with prompts that the reward understands. One image has the five cubes that GenEval's prompt asks for, so colours are judged."""
     if name != "GenEval":
         return noise(), PROMPTS
-    include = [{"class": "cube", "count": 1, "color": "yellow"}, {"class": "cat", "count": 1}, {"class": "ball", "count": 1}]
+    include = [{"class": "cube", "count": 5, "color": "yellow"}, {"class": "cat", "count": 1}, {"class": "ball", "count": 1}]
     images = interpolate(noise(3, 12, 12), size=(96, 96), mode="bicubic").clamp(0, 1)
     return images, [Prompt("p", {"include": include})] * 3
 
