@@ -82,7 +82,7 @@ PLACES = {
 
 
 def asked(name):
-    """Images with prompts that the reward understands. One image has the five cubes that GenEval's prompt asks for, so colours are judged."""
+    """Images with prompts that the reward understands. One image has the five cubes of GenEval's prompt, so colours are judged."""
     if name != "GenEval":
         return noise(), PROMPTS
     include = [{"class": "cube", "count": 5, "color": "yellow"}, {"class": "cat", "count": 1}, {"class": "ball", "count": 1}]
