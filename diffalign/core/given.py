@@ -4,6 +4,7 @@ The parts above are named and not imported, like entry points, because the core 
 """
 
 import functools
+import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,13 +36,9 @@ def prompts_of(given: PromptSource) -> PromptSource:
     value: Any = given
     if isinstance(value, list | tuple):
         return usual(PROMPTS)(value)  # type: ignore[no-any-return]
-    if isinstance(value, str) or not callable(vars(type(given)).get("draw", _inherited(given, "draw"))):
+    if isinstance(value, str) or not callable(inspect.getattr_static(type(given), "draw", None)):
         raise ValueError(f'prompts must be a source of prompts, such as PromptFile("file.txt"), or a list of texts; got {given!r}')
     return given
-
-
-def _inherited(given: Any, name: str) -> Any:
-    return next((vars(kind)[name] for kind in type(given).__mro__ if name in vars(kind)), None)
 
 
 def optimizers_of(given: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerFactory]:

@@ -1,12 +1,12 @@
 """Model FLOP utilisation: share of a device's peak that a run uses."""
 
-import sys
 from collections.abc import Collection, Mapping
 
 import attrs
 import torch
 
 from ..core import AlignmentLoop, Ledger
+from ..core.unessential import say
 from .cards import recognised
 
 ROLLOUT, UPDATE = "mfu/rollout", "mfu/update"
@@ -72,6 +72,6 @@ def meter_of(loop: AlignmentLoop, teraflops: float | None = None) -> Utilisation
         row = counted_of(loop, policy)(1)
     except (ValueError, NotImplementedError, RuntimeError) as error:  # a network that does not run without numbers
         if loop.devices.rank == 0:
-            print(f"mfu: the operations of {type(policy).__name__} are not counted: {error}", file=sys.stderr, flush=True)
+            say(f"mfu: the operations of {type(policy).__name__} are not counted: {error}")
         return None
     return Utilisation(row.forward.useful, row.backward.useful, peak)

@@ -1,7 +1,6 @@
 """Hacking alarm: the trained reward rises while held-out rewards or diversity fall."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import AlignmentLoop, Hook, Report, RewardFunction, agree, score
+from diffalign.core.unessential import say
 
 from .reactions import Action, reaction
 from .recorded import read_lines, read_list
@@ -178,7 +178,7 @@ class HackingAlarm(Hook):
         for alarm in rung:
             self._silence(alarm, total)
             if loop.devices.rank == 0:
-                print(f"HACKING ALARM, {alarm.message}", file=sys.stderr, flush=True)
+                say(f"HACKING ALARM, {alarm.message}")
         if loop.folder is not None and loop.devices.rank == 0:
             self._write_alarms(loop.folder)
         reaction(self.action, self.factor).act(loop)

@@ -2,9 +2,10 @@
 
 import functools
 import platform
-import sys
 
 import torch
+
+from diffalign.core.unessential import say
 
 
 def multiplied_in(compute: torch.dtype | None, device: torch.device) -> torch.dtype | None:
@@ -36,9 +37,7 @@ def cpu_has_bfloat16() -> bool:
 @functools.cache
 def say_float32() -> None:
     """Print one line on stderr, once per process."""
-    print(
+    say(
         "compute: bfloat16 was asked for, but this CPU has no units for products in bfloat16 (AMX, AVX512-BF16): the policy computes in "
-        "float32, which is faster here",
-        file=sys.stderr,
-        flush=True,
+        "float32, which is faster here"
     )
