@@ -19,6 +19,7 @@ class Branching:
         children: [T] number of children of every node of the frontier at step t; 1 means no branching
         noise_levels: [T] eta of step t, 0 = deterministic
         roots: independent initial noises per prompt
+        evaluations: [T] network evaluations of every node of the frontier at step t; None takes one
 
     Raises:
         ValueError: a step branches without noise, so that its children would be equal; or a stochastic step with one child comes before
@@ -28,6 +29,7 @@ class Branching:
     children: tuple[int, ...]
     noise_levels: tuple[float, ...]
     roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    evaluations: tuple[int, ...] | None = None
 
     def __attrs_post_init__(self) -> None:
         if len(self.children) != len(self.noise_levels):
@@ -61,9 +63,15 @@ class Branching:
         return tuple(widths)
 
     @property
+    def evaluated(self) -> tuple[int, ...]:
+        """Network rows of each evaluation of a rollout, one after the other, per prompt; [T] if each step takes one."""
+        counts = self.evaluations or (1,) * len(self.children)
+        return tuple(width for width, count in zip(self.widths, counts, strict=False) for _ in range(count))
+
+    @property
     def rollout_rows(self) -> int:
         """Network rows of a rollout, per prompt."""
-        return sum(self.widths[:-1])
+        return sum(self.evaluated)
 
     @property
     def replay_rows(self) -> int:
