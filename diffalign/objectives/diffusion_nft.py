@@ -1,6 +1,6 @@
 """Negative-aware fine-tuning (NFT) on noised final samples."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import attrs
 import torch

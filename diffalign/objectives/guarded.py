@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Follower, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch, require_frozen
+from diffalign.core import Budgeted, Follower, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch, require_frozen
 
 from .draws import GridDraws
 from .forward import ForwardBatch, ForwardLosses
@@ -30,7 +30,7 @@ class NormGuarded(Objective):
         reference: frozen; by default a fork of the policy as it is when the objective is built
         levels: noise levels per sample and update
         sigma_min: least noise level that is drawn from the rollout's grid
-        rows: (sample, level) pairs per micro-batch of the penalty; None takes all at once. The objective has its own `rows`
+        rows: network rows per micro-batch, of the penalty and of the objective; None takes all at once, and leaves the objective its own
 
     Raises:
         ValueError: a number is out of range, the reference is trainable, or the grid has too few noise levels.
@@ -62,6 +62,8 @@ class NormGuarded(Objective):
             return phase
 
         def losses(batch: ScoredBatch, update: int) -> Iterator[Loss]:
+            if self.rows is not None and isinstance(self.objective, Budgeted):
+                self.objective.rows = self.rows  # type: ignore[misc]  # the loop has lowered this field, which it knows alone
             yield from phase.losses(batch, update)
             forward = self._forward.draw(batch, update, self.rows)
             yield from forward.apart(lambda noised, units: self._penalty(forward, noised, units))

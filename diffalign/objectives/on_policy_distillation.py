@@ -22,8 +22,9 @@ class OnPolicyDistillation(Objective):
 
     The teacher of a prompt is that of its source (`Mixture`), or of an entry of its metadata. So policies that were aligned with different
     rewards become one. Where prompts have no source, a single teacher teaches all. Rewards are not used; they watch. The student rolls out,
-    by a sampler that stores the steps, such as `DeterministicSampler` without a solver. The paper begins from a student that was trained on the teachers' images, and holds it to a
-    further teacher; give that teacher prompts of its own. The squared norm as a mean over dimensions is ours.
+    by a sampler that stores the steps, such as `DeterministicSampler` without a solver. The paper begins from a student that was trained
+    on the teachers' images, and holds it to a further teacher; give that teacher prompts of its own. The squared norm as a mean over
+    dimensions is ours.
 
     Args:
         policy: the student
