@@ -50,7 +50,7 @@ def main(rows: int = 8, repeats: int = 32, samples: int = 8, sigma_min: float = 
         "stratified": attrs.evolve(plain, stratified=True),
         "antithetic": attrs.evolve(plain, antithetic=True, levels=rows // 2),
         "stratified, antithetic": attrs.evolve(plain, stratified=True, antithetic=True, levels=rows // 2),
-        "all three": ELBO(levels=rows // 2, sigma_min=sigma_min),
+        "all three": ELBO(levels=rows // 2, sigma_min=sigma_min, shared=True),
     }
     print(f"exact log-ratio: mean {float(exact.mean()):.3f}, std {float(exact.std()):.3f} nats; {rows} rows an estimate")
     print(f"{'rule':24s} {'bias':>8s} {'slope':>7s} {'std':>7s} {'std in group':>13s}")

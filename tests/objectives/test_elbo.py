@@ -69,14 +69,14 @@ def test_it_is_the_exact_log_ratio_of_the_noised_distributions_in_nats(mixtures,
 
 
 def test_each_rule_leaves_the_mean_and_two_of_them_lower_the_variance(mixtures):
-    plain = ELBO(levels=4, sigma_min=0.1, shared=False, antithetic=False, stratified=False)
+    plain = ELBO(levels=8, sigma_min=0.1, shared=False, antithetic=False, stratified=False)
     rules = {
         "plain": plain,
         "stratified": attrs.evolve(plain, stratified=True),
-        "both": attrs.evolve(plain, levels=2, antithetic=True, stratified=True),  # at equal rows
+        "both": attrs.evolve(plain, levels=4, antithetic=True, stratified=True),  # at equal rows
         "shared": attrs.evolve(plain, shared=True),
     }
-    found = {name: torch.cat([estimated(bound, mixtures, f"{name}{i}", 8) for i in range(4)]) for name, bound in rules.items()}
+    found = {name: torch.cat([estimated(bound, mixtures, f"{name}{i}", 4) for i in range(4)]) for name, bound in rules.items()}
     with torch.no_grad():
         exact = noised_log_ratio(*mixtures[:2], mixtures[2].trajectories.samples, 0.1)
     for name, values in found.items():
@@ -84,7 +84,7 @@ def test_each_rule_leaves_the_mean_and_two_of_them_lower_the_variance(mixtures):
         assert abs(float((values - exact).mean())) < (12 if name == "shared" else 4) * scale, name
     spread = {name: float(values.var(dim=0).mean()) for name, values in found.items()}
     assert spread["stratified"] < spread["plain"]
-    assert spread["both"] < 0.8 * spread["stratified"]
+    assert spread["both"] < 0.75 * spread["stratified"]
 
 
 def sigma_of(samples, bound, count=2):
@@ -92,7 +92,7 @@ def sigma_of(samples, bound, count=2):
 
 
 def test_levels_are_drawn_from_their_strata_and_noises_come_in_pairs():
-    bound = ELBO(levels=3, sigma_min=0.1)
+    bound = ELBO(levels=3, sigma_min=0.1, shared=True)
     samples = Estimates(bound)(batch_for(TinyPolicy((2, 2), dtype=torch.float64)), "n", "Mine")
     assert len(samples) == 12 * Estimates(bound).units == 12 * 12
     sigma = sigma_of(samples, bound)
