@@ -30,8 +30,8 @@ _WEIGHTS: Mapping[str, tuple[float, float]] = MappingProxyType(
 class ELBO:
     """Evidence lower bound of a finished sample, by which the log-ratio of two policies is estimated without a trajectory.
 
-        s(x_0) = integral over sigma in [sigma_min, 1] of w(sigma) E_e[ ||v_ref(x_sigma) - v||^2 - ||v_theta(x_sigma) - v||^2 ]
-        x_sigma = (1 - sigma) x_0 + sigma e,   v = e - x_0,   norms are sums over the D dimensions
+        s(x_0) = integral over sigma in [sigma_min, sigma_max] of w(sigma) E_e[ ||v_ref(x_sigma) - v||^2 - ||v_theta(x_sigma) - v||^2 ]
+        x_sigma = (1 - sigma) x_0 + sigma e,   v = e - x_0,   norms are sums over the D dimensions,   sigma_max the first of the grid
 
         weighting      w(sigma)             error that is weighted evenly
         "likelihood"   (1 - sigma) / sigma  none; s is in nats
@@ -52,10 +52,10 @@ class ELBO:
     Args:
         levels: noise levels of an estimate
         weighting: see above
-        sigma_min: least noise level, in (0, 1)
+        sigma_min: least noise level, in (0, 1), below the first of the rollout's grid
         shared: whether all samples of a prompt have the same levels and noise, of which a part cancels in their differences
         antithetic: whether each level is used with a noise e and with -e, which cancels odd terms and takes two network rows
-        stratified: whether each level is drawn from its own part of [sigma_min, 1]
+        stratified: whether each level is drawn from its own part of [sigma_min, sigma_max]
 
     Raises:
         ValueError: a number is out of range.
@@ -89,8 +89,8 @@ class ELBO:
             baseline: [U] mean squared errors of the other policy
             error: [U] mean squared errors of the policy
         """
-        size = forward.batch.trajectories.latents[0].numel()
-        scale = (1 - self.sigma_min) * size / self.units
+        trajectories = forward.batch.trajectories
+        scale = (trajectories.sigmas[0].double() - self.sigma_min) * trajectories.latents[0].numel() / self.units
         each = scale * self.weight(forward.samples.sigma.flatten()) * (baseline - error)
         return each.view(-1, forward.samples.levels // self.units, self.units).sum(dim=2).T
 
@@ -122,7 +122,7 @@ class Estimates(Draws):
         )
         if bound.stratified:
             drawn = (drawn + torch.arange(bound.levels)) / bound.levels
-        sigma = (bound.sigma_min + (1 - bound.sigma_min) * drawn).flatten(1)
+        sigma = (bound.sigma_min + (float(trajectories.sigmas[0]) - bound.sigma_min) * drawn).flatten(1)
         if bound.antithetic:
             sigma = sigma.repeat_interleave(2, dim=1)
         return NoisedSamples(batch, sigma.to(trajectories.sigmas), place, bound.shared, name, bound.antithetic)
@@ -132,4 +132,9 @@ class Estimates(Draws):
         return self.count, self.bound.levels
 
     def require(self, outline: Outline, objective: str) -> None:
-        """Accept every grid: the levels do not come from it."""
+        """Accept every grid that begins above `sigma_min`: the levels do not come from it."""
+        if not self.bound.sigma_min < float(outline.sigmas[0]):
+            raise ValueError(
+                f"{objective}.bound.sigma_min must lie below the first noise level of the rollout, {float(outline.sigmas[0]):g}; got "
+                f"{self.bound.sigma_min:g}"
+            )

@@ -72,7 +72,8 @@ class NormGuard:
     def excess(self, velocity: Tensor, reference: Tensor) -> Tensor:
         """Excess of the relative norm over 1, ||v_theta|| / ||v_ref|| - 1, of each row [B, *]: [B], float64."""
         own, other = (values.flatten(1).double().norm(dim=1) for values in (velocity, reference))
-        return own / other.clamp(min=1e-12) - 1
+        relative: Tensor = own / other.clamp(min=1e-12)
+        return relative - 1
 
     def penalty(self, velocity: Tensor, reference: Tensor) -> Tensor:
         """Penalty of each row: [B], float64, with the gradient of the velocity [B, *]."""

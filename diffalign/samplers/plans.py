@@ -22,7 +22,7 @@ class Branching:
         evaluations: [T] network evaluations of every node of the frontier at step t; None takes one
 
     Raises:
-        ValueError: a step branches without noise, so that its children would be equal; or a stochastic step with one child comes before
+        ValueError: entries are missing; a step branches without noise, so that its children would be equal; or a stochastic step with one child comes before
             the first branching of a single root. All leaves would share that edge, so a comparison within the group teaches it nothing.
     """
 
@@ -34,6 +34,8 @@ class Branching:
     def __attrs_post_init__(self) -> None:
         if len(self.children) != len(self.noise_levels):
             raise ValueError(f"Branching.noise_levels must have {len(self.children)} entries, one per step; got {len(self.noise_levels)}")
+        if self.evaluations is not None and (len(self.evaluations) != len(self.children) or min(self.evaluations) < 1):
+            raise ValueError(f"Branching.evaluations must have {len(self.children)} entries of at least 1; got {self.evaluations}")
         for step, (children, eta) in enumerate(zip(self.children, self.noise_levels, strict=True)):
             if children < 1 or eta < 0:
                 raise ValueError(f"Branching: step {step} has {children} children and eta {eta:g}; they must be at least 1 and 0")

@@ -138,6 +138,23 @@ def test_an_estimate_is_the_weighted_mean_of_its_units():
     torch.testing.assert_close(found, by_hand.T)
 
 
+def test_the_range_of_levels_is_that_of_the_rollout():
+    policy = TinyPolicy((2, 2), dtype=torch.float64)
+    outline = DeterministicSampler(4, samples=2).outline(policy)
+    low = attrs.evolve(outline, sigmas=outline.sigmas * 0.5)
+    Estimates(ELBO(sigma_min=0.5)).require(outline, "Mine")
+    with pytest.raises(ValueError, match=r"Mine.bound.sigma_min must lie below the first noise level of the rollout, 0\.5; got 0\.5"):
+        Estimates(ELBO(sigma_min=0.5)).require(low, "Mine")
+    batch = batch_for(policy)
+    lower = attrs.evolve(batch, trajectories=attrs.evolve(batch.trajectories, sigmas=batch.trajectories.sigmas * 0.5))
+    bound = ELBO(levels=2, sigma_min=0.2)
+    whole, part = (Estimates(bound)(some, "n", "Mine") for some in (batch, lower))
+    torch.testing.assert_close((part.sigma - 0.2) / 0.3, (whole.sigma - 0.2) / 0.8)
+    ones = torch.ones(len(part), dtype=torch.float64)
+    found = bound.log_ratio(ForwardBatch(part, None), ones, 0 * ones)
+    torch.testing.assert_close(found, 0.3 * 4 * bound.weight(part.sigma).view(12, 2, 4).mean(dim=2).T)
+
+
 @pytest.mark.parametrize("options", [{"levels": 0}, {"sigma_min": 0.0}, {"sigma_min": 1.0}, {"weighting": "snr"}], ids=repr)
 def test_what_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
