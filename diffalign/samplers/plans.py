@@ -22,8 +22,9 @@ class Branching:
         evaluations: [T] network evaluations of every node of the frontier at step t; None takes one
 
     Raises:
-        ValueError: entries are missing; a step branches without noise, so that its children would be equal; or a stochastic step with one child comes before
-            the first branching of a single root. All leaves would share that edge, so a comparison within the group teaches it nothing.
+        ValueError: entries are missing; a step branches without noise, so that its children would be equal; or a stochastic step with one
+            child comes before the first branching of a single root. All leaves would share that edge, so a comparison within the group
+            teaches it nothing.
     """
 
     children: tuple[int, ...]
