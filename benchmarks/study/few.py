@@ -35,19 +35,19 @@ Args:
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import attrs
 import torch
 from torch import Tensor
 
 from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
+from benchmarks.subjects.curve import Curve, Row
 from benchmarks.subjects.surrogate_order import implicit_rewards, pairs_ordered
 from diffalign import AlignmentLoop, Prompt, config
-from diffalign.core import Hook, Policy, Progress, Report, Reward, Streams
+from diffalign.core import Policy, Progress, Reward, Streams
 from diffalign.digits import (
     ClassReward,
     DigitReward,
@@ -65,7 +65,6 @@ from diffalign.policies import TDMPolicy
 from diffalign.prompts import read_prompts
 from diffalign.samplers import DeterministicSampler
 
-Row = dict[str, float]
 EVEN = (0, 2, 4, 6, 8)
 PROMPT, HELD_OUT = Prompt("a digit"), Prompt("a thin digit")
 SEARCH = 100
@@ -120,24 +119,6 @@ def distilled(folder: Path, steps: int | None = None) -> Path:
 
 def loaded(student: Path) -> TDMPolicy:
     return TDMPolicy.from_saved(DigitsPolicy.from_pretrained("digits", device="cpu"), str(student))
-
-
-@attrs.define(eq=False)
-class Curve(Hook):
-    """Measures of a run on its way.
-
-    Args:
-        at: after which steps
-        take: measures the loop
-    """
-
-    at: Sequence[int]
-    take: Callable[[AlignmentLoop], Row]
-    rows: list[Row] = attrs.field(factory=list, init=False)
-
-    def step(self, loop: AlignmentLoop, report: Report) -> None:
-        if report.step + 1 in self.at:
-            self.rows.append({"step": report.step + 1, **self.take(loop)})
 
 
 def trained(
