@@ -46,8 +46,8 @@ class ELBO:
     in nats.
 
     The integral is a mean over random levels. Both policies always get the same noise, without which the estimate would be of no use. The
-    further rules leave its mean: strata and pairs lower its variance, and together they halve it at equal rows in `python -m benchmarks
-    study elbo`. Noise that the samples of a prompt share lowers that of their differences only where neither is used.
+    further rules leave its mean: strata and pairs lower its variance at equal rows, by `python -m benchmarks study elbo`. Noise
+    that the samples of a prompt share lowered that of their differences only where neither was used.
 
     Args:
         levels: noise levels of an estimate
