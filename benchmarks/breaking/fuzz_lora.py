@@ -7,21 +7,18 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from .fault import FaultError
 from .lora_changes import CHANGES, break_bytes
 from .lora_files import LoraFile, written_by_somebody
-from .lora_truth import Plain, World, alphas_differ, rewritten, same, world
+from .lora_truth import Plain, World, alphas_differ, rewritten, same, unspread, world
 
 FAMILIES = ("sd3", "flux-dev", "flux2-klein", "z-image", "qwen-image", "sana", "sd15", "sdxl")
 LINES, LETTERS = 20, 1500
 """A message is no longer."""
 
 
-class Fault(AssertionError):
-    """A case that shows a fault."""
-
-
 def made(number: int) -> tuple[World, LoraFile, list[str]]:
-    """The file of a number as it is before it is written, its family, and what was changed in it: every seventh is as its writer made it."""
+    """The file of a number before it is written, its family, and what was changed in it; every seventh is as its writer made it."""
     chance = random.Random(f"lora {number}")
     torch.manual_seed(number)
     here = world(chance.choice(FAMILIES))
@@ -40,7 +37,7 @@ def case(number: int, folder: Path) -> str:
         What came of it.
 
     Raises:
-        Fault: neither the weights of plain diffusers nor one message of ours.
+        FaultError: neither the weights of plain diffusers nor one message of ours.
     """
     shutil.rmtree(folder, ignore_errors=True)
     here, file, changes = made(number)
@@ -54,12 +51,12 @@ def case(number: int, folder: Path) -> str:
     except ValueError as error:
         return _refused(str(error), file, changes, about, number)
     except Exception as error:
-        raise Fault(f"{about}: {type(error).__name__}: {error}") from error
+        raise FaultError(f"{about}: {type(error).__name__}: {error}") from error
     if file.mark and not changes and number % 7 != 6:
-        raise Fault(f"{about}: was read, although it has {file.mark}")
+        raise FaultError(f"{about}: was read, although it has {file.mark}")
     theirs = here.plain(place)
     if theirs.texts:
-        raise Fault(f"{about}: was read, although it changes a text encoder")
+        raise FaultError(f"{about}: was read, although it changes a text encoder")
     if same(mine, theirs.changes):
         return "as plain diffusers"
     return _explained(here, file, place, mine, theirs, about)
@@ -67,23 +64,30 @@ def case(number: int, folder: Path) -> str:
 
 def _refused(message: str, file: LoraFile, changes: list[str], about: str, number: int) -> str:
     if not message.startswith("LoRA.") or len(message.splitlines()) > LINES or len(message) > LETTERS:
-        raise Fault(f"{about}: is refused by {len(message)} letters: {message[:600]}")
+        raise FaultError(f"{about}: is refused by {len(message)} letters: {message[:600]}")
     if not changes and not file.mark and number % 7 != 6:
-        raise Fault(f"{about}: a good file is refused: {message}")
+        raise FaultError(f"{about}: a good file is refused: {message}")
     return "refused"
 
 
 def _explained(here: World, file: LoraFile, place: Path, mine: dict[str, torch.Tensor], theirs: Plain, about: str) -> str:
     """Why plain diffusers has other weights, if the file means what a run starts at."""
     try:
-        plainly = rewritten(file, place, here.denoiser)
+        other = unspread(place, place.parent / "unspread")
     except SafetensorError as error:
-        raise Fault(f"{about}: was read, although safetensors cannot: {error}") from error
+        raise FaultError(f"{about}: was read, although safetensors cannot: {error}") from error
+    if same(mine, here.plain(other).changes):
+        return "as plain diffusers of the file in float32, without prefixes of DDP and zeros beside the pairs"
+    plainly = rewritten(file, place, here.denoiser)
     if plainly is None:
-        raise Fault(f"{about}: differs from plain diffusers ({theirs.refused or sorted(theirs.changes)}), and no rule says what it means")
+        raise FaultError(
+            f"{about}: differs from plain diffusers ({theirs.refused or sorted(theirs.changes)}), and no rule says what it means"
+        )
     meant = here.plain(plainly.write(place.parent / "plainly"))
     if not same(mine, meant.changes):
-        raise Fault(f"{about}: differs from plain diffusers ({theirs.refused}), also of the file as diffusers writes it ({meant.refused})")
+        raise FaultError(
+            f"{about}: differs from plain diffusers ({theirs.refused}), also of the file as diffusers writes it ({meant.refused})"
+        )
     if theirs.refused:
         return "as plain diffusers of the renamed file; it refuses this one"
     if not theirs.changes:
@@ -94,4 +98,4 @@ def _explained(here: World, file: LoraFile, place: Path, mine: dict[str, torch.T
         return "as plain diffusers of the renamed file; of this one it does not read the settings beside it"
     if here.denoiser.component == "unet" and alphas_differ(place):
         return "as plain diffusers of the renamed file; of this one it takes one alpha for all layers"
-    raise Fault(f"{about}: plain diffusers reads it otherwise")
+    raise FaultError(f"{about}: plain diffusers reads it otherwise")

@@ -16,16 +16,59 @@ Change = Callable[[LoraFile, random.Random], None]
 
 PREFIXES = (
     *("module.", "_orig_mod.", "module._orig_mod.", "base_model.model.", "transformer.", "unet.", "diffusion_model."),
-    *("model.diffusion_model.", "model.", "network.", "lora.", "lora_unet_", "lycoris_", "text_encoder.", "transformer_2.", "base_model.", "."),
+    *(
+        "model.diffusion_model.",
+        "model.",
+        "network.",
+        "lora.",
+        "lora_unet_",
+        "lycoris_",
+        "text_encoder.",
+        "transformer_2.",
+        "base_model.",
+        ".",
+    ),
 )
 WORDS = (
-    *("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up", "lora_a", "LORA_A", "lora_A.default", "lora_B.default", ".weight"),
+    *(
+        "lora_A",
+        "lora_B",
+        "lora_down",
+        "lora_up",
+        "lora.down",
+        "lora.up",
+        "lora_a",
+        "LORA_A",
+        "lora_A.default",
+        "lora_B.default",
+        ".weight",
+    ),
     *("transformer.", "unet.", "diffusion_model.", "base_model.model.", "lora_unet_", "blocks", "attn", "to_q", "_0_", ".0.", ".", "_", ""),
 )
 SETTINGS = (
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "lora_bias", "fan_in_fan_out", "modules_to_save"),
+    *(
+        "r",
+        "lora_alpha",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "use_dora",
+        "bias",
+        "lora_bias",
+        "fan_in_fan_out",
+        "modules_to_save",
+    ),
     *("init_lora_weights", "layer_replication", "target_modules", "peft_type", "task_type", "target_parameters", "trainable_token_indices"),
-    *("exclude_modules", "megatron_config", "loftq_config", "eva_config", "corda_config", "use_qalora", "layers_to_transform", "alora_invocation_tokens"),
+    *(
+        "exclude_modules",
+        "megatron_config",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "use_qalora",
+        "layers_to_transform",
+        "alora_invocation_tokens",
+    ),
     *("arrow_config", "lora_dropout", "velora_config", "use_bdlora", "ensure_weight_tying", "scaling", "multiplier"),
 )
 VALUES: tuple[Any, ...] = (
@@ -97,14 +140,26 @@ def lost_layer(made: LoraFile, chance: random.Random) -> None:
 def beside_layer(made: LoraFile, chance: random.Random) -> None:
     """A further tensor at a layer."""
     stem = _stem(_name(made, chance))
-    up = next((tensor for name, tensor in made.tensors.items() if _stem(name) == stem and ("lora_B" in name or "up" in name)), torch.ones(16, 2))
+    up = next(
+        (tensor for name, tensor in made.tensors.items() if _stem(name) == stem and ("lora_B" in name or "up" in name)), torch.ones(16, 2)
+    )
     ends = (
         *(".alpha", ".bias", ".lora_B.bias", ".diff", ".diff_b", ".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
         *(".lora_mid.weight", ".lora_C.weight", ".hada_w1_a", ".lokr_w1", ".weight", ".scale", ".network_alpha", ".w_norm", ".b_norm"),
-        *(".reshape_weight", ".set_weight", ".lora_embedding_A", ".lora_ga", ".base_layer.weight", ".original_module.weight", ".lora_up.bias"),
+        *(
+            ".reshape_weight",
+            ".set_weight",
+            ".lora_embedding_A",
+            ".lora_ga",
+            ".base_layer.weight",
+            ".original_module.weight",
+            ".lora_up.bias",
+        ),
         *(".lora_A.bias", ".lora_A.other.weight", ".lora_scale", ".rank", ".lora_alpha", ".alphas", ".dora_scale.weight", ".on_input"),
     )
-    value: Tensor = chance.choice([torch.zeros(len(up)), torch.ones(len(up)), torch.tensor(7.0), torch.tensor(0.0), torch.tensor(-2.0), torch.ones(1)])
+    value: Tensor = chance.choice(
+        [torch.zeros(len(up)), torch.ones(len(up)), torch.tensor(7.0), torch.tensor(0.0), torch.tensor(-2.0), torch.ones(1)]
+    )
     made.tensors[stem + chance.choice(ends)] = value
 
 
@@ -112,9 +167,24 @@ def beside_model(made: LoraFile, chance: random.Random) -> None:
     """A tensor for another part, or for none."""
     names = (
         *("iteration", "step", "epoch", "betas", "sigma", "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "emb_params", "clip_g"),
-        *("text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight", "vae.decoder.conv_in.lora_A.weight", "diffusion_model.norm.diff"),
-        *("text_encoders.clip_l.transformer.x.lora_up.weight", "cond_stage_model.x.alpha", "te2.x.alpha", "bundle_emb.tok.string_to_param.*"),
-        *("text_encoder_2.x.lora_B.weight", "t5.x.lora_B.weight", "llm_adapter.x.lora_B.weight", "text_embedding.weight", "transformer.x.weight"),
+        *(
+            "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
+            "vae.decoder.conv_in.lora_A.weight",
+            "diffusion_model.norm.diff",
+        ),
+        *(
+            "text_encoders.clip_l.transformer.x.lora_up.weight",
+            "cond_stage_model.x.alpha",
+            "te2.x.alpha",
+            "bundle_emb.tok.string_to_param.*",
+        ),
+        *(
+            "text_encoder_2.x.lora_B.weight",
+            "t5.x.lora_B.weight",
+            "llm_adapter.x.lora_B.weight",
+            "text_embedding.weight",
+            "transformer.x.weight",
+        ),
     )
     made.tensors[chance.choice(names)] = chance.choice([torch.zeros(2, 2), torch.ones(2, 2), torch.tensor(3), torch.tensor(0.5)])
 
@@ -134,7 +204,12 @@ def shape(made: LoraFile, chance: random.Random) -> None:
     tensor = tensor if tensor.ndim else tensor[None]
     made.tensors[name] = chance.choice(
         [
-            *(tensor.reshape(-1), tensor.reshape(*tensor.shape, 1, 1), tensor.reshape(1, *tensor.shape), tensor.T.contiguous()),
+            *(
+                tensor.reshape(-1),
+                tensor.reshape(*tensor.shape, 1, 1),
+                tensor.reshape(1, *tensor.shape),
+                tensor.transpose(0, -1).contiguous(),
+            ),
             *(tensor[:0], tensor[:1], tensor[..., :-1], torch.cat([tensor, tensor]), tensor[None]),
         ]
     )
@@ -215,11 +290,25 @@ def header_of_others(made: LoraFile, chance: random.Random) -> None:
 
 def settings_beside(made: LoraFile, chance: random.Random) -> None:
     full = {"r": chance.choice((1, 2, 4)), "lora_alpha": chance.choice((1, 4, 9))}
-    made.beside = chance.choice([full, full, {"lora_alpha": 4}, {}, [], "{", "", "null", {**full, "use_dora": True}, {**full, "bias": "all"}])
+    made.beside = chance.choice(
+        [full, full, {"lora_alpha": 4}, {}, [], "{", "", "null", {**full, "use_dora": True}, {**full, "bias": "all"}]
+    )
 
 
 CHANGES: tuple[Change, ...] = (
-    *(prefix_of_all, prefix_of_one, other_prefix, word_of_one, word_of_all, letter_of_one, twice, lost, lost_layer, beside_layer, beside_model),
+    *(
+        prefix_of_all,
+        prefix_of_one,
+        other_prefix,
+        word_of_one,
+        word_of_all,
+        letter_of_one,
+        twice,
+        lost,
+        lost_layer,
+        beside_layer,
+        beside_model,
+    ),
     *(alphas, shape, number, type_of_all, factors, setting, setting, setting, header_text, header_of_others, settings_beside),
 )
 

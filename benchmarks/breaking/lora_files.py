@@ -105,9 +105,9 @@ def dora(denoiser: Denoiser, chance: random.Random) -> LoraFile:
     made = diffusers(denoiser, chance)
     name = chance.choice([each for each in made.tensors if ".lora_B." in each])
     up = made.tensors[name]
-    made.tensors[name.replace(".lora_B.weight", chance.choice((".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".dora_scale")))] = (
-        torch.rand(len(up)) + 0.5
-    )
+    made.tensors[
+        name.replace(".lora_B.weight", chance.choice((".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".dora_scale")))
+    ] = torch.rand(len(up)) + 0.5
     made.writer, made.mark = "DoRA", "DoRA"
     return made
 

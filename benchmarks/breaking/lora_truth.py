@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import attrs
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +23,12 @@ from .lora_files import HEADER, Denoiser, LoraFile
 
 RANK = 12
 """Of the run; larger than that of every file."""
+
+DESCRIBING = {
+    *("task_type", "inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "megatron_core"),
+    *("lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "qalora_group_size", "runtime_config"),
+}
+"""Settings of peft without a meaning for adapters that exist."""
 
 
 @attrs.frozen(eq=False)
@@ -124,8 +132,6 @@ def same(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], names: Mappin
 
 def rewritten(made: LoraFile, file: Path, denoiser: Denoiser) -> LoraFile | None:
     """The same file in diffusers' own form with alphas multiplied in, by rules that share no code with the package; None if it has none."""
-    import json
-
     tensors = load_file(file)
     pattern = re.compile(r"^(?P<layer>.+?)(?P<end>\.lora_A(\.[^.]+)?|\.lora_B(\.[^.]+)?|[._]lora\.(down|up)|\.lora_(down|up))\.weight$")
     flat = {path.replace(".", "_"): path for path in denoiser.shapes}
@@ -139,7 +145,9 @@ def rewritten(made: LoraFile, file: Path, denoiser: Denoiser) -> LoraFile | None
         layer = found["layer"] if found else plain.removesuffix(".alpha")
         for prefix in ("base_model.model.", f"{denoiser.component}.", "model.diffusion_model.", "diffusion_model.", "base_model.model."):
             layer = layer.removeprefix(prefix)
-        layer = re.sub(r"^(lora_unet_|lora_transformer_|lycoris_)(.*)$", lambda hit: flat.get(hit[2], hit[0]), layer).replace(".processor.", ".")
+        layer = re.sub(r"^(lora_unet_|lora_transformer_|lycoris_)(.*)$", lambda hit: flat.get(hit[2], hit[0]), layer).replace(
+            ".processor.", "."
+        )
         layer = f"{layer}.0" if f"{layer}.0" in denoiser.shapes and layer not in denoiser.shapes else layer
         if found and layer in denoiser.shapes:
             pairs.setdefault(layer, {})["A" if "A" in found["end"] or "down" in found["end"] else "B"] = tensor.float()
@@ -149,13 +157,37 @@ def rewritten(made: LoraFile, file: Path, denoiser: Denoiser) -> LoraFile | None
             return None
     if any(len(pair) < 2 for pair in pairs.values()) or not pairs:
         return None
-    pairs = {layer: {**pair, "B": pair["B"] * (alphas[layer] / len(pair["A"]) if layer in alphas else 1.0)} for layer, pair in pairs.items()}
-    settings = {} if alphas or not isinstance(made.beside, dict) else {"target_modules": sorted(pairs), **made.beside}
-    header = {HEADER: json.dumps({f"{denoiser.component}.{name}": value for name, value in settings.items()})} if settings else {}
-    if not alphas and HEADER in made.header:
-        header = {HEADER: made.header[HEADER]}
+    pairs = {
+        layer: {**pair, "B": pair["B"] * (alphas[layer] / len(pair["A"]) if layer in alphas else 1.0)} for layer, pair in pairs.items()
+    }
+    settings = {} if alphas else _settings(made, denoiser.component)
+    settings = {f"{denoiser.component}.{name}": value for name, value in {"target_modules": sorted(pairs), **settings}.items()}
+    header = {HEADER: json.dumps(settings)} if len(settings) > 1 else {}
     named = {f"{denoiser.component}.{layer}.lora_{side}.weight": tensor for layer, pair in pairs.items() for side, tensor in pair.items()}
     return LoraFile("rewritten", named, header)
+
+
+def _settings(made: LoraFile, component: str) -> dict[str, Any]:
+    """Settings of peft for the denoiser, without those that only describe, and those that are off and that peft does not know."""
+    from peft import LoraConfig
+
+    values = made.beside
+    if HEADER in made.header:
+        values = json.loads(made.header[HEADER])
+        values = {name.removeprefix(f"{component}."): value for name, value in values.items() if name.startswith(f"{component}.")}
+    if not isinstance(values, dict):
+        return {}
+    known = LoraConfig.__dataclass_fields__.keys() - DESCRIBING
+    return {name: value for name, value in values.items() if name in known or (value and name not in DESCRIBING)}
+
+
+def unspread(file: Path, folder: Path) -> Path:
+    """The same file in float32, without the prefixes of DDP and torch.compile, and without biases and differences of zeros."""
+    tensors = {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in load_file(file).items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.any() or not name.endswith((".bias", ".diff", ".diff_b"))}
+    with safe_open(file, "pt") as content:
+        header = content.metadata() or {}
+    return LoraFile("", {name: tensor.float() for name, tensor in tensors.items()}, header).write(folder)
 
 
 def alphas_differ(file: Path) -> bool:

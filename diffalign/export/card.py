@@ -133,7 +133,7 @@ def _licence(file: Path) -> str:
 
 def _front_matter(text: str) -> str:
     """Text between a first line --- and the next such line; "" if the first line is another."""
-    first, *lines = text.lstrip().splitlines() or [""]
+    first, *lines = text.lstrip().split("\n")
     rules = [place for place, line in enumerate(lines) if line.rstrip() in ("---", "...")]
     return "\n".join(lines[: rules[0]]) if first.rstrip() == "---" and rules else ""
 
