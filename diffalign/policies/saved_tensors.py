@@ -121,6 +121,8 @@ def file_of(path: str) -> Path:
     else:
         lone = sorted(place.glob("*.safetensors"))
         known = [place / name for name in (FILE, PEFT_FILE) if (place / name).exists()]
+        if len(known) > 1:
+            raise ValueError(f"LoRA.start: {path} holds both {FILE} and {PEFT_FILE}; name the file to start at")
         file = known[0] if known else lone[0] if len(lone) == 1 else place / FILE
     if not file.is_file():
         raise ValueError(

@@ -81,6 +81,15 @@ class Source:
         return Path(snapshot_download(self.path, revision=self.revision, allow_patterns=[f"{self.subfolder}/*"])) / self.subfolder
 
 
+def require_pipeline(path: str, revision: str | None = None, subfolder: str | None = None, single_file: str | None = None) -> None:
+    """Refuse a pipeline that is not within reach, before weights are loaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    Source(path, None, revision, subfolder, single_file).index()
+
+
 def require_weights(folder: Path, components: Iterable[str], variant: str | None) -> None:
     """Refuse a folder in which a part has weights of other variants alone, naming them.
 
