@@ -1,7 +1,7 @@
 """Feeds broken files of users to their readers: what comes out is what they mean, or one message of ours.
 
 Run files with overrides, prompt files, adapters and READMEs. Adapters are compared with the weights that plain diffusers has with the same
-file, prompt files with what Python reads in them, READMEs with what the hub reads. A case is made of its number, so that it can be repeated.
+file, prompt files with what Python reads in them, READMEs with what the hub reads. A case is made of its number.
 
 Args:
     cases: of each kind

@@ -90,7 +90,7 @@ class PromptFile:
 
     An object has "prompt" and any other fields, which become the prompt's metadata. So do the other columns of a table, as text. "height"
     and "width" (pixels) are the image size, see `Prompts`. Empty lines are allowed only at the end. Lines end at line feeds only. The
-    file may begin with a byte order mark.
+    file may begin with a byte order mark. An object has each key once; a .txt file holds no JSON.
 
     Args:
         path: path of the file. "shapeworld/NAME" (count, binding, relation, text, all) and "digits/NAME" (any, set, name, all) are lists

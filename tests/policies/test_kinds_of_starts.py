@@ -31,7 +31,7 @@ def alphas(file, value):
 def test_a_header_that_is_nested_without_end_is_refused(saved, tmp_path):
     here, file, _ = saved
     save_file(load_file(file), tmp_path / "deep.safetensors", {"lora_adapter_metadata": "[" * 100_000})
-    with pytest.raises(ValueError, match="in the header of deep.safetensors is no JSON"):
+    with pytest.raises(ValueError, match=r"in the header of deep.safetensors is no JSON"):
         here.start(tmp_path / "deep.safetensors")
 
 
