@@ -56,7 +56,7 @@ def test_everything_that_is_missing_is_one_message(tmp_path, monkeypatch, capsys
 
 
 def test_one_missing_part_is_told_as_before(empty, capsys):
-    assert main(["check", "sd35_flow_grpo_ocr", "--policy.path", "nowhere"]) == 2
+    assert main(["check", "flux1_tmpo_ocr", "--policy.path", "nowhere"]) == 2
     said = capsys.readouterr().err
     assert "error: policy.path must be a diffusers pipeline folder" in said
     assert "parts of the run" not in said
@@ -70,10 +70,10 @@ def test_five_commands_from_an_empty_folder(empty, capsys):
         *("--rewards.pickscore.model=clip", "--rewards.hpsv2=JPEGCompressibility"),
         *("--rewards.geneval.detector=detector", "--rewards.geneval.clip=clip", "--rewards.geneval.side=64"),
     ]
-    short = ["--sampler.plan.branches=2", "--prompts_per_step=3", "--total=1", "--evaluation=null"]
+    short = ["--sampler.plan.branches=2", "--objective.updates=1", "--average.every=1", "--prompts_per_step=3", "--total=1"]
     for task in ("composition", "text"):
-        assert f"{task}.jsonl: 6 prompts" in done(capsys, "prompts", f"{task}-held-out", f"{task}.jsonl", "--count", 6)
-    done(capsys, "train", RUN, *tiny, *rewards, *short)
+        assert f"{task}.jsonl: 3 prompts" in done(capsys, "prompts", f"{task}-held-out", f"{task}.jsonl", "--count", 3)
+    done(capsys, "train", RUN, *tiny, *rewards, *short, "--evaluation=null")
     folder = empty / "runs" / RUN
     (step,) = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {f"reward/{name}" for name in ("pickscore", "hpsv2", "geneval", "ocr")} <= step.keys()

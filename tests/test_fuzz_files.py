@@ -33,15 +33,14 @@ def test_prompt_files_mean_what_python_reads_in_them(tmp_path):
 
 
 def test_readmes_of_any_shape_give_the_licence_that_the_hub_sees_or_none(tmp_path):
-    outcomes = [fuzz_cards.case(number, tmp_path) for number in range(120)]
-    assert outcomes.count("the hub's licence") > 10
+    outcomes = [fuzz_cards.case(number, tmp_path) for number in range(60)]
+    assert outcomes.count("the hub's licence") > 5
 
 
 def test_broken_adapters_begin_where_plain_diffusers_does_or_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz_lora, "FAMILIES", ("sd3",))
-    outcomes = [fuzz_lora.case(number, tmp_path) for number in range(150)]
-    assert outcomes.count("refused") < 130
-    assert outcomes.count("as plain diffusers") > 10
+    outcomes = [fuzz_lora.case(number, tmp_path) for number in range(100)]
+    assert sum(outcome.startswith("as plain diffusers") for outcome in outcomes) > 15
 
 
 def test_a_reader_that_takes_another_scale_is_a_fault(tmp_path, monkeypatch):

@@ -12,7 +12,9 @@ from diffalign.cli import main
 from diffalign.core import ConfigError
 from diffalign.prompts import PromptFile, Prompts, read_prompts
 
-LISTS = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=9, unique=True)
+LISTS = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5), min_size=1, max_size=9, unique=True
+)
 
 
 def endless(source, count, steps):
@@ -204,6 +206,12 @@ def test_utf_16_is_named(tmp_path):
     (tmp_path / "list.txt").write_bytes("a red cube\r\n".encode("utf-16"))
     with pytest.raises(ConfigError, match=r"is UTF-16\. Save it as UTF-8"):
         read_prompts(str(tmp_path / "list.txt"))
+
+
+def test_a_path_may_begin_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path, "list.txt", "a red cube")
+    assert PromptFile("~/list.txt").prompts == ("a red cube",)
 
 
 @pytest.mark.parametrize("order", ["le", "be"])

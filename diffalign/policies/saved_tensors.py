@@ -115,7 +115,7 @@ def file_of(path: str) -> Path:
     Raises:
         ValueError: there is no file, or it is no safetensors file.
     """
-    place = Path(path)
+    place = Path(path).expanduser()
     if not place.is_dir():
         file = place
     else:
@@ -129,7 +129,7 @@ def file_of(path: str) -> Path:
             f"LoRA.start must be a safetensors file, or a folder with {FILE} or {PEFT_FILE}; got {path!r}, where there is none. "
             "Download files of a hub first: `hf download NAME`, which prints the folder."
         )
-    if file.suffix != ".safetensors":
+    if file.suffix.lower() != ".safetensors":
         raise ValueError(
             f"LoRA.start: {_NAMED}; {file.name} is no safetensors file. A positional list, such as the EMA of a training state, does "
             "not say which layer a tensor is for: load it with the code that wrote it, and save it by name."

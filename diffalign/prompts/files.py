@@ -144,7 +144,7 @@ def read_prompts(path: str) -> list[Prompt]:
     world, _, name = path.partition("/")
     if world == PREFIX and not Path(path).suffix:
         return generated(name)
-    file = WORLDS[world] / "prompts" / f"{name}.txt" if world in WORLDS and not Path(path).suffix else Path(path)
+    file = WORLDS[world] / "prompts" / f"{name}.txt" if world in WORLDS and not Path(path).suffix else Path(path).expanduser()
     ending = file.suffix.lower()
     if ending not in _READERS:
         known = ", ".join(_READERS)

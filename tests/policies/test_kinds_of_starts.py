@@ -25,7 +25,7 @@ def same(mine, theirs):
 
 def alphas(file, value):
     tensors = load_file(file)
-    return tensors | {name.replace("lora_A.weight", "alpha"): value for name in tensors if "lora_A" in name}
+    return tensors | {name.replace("lora_A.weight", "alpha"): value.clone() for name in tensors if "lora_A" in name}
 
 
 def test_a_header_that_is_nested_without_end_is_refused(saved, tmp_path):
@@ -50,6 +50,13 @@ def test_links_into_a_cache_are_followed(saved, tmp_path):
 def test_an_alpha_of_any_type_is_a_number(saved, tmp_path, value):
     here, file, velocity = saved
     same(here.start(written(tmp_path / "alpha", alphas(file, value))), velocity)
+
+
+def test_a_path_of_the_home_folder_and_an_ending_in_capitals_are_read(saved, tmp_path, monkeypatch):
+    here, file, velocity = saved
+    shutil.copy(file, tmp_path / "LORA.SAFETENSORS")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    same(here.start("~/LORA.SAFETENSORS"), velocity)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
