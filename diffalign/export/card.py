@@ -127,9 +127,8 @@ def _licence(file: Path) -> str:
         say_once(f"{file}: the licence of the base cannot be read: {str(error).splitlines()[0]}")
         return ""
     named = (front.get("license_name") or front.get("license") or "") if isinstance(front, Mapping) else ""
-    words = [
-        word for word in (named if isinstance(named, list) else [named]) if not isinstance(word, list | Mapping)
-    ]  # these may be endless
+    words = named if isinstance(named, list) else [named]
+    words = [word for word in words if not isinstance(word, list | Mapping)]  # what is nested may be endless
     return ", ".join(" ".join(str(word).replace("|", "/").split()) for word in words)
 
 
