@@ -34,7 +34,7 @@ class ELBOPolicyGradient(ForwardObjective):
         policy: the weights being aligned
         reference: frozen; by default a fork of the policy as it is when the objective is built
         kl: weight of the log-ratio to the reference, > 0: units of reward per nat. 1 / kl corresponds to beta of `ELBOSoftmaxTB`
-        bound: how log-likelihoods are estimated. A sample takes 2 x levels network rows of each policy, twice that if antithetic
+        bound: estimate of log-likelihoods. A sample takes 2 x levels network rows of each policy, twice that if antithetic
         clip: half width of the trust region of rho; None does not clip. It matters from the second update on
         updates: inner updates on the same samples, each with new noise. With 1 the old policy is the policy, and costs nothing
         rows: noised rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
