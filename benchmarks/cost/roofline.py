@@ -37,9 +37,6 @@ from diffalign.costs.rows import Counted
 from diffalign.policies.lora import ADAPTER
 
 ADAPTERS = ("none", "bfloat16", "float32")
-STEPS = {"SD3.5-M 512": 28, "Sana-1.6B": 20, "FLUX.2-klein-4B": 4, "Z-Image": 8}
-"""Steps of a rollout; 28 for all other models."""
-
 MEASURED = (  # model, adapters, rows, whether with backward, milliseconds: one H100 80 GB, torch 2.11
     ("SD3.5-M 512", "float32", 27, False, 325.0),
     ("SD3.5-M 512", "float32", 9, False, 117.0),
@@ -63,7 +60,7 @@ def counted(model: Published, adapters: str) -> Counted:
 
 
 def work(model: str, policy: Counted, rows: int) -> Work:
-    steps = STEPS.get(model, 28)
+    steps = MODELS[model].shape.steps
     at = [steps * place // 4 for place in (1, 2, 3)]
     widths = [3 ** sum(step > split for split in at) for step in range(steps)]
     trained = sum(parameter.numel() for parameter in policy.policy.trainable_parameters().values())
