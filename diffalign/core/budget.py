@@ -75,8 +75,11 @@ def shrink(
         return Budgets(sampler, rows_of(objective), fewer, said)
     rows = largest // 2
     owner = {2: sampler, 3: objective}.get(stage)
-    if not _has_rows(owner) or rows < 1 or rows >= (rows_of(owner) or largest):
-        raise torch.OutOfMemoryError(f"{error}\nNothing is left to halve. Try {_advice(stage, 2)}.") from error
+    if not has_rows(owner) or rows < 1 or rows >= (rows_of(owner) or largest):
+        one = "One network row does not fit the memory of this device. " if stage > 1 and largest <= 1 else ""
+        less = "activation checkpointing (--policy.checkpointing true), " if stage == 3 else ""
+        other = f", {less}a smaller --policy.resolution, or --shard over more devices" if one else ""
+        raise torch.OutOfMemoryError(f"{error}\n{one}Nothing is left to halve. Try {_advice(stage, 2)}{other}.") from error
     what = "sampler" if stage == 2 else "objective"
     said = f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} {everywhere}"
     if stage == 2:
@@ -89,9 +92,9 @@ def rows_of(part: object) -> int | None:
     return part.rows if isinstance(part, Budgeted) else None
 
 
-def limited(part: T, rows: int) -> T:
+def limited(part: T, rows: int | None) -> T:
     """A sampler or objective with another row budget: a sampler is made anew, an objective takes it in place."""
-    if not _has_rows(part):
+    if not has_rows(part):
         return part
     if isinstance(part, Objective):
         part.rows = rows  # type: ignore[attr-defined]
@@ -99,7 +102,8 @@ def limited(part: T, rows: int) -> T:
     return attrs.evolve(part, rows=rows)  # type: ignore[misc]
 
 
-def _has_rows(owner: object) -> bool:
+def has_rows(owner: object) -> bool:
+    """True if the part has a row budget that can be changed."""
     return attrs.has(type(owner)) and "rows" in attrs.fields_dict(type(owner))  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module
 from diffalign.core.forking import view_of
+from diffalign.core.spread import whole
 from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention
@@ -243,6 +244,13 @@ class FlowMatchingPolicy(Policy):
         twin._left_out = left_out
         self.shares_tensors = twin.shares_tensors = True
         return twin
+
+    @property
+    def without_delta(self) -> bool:
+        if self._left_out is not None:
+            return self._left_out.holds()
+        parameters = dict(self.network.named_parameters())
+        return bool(self.adapters) and not any(bool(whole(parameters[name]).any()) for name in self.adapters)
 
     @property
     def device(self) -> torch.device:

@@ -115,6 +115,8 @@ class Recorder(Hook):
             "rows_per_second": round(sum(ledger.rows.values()) / max(sum(ledger.seconds.values()), 1e-9), 2),
             **{f"seconds/{stage}": round(seconds, 5) for stage, seconds in ledger.seconds.items()},
             **{f"hidden/{stage}": round(seconds, 5) for stage, seconds in ledger.hidden.items()},
+            **{f"memory/{stage}_bytes": usage.peak for stage, usage in ledger.usage.items()},
+            **{f"memory/{stage}_predicted_bytes": count for stage, count in ledger.predicted.items()},
             **{f"rows/{entry}": rows for entry, rows in ledger.rows.items()},
             **{f"calls/{entry}": calls for entry, calls in ledger.calls.items()},
         }
