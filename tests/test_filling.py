@@ -4,7 +4,7 @@ import attrs
 import pytest
 import torch
 
-from diffalign import AlignmentLoop
+from diffalign import AlignmentLoop, Hook
 from diffalign.core import Ledger, SingleProcess
 from diffalign.core.memory import current_memory
 from diffalign.costs import filling
@@ -34,6 +34,8 @@ class Counted:
 
     def peak(self):
         return self.most
+
+    highest = peak
 
     def free(self):
         return self.capacity - WEIGHTS
@@ -77,14 +79,10 @@ def build(monkeypatch):
     return build
 
 
-class Watch(SingleProcess):
-    """Notes the budgets of each step."""
-
-
 def budgets(loop, steps):
     found = []
 
-    class Note(Filling.__mro__[1]):
+    class Note(Hook):
         def step(self, loop, report):
             found.append((loop.sampler.rows, loop.objective.rows, loop.chunk, report.ledger.usage, report.ledger.predicted))
 
@@ -126,7 +124,7 @@ def test_the_peak_is_foretold(build):
 
 
 def test_a_device_on_which_one_row_does_not_fit(build):
-    with pytest.raises(torch.OutOfMemoryError, match=r"One network row does not fit .* Try --objective.rows 1, .*checkpointing true\)"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"One network row of the update does not fit .* Try --policy.checkpointing"):
         budgets(build(capacity=WEIGHTS + 35), 1)
 
 
@@ -146,7 +144,7 @@ def test_the_first_rows_follow_the_planners_estimate(build, monkeypatch):
     assert first == [(3, 3, 3)]
 
 
-class Noting(Filling.__mro__[1]):
+class Noting(Hook):
     def __init__(self, found):
         self.found = found
 

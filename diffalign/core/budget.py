@@ -76,10 +76,11 @@ def shrink(
     rows = largest // 2
     owner = {2: sampler, 3: objective}.get(stage)
     if not has_rows(owner) or rows < 1 or rows >= (rows_of(owner) or largest):
-        one = "One network row does not fit the memory of this device. " if stage > 1 and largest <= 1 else ""
-        less = "activation checkpointing (--policy.checkpointing true), " if stage == 3 else ""
-        other = f", {less}a smaller --policy.resolution, or --shard over more devices" if one else ""
-        raise torch.OutOfMemoryError(f"{error}\n{one}Nothing is left to halve. Try {_advice(stage, 2)}{other}.") from error
+        if stage > 1 and largest == 1:
+            said = f"One network row of the {failed or 'step'} does not fit the memory of this device. Try {_smaller(stage)}."
+        else:
+            said = f"Nothing is left to halve. Try {_advice(stage, 2)}."
+        raise torch.OutOfMemoryError(f"{error}\n{said}") from error
     what = "sampler" if stage == 2 else "objective"
     said = f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} {everywhere}"
     if stage == 2:
@@ -112,3 +113,8 @@ def _advice(stage: int, largest: int) -> str:
         return "a smaller --chunk"
     name = "--sampler.rows" if stage == 2 else "--objective.rows"
     return f"{name} {max(1, largest // 2)}, fewer --prompts_per_step, or more processes"
+
+
+def _smaller(stage: int) -> str:
+    checkpointing = "--policy.checkpointing true, " if stage == 3 else ""
+    return f"{checkpointing}--policy.dtype bfloat16 with LoRA, a smaller --policy.resolution, or --shard over more devices"
