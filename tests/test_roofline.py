@@ -12,8 +12,9 @@ from diffalign.core import Guided, Progress
 from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.cards import CARDS, Card, asked, card, recognised
 from diffalign.costs.limits import counted_of, work_of
-from diffalign.costs.operators import counting
-from diffalign.costs.roofline import Work, bounds, pieces
+from diffalign.costs.expected import Reached
+from diffalign.costs.operators import Call, Operator, counting
+from diffalign.costs.roofline import Work, bounds, expected, pieces
 from diffalign.costs.rows import Counted
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
@@ -164,6 +165,41 @@ def test_check_says_the_bound_of_a_card(policy):
     assert 0 < fused < least
     assert "steps per hour" not in text
     assert "a step; where starting one takes 10 microseconds" in line(text, "operators")
+
+
+def test_what_is_expected_adds_up(counted):
+    half, full = torch.bfloat16, torch.float32
+    reached = Reached(product=0.5, single=0.8, attention=0.25, half=0.4, full=0.9, kernel=1e-3, host=2e-3)
+    for operator, seconds in (
+        (Operator("mm", "product", half, 1e6, 1e6, 10), 1.0),
+        (Operator("mm", "product", full, 1e6, 1e6, 10), 1e6 / 0.8e6),
+        (Operator("attention", "attention", half, 1e6, 1e6, 10), 2.0),
+        (Operator("mm", "product", half, 1e3, 1e3, 90_000), 1.0),
+        (Operator("mul", "elementwise", half, 0.0, 0.0, 40_000), 1.0),
+        (Operator("mul", "elementwise", full, 0.0, 0.0, 90_000), 1.0),
+    ):
+        assert reached.operator(operator, SLOW) == pytest.approx(seconds + 1e-3), operator
+    small = Call((Operator("add", "elementwise", full, 0.0, 0.0, 0),) * 5)
+    assert reached.call(small, SLOW) == pytest.approx(5 * 2e-3)  # the host is slower than the device
+    work = Work(rollout=(1, 2), update=(2,), beside=(3,))
+    rollout, update = expected(counted, work, SLOW, reached)
+    one, two, three = (counted(rows) for rows in (1, 2, 3))
+    assert rollout.seconds == pytest.approx(reached.call(one.forward, SLOW) + reached.call(two.forward, SLOW))
+    assert update.seconds == pytest.approx(sum(reached.call(call, SLOW) for call in (two.forward, two.backward, three.forward)))
+    assert (rollout.useful, update.useful) == tuple(bound.useful for bound in bounds(counted, work, SLOW))
+
+
+def test_check_says_what_one_more_prompt_costs(policy):
+    loop = build(policy, prompts=2)
+    tree = loop.sampler.branching()
+    rows, update = tree.rollout_rows, loop.objective.update_rows(tree.leaves, tree.replay_rows)
+    said = line(capacity(loop, Cluster(card=card("h100"))), "one more prompt")
+    assert f"{rows} rows of rollout and {update} of update more" in said
+    assert said.endswith("for 50% more samples")
+    assert int(said.split("%")[0].split()[-1]) < 10  # tiny calls take the time to start their operators, however many rows they have
+    more, now = (work_of(loop, tree, update, more=count) for count in (1, 0))
+    assert sum(more.rollout) - sum(now.rollout) == rows
+    assert sum(more.update) - sum(now.update) == update
 
 
 def test_unknown_cards_are_refused(capsys):

@@ -109,9 +109,8 @@ def line(name: str, adapters: str, policy: Counted, card: Card, call_rows: int, 
 
 
 def compare(models: dict[tuple[str, str], Counted], card: Card) -> None:
-    print(
-        f"\n{'measured on one H100':27s} {'rows':>4s} {'ms':>6s} {'bound':>7s} {'share':>6s} {'expected':>9s} {'share':>6s} {'left out':>9s}"
-    )
+    columns = f"{'rows':>4s} {'ms':>6s} {'bound':>7s} {'share':>6s} {'expected':>9s} {'share':>6s} {'left out':>9s}"
+    print(f"\n{'measured on one H100':27s} {columns}")
     for name, adapters, rows, backward, measured, without in MEASURED:
         if (name, adapters) not in models:
             continue

@@ -22,8 +22,8 @@ class Reached:
         product: share of the peak of matrix products in half precision
         single: share of the peak of those in float32
         attention: share of the peak of attention in half precision
-        half: share of the bandwidth of casts and elementwise operators whose results are in half precision; torch's kernels for operands that
-            are broadcast load them one by one
+        half: share of the bandwidth of casts and elementwise operators whose results are in half precision; where operands are broadcast,
+            torch's kernels load numbers one by one
         full: share of the bandwidth of all other operators
         kernel: seconds of an operator on the device beside its work
         host: seconds that the host needs to start an operator
@@ -51,4 +51,4 @@ class Reached:
 
 EAGER = Reached(product=0.87, single=1.0, attention=0.42, half=0.39, full=1.0, kernel=3.8e-6, host=18.8e-6)
 """Fitted to eleven calls of Stable Diffusion 3.5 Medium and FLUX.1-dev and the profile of one, on one H100 with torch 2.11. They describe
-these calls together; a single number is no measurement of a kernel. `python -m benchmarks cost roofline --measured` shows how near they are."""
+these calls together: a single number is no measurement of a kernel. `python -m benchmarks cost roofline --measured` compares."""
