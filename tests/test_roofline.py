@@ -11,8 +11,8 @@ from diffalign.cli import main
 from diffalign.core import Guided, Progress
 from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.cards import CARDS, Card, asked, card, recognised
-from diffalign.costs.limits import counted_of, work_of
 from diffalign.costs.expected import Reached
+from diffalign.costs.limits import counted_of, work_of
 from diffalign.costs.operators import Call, Operator, counting
 from diffalign.costs.roofline import Work, bounds, expected, pieces
 from diffalign.costs.rows import Counted
