@@ -6,6 +6,8 @@ from test_planner import line
 from tiny_pipelines import saved
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cost import roofline
+from benchmarks.subjects import published_shapes
 from diffalign import AlignmentLoop
 from diffalign.cli import main
 from diffalign.core import Guided, Progress
@@ -235,3 +237,13 @@ def test_a_card_may_be_given_by_its_numbers():
 def test_torchs_names_of_cards(name, expected):
     found = recognised(name)
     assert (None if found is None else found.name) == expected
+
+
+def test_what_is_expected_is_within_a_fifth_of_what_was_measured(capsys):
+    model = "SD3.5-M 512", "none"
+    roofline.compare({model: roofline.counted(published_shapes.MODELS[model[0]], model[1])}, CARDS["h100"])
+    (row,) = capsys.readouterr().out.splitlines()[2:]
+    milliseconds, bound, expected_milliseconds = (float(row.split()[place]) for place in (4, 5, 7))
+    assert milliseconds == 255
+    assert bound < 0.6 * milliseconds  # the bound is no forecast
+    assert 0.8 * milliseconds < expected_milliseconds < 1.2 * milliseconds
