@@ -12,6 +12,7 @@ from diffalign.costs.filling import Filling
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.runs.recording import Recorder
+from diffalign.runs.snapshot import load, save
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
 
@@ -90,12 +91,12 @@ def budgets(loop, steps):
     return found
 
 
-def test_budgets_grow_to_what_fits_and_are_given_back(build):
+def test_budgets_grow_to_what_fits_and_stay(build):
     loop = build(capacity=WEIGHTS + 1000, prompts=6)  # calls of 6, 18 and 54 rows, an update of 24, 54 images
     found = budgets(loop, 4)
     share = 0.85 * 1000
     assert [entry[:3] for entry in found] == [(16, 16, 16), (64, int(share / GRADIENT), int(share / IMAGE)), *[(64, 21, 28)] * 2]
-    assert (loop.sampler.rows, loop.objective.rows, loop.chunk) == (None, None, 64)
+    assert {entry[:3] for entry in budgets(loop, 2)} == {(64, 21, 28)}  # of another run of the loop
 
 
 def test_what_is_given_stays(build):
@@ -172,6 +173,20 @@ def test_without_an_accelerator_nothing_changes(build, monkeypatch):
     loop.ledger = Ledger()
     if loop.ledger.memory is None:
         assert {entry[:3] for entry in budgets(loop, 2)} == {(None, None, 64)}
+
+
+def test_a_resumed_run_keeps_what_it_had_found(build, tmp_path):
+    loop = build(capacity=WEIGHTS + 1000)
+    loop.advance(2)
+    found = loop.sampler.rows, loop.objective.rows, loop.chunk
+    save(loop, tmp_path / "step-000002", 2, "")
+    again = build(capacity=WEIGHTS + 1000)
+    load(again, tmp_path / "step-000002")
+    assert (again.sampler.rows, again.objective.rows, again.chunk) == found == (64, 21, 28)
+    assert {entry[:3] for entry in budgets(again, 2)} == {found}
+    given = build(capacity=WEIGHTS + 1000, rows=3, chunk=5)
+    load(given, tmp_path / "step-000002")
+    assert (given.sampler.rows, given.objective.rows, given.chunk) == (3, 3, 5)
 
 
 def test_metrics_hold_seen_and_foretold_memory(build, tmp_path):

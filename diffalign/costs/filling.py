@@ -27,11 +27,11 @@ class Filling(Hook):
 
     The first step takes few rows, after the planner's estimate; each step corrects the bytes of a row by what it has seen. A budget grows
     only while calls use it up. Memory that runs out halves a budget as ever, and it then stays there. All processes take the same rows,
-    those of the fullest device. When the run ends, the budgets are again as they were given.
+    those of the fullest device.
 
-    Only what is left open is filled: `rows` of sampler and objective that are None, and images up to the loop's `chunk`. Without an
-    accelerator nothing changes. Results do not depend on budgets, but their last bits do, on a device that rounds by the shape of a call:
-    for runs that must repeat to the bit, give `rows`.
+    Only what is left open is filled: `rows` of sampler and objective that are None, and if one is, images up to the loop's `chunk`. Without
+    an accelerator nothing changes. Results do not depend on budgets, but their last bits do, where a device rounds by the shape of a call.
+    Checkpoints hold the budgets, so a resumed run keeps those that it had found. A run that must repeat to the bit needs given `rows`.
 
     Args:
         share: share of the free memory that a stage may take
@@ -42,33 +42,29 @@ class Filling(Hook):
     share: float = attrs.field(default=0.85, validator=[attrs.validators.gt(0), attrs.validators.lt(1)])
     growth: float = attrs.field(default=4.0, validator=attrs.validators.gt(1))
     sharded: float = attrs.field(default=0.7, validator=[attrs.validators.gt(0), attrs.validators.lt(1)])
-    _given: dict[str, int | None] = attrs.field(factory=dict, init=False)
+    _open: tuple[str, ...] = attrs.field(default=(), init=False)
     _most: dict[str, int] = attrs.field(factory=dict, init=False)
     _set: dict[str, int] = attrs.field(factory=dict, init=False)
     _row: dict[str, float] = attrs.field(factory=dict, init=False)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
-        self._given, self._most, self._set, self._row = {}, {}, {}, {}
-        memory = loop.ledger.memory
-        if memory is None:
+        self._open, self._most, self._set, self._row = (), {}, {}, {}
+        memory, parts = loop.ledger.memory, {"rollout": loop.sampler, "update": loop.objective}
+        unlimited = [stage for stage, part in parts.items() if has_rows(part) and rows_of(part) is None]
+        if memory is None or not unlimited:
             return
-        if has_rows(loop.sampler) and rows_of(loop.sampler) is None:
-            self._given["rollout"] = None
-        if has_rows(loop.objective) and rows_of(loop.objective) is None:
-            self._given["update"] = None
-        self._given["decode"] = loop.chunk
-        self._most = {stage: limit for stage, limit in self._given.items() if limit is not None}
+        self._open, self._most = (*unlimited, "decode"), {"decode": loop.chunk}
         first = self._first(loop, memory)
-        self._take(loop, {stage: min(first, self._most.get(stage, first)) for stage in self._given})
+        self._take(loop, {stage: min(first, self._most.get(stage, first)) for stage in self._open})
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
-        if not self._given:
+        if not self._open:
             return
         now = _budgets(loop)
-        for stage in self._given:
+        for stage in self._open:
             if now[stage] < self._set[stage]:  # it was halved
                 self._most[stage] = now[stage]
-        calls = {stage: self._call(stage, loop, report) for stage in self._given}
+        calls = {stage: self._call(stage, loop, report) for stage in self._open}
         for stage, usage in calls.items():
             if usage is not None and stage in self._row:
                 report.ledger.predicted[stage] = round(usage.before + self._row[stage] * usage.rows)
@@ -77,17 +73,13 @@ class Filling(Hook):
         shared = loop.devices.maximum(torch.tensor([[-rows for rows in fits], [int(full) for full in used_up]]))
         self._row |= {stage: usage.grown / usage.rows for stage, usage in calls.items() if usage is not None}
         wanted = {}
-        for stage, least, full in zip(self._given, (-shared[0]).tolist(), shared[1].tolist(), strict=True):
+        for stage, least, full in zip(self._open, (-shared[0]).tolist(), shared[1].tolist(), strict=True):
             rows = min(int(least), int(self.growth * now[stage]), self._most.get(stage, int(least)))
             if full and rows > now[stage]:
                 wanted[stage] = rows
-        self._take(loop, {stage: wanted.get(stage, now[stage]) for stage in self._given})
+        self._take(loop, {stage: wanted.get(stage, now[stage]) for stage in self._open})
         if wanted and loop.devices.rank == 0:
             say(f"step {report.step}: {', '.join(self._said(stage, rows, calls[stage]) for stage, rows in wanted.items())}")
-
-    def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
-        self._take(loop, self._given)
-        self._given = {}
 
     def _first(self, loop: AlignmentLoop, memory: DeviceMemory) -> int:
         guess, free = activation_bytes(loop.objective.policy), memory.free()
@@ -114,19 +106,17 @@ class Filling(Hook):
         share = self.share if loop.sharding is None else self.sharded
         return max(1, int(share * usage.free * usage.rows / max(usage.grown, 1)))
 
-    def _take(self, loop: AlignmentLoop, budgets: dict[str, int] | dict[str, int | None]) -> None:
+    def _take(self, loop: AlignmentLoop, budgets: dict[str, int]) -> None:
         if "rollout" in budgets:
             loop.sampler = limited(loop.sampler, budgets["rollout"])
         if "update" in budgets:
             limited(loop.objective, budgets["update"])
-        if budgets.get("decode") is not None:
-            loop.chunk = int(budgets["decode"] or 1)
-        self._set = {stage: rows for stage, rows in budgets.items() if rows is not None}
+        loop.chunk = budgets["decode"]
+        self._set = budgets
 
     def _said(self, stage: str, rows: int, usage: Usage | None) -> str:
-        assert usage is not None  # a stage that did not run keeps its budget
-        each = size(usage.grown / usage.rows)
-        return f"{_NAMES[stage]} is {rows} ({each} a row in the {stage}, {size(usage.free)} free)"
+        name = f"{_NAMES[stage]} is {rows}"
+        return name if usage is None else f"{name} ({size(usage.grown / usage.rows)} a row in the {stage}, {size(usage.free)} free)"
 
 
 def _budgets(loop: AlignmentLoop) -> dict[str, int]:

@@ -30,9 +30,6 @@ class Compilation:
         backend: backend of torch.compile
         dynamic: which sizes may change without compiling again. None: the number of rows, and what torch sees changing. True: all from
             the start, which makes slower kernels. False: none, so that each number of rows is compiled
-
-    Raises:
-        ValueError: torch has no such backend.
     """
 
     scope: Literal["blocks", "network"] = "blocks"
