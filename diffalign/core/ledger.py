@@ -31,7 +31,7 @@ class Ledger:
         tracked: network rows by "role/stage" whose calls ran with autograd on; they are part of `rows`
         usage: memory by stage, of its block that took most; empty without an accelerator. Stages do not lie inside each other
         predicted: peak of a stage in bytes that was expected from the steps before; empty where nobody foretells it
-        memory: where memory is read; None reads nothing. By default that of the current accelerator
+        memory: counters of the device's memory; None reads nothing. By default those of the current accelerator
     """
 
     seconds: dict[str, float] = attrs.field(factory=dict)

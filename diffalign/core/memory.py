@@ -69,9 +69,9 @@ class Usage:
     """Memory of a stage, in bytes.
 
     Args:
-        before: in use when the stage began
-        free: that could still be taken then
-        peak: largest number in use during the stage
+        before: bytes in use when the stage began
+        free: bytes that could still be taken then
+        peak: largest number of bytes in use during the stage
         rows: rows of the largest network call up to the end of the stage; 0 if the stage has no network calls
     """
 

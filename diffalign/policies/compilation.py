@@ -28,7 +28,7 @@ class Compilation:
     Args:
         scope: "blocks" compiles the repeated blocks, which takes much less time; "network" compiles the whole network
         backend: backend of torch.compile
-        dynamic: which sizes may change without compiling again. None: the number of rows, and what torch sees changing. True: all from
+        dynamic: sizes that may change without compiling again. None: the number of rows, and what torch sees changing. True: all from
             the start, which makes slower kernels. False: none, so that each number of rows is compiled
     """
 
