@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module
 from diffalign.core.forking import view_of
-from diffalign.core.spread import whole
 from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention
 from .compilation import Compilation
 from .diffusers import Family, Quantization, Setting, Source, load_family
 from .encodings import Encodings, encoder_revision
-from .left_out import LeftOut, switch
+from .left_out import LeftOut, add_nothing, switch
 from .lora import ADAPTER, LoRA
 from .products import multiplied_in
 
@@ -247,10 +246,7 @@ class FlowMatchingPolicy(Policy):
 
     @property
     def without_delta(self) -> bool:
-        if self._left_out is not None:
-            return self._left_out.holds()
-        parameters = dict(self.network.named_parameters())
-        return bool(self.adapters) and not any(bool(whole(parameters[name]).any()) for name in self.adapters)
+        return add_nothing(self.network, self.adapters)
 
     @property
     def device(self) -> torch.device:
