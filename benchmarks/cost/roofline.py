@@ -102,7 +102,7 @@ def line(name: str, adapters: str, policy: Counted, card: Card, call_rows: int, 
         said = f" {rollout.seconds:7.2f} {rollout.share(peak):4.0%} {update.seconds:7.2f} {update.share(peak):4.0%}"
     text = (
         f"{name:16s} {adapters:8s} {row['teraflop_a_row']:7.2f} {row['forward_ms']:8.1f} {row['forward_share']:4.0%} "
-        f"{row['fused_ms']:8.1f} {row['fused_share']:4.0%} {row['operators']:6d} {row['casts']:5d} "
+        f"{row['fused_ms']:8.1f} {row['fused_share']:4.0%} {row['expected_ms']:8.1f} {row['operators']:6d} {row['casts']:5d} "
         f"{row['float32_products']:4d} {gigabytes(call)}{said}"
     )
     return text, row
@@ -137,8 +137,9 @@ def main(
     card = asked(device, teraflops, bandwidth)
     print(f"{card.name}: {card.half / 1e12:.4g} TFLOP/s in bfloat16, {card.single / 1e12:.4g} in float32, {card.bandwidth / 1e12:.3g} TB/s")
     print(
-        f"forward of {call} rows: TFLOP a row; ms and share of the peak, operator by operator, then fused; operators, casts, "
-        "products in float32; GB of\nproducts, casts, others. Step of one prompt: rollout s and share, update s and share."
+        f"forward of {call} rows: TFLOP a row; ms and share of the peak, operator by operator, then fused; ms expected in eager mode (fitted "
+        "on an H100);\noperators, casts, products in float32; GB of products, casts, others. Step of one prompt: rollout s and share, update s "
+        "and share."
     )
     found, table = {}, {}
     for name in models or MODELS:
