@@ -137,9 +137,9 @@ def main(
     card = asked(device, teraflops, bandwidth)
     print(f"{card.name}: {card.half / 1e12:.4g} TFLOP/s in bfloat16, {card.single / 1e12:.4g} in float32, {card.bandwidth / 1e12:.3g} TB/s")
     print(
-        f"forward of {call} rows: TFLOP a row; ms and share of the peak, operator by operator, then fused; ms expected in eager mode (fitted "
-        "on an H100);\noperators, casts, products in float32; GB of products, casts, others. Step of one prompt: rollout s and share, update s "
-        "and share."
+        f"forward of {call} rows: TFLOP a row; ms and share of the peak, operator by operator, then fused; ms expected in eager mode "
+        "(fitted on an H100);\noperators, casts, products in float32; GB of products, casts, others. Step of one prompt: rollout s and "
+        "share, update s and share."
     )
     found, table = {}, {}
     for name in models or MODELS:
