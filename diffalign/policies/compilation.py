@@ -71,7 +71,7 @@ class _Program:
             self.compiled = torch.compile(self.plain, backend=compilation.backend, dynamic=compilation.dynamic)
         except exc.InvalidBackend as error:
             raise ValueError(f"Compilation.backend must be one of {', '.join(list_backends())}; got {compilation.backend!r}") from error
-        self.mark = maybe_mark_dynamic if compilation.dynamic is None else None
+        self.mark: Any = maybe_mark_dynamic if compilation.dynamic is None else None
         self.refusal: type[Exception] = exc.TorchDynamoException
         self.failed = False
 
