@@ -1,11 +1,13 @@
 """Operators, bytes and bounds, counted without running anything."""
 
+import attrs
 import pytest
 import torch
 from test_planner import line
 from tiny_pipelines import saved
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cost import expected as fit
 from benchmarks.cost import roofline
 from benchmarks.subjects import published_shapes
 from diffalign import AlignmentLoop
@@ -247,3 +249,24 @@ def test_what_is_expected_is_within_a_fifth_of_what_was_measured(capsys):
     assert milliseconds == 255
     assert bound < 0.6 * milliseconds  # the bound is no forecast
     assert 0.8 * milliseconds < expected_milliseconds < 1.2 * milliseconds
+
+
+def test_the_fit_finds_the_constants_of_made_up_times(monkeypatch):
+    half = torch.bfloat16
+    products = Call((Operator("mm", "product", half, 1e12, 1e12, 1000),) * 3)
+    multiplications = Call((Operator("mul", "elementwise", half, 0.0, 0.0, 10**9),) * 4)
+    additions = Call((Operator("add", "elementwise", torch.float32, 0.0, 0.0, 10**9),) * 5)
+    attention = Call((Operator("attention", "attention", half, 1e11, 1e11, 10), Operator("mm", "product", half, 1e12, 1e12, 10)))
+    singles = Call((Operator("mm", "product", torch.float32, 1e11, 1e11, 10),) * 2)
+    small = Call((Operator("add", "elementwise", torch.float32, 0.0, 0.0, 4),) * 1000)
+    truth = Reached(product=0.6, single=0.5, attention=0.3, half=0.4, full=0.8, kernel=1e-6, host=1e-5)
+    calls = (products, attention, multiplications, additions, singles, small)
+    times = [1e3 * truth.call(call, CARDS["h100"]) for call in calls]
+    rows = [[fit.Counted.of(call)] for call in calls]
+    assert [fit.milliseconds(truth, row) for row in rows] == pytest.approx(times)
+    monkeypatch.setattr(fit, "MEASURED", [("", "", 1, False, time, 0.0) for time in times])
+    monkeypatch.setattr(fit, "ATTENTIONS", 1e3 * truth.operator(attention.operators[0], CARDS["h100"]))
+    monkeypatch.setattr(fit, "PRODUCTS", 1e3 * truth.operator(attention.operators[1], CARDS["h100"]))
+    found = fit.fitted(rows, range(len(rows)), 2000)
+    assert attrs.astuple(found)[:5] == pytest.approx(attrs.astuple(truth)[:5], rel=0.02)
+    assert found.host == pytest.approx(truth.host, rel=0.02)
