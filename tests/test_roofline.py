@@ -268,5 +268,5 @@ def test_the_fit_finds_the_constants_of_made_up_times(monkeypatch):
     monkeypatch.setattr(fit, "ATTENTIONS", 1e3 * truth.operator(attention.operators[0], CARDS["h100"]))
     monkeypatch.setattr(fit, "PRODUCTS", 1e3 * truth.operator(attention.operators[1], CARDS["h100"]))
     found = fit.fitted(rows, range(len(rows)), 2000)
-    assert attrs.astuple(found)[:5] == pytest.approx(attrs.astuple(truth)[:5], rel=0.02)
+    assert attrs.astuple(found)[:5] == pytest.approx(attrs.astuple(truth)[:5], rel=0.05)
     assert found.host == pytest.approx(truth.host, rel=0.02)
