@@ -91,8 +91,7 @@ def graphs():
     return counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("blocks", [2, 5])
-def test_graphs_grow_neither_with_blocks_nor_with_rows_nor_with_forks(blocks):
+def test_graphs_grow_neither_with_blocks_nor_with_rows_nor_with_forks(blocks=4):
     """Two graphs, one row and several, for each state of weights and gradients. The first block's input has no gradient: two more."""
     plain, made = network(blocks), network(blocks)
     Compilation(backend="eager").apply(made)
