@@ -91,8 +91,9 @@ def graphs():
     return counters["stats"]["unique_graphs"]
 
 
-def test_graphs_grow_neither_with_blocks_nor_with_rows_nor_with_forks(blocks=4):
+def test_graphs_grow_neither_with_blocks_nor_with_rows_nor_with_forks():
     """Two graphs, one row and several, for each state of weights and gradients. The first block's input has no gradient: two more."""
+    blocks = 4
     plain, made = network(blocks), network(blocks)
     Compilation(backend="eager").apply(made)
     frozen, trained, bare = fork_module(made, own(made), trainable=False), fork_module(made, own(made), trainable=True), pristine(made)
