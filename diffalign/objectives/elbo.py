@@ -100,7 +100,7 @@ class Estimates(Draws):
     """Draws the levels and noises of several independent estimates of each sample.
 
     Args:
-        bound: how an estimate is made
+        bound: rule of an estimate
         count: number E of estimates. Two allow products whose mean has no variance in it: E[a b] = E[a] E[b]
     """
 
