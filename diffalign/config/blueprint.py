@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 
-from .errors import refused
+from .errors import Faults, refused
 from .parts import import_path
 from .signature import MISSING
 
@@ -82,23 +82,33 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
         links: values of linked arguments; a linked argument without a value keeps its default
 
     Raises:
-        ConfigError: a constructor raised an error; the message begins with the part's place.
+        ConfigError: constructors raised errors; each message begins with the part's place. A part is not built if one of its arguments
+            could not be; all its arguments are tried.
     """
     if isinstance(node, Mapping):
-        return {key: build(value, links) for key, value in node.items()}
+        return _each(node, links)
     if isinstance(node, list | tuple):
-        return type(node)(build(value, links) for value in node)
+        return type(node)(_each(dict(enumerate(node)), links).values())
     if not isinstance(node, Part):
         return node
     if node.how == "itself":
         return node.target
-    arguments = {name: build(value, links) for name, value in node.arguments.items()}
+    arguments = _each(node.arguments, links)
     if node.how == "partial":
         return Factory(node.where, node.target, arguments)
     try:
         return node.target(**arguments, **{name: links[name] for name in node.linked if name in links})
     except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
         raise refused(node.where, error) from error
+
+
+def _each(nodes: Mapping[Any, Any], links: Mapping[str, Any]) -> dict[Any, Any]:
+    made, faults = {}, Faults()
+    for key, node in nodes.items():
+        with faults:
+            made[key] = build(node, links)
+    faults.raised()
+    return made
 
 
 def plain(node: Any) -> Any:

@@ -2,9 +2,48 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from types import TracebackType
 
 from ..core import ConfigError
+
+
+class ConfigErrors(ConfigError):
+    """Several errors of one configuration, as one message.
+
+    Attributes:
+        each: the errors, in the order in which they were found
+    """
+
+    def __init__(self, each: Sequence[ConfigError]) -> None:
+        self.each = tuple(each)
+        super().__init__("\n".join([f"{len(self.each)} things are missing or wrong:", *(f"  {error}" for error in self.each)]))
+
+
+class Faults:
+    """Collects the errors of blocks that are independent of each other: `with faults: ...`."""
+
+    def __init__(self) -> None:
+        self._found: list[ConfigError] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not isinstance(error, ConfigError):
+            return False
+        self._found += error.each if isinstance(error, ConfigErrors) else [error]
+        return True
+
+    def raised(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            ConfigError: something was; each different message once.
+        """
+        found = list({str(error): error for error in self._found}.values())
+        if found:
+            raise found[0] if len(found) == 1 else ConfigErrors(found)
 
 
 class ConfigWarning(UserWarning):
