@@ -56,7 +56,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         reach([*loop.named_rewards().values(), *beside])
     print(job.yaml())
     activations = Activations.of(loop)
-    print(forecast(loop, job.tree["total"], activations))
+    print(forecast(loop, job.tree["total"], activations, saved))
     memory = options.memory if options.memory is not None or known is None else known.memory
     print(capacity(loop, Cluster(options.devices, memory, options.teraflops, options.shard, known, saved), activations))
     if options.no_weights:

@@ -8,7 +8,7 @@ from types import TracebackType
 from ..core import ConfigError
 
 
-class ConfigErrors(ConfigError):
+class JoinedConfigError(ConfigError):
     """Several errors of one configuration, as one message.
 
     Attributes:
@@ -32,7 +32,7 @@ class Faults:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if not isinstance(error, ConfigError):
             return False
-        self._found += error.each if isinstance(error, ConfigErrors) else [error]
+        self._found += error.each if isinstance(error, JoinedConfigError) else [error]
         return True
 
     def raised(self) -> None:
@@ -43,7 +43,7 @@ class Faults:
         """
         found = list({str(error): error for error in self._found}.values())
         if found:
-            raise found[0] if len(found) == 1 else ConfigErrors(found)
+            raise found[0] if len(found) == 1 else JoinedConfigError(found)
 
 
 class ConfigWarning(UserWarning):

@@ -32,6 +32,7 @@ from ..policies import FlowMatchingPolicy
 from ..policies.diffusers import Source
 from ..prompts import read_prompts
 from ..rewards.requirements import require
+from ..tracking import Trackers
 from .blueprint import Part, build, described, plain
 from .errors import Faults, listed, nearest, refused
 from .files import built_in, locate, read_run, read_yaml, write_yaml
@@ -220,7 +221,15 @@ def _resolved(name: str, content: dict[str, Any], beside: Path | None = None) ->
     _check_numbers(tree)
     if tree["folder"] is None:
         tree["folder"] = Path("runs") / name
+    tree["hooks"] = [_named(hook, name) for hook in tree["hooks"]]
     return Run(name, {key: _anchored(value, beside) for key, value in tree.items()})
+
+
+def _named(hook: Any, name: str) -> Any:
+    """Name the project of trackers after the configuration, where the file names none."""
+    if not isinstance(hook, Part) or hook.target is not Trackers or hook.arguments["project"] is not None:
+        return hook
+    return attrs.evolve(hook, arguments={**hook.arguments, "project": name})
 
 
 def _anchored(node: Any, beside: Path | None) -> Any:

@@ -12,9 +12,9 @@ from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt, Size
 from ..core.budget import rows_of
 from ..processes.sharding import separate, sharded_bytes
 from ..samplers import Branches, Branching
-from .cards import Card
 from .activations import Activations
 from .beside import beside_bytes
+from .cards import Card
 from .sizes import size, state_bytes, tensor_bytes, token_layers, tokens
 
 _GIB = 1024**3
@@ -123,8 +123,10 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activ
     if beside.total and beside.offloaded:
         yield (
             "offloaded",
-            f"{size(beside.total)} for text encoders and autoencoder, on the CPU; while texts are encoded up to {size(beside.texts)} come "
-            "on top of the weights, and no update then",
+            (
+                f"{size(beside.total)} for text encoders and autoencoder, on the CPU; while texts are encoded up to {size(beside.texts)} "
+                "come on top of the weights, and no update then"
+            ),
         )
     if cluster.memory is None or not activations.per_row or not replayed:
         return
@@ -135,8 +137,8 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activ
             "row budget",
             (
                 f"nothing fits: {size(fixed + kept)} of {cluster.memory:g} GiB are taken before the first row of the update, which needs "
-                f"{size(activations.at(1))} more. {'Use more devices' if cluster.shard else 'Shard the weights (--shard)'}, a smaller rank, "
-                "activation checkpointing, offload or quantization."
+                f"{size(activations.at(1))} more. {'Use more devices' if cluster.shard else 'Shard the weights (--shard)'}, a smaller "
+                "rank, activation checkpointing, offload or quantization."
             ),
         )
     elif fits < replayed:

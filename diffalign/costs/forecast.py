@@ -15,16 +15,17 @@ from .sizes import size, tensor_bytes
 from .sizes import state_bytes as _state_bytes
 
 
-def forecast(loop: AlignmentLoop, total: int, activations: Activations | None = None) -> str:
+def forecast(loop: AlignmentLoop, total: int, activations: Activations | None = None, saved: int = 0) -> str:
     """Make a table of the costs of a step, from the plan and the weights. Nothing is run.
 
     Args:
         loop: the built loop
         total: steps of the run
         activations: memory of its update; None counts it
+        saved: bytes that weights take less than their type says, because the run will quantise them
     """
     plan = loop.sampler.branching() if isinstance(loop.sampler, Branches) else None
-    rows = [*_plan(loop, plan, total), *_training(loop), *_memory(loop, plan, activations or Activations.of(loop))]
+    rows = [*_plan(loop, plan, total), *_training(loop), *_memory(loop, plan, activations or Activations.of(loop), saved)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
@@ -63,11 +64,11 @@ def _training(loop: AlignmentLoop) -> Iterator[tuple[str, str]]:
         yield f"trains {role}", f"{own:,} of {every:,} parameters ({own / max(every, 1):.2%}) with {optimizer}"
 
 
-def _memory(loop: AlignmentLoop, plan: Branching | None, activations: Activations) -> Iterator[tuple[str, str]]:
-    weights = _loaded_bytes() or _planned_bytes(loop)
+def _memory(loop: AlignmentLoop, plan: Branching | None, activations: Activations, saved: int) -> Iterator[tuple[str, str]]:
+    weights = _loaded_bytes() or _planned_bytes(loop) - saved
     gradients = sum(tensor_bytes(p) for policy in loop.trained().values() for p in policy.trainable_parameters().values())
     state = sum(_state_bytes(optimizer) for optimizer in loop.running.values())
-    entries = [("weights (text encoders and autoencoder included)", weights)]
+    entries = [("weights (text encoders and autoencoder included, rewards where they are loaded)", weights)]
     entries += [("gradients", gradients), ("optimizer state", state)]
     unknown = ""
     if plan is not None:

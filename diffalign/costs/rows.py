@@ -81,8 +81,8 @@ class Counted:
     def peak(self, rows: int) -> int:
         """Bytes that live at once beside the weights in a forward and a backward pass: a + b * rows, by the calls of two and three rows.
 
-        Activation checkpointing shows in it. Attention keeps no scores, as with the kernels of accelerators. The scratch space of kernels and
-        what an allocator keeps are not seen.
+        Activation checkpointing shows in it. Attention keeps no scores, as with the kernels of accelerators. The scratch space of
+        kernels and what an allocator keeps are not seen.
         """
         two, three = self(_COUNTED - 1).peak, self(_COUNTED).peak
         return two + (rows - _COUNTED + 1) * (three - two)

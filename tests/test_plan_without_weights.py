@@ -1,0 +1,193 @@
+"""Plans of published models whose weights are nowhere near, and the one message about all that is missing."""
+
+import re
+
+import pytest
+import torch
+from tiny_pipelines import saved
+
+from diffalign import config
+from diffalign.cli import main
+from diffalign.core import hub
+from diffalign.costs.activations import Activations
+from diffalign.costs.beside import beside_bytes
+from diffalign.costs.planned import planned
+from diffalign.costs.rows import Counted
+from diffalign.costs.shapes import PUBLISHED
+from diffalign.costs.sizes import tensor_bytes
+from diffalign.costs.unloaded import PLACES, saved_bytes, shape_of, unloaded
+from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.prompts import Prompts
+
+GIB = 2**30
+SANA = """
+policy:
+  class_path: FlowMatchingPolicy.from_pretrained
+  init_args: {path: Efficient-Large-Model/Sana_1600M_1024px_diffusers, dtype: bfloat16, device: cuda, lora: {rank: 4}, OPTIONS}
+objective: {class_path: SoftmaxTB, init_args: {rows: 4}}
+sampler: {class_path: TreeSampler, init_args: {steps: 4, plan: {splits: [1, 2], branches: 3}}}
+rewards: {beauty: PickScore, words: {class_path: CLIPScore, init_args: {model: nowhere/at-all}}}
+aggregation: {class_path: StandardizedParts, init_args: {weights: {beauty: 1.0, words: 2.0}}}
+prompts: {class_path: Prompts, init_args: {prompts: [one, two]}}
+prompts_per_step: 1
+evaluation: {prompts: PROMPTS}
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Writes the run file with options of its policy."""
+
+    def write(options="", prompts="generated/preference-held-out"):
+        file = tmp_path / "sana.yaml"
+        file.write_text(SANA.replace(", OPTIONS", f", {options}" if options else "").replace("PROMPTS", prompts))
+        return str(file)
+
+    return write
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """No network, which nobody tries to reach."""
+    monkeypatch.setattr(hub.socket, "create_connection", lambda *_: (_ for _ in ()).throw(OSError("no route")))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    hub.is_within_reach.cache_clear()
+    yield
+    hub.is_within_reach.cache_clear()
+
+
+def test_a_run_is_planned_with_nothing_but_its_file(run, capsys):
+    assert main(["check", run("checkpointing: true"), "--no-weights", "--device", "h100", "--memory", "80"]) == 0
+    said = capsys.readouterr().out
+    assert "of 1,60" in said  # of 1.6 billion parameters
+    assert "all 4 rows of an update fit 80 GiB at once" in said
+    seconds = float(re.search(r"least on h100 +(\S+) s a step", said)[1])
+    assert 0.02 < seconds < 2.0
+    assert "rewards (beauty, words) and evaluation: their memory and time come on top" in said
+    assert f"{(PUBLISHED['Sana-1.6B'].autoencoder + sum(PUBLISHED['Sana-1.6B'].encoders.values())) * 2 / GIB:.1f} GiB for text" in said
+
+
+def test_what_does_not_fit_is_said(run, capsys):
+    assert main(["check", run(), "--no-weights", "--device", "4090", "--memory", "8"]) == 0
+    assert "nothing fits" in capsys.readouterr().out
+
+
+def test_a_model_of_unknown_shape_and_a_step_without_weights_are_refused(run, capsys):
+    assert main(["check", run(), "--no-weights", "--policy.path", "somebody/else"]) == 2
+    assert "policy.path must be a model whose shape is known" in capsys.readouterr().err
+    assert main(["check", run(), "--no-weights", "--try"]) == 2
+    assert "leave out --no-weights" in capsys.readouterr().err
+
+
+def test_every_hub_id_has_a_shape():
+    assert {PLACES[place] for place in PLACES} == set(PUBLISHED)
+    assert shape_of("SDXL") is shape_of("stabilityai/stable-diffusion-xl-base-1.0")
+
+
+def test_weights_in_four_bits_take_less(run):
+    policy = unloaded("SD3.5-M", lora=LoRA(rank=4), dtype="bfloat16", resolution=512)
+    whole = sum(map(tensor_bytes, policy.network.parameters()))
+    assert whole - saved_bytes(policy, "nf4") == pytest.approx(PUBLISHED["SD3.5-M"].weights * 4.13 / 8, rel=0.1)
+    assert saved_bytes(policy, None) == 0
+    assert planned(config.parse(run("quantization: nf4"))).saved > 1e9
+
+
+def test_texts_of_a_plan_are_as_long_as_those_of_the_run():
+    for name, asked, expected in (("SD3.5-M", 128, 77 + 128), ("FLUX.1-dev", 256, 256), ("Sana-1.6B", None, 300)):
+        policy = unloaded(name, lora=LoRA(rank=1), dtype="bfloat16", max_sequence_length=asked)
+        assert policy.encode(Prompts(["a"]).draw(0, 1)).tensors["embeds"].shape[1] == expected
+
+
+def test_the_memory_of_an_update_is_that_of_its_live_tensors(tmp_path_factory):
+    """Against what lives on the CPU: the same storages, with numbers."""
+    from diffalign.costs.live import LiveBytes
+
+    peaks = {}
+    for checkpointing in (False, True):
+        policy = FlowMatchingPolicy.from_pretrained(
+            saved(tmp_path_factory, "flux-dev"),
+            resolution=32,
+            lora=LoRA(rank=2),
+            max_sequence_length=24,
+            device="cpu",
+            checkpointing=checkpointing,
+        )
+        condition = policy.encode(Prompts(["a"]).draw(0, 1))
+        counted = Counted.of(policy, condition)
+        rows = 4
+        with LiveBytes() as live:
+            x = torch.zeros(rows, *policy.latent_shape)
+            velocity = policy.velocity(x, torch.full((rows,), 0.5), condition.select(torch.zeros(rows, dtype=torch.long)))
+            torch.autograd.grad(velocity.sum(), list(policy.trainable_parameters().values()), allow_unused=True)
+        peaks[checkpointing] = counted.peak(rows)
+        assert counted.peak(rows) == pytest.approx(live.peak, rel=0.25)  # plain attention keeps its scores on a CPU
+    assert peaks[True] < peaks[False]
+
+
+def test_text_encoders_and_autoencoder_are_counted_beside_the_policy():
+    policy = FlowMatchingPolicy.from_pretrained("shapeworld", lora=LoRA(rank=1), max_sequence_length=16, device="cpu")
+    beside = beside_bytes(policy)
+    parts = policy.family.pipeline.components
+    assert beside.texts == sum(map(tensor_bytes, parts["text_encoder"].parameters())) + sum(
+        sum(map(tensor_bytes, parts[name].parameters())) for name in ("text_encoder_2", "text_encoder_3") if parts.get(name) is not None
+    )
+    assert beside.total == beside.texts + sum(map(tensor_bytes, parts["vae"].parameters()))
+    assert not beside.offloaded
+
+
+def test_rows_that_fit_are_counted_down_from_the_room():
+    activations = Activations(fixed=10, per_row=4, size=None, counted=None)
+    assert [activations.fitting(room) for room in (5, 14, 21.9, 22)] == [0, 1, 2, 3]
+    assert (activations.at(0), activations.at(2)) == (0, 18)
+
+
+def test_all_that_is_missing_is_one_message(run, alone, capsys):
+    """Local things first: the prompt file, then weights of rewards, then those of the model."""
+    file = run(prompts="./held-out.txt").replace(".yaml", ".yaml")
+    assert main(["check", file, "--policy.device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    places = [
+        said.index(text)
+        for text in (
+            "4 things are missing or wrong",
+            "held-out.txt",
+            "rewards.beauty: PickScore.model",
+            "rewards.words: CLIPScore.model",
+            "policy.path",
+        )
+    ]
+    assert places == sorted(places)
+    assert said.count("it is no folder here, it is not in the cache, and there is no network") == 3
+    assert "Retrying" not in said
+
+
+def test_a_run_in_which_one_thing_is_missing_says_it_alone(run, alone, capsys):
+    assert (
+        main(["check", run(), "--policy.device", "cpu", "--rewards", "diffalign.testing.doubles.channel_reward", "--aggregation", "Raw"])
+        == 2
+    )
+    said = capsys.readouterr().err
+    assert said.startswith("error: policy.path must be a diffusers pipeline folder")
+    assert "things are missing" not in said
+
+
+def test_the_hub_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        hub.socket, "create_connection", lambda place, patience: asked.append(place) or type("S", (), {"close": lambda self: None})()
+    )
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub.urllib.request, "getproxies", dict)
+    hub.is_within_reach.cache_clear()
+    assert hub.is_within_reach()
+    assert hub.is_within_reach()
+    assert asked == [("huggingface.co", 443)]
+    monkeypatch.setattr(hub.urllib.request, "getproxies", lambda: {"https": "http://proxy.example:3128"})
+    hub.is_within_reach.cache_clear()
+    assert hub.is_within_reach()
+    assert asked[-1] == ("proxy.example", 3128)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.is_within_reach.cache_clear()
+    assert not hub.is_within_reach()
+    assert hub.unreached("a/b", OSError()).endswith("and HF_HUB_OFFLINE is set")
+    hub.is_within_reach.cache_clear()
