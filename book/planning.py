@@ -48,9 +48,9 @@ prompts_per_step: 1
 TEXT = """\
 # Planning without weights
 
-`diffalign check RUN.yaml` builds a run and says what a step costs. Where the weights are not on this machine, `--no-weights` plans the run
-by the published shape of its model: the network is made on torch's meta device, which has sizes and no numbers. Nothing is downloaded, no GPU
-is needed, and it takes a minute at most.
+`diffalign check RUN.yaml` builds a run and says what a step costs. Where the weights are not on this machine, `--no-weights` plans the
+run by the published shape of its model: the network is made on torch's meta device, which has sizes and no numbers. Nothing is downloaded,
+no GPU is needed, and it takes a minute at most.
 
 ```
 diffalign check examples/flux1_tmpo_24gb.yaml --no-weights --device 4090

@@ -1,7 +1,10 @@
 """Plans of published models whose weights are nowhere near, and the one message about all that is missing."""
 
+import importlib.util
 import re
+from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from tiny_pipelines import saved
@@ -9,8 +12,10 @@ from tiny_pipelines import saved
 from diffalign import config
 from diffalign.cli import main
 from diffalign.core import hub
+from diffalign.costs import unloaded as costs_unloaded
 from diffalign.costs.activations import Activations
 from diffalign.costs.beside import beside_bytes
+from diffalign.costs.live import LiveBytes
 from diffalign.costs.planned import planned
 from diffalign.costs.rows import Counted
 from diffalign.costs.shapes import PUBLISHED
@@ -47,6 +52,18 @@ def run(tmp_path):
 
 
 @pytest.fixture
+def shallow(monkeypatch):
+    """Models of one block of each kind: they are planned in the same way, and counted in a second."""
+    one = {"num_layers": 1, "num_single_layers": 1, "n_layers": 1, "n_refiner_layers": 1}
+
+    def cut(shape):
+        config = {name: one.get(name, value) for name, value in shape.config.items()}
+        return attrs.evolve(shape, config={**config, **({"dual_attention_layers": (0,)} if "dual_attention_layers" in config else {})})
+
+    monkeypatch.setattr(costs_unloaded, "PUBLISHED", {name: cut(shape) for name, shape in PUBLISHED.items()})
+
+
+@pytest.fixture
 def alone(monkeypatch):
     """No network, which nobody tries to reach."""
     monkeypatch.setattr(hub.socket, "create_connection", lambda *_: (_ for _ in ()).throw(OSError("no route")))
@@ -56,19 +73,15 @@ def alone(monkeypatch):
     hub.is_within_reach.cache_clear()
 
 
-def test_a_run_is_planned_with_nothing_but_its_file(run, capsys):
+def test_a_run_is_planned_with_nothing_but_its_file(run, shallow, capsys):
     assert main(["check", run("checkpointing: true"), "--no-weights", "--device", "h100", "--memory", "80"]) == 0
     said = capsys.readouterr().out
-    assert "of 1,60" in said  # of 1.6 billion parameters
     assert "all 4 rows of an update fit 80 GiB at once" in said
     seconds = float(re.search(r"least on h100 +(\S+) s a step", said)[1])
-    assert 0.02 < seconds < 2.0
+    assert 1e-4 < seconds < 2.0
     assert "rewards (beauty, words) and evaluation: their memory and time come on top" in said
     assert f"{(PUBLISHED['Sana-1.6B'].autoencoder + sum(PUBLISHED['Sana-1.6B'].encoders.values())) * 2 / GIB:.1f} GiB for text" in said
-
-
-def test_what_does_not_fit_is_said(run, capsys):
-    assert main(["check", run(), "--no-weights", "--device", "4090", "--memory", "8"]) == 0
+    assert main(["check", run(), "--no-weights", "--memory", "5"]) == 0
     assert "nothing fits" in capsys.readouterr().out
 
 
@@ -84,15 +97,16 @@ def test_every_hub_id_has_a_shape():
     assert shape_of("SDXL") is shape_of("stabilityai/stable-diffusion-xl-base-1.0")
 
 
-def test_weights_in_four_bits_take_less(run):
+def test_weights_in_four_bits_take_less(run, shallow):
     policy = unloaded("SD3.5-M", lora=LoRA(rank=4), dtype="bfloat16", resolution=512)
-    whole = sum(map(tensor_bytes, policy.network.parameters()))
-    assert whole - saved_bytes(policy, "nf4") == pytest.approx(PUBLISHED["SD3.5-M"].weights * 4.13 / 8, rel=0.1)
+    blocks = sum(map(tensor_bytes, policy.network.transformer_blocks.parameters()))
+    assert blocks - saved_bytes(policy, "nf4") == pytest.approx(blocks * 4.13 / 16, rel=0.05)  # and its adapters stay float32
+    assert blocks - saved_bytes(policy, "int8") == pytest.approx(blocks / 2, rel=0.05)
     assert saved_bytes(policy, None) == 0
-    assert planned(config.parse(run("quantization: nf4"))).saved > 1e9
+    assert planned(config.parse(run("quantization: nf4"))).saved > 1e7
 
 
-def test_texts_of_a_plan_are_as_long_as_those_of_the_run():
+def test_texts_of_a_plan_are_as_long_as_those_of_the_run(shallow):
     for name, asked, expected in (("SD3.5-M", 128, 77 + 128), ("FLUX.1-dev", 256, 256), ("Sana-1.6B", None, 300)):
         policy = unloaded(name, lora=LoRA(rank=1), dtype="bfloat16", max_sequence_length=asked)
         assert policy.encode(Prompts(["a"]).draw(0, 1)).tensors["embeds"].shape[1] == expected
@@ -100,28 +114,21 @@ def test_texts_of_a_plan_are_as_long_as_those_of_the_run():
 
 def test_the_memory_of_an_update_is_that_of_its_live_tensors(tmp_path_factory):
     """Against what lives on the CPU: the same storages, with numbers."""
-    from diffalign.costs.live import LiveBytes
-
-    peaks = {}
+    policy = FlowMatchingPolicy.from_pretrained(
+        saved(tmp_path_factory, "flux-dev"), resolution=32, lora=LoRA(rank=2), max_sequence_length=24, device="cpu"
+    )
+    condition, rows, peaks = policy.encode(Prompts(["a"]).draw(0, 1)), 3, []
     for checkpointing in (False, True):
-        policy = FlowMatchingPolicy.from_pretrained(
-            saved(tmp_path_factory, "flux-dev"),
-            resolution=32,
-            lora=LoRA(rank=2),
-            max_sequence_length=24,
-            device="cpu",
-            checkpointing=checkpointing,
-        )
-        condition = policy.encode(Prompts(["a"]).draw(0, 1))
+        if checkpointing:
+            policy.network.enable_gradient_checkpointing()
         counted = Counted.of(policy, condition)
-        rows = 4
         with LiveBytes() as live:
             x = torch.zeros(rows, *policy.latent_shape)
             velocity = policy.velocity(x, torch.full((rows,), 0.5), condition.select(torch.zeros(rows, dtype=torch.long)))
             torch.autograd.grad(velocity.sum(), list(policy.trainable_parameters().values()), allow_unused=True)
-        peaks[checkpointing] = counted.peak(rows)
-        assert counted.peak(rows) == pytest.approx(live.peak, rel=0.25)  # plain attention keeps its scores on a CPU
-    assert peaks[True] < peaks[False]
+        peaks.append(counted.peak(rows))
+        assert peaks[-1] == pytest.approx(live.peak, rel=0.25)  # plain attention keeps its scores on a CPU
+    assert peaks[1] < peaks[0]
 
 
 def test_text_encoders_and_autoencoder_are_counted_beside_the_policy():
@@ -167,7 +174,7 @@ def test_a_run_in_which_one_thing_is_missing_says_it_alone(run, alone, capsys):
         == 2
     )
     said = capsys.readouterr().err
-    assert said.startswith("error: policy.path must be a diffusers pipeline folder")
+    assert said.splitlines()[-1].startswith("error: policy.path must be a diffusers pipeline folder")
     assert "things are missing" not in said
 
 
@@ -191,3 +198,16 @@ def test_the_hub_is_asked_once(monkeypatch):
     assert not hub.is_within_reach()
     assert hub.unreached("a/b", OSError()).endswith("and HF_HUB_OFFLINE is set")
     hub.is_within_reach.cache_clear()
+
+
+def test_the_table_of_cards_is_what_its_program_counts():
+    """The text and one row; `python book/planning.py` writes all of them."""
+    file = Path(__file__).parents[1] / "book" / "planning.py"
+    spec = importlib.util.spec_from_file_location("book_planning", file)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    page = program.FILE.read_text()
+    assert page.startswith(program.header())
+    rows = page.removeprefix(program.header()).splitlines()
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in program.MODELS]
+    assert rows[list(program.MODELS).index("Sana-1.6B")] == program.line("Sana-1.6B", program.row("Sana-1.6B"))

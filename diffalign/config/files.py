@@ -153,13 +153,11 @@ def _of_a_program(folder: Path) -> str:
         return ""
     last = (checkpoints[-1] if checkpoints else folder / "step-000100") / "policy.safetensors"
     adapters = (
-        f" Its adapters are in {folder / 'lora'}, whose README.md says how plain diffusers draws with them."
-        if (folder / "lora").is_dir()
-        else ""
+        f" Adapters: {folder / 'lora'}, whose README.md says how plain diffusers draws with them." if (folder / "lora").is_dir() else ""
     )
     return (
-        ", because a Python program has made the run: no command can build its parts again. In Python, build the policy as the program does, "
-        f'then diffalign.runs.load_weights(policy, "{last}"), and diffalign.evaluation.evaluate(policy, ...) or '
+        ", because a Python program has made the run: no command can build its parts again. In Python, build the policy as the program "
+        f'does, then diffalign.runs.load_weights(policy, "{last}"), and diffalign.evaluation.evaluate(policy, ...) or '
         f"diffalign.export.export(policy, ...).{adapters} A run file gives a folder that commands read (docs/quickstart.md)"
     )
 

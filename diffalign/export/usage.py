@@ -50,7 +50,7 @@ def usage(policy: Policy, inner: FlowMatchingPolicy, merged: bool, steps: int | 
     head = [f"pipeline = DiffusionPipeline.from_pretrained({', '.join(loading)}){here if merged else ''}"]
     head += [] if merged else [f'pipeline.load_lora_weights("."){here}']
     texts = ", ".join(f"{name}={value}" for name, value in arguments.items())
-    call = f'image = pipeline("{_prompt(policy, family)}", {texts}).images[0]'
+    call = f'image = pipeline(prompt="{_prompt(policy, family)}", {texts}).images[0]'
     return "\n".join([*_imports(imports), "", *head, *lines, *_folded(call), 'image.save("picture.png")'])
 
 
