@@ -54,7 +54,7 @@ def run(tmp_path):
 @pytest.fixture
 def shallow(monkeypatch):
     """Models of one block of each kind: they are planned in the same way, and counted in a second."""
-    one = {"num_layers": 1, "num_single_layers": 1, "n_layers": 1, "n_refiner_layers": 1}
+    one = {"num_layers": 1, "num_single_layers": 1, "n_layers": 1, "n_refiner_layers": 1, "transformer_layers_per_block": 1}
 
     def cut(shape):
         config = {name: one.get(name, value) for name, value in shape.config.items()}
@@ -90,6 +90,17 @@ def test_a_model_of_unknown_shape_and_a_step_without_weights_are_refused(run, ca
     assert "policy.path must be a model whose shape is known" in capsys.readouterr().err
     assert main(["check", run(), "--no-weights", "--try"]) == 2
     assert "leave out --no-weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_shape_makes_a_policy(name, shallow):
+    policy = unloaded(name, lora=LoRA(rank=1), dtype="bfloat16", checkpointing=True)
+    assert policy.latent_shape == PUBLISHED[name].latent()
+    assert len(policy.sigmas(4)) == 5
+    assert {key: tuple(tensor.shape) for key, tensor in policy.encode(Prompts(["a"]).draw(0, 1)).tensors.items()} == {
+        key: (1, *shape) for key, shape in PUBLISHED[name].texts.items()
+    }
+    assert policy.adapters
 
 
 def test_every_hub_id_has_a_shape():

@@ -141,7 +141,7 @@ class _Weights(nn.Module):
 def _pipeline(shape: PublishedShape, kind: type[Family], network: nn.Module, dtype: torch.dtype) -> Any:
     import diffusers
 
-    if kind.uniform or kind.free_grid:
+    if kind.free_grid:
         scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     else:
         scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
