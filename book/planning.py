@@ -1,7 +1,10 @@
-"""Writes docs/planning.md, counting what published models cost on cards: `python book/planning.py`, some minutes on one core."""
+"""Writes docs/planning.md, counting what published models cost on cards: `python book/planning.py`, some minutes on one core.
+
+`python book/planning.py SDXL` counts this row alone.
+"""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -147,12 +150,15 @@ def header() -> str:
     return TEXT.format(known=", ".join(PUBLISHED), rows=ROWS, devices=devices, lines=lines)
 
 
-def lines() -> Iterator[str]:
-    """The rows of the table."""
-    for name in MODELS:
-        print(text := line(name, row(name)), file=sys.stderr, flush=True)
-        yield text
+def write(names: Sequence[str]) -> None:
+    """Write the page, with the rows of these models counted anew and the others as they were. Each row is written when it is known."""
+    before = FILE.read_text(encoding="utf-8").splitlines() if FILE.exists() else []
+    rows = {name: text for text in before for name in MODELS if text.startswith(f"| {name} | ")}
+    for name in names:
+        rows[name] = line(name, row(name))
+        print(rows[name], flush=True)
+        FILE.write_text(header() + "".join(f"{rows[name]}\n" for name in MODELS if name in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    FILE.write_text(header() + "\n".join(lines()) + "\n", encoding="utf-8")
+    write(sys.argv[1:] or list(MODELS))

@@ -43,6 +43,8 @@ from .sources import make_importable, remember, sources
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+")
 _LONGEST_PATH = 4096
+_PLACES = ("path", "start", "single_file", "weights", "model", "folder")
+"""Arguments whose value may be the name of a file or folder without any slash."""
 
 _NOT_IN_FILES = ("devices", "sharding", "meter")
 
@@ -232,18 +234,19 @@ def _named(hook: Any, name: str) -> Any:
     return attrs.evolve(hook, arguments={**hook.arguments, "project": name})
 
 
-def _anchored(node: Any, beside: Path | None) -> Any:
+def _anchored(node: Any, beside: Path | None, named: bool = False) -> Any:
     """Make paths of files absolute in a part, so that the run can be read from any folder.
 
-    A text names a file if it looks like a path, and there is one: where the command is given, or else beside the run file.
+    A text names a file if it looks like a path, or its argument is called like one, and there is one: where the command is given, or
+    else beside the run file.
     """
     if isinstance(node, Part):
-        return attrs.evolve(node, arguments={name: _anchored(value, beside) for name, value in node.arguments.items()})
+        return attrs.evolve(node, arguments={name: _anchored(value, beside, name in _PLACES) for name, value in node.arguments.items()})
     if isinstance(node, dict):
         return {name: _anchored(value, beside) if isinstance(value, Part | dict) else value for name, value in node.items()}
     if isinstance(node, list | tuple):
         return type(node)(_anchored(value, beside) if isinstance(value, Part) else value for value in node)
-    if not isinstance(node, str) or isinstance(node, Prompt) or not _is_path(node):
+    if not isinstance(node, str) or isinstance(node, Prompt) or not (_is_path(node) or (named and node not in WORLDS)):
         return node
     places = [Path(node), *([] if beside is None else [beside / node])]
     return next((str(place.absolute()) for place in places if os.path.exists(place)), node)  # Path.exists raises at a name that is too long
