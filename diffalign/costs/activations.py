@@ -20,12 +20,14 @@ class Activations:
         per_row: bytes for each row
         size: image size for which they hold; None for the policy's own
         counted: calls of the policy at that size; None if it cannot be counted, and `per_row` is a guess
+        reason: what happened when it was counted in vain
     """
 
     fixed: int
     per_row: int
     size: Size | None
     counted: Counted | None
+    reason: str = ""
 
     @classmethod
     def of(cls, loop: AlignmentLoop) -> "Activations":
@@ -44,8 +46,8 @@ class Activations:
         try:
             counted = counted_of(loop, views[size])
             one, two = counted.peak(1), counted.peak(2)
-        except (ValueError, NotImplementedError, RuntimeError):
-            return cls(0, activation_bytes(views[size]), size, None)
+        except Exception as error:  # a network of the user's own that does not run without numbers fails in any way
+            return cls(0, activation_bytes(views[size]), size, None, f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}")
         return cls(max(2 * one - two, 0), calls * (two - one), size, counted)
 
     def at(self, rows: int) -> int:
@@ -59,7 +61,9 @@ class Activations:
     @property
     def source(self) -> str:
         """Description of where the numbers come from, for a table."""
-        return "a guess: the inputs of the linear layers" if self.counted is None else "counted operator by operator"
+        if self.counted is not None:
+            return "counted operator by operator"
+        return f"a guess, the inputs of the linear layers, because they cannot be counted: {self.reason}"
 
 
 def counted_of(loop: AlignmentLoop, policy: Policy) -> Counted:

@@ -121,11 +121,12 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activ
         ),
     )
     if beside.total and beside.offloaded:
+        too_much = cluster.memory is not None and fixed + beside.texts > cluster.memory * _GIB
         yield (
             "offloaded",
             (
                 f"{size(beside.total)} for text encoders and autoencoder, on the CPU; while texts are encoded up to {size(beside.texts)} "
-                "come on top of the weights, and no update then"
+                f"come on top of the weights, and no update then{f'; that does not fit {cluster.memory:g} GiB' if too_much else ''}"
             ),
         )
     if cluster.memory is None or not activations.per_row or not replayed:

@@ -1,7 +1,8 @@
 """Code on a model card: draws with exported weights in plain diffusers as the policy does, with its steps, guidance and text length."""
 
 import inspect
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,9 +50,9 @@ def usage(policy: Policy, inner: FlowMatchingPolicy, merged: bool, steps: int | 
     here = "  # this folder"
     head = [f"pipeline = DiffusionPipeline.from_pretrained({', '.join(loading)}){here if merged else ''}"]
     head += [] if merged else [f'pipeline.load_lora_weights("."){here}']
-    texts = ", ".join(f"{name}={value}" for name, value in arguments.items())
-    call = f'image = pipeline(prompt="{_prompt(policy, family)}", {texts}).images[0]'
-    return "\n".join([*_imports(imports), "", *head, *lines, *_folded(call), 'image.save("picture.png")'])
+    prompt = json.dumps(_prompt(policy, family), ensure_ascii=False)
+    drawing = _drawing({"prompt": prompt, **arguments})
+    return "\n".join([*_imports(imports), "", *head, *lines, *drawing, 'image.save("picture.png")'])
 
 
 def _imports(found: dict[str, set[str]]) -> Iterator[str]:
@@ -62,26 +63,17 @@ def _imports(found: dict[str, set[str]]) -> Iterator[str]:
             yield f"from {module} import {', '.join(sorted(found[module]))}"
 
 
-def _folded(call: str) -> list[str]:
-    """One argument a line, where a line would be long."""
-    if len(call) <= 120:
-        return [call]
-    head, _, rest = call.partition("(")
-    inside, _, tail = rest.rpartition(").images")
-    parts, depth, start = [], 0, 0
-    for place, letter in enumerate(inside):
-        depth += (letter in "[(") - (letter in "])")
-        if letter == "," and not depth and inside[start:place].count('"') % 2 == 0:
-            parts.append(inside[start:place].strip())
-            start = place + 1
-    parts.append(inside[start:].strip())
-    return [f"{head}(", *(f"    {part}," for part in parts), f").images{tail}"]
+def _drawing(arguments: Mapping[str, str]) -> list[str]:
+    """The call of the pipeline; one argument a line, where a line would be long."""
+    parts = [f"{name}={value}" for name, value in arguments.items()]
+    line = f"image = pipeline({', '.join(parts)}).images[0]"
+    return [line] if len(line) <= 120 else ["image = pipeline(", *(f"    {part}," for part in parts), ").images[0]"]
 
 
 def _base(family: Family) -> str:
     if family.source == _EMBEDDED:
         return 'SHAPEWORLD / "model"'  # it ships with diffalign
-    return f'"{family.source}"'
+    return json.dumps(family.source, ensure_ascii=False)
 
 
 def _prompt(policy: Policy, family: Family) -> str:
@@ -103,7 +95,7 @@ def _call(policy: Policy, family: Family, steps: int) -> dict[str, str]:
     elif family.guidance is None:
         arguments["guidance_scale"] = f"{family.no_guidance if guided is None else guided.scale:g}"
     if guided is not None and "negative_prompt" in known and (guided.negative or _TRUE_SCALE in known):
-        arguments["negative_prompt"] = f'"{guided.negative}"'
+        arguments["negative_prompt"] = json.dumps(guided.negative, ensure_ascii=False)
     if "max_sequence_length" in known:
         arguments["max_sequence_length"] = str(family.max_sequence_length)
     if "use_resolution_binning" in known:
