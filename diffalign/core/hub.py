@@ -36,7 +36,7 @@ def unreached(source: str, error: BaseException) -> str:
 
     Args:
         source: folder or hub id
-        error: what the loader raised
+        error: error of the loader
     """
     if not is_within_reach() and not os.path.exists(source):
         offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "there is no network"

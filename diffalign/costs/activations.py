@@ -20,7 +20,7 @@ class Activations:
         per_row: bytes for each row
         size: image size for which they hold; None for the policy's own
         counted: calls of the policy at that size; None if it cannot be counted, and `per_row` is a guess
-        reason: what happened when it was counted in vain
+        reason: error of the count, if it could not be counted
     """
 
     fixed: int

@@ -93,7 +93,7 @@ def unloaded(
     Args:
         path: hub id of a model with a published shape, or its name in `PUBLISHED`
         lora: adapters, whose `start` is not read; None trains all weights
-        kernel, grid, dtype, max_sequence_length, resolution, guidance, checkpointing, offload, compute: as there
+        kernel, grid, dtype, max_sequence_length, resolution, guidance, checkpointing, offload, compute: see there
         others: arguments that change no size of the network or its activations
 
     Raises:
