@@ -122,7 +122,7 @@ CHECKED = [  # arguments of check, what is said
     ("run.yaml --evaluation.prompts nowhere.txt", "evaluation: prompts.path must be a readable UTF-8 file"),
     ("run.yaml --evaluation.prompts cat.txt", "evaluation.prompts: 'a cat' is no prompt of digits"),
     ("run.yaml --evaluation.prompts digits/any-held-out --evaluation.samples 1", "evaluation.samples must be >= 2; got 1"),
-    ("run.yaml --evaluation.prompts digits/any-held-out --evaluation.features {dino:DINOv2Features}", "evaluation.features"),
+    ("run.yaml --evaluation.prompts digits/any-held-out --evaluation.features {dino:DINOv2Features}", "features: the model 'facebook/"),
     ("run.yaml --optimizers.default.lr fast", "optimizers.default.lr must be a number"),
     ("run.yaml --optimizers.default.lr -1", "Invalid learning rate: -1.0"),
     ("run.yaml --optimizers.default.lrr 1e-3", "Did you mean lr?"),
