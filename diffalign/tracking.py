@@ -72,7 +72,7 @@ class Trackers(Hook):
         self._running, self._configured, self._sent = {}, False, 0
         if loop.devices.rank != 0:
             return
-        from accelerate import PartialState
+        from accelerate.state import PartialState
 
         PartialState()  # trackers of accelerate write to a log that raises before this
         for name in self.names:

@@ -82,7 +82,9 @@ def test_a_run_is_planned_with_nothing_but_its_file(run, shallow, capsys):
     assert "rewards (beauty, words) and evaluation: their memory and time come on top" in said
     assert f"{(PUBLISHED['Sana-1.6B'].autoencoder + sum(PUBLISHED['Sana-1.6B'].encoders.values())) * 2 / GIB:.1f} GiB for text" in said
     assert main(["check", run(), "--no-weights", "--memory", "5"]) == 0
-    assert "nothing fits" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing fits" in said
+    assert "not known: give the card, by --device NAME, or by --teraflops and --bandwidth" in said
 
 
 def test_a_model_of_unknown_shape_and_a_step_without_weights_are_refused(run, capsys):

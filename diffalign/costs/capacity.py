@@ -180,6 +180,9 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activa
 
         yield from limits(loop, tree, update, cluster.card, cluster.devices, activations.counted if activations.size is None else None)
         return
+    if cluster.teraflops is None and policy.device.type == "meta":
+        yield "steps per hour", "not known: give the card, by --device NAME, or by --teraflops and --bandwidth"
+        return
     groups = -(-loop.prompts_per_step // cluster.devices)
     updates = max(phase.repeats for phase in loop.objective.phases())
     whole = not any(not parameter.requires_grad for parameter in loop.objective.policy.parameters())

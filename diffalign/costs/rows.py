@@ -73,10 +73,10 @@ class Counted:
 
     def _continued(self, rows: int) -> Pass:
         two, three = self(_COUNTED - 1), self(_COUNTED)
-        calls = ((two.forward, three.forward), (two.backward, three.backward))
-        if not all(one.alike(other) for one, other in calls):
+        if not (two.forward.alike(three.forward) and two.backward.alike(three.backward)):
             return self.run(rows)
-        return Pass(rows, *(one.at(rows, other, _COUNTED - 1) for one, other in calls), self.peak(rows))
+        forward, backward = two.forward.at(rows, three.forward, _COUNTED - 1), two.backward.at(rows, three.backward, _COUNTED - 1)
+        return Pass(rows, forward, backward, self.peak(rows))
 
     def peak(self, rows: int) -> int:
         """Bytes that live at once beside the weights in a forward and a backward pass: a + b * rows, by the calls of two and three rows.

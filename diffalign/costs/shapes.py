@@ -60,12 +60,12 @@ class PublishedShape:
 
     pipeline: str
     network: str
-    config: Mapping[str, object] = attrs.field(converter=MappingProxyType)
+    config: Mapping[str, object]
     weights: int
     channels: int
     factor: int
-    texts: Mapping[str, tuple[int, ...]] = attrs.field(converter=MappingProxyType)
-    encoders: Mapping[str, int] = attrs.field(converter=MappingProxyType)
+    texts: Mapping[str, tuple[int, ...]]
+    encoders: Mapping[str, int]
     autoencoder: int
     pixels: int = 1024
     steps: int = 28
