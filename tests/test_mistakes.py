@@ -138,7 +138,7 @@ CHECKED = [  # arguments of check, what is said
     ("run.yaml --bandwidth 3", "--bandwidth goes with --teraflops"),
     ("shapes.yaml --policy.path nowhere/at-all", "it is no folder here, it is not in the cache, and HF_HUB_OFFLINE is set"),
     ("shapes.yaml --policy.path nothing", "must be a diffusers pipeline folder (with model_index.json)"),
-    ("shapes.yaml --policy.path file", "got the file 'file'"),
+    ("shapes.yaml --policy.path file", "must be the folder or hub id of a pipeline; got the file "),
     ("shapes.yaml --policy.lora.rank 0", "policy.lora.rank must be >= 1; got 0"),
     ("shapes.yaml --policy.lora.targets [to_qq]", "'to_qq' names none (nearest: 'to_q')"),
     ("shapes.yaml --policy.lora.start lora.safetensors", "cannot be read as safetensors"),
