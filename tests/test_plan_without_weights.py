@@ -99,10 +99,13 @@ def test_every_shape_makes_a_policy(name, shallow):
     policy = unloaded(name, lora=LoRA(rank=1), dtype="bfloat16", checkpointing=True)
     assert policy.latent_shape == PUBLISHED[name].latent()
     assert len(policy.sigmas(4)) == 5
-    assert {key: tuple(tensor.shape) for key, tensor in policy.encode(Prompts(["a"]).draw(0, 1)).tensors.items()} == {
+    condition = policy.encode(Prompts(["a"]).draw(0, 1))
+    assert {key: tuple(tensor.shape) for key, tensor in condition.tensors.items()} == {
         key: (1, *shape) for key, shape in PUBLISHED[name].texts.items()
     }
-    assert policy.adapters
+    counted = Counted.of(policy, condition)(1)
+    assert counted.peak > 0
+    assert counted.backward.useful > counted.forward.useful  # checkpointing computes blocks again
 
 
 def test_every_hub_id_has_a_shape():
