@@ -25,16 +25,7 @@ FILE = Path(__file__).parents[1] / "docs" / "planning.md"
 DEVICES = ("h200", "h100", "a100", "4090")
 ROWS = 4
 
-MODELS: Mapping[str, int] = {
-    "SDXL": 1024,
-    "Sana-1.6B": 1024,
-    "SD3.5-M": 512,
-    "SD3.5-L": 1024,
-    "FLUX.1-dev": 512,
-    "FLUX.2-klein-4B": 1024,
-    "Z-Image": 1024,
-    "Qwen-Image": 1024,
-}
+MODELS: Mapping[str, int] = {"SDXL": 1024, "Sana-1.6B": 1024, "SD3.5-M": 512, "FLUX.1-dev": 512, "Z-Image": 1024}
 """Models of the table and their sides in pixels."""
 
 RUN = """\
