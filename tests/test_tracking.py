@@ -182,7 +182,7 @@ def test_a_tracker_that_is_installed_starts_offline(tmp_path, names):
 
 
 NAMED = """
-policy: {class_path: GaussianMixturePolicy, init_args: {means: [[0.0, 1.0]], std: 1.0}}
+policy: {class_path: GaussianMixturePolicy, init_args: {means: [[0.0, 1.0]], scale: 1.0}}
 objective: SoftmaxTB
 sampler: TreeSampler
 rewards: JPEGCompressibility
