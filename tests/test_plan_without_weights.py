@@ -173,7 +173,7 @@ def test_all_that_is_missing_is_one_message(run, alone, capsys):
     places = [
         said.index(text)
         for text in (
-            "4 things are missing or wrong",
+            "4 parts of the run cannot be built",
             "held-out.txt",
             "rewards.beauty: PickScore.model",
             "rewards.words: CLIPScore.model",
@@ -192,7 +192,7 @@ def test_a_run_in_which_one_thing_is_missing_says_it_alone(run, alone, capsys):
     )
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("error: policy.path must be a diffusers pipeline folder")
-    assert "things are missing" not in said
+    assert "cannot be built" not in said
 
 
 def test_the_hub_is_asked_once(monkeypatch):

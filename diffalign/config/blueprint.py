@@ -1,15 +1,29 @@
 """Blueprint of a run before it is built: parts with their classes and arguments, and plain values."""
 
 import enum
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import attrs
 
-from .errors import Faults, refused
+from ..core import ConfigError
+from .errors import refused
 from .parts import import_path
 from .signature import MISSING
+
+
+@runtime_checkable
+class Found(Protocol):
+    """Class with a constructor for files, which can look for them first."""
+
+    def require_found(self, **arguments: Any) -> None:
+        """Refuse files that are not within reach. Takes those arguments of the constructor that name files, and loads no weights.
+
+        Raises:
+            ValueError: a file is missing.
+        """
 
 
 @attrs.frozen
@@ -82,18 +96,17 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
         links: values of linked arguments; a linked argument without a value keeps its default
 
     Raises:
-        ConfigError: constructors raised errors; each message begins with the part's place. A part is not built if one of its arguments
-            could not be; all its arguments are tried.
+        ConfigError: a constructor raised an error; the message begins with the part's place.
     """
     if isinstance(node, Mapping):
-        return _each(node, links)
+        return {key: build(value, links) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return type(node)(_each(dict(enumerate(node)), links).values())
+        return type(node)(build(value, links) for value in node)
     if not isinstance(node, Part):
         return node
     if node.how == "itself":
         return node.target
-    arguments = _each(node.arguments, links)
+    arguments = {name: build(value, links) for name, value in node.arguments.items()}
     if node.how == "partial":
         return Factory(node.where, node.target, arguments)
     try:
@@ -102,13 +115,42 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
         raise refused(node.where, error) from error
 
 
-def _each(nodes: Mapping[Any, Any], links: Mapping[str, Any]) -> dict[Any, Any]:
-    made, faults = {}, Faults()
+def build_all(nodes: Mapping[str, Any], errors: list[ConfigError]) -> dict[str, Any]:
+    """Build resolved values that do not need each other. One that cannot be built does not hide the next.
+
+    Args:
+        nodes: values by key; of a mapping, each entry is built by itself
+        errors: gets the errors
+
+    Returns:
+        What could be built.
+    """
+    made: dict[str, Any] = {}
     for key, node in nodes.items():
-        with faults:
-            made[key] = build(node, links)
-    faults.raised()
+        try:
+            made[key] = build_all(node, errors) if isinstance(node, Mapping) else build(node, {})
+        except ConfigError as error:
+            errors.append(error)
     return made
+
+
+def require_found(node: Any, errors: list[ConfigError]) -> None:
+    """Look for the files of the parts in a resolved value, without loading them; see `Found`.
+
+    Args:
+        node: plain values and parts
+        errors: gets the errors
+    """
+    for inner in node.arguments.values() if isinstance(node, Part) else ():
+        require_found(inner, errors)
+    owner = node.target.__self__ if isinstance(node, Part) and inspect.ismethod(node.target) else None
+    if isinstance(node, Part) and isinstance(owner, Found):
+        taken = inspect.signature(owner.require_found).parameters
+        given = {name: value for name, value in node.arguments.items() if name in taken}
+        try:
+            owner.require_found(**given)
+        except (ValueError, OSError) as error:
+            errors.append(refused(node.where, error))
 
 
 def plain(node: Any) -> Any:

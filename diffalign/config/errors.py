@@ -3,47 +3,8 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 
 from ..core import ConfigError
-
-
-class JoinedConfigError(ConfigError):
-    """Several errors of one configuration, as one message.
-
-    Attributes:
-        each: the errors, in the order in which they were found
-    """
-
-    def __init__(self, each: Sequence[ConfigError]) -> None:
-        self.each = tuple(each)
-        super().__init__("\n".join([f"{len(self.each)} things are missing or wrong:", *(f"  {error}" for error in self.each)]))
-
-
-class Faults:
-    """Collects the errors of blocks that are independent of each other: `with faults: ...`."""
-
-    def __init__(self) -> None:
-        self._found: list[ConfigError] = []
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if not isinstance(error, ConfigError):
-            return False
-        self._found += error.each if isinstance(error, JoinedConfigError) else [error]
-        return True
-
-    def raised(self) -> None:
-        """Raise what was found.
-
-        Raises:
-            ConfigError: something was; each different message once.
-        """
-        found = list({str(error): error for error in self._found}.values())
-        if found:
-            raise found[0] if len(found) == 1 else JoinedConfigError(found)
 
 
 class ConfigWarning(UserWarning):
@@ -72,6 +33,14 @@ def shown(value: object) -> str:
     """Shorten a value for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def together(errors: Sequence[ConfigError]) -> ConfigError:
+    """Join errors of several parts to one message, a line for each part."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = [f"- {str(error).strip()}" for error in errors]
+    return ConfigError("\n".join([f"{len(errors)} parts of the run cannot be built:", *dict.fromkeys(lines)]))
 
 
 def refused(where: str, error: BaseException) -> ConfigError:

@@ -28,13 +28,10 @@ from ..core import (
 from ..core.scoring import named_rewards, reward_name, rewards_by_source
 from ..embedded import WORLDS
 from ..placement import placed
-from ..policies import FlowMatchingPolicy
-from ..policies.diffusers import Source
-from ..prompts import read_prompts
 from ..rewards.requirements import require
 from ..tracking import Trackers
-from .blueprint import Part, build, described, plain
-from .errors import Faults, listed, nearest, refused
+from .blueprint import Part, build, build_all, described, plain, require_found
+from .errors import listed, nearest, refused, together
 from .files import built_in, locate, read_run, read_yaml, write_yaml
 from .overrides import override
 from .resolution import resolve
@@ -118,9 +115,16 @@ class Run:
             sharding: shards the weights; the policy then leaves its network on the host. None keeps all weights in each process
 
         Raises:
-            ConfigError: a constructor raised an error.
+            ConfigError: constructors raised errors; one message has those of all quick parts, and says if the policy's files are missing.
         """
-        made = self._without_policy()
+        _check_devices(self.tree["policy"])
+        errors: list[ConfigError] = []
+        later = ("evaluation", "rewards")  # what is on this machine comes first in the message
+        keys = [*(key for key in self.tree if key not in ("policy", "objective", *later)), *later]
+        made = build_all({key: self.tree[key] for key in keys}, errors)
+        require_found(self.tree["policy"], errors)
+        if errors:
+            raise together(errors)
         self._check_weights(made["aggregation"], made["rewards"])
         prompts = made["prompts"].prompts if isinstance(made["prompts"], Listed) else ()
         held_out = getattr(made["evaluation"], "held_out", ())
@@ -148,29 +152,6 @@ class Run:
         except (ValueError, TypeError) as error:
             raise refused("", error) from error
         return loop, made["evaluation"]
-
-    def _without_policy(self) -> dict[str, Any]:
-        """Build all that is not the policy or the objective; what is on this machine first, then what may come from elsewhere.
-
-        Raises:
-            ConfigError: names all that is missing or wrong, the files of the policy too.
-        """
-        made: dict[str, Any] = {}
-        faults = Faults()
-        with faults:
-            _check_devices(self.tree["policy"])
-        later = ("evaluation", "rewards")
-        for key in [*(key for key in self.tree if key not in ("policy", "objective", *later)), *later]:
-            with faults:
-                made[key] = build(self.tree[key], {})
-        if "evaluation" not in made:
-            with faults:
-                _check_held_out(self.tree["evaluation"])
-        for part in _parts(self.tree["policy"]):
-            with faults:
-                _check_source(part)
-        faults.raised()
-        return made
 
     def _check_weights(self, aggregation: Aggregation, rewards: RewardFunction | Mapping[str, RewardFunction]) -> None:
         names = rewards if isinstance(rewards, Mapping) else [reward_name(rewards)]
@@ -276,36 +257,6 @@ def _module_of(path: str) -> str:
     """Name of the loaded module with which an import path begins; "" if there is none."""
     names = path.replace(":", ".").split(".")
     return next((module for length in range(len(names), 0, -1) if (module := ".".join(names[:length])) in sys.modules), "")
-
-
-def _parts(node: Any) -> Iterator[Part]:
-    if isinstance(node, Part):
-        yield node
-        yield from _parts(node.arguments)
-    elif isinstance(node, Mapping | list | tuple):
-        for value in node.values() if isinstance(node, Mapping) else node:
-            yield from _parts(value)
-
-
-def _check_source(part: Part) -> None:
-    """Check that a pipeline is there, without loading its weights."""
-    if part.target == FlowMatchingPolicy.from_pretrained:
-        names = [field.name for field in attrs.fields(Source)]
-        try:
-            Source(**{name: part.arguments[name] for name in names}).index()
-        except ValueError as error:
-            raise refused(part.where, error) from error
-
-
-def _check_held_out(node: Any) -> None:
-    """Check the prompt files of an evaluation that cannot be built for another reason."""
-    files = node.arguments.get("prompts") if isinstance(node, Part) else None
-    for file in files.values() if isinstance(files, Mapping) else [files]:
-        if isinstance(file, str):
-            try:
-                read_prompts(file)
-            except ValueError as error:
-                raise refused(node.where, error) from error
 
 
 def _check_devices(node: Any) -> None:

@@ -14,7 +14,7 @@ from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention
 from .compilation import Compilation
-from .diffusers import Family, Quantization, Setting, Source, load_family
+from .diffusers import Family, Quantization, Setting, Source, load_family, require_pipeline
 from .encodings import Encodings, Texts, encoder_revision
 from .left_out import LeftOut, switch
 from .lora import ADAPTER, LoRA
@@ -65,6 +65,8 @@ class FlowMatchingPolicy(Policy):
         self.compute = compute
         self.attention = attention
         self._left_out: LeftOut | None = None
+
+    require_found = staticmethod(require_pipeline)
 
     @classmethod
     def from_pretrained(

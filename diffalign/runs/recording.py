@@ -93,8 +93,9 @@ class Recorder(Hook):
         if changed and step:
             say(f"{', '.join(changed)} changed since the run began; the run continues with the present files")
         inner = pipeline_policy(loop.evaluation_policy())
-        about = {**environment(), "attention": None if inner is None else inner.attention}
-        write_whole(self.folder / "environment.json", json.dumps(about, indent=1))
+        with unessential(str(self.folder / "environment.json")):
+            about = {**environment(), "attention": None if inner is None else inner.attention}
+            write_whole(self.folder / "environment.json", json.dumps(about, indent=1))
         metrics = self.folder / "metrics.jsonl"
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         done = [line for line in lines if _step_of(line) < step]  # a resumed run repeats the steps after its checkpoint
