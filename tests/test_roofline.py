@@ -93,7 +93,7 @@ def test_a_row_has_the_operations_that_torch_counts(counted):
 
 
 def test_more_rows_follow_from_two_and_three(policy, counted):
-    direct, continued = counted._count(7), counted(7)
+    direct, continued = counted.run(7), counted(7)
     for one, other in ((direct.forward, continued.forward), (direct.backward, continued.backward)):
         assert one.operators == other.operators
     assert counted(7).forward.useful == pytest.approx(7 * counted(1).forward.useful)
@@ -106,7 +106,7 @@ def test_a_network_that_takes_rows_one_by_one_is_counted_at_each_number(tmp_path
     )
     counted = Counted.of(policy, policy.encode(Prompts(["a"]).draw(0, 1)))
     assert not counted(2).forward.alike(counted(3).forward)
-    assert counted(5).forward.operators == counted._count(5).forward.operators
+    assert counted(5).forward.operators == counted.run(5).forward.operators
 
 
 def test_the_policy_is_not_touched(policy, counted):

@@ -41,15 +41,22 @@ _PROMPTS = frozenset(("prompt", "prompts", "texts", "captions"))
 
 
 def require_order(name: str, reward: RewardFunction) -> None:
-    """Refuse a reward whose parameters are in the order (prompts, images).
+    """Refuse a reward that cannot be called with (images, prompts), or names them in the other order.
 
     Raises:
-        ValueError: it does.
+        ValueError: it does, or it is a class that was not called.
     """
+    if inspect.isclass(reward):
+        raise ValueError(f"rewards[{name!r}] must be a reward; got the class {reward.__name__} itself; call it: {reward.__name__}(...)")
     try:
-        first, second, *_ = inspect.signature(reward).parameters
-    except (TypeError, ValueError):  # written in C, or it takes *arguments: its call will tell
+        signature = inspect.signature(reward)
+    except (TypeError, ValueError):  # written in C: its call will tell
         return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ValueError(f"rewards[{name!r}] must take two arguments, (images, prompts); it takes {signature}") from error
+    first, second = [*signature.parameters, "", ""][:2]
     if first in _PROMPTS and second in _IMAGES:
         raise ValueError(f"rewards[{name!r}] must take (images, prompts), in this order; it takes ({first}, {second}). Exchange them.")
 

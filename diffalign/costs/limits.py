@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 
-import torch
-
-from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt
+from ..core import AlignmentLoop
 from ..core.budget import rows_of
-from ..core.wrapper import PolicyAround
 from ..samplers import Branching
+from .activations import counted_of, evaluations
 from .cards import Card
 from .roofline import Work, bounds, expected, pieces
 from .rows import Counted
@@ -31,14 +29,16 @@ def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1,
     updates = max(phase.repeats for phase in loop.objective.phases())
     numbers = sum(parameter.numel() for policy in loop.trained().values() for parameter in policy.trainable_parameters().values())
     return Work(
-        tuple(calls) * _evaluations(loop.objective.behavior()),
-        once * updates * _evaluations(loop.objective.policy),
-        once * ("reference" in loop.policies()) * _evaluations(loop.objective.policy),
+        tuple(calls) * evaluations(loop.objective.behavior()),
+        once * updates * evaluations(loop.objective.policy),
+        once * ("reference" in loop.policies()) * evaluations(loop.objective.policy),
         numbers * updates,
     )
 
 
-def limits(loop: AlignmentLoop, tree: Branching, update: int, card: Card, devices: int = 1) -> Iterator[tuple[str, str]]:
+def limits(
+    loop: AlignmentLoop, tree: Branching, update: int, card: Card, devices: int = 1, counted: Counted | None = None
+) -> Iterator[tuple[str, str]]:
     """Make the lines of a table: expected time, the bound, the bound if operators are fused, the operators, and one more prompt group.
 
     Args:
@@ -47,12 +47,13 @@ def limits(loop: AlignmentLoop, tree: Branching, update: int, card: Card, device
         update: rows of an update for one prompt
         card: data sheet of a device
         devices: number of devices that share the prompts
+        counted: calls of the policy; None counts them
 
     Raises:
         ValueError: weights are quantised or sharded.
     """
     policy = loop.objective.policy
-    counted, work = counted_of(loop, policy), work_of(loop, tree, update, devices)
+    counted, work = counted or counted_of(loop, policy), work_of(loop, tree, update, devices)
     peak = card.peak(policy.precision)
     apart = bounds(counted, work, card)
     rollout, update_expected = expected(counted, work, card)
@@ -87,19 +88,3 @@ def limits(loop: AlignmentLoop, tree: Branching, update: int, card: Card, device
         ),
     )
     yield "operators", f"{operators:,} a step; where starting one takes 10 microseconds, the host needs {operators * 1e-5:.3g} s"
-
-
-def counted_of(loop: AlignmentLoop, policy: Policy) -> Counted:
-    """Count the calls of a policy for the first prompt of the run."""
-    prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else loop.prompts.draw(0, 1)
-    with torch.no_grad():
-        return Counted.of(policy, policy.encode([Prompt.of(prompts[0])]))
-
-
-def _evaluations(policy: Policy) -> int:
-    """Network rows for one row of the policy: two under guidance."""
-    count = 1
-    while isinstance(policy, PolicyAround):
-        count *= 2 if isinstance(policy, Guided) and policy.scale != policy.no_guidance else 1
-        policy = policy.policy
-    return count

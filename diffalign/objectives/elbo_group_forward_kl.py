@@ -55,6 +55,7 @@ class ELBOGroupForwardKL(ELBOMatching):
         log_target = group_log_softmax(logits, group)
         target = log_target.exp()
         size = torch.bincount(group)[group]  # the caller takes a mean over the samples
-        pull = sum((group_log_softmax(fixed.detach(), group).exp() - target) * moving for moving, fixed in ((one, other), (other, one))) / 2
+        halves = [(group_log_softmax(fixed.detach(), group).exp() - target) * moving for moving, fixed in ((one, other), (other, one))]
+        pull = (halves[0] + halves[1]) / 2
         known = target * (log_target - group_log_softmax((one + other).detach() / 2, group))
         return size * (known + pull - pull.detach())

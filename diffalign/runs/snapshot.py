@@ -159,8 +159,12 @@ def load(loop: AlignmentLoop, folder: Path) -> int:
 
 
 @torch.no_grad()
-def load_weights(policy: Policy, file: Path) -> None:
+def load_weights(policy: Policy, file: str | Path) -> None:
     """Copy the tensors of a checkpoint file into a policy.
+
+    Args:
+        policy: policy that is built as in the run
+        file: weights of one role in a checkpoint, such as runs/mine/step-000100/policy.safetensors
 
     Raises:
         CheckpointError: names or shapes differ.
