@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 from collections.abc import Callable
+from typing import Literal
 
 import uvicorn
 from starlette.applications import Starlette
@@ -18,6 +19,39 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_address(name: str) -> bool:
+    """True if a name is an address itself, which nobody can make lead elsewhere."""
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def configured(app: Starlette, lifespan: Literal["on", "off"] = "on") -> uvicorn.Config:
+    """Settings of uvicorn for an application: limits on headers and connections, and no log of requests."""
+    return uvicorn.Config(
+        app,
+        http="h11",  # the same parser on every machine, with a limit on headers
+        ws="none",
+        lifespan=lifespan,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        h11_max_incomplete_event_size=_HEADERS,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=_FAREWELL,
+    )
+
+
+def address_of(listening: socket.socket, host: str) -> str:
+    """Address of a listening socket, for a browser."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listening.getsockname()[1]}"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -53,21 +87,6 @@ def serve(app: Starlette, host: str, port: int, ready: Callable[[str], object]) 
         ConfigError: the address or the port cannot be used.
     """
     listening = listen(host, port)
-    settings = uvicorn.Config(
-        app,
-        http="h11",  # the same parser on every machine, with a limit on headers
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=_CONNECTIONS,
-        h11_max_incomplete_event_size=_HEADERS,
-        timeout_keep_alive=_IDLE,
-        timeout_graceful_shutdown=_FAREWELL,
-    )
     with listening:
-        name = f"[{host}]" if ":" in host else host
-        ready(f"http://{name}:{listening.getsockname()[1]}")
-        uvicorn.Server(settings).run(sockets=[listening])
+        ready(address_of(listening, host))
+        uvicorn.Server(configured(app)).run(sockets=[listening])
