@@ -154,6 +154,7 @@ def run(arm: str, taste: str, error: float, seed: int, student: Path, changes: S
     fixed += [f"--policy.path={distilled(student)}", "--policy.policy.device=cpu"] if few else ["--policy.device=cpu"]
     job = config.parse(file, [*fixed, *options, *changes])
     loop = job.build()
+    loop.folder = None  # votes are kept in memory: every run asks anew
     votes = loop.rewards
     assert isinstance(votes, Votes)
     fresh = Fresh(votes, TASTES[taste][1], 4 if few else 8, seed)

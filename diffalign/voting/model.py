@@ -118,7 +118,15 @@ class VoteModel:
             seen: pictures that were asked about
             answers: what was said about them
             looks: the pictures of the belief
+
+        Raises:
+            ValueError: the features have another length than those of the pictures that were asked about.
         """
+        if seen.features.shape[1] != looks.features.shape[1]:
+            raise ValueError(
+                f"votes were given on pictures with features of {seen.features.shape[1]} numbers; these pictures have "
+                f"{looks.features.shape[1]}. Give the same features and image size, or another votes file."
+            )
         length = self._length(seen if len(seen) > 1 else looks)
         within, prior = self._kernel(seen, seen, length), self._kernel(looks, looks, length)
         if not len(answers.values):

@@ -44,7 +44,7 @@ class Page(Voters):
     people: Sequence[str] = attrs.field(default=("you",), converter=tuple)
     strip: int = attrs.field(default=4, validator=attrs.validators.ge(0))
     remind: float = attrs.field(default=600.0, validator=attrs.validators.gt(0.0))
-    open: bool = False
+    open: bool = attrs.field(default=False)
     links: dict[str, str] = attrs.field(factory=dict, init=False)
     _desk: Desk | None = attrs.field(default=None, init=False, repr=False)
     _server: "uvicorn.Server | None" = attrs.field(default=None, init=False, repr=False)

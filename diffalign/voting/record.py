@@ -245,6 +245,7 @@ class VoteRecord:
         step = self._steps.setdefault(line["step"], _Step())
         if "asked" in line:
             step.asked[Question(tuple(line["asked"]), line["prompt"])] = tuple(map(_unpacked, line["features"]))
+            step.sent.clear()  # of a run that began anew with other pictures
         elif "sent" in line:
             step.sent.add(line["person"])
         elif "agreement" in line:
