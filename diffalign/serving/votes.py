@@ -27,7 +27,7 @@ _REQUESTS = 64
 
 
 class Desk(Protocol):
-    """What the page is about; see `diffalign.voting`."""
+    """State that the page shows and changes; see `diffalign.voting`."""
 
     def person(self, token: str) -> str | None: ...
 

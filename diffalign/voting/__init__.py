@@ -1,6 +1,5 @@
 """Votes of people as a reward: who is asked about which pictures, the votes file, and a model of the votes."""
 
-from .attendance import Attendance
 from .ballots import Ballot, Likes, Pairs, Stars
 from .choices import AtRandom, Choice, Disagreement
 from .model import VoteModel
@@ -11,7 +10,6 @@ from .votes import Votes
 
 __all__ = [
     "AtRandom",
-    "Attendance",
     "Ballot",
     "Choice",
     "Disagreement",

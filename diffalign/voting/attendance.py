@@ -16,7 +16,7 @@ from .voters import Voters
 _PROMPTS = 4
 
 
-class _Session(Protocol):
+class Session(Protocol):
     """Votes, as their hook needs them."""
 
     voters: Voters
@@ -29,15 +29,14 @@ class _Session(Protocol):
     def due(self, step: int) -> bool: ...
 
 
+def attendance(votes: Session) -> Hook:
+    """Hook that opens the votes file and the voters with a run, shows them how far it is, and closes them with it."""
+    return _Attendance(votes)
+
+
 @attrs.define(eq=False)
-class Attendance(Hook):
-    """Opens the votes file and the voters of a run, shows them how far it is, and closes them.
-
-    Args:
-        votes: the votes
-    """
-
-    votes: _Session
+class _Attendance(Hook):
+    votes: Session
     _before: bytes = attrs.field(default=b"", init=False, repr=False)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:

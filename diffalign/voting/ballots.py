@@ -61,7 +61,7 @@ class Stars(Ballot):
 
     @property
     def answers(self) -> Sequence[int]:  # type: ignore[override]  # read alone
-        """From 1 to the most stars."""
+        """Numbers of stars, from 1 to the most."""
         return range(1, self.count + 1)
 
     def values(self, answer: int) -> tuple[float, ...]:
@@ -73,7 +73,7 @@ class Stars(Ballot):
 
 @attrs.frozen
 class Pairs(Ballot):
-    """Which of two pictures of a prompt is better: 0 for the first, 1 for the second. The better one has the value 1, the other 0.
+    """Choice between two pictures of a prompt: 0 if the first is better, 1 if the second. The better one has the value 1, the other 0.
 
     A model of votes learns from the difference of the two alone.
     """

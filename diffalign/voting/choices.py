@@ -18,7 +18,7 @@ class Choice(ABC):
         """Places of `count` different pictures of K >= count, the first to be asked about first.
 
         Args:
-            belief: what the model of votes believes about the K pictures; without votes its mean is 0
+            belief: opinion of the model of votes about the K pictures; without votes its mean is 0
             count: number of pictures
             progress: progress of the run
         """

@@ -34,7 +34,7 @@ class Looks:
         return cls(like.features[:0], [])
 
     def joined(self, other: "Looks") -> "Looks":
-        """These pictures, and then the others."""
+        """Join these pictures and, after them, the others."""
         return Looks(torch.cat([self.features, other.features]), [*self.prompts, *other.prompts])
 
 
@@ -59,7 +59,7 @@ class Answers:
         return cls(torch.zeros(0, 0, dtype=torch.float64), empty, empty)
 
     def joined(self, other: "Answers") -> "Answers":
-        """These answers, and then the others, about pictures that are joined in the same order."""
+        """Join these answers and, after them, the others, about pictures that are joined in the same order."""
         weights = torch.block_diag(self.weights, other.weights)
         return Answers(weights, torch.cat([self.values, other.values]), torch.cat([self.people, other.people]))
 
@@ -94,7 +94,7 @@ class VoteModel:
     CPU, in the order of the votes, so that equal votes give equal scores.
 
     Args:
-        features: what it sees of pictures
+        features: features by which pictures are compared
         width: width of the kernel
         noise: standard deviation of an answer of one person
         share: correlation of equal pictures of different prompts
@@ -116,7 +116,7 @@ class VoteModel:
 
         Args:
             seen: pictures that were asked about
-            answers: what was said about them
+            answers: answers about them
             looks: the pictures of the belief
 
         Raises:

@@ -49,7 +49,7 @@ class Question:
 
 @attrs.define(eq=False)
 class _Step:
-    """What is known of a step."""
+    """Questions and answers of a step."""
 
     asked: dict[Question, tuple[Tensor, ...]] = attrs.field(factory=dict)
     answers: dict[Question, dict[str, int]] = attrs.field(factory=dict)
@@ -142,9 +142,7 @@ class VoteRecord:
 
     def answer(self, step: int, question: Question, person: str, answer: int | None) -> None:
         """Record an answer; None takes it back."""
-        self._write(
-            {"step": step, "pictures": list(question.pictures), "prompt": question.prompt, "person": person, "answer": answer}
-        )
+        self._write({"step": step, "pictures": list(question.pictures), "prompt": question.prompt, "person": person, "answer": answer})
 
     def send(self, step: int, person: str) -> None:
         """Record that a person is done with a step."""
@@ -163,20 +161,13 @@ class VoteRecord:
         """Answers of a step by question and person; those of one person if it is named."""
         with self._lock:
             found = self._steps.get(step, _Step()).answers.items()
-            kept = {
-                question: {name: answer for name, answer in given.items() if person in (None, name)} for question, given in found
-            }
+            kept = {question: {name: answer for name, answer in given.items() if person in (None, name)} for question, given in found}
             return {question: given for question, given in kept.items() if given}
 
     def sent(self, step: int) -> set[str]:
         """People who are done with a step."""
         with self._lock:
             return set(self._steps.get(step, _Step()).sent)
-
-    def last(self) -> int | None:
-        """The last step with questions; None if there is none."""
-        with self._lock:
-            return max((number for number, step in self._steps.items() if step.asked), default=None)
 
     def agreement(self) -> list[tuple[int, float]]:
         """Share of the answers that the model had foreseen, by step."""

@@ -27,10 +27,10 @@ class Round:
         step: number of the step, from 0
         total: steps of the run
         ballot: form of the questions
-        questions: what is asked
+        questions: the questions
         pictures: hash -> picture [3, H, W] uint8, for all pictures of the questions
         prompts: question -> its prompt
-        record: where answers are written
+        record: record of the answers
     """
 
     step: int
@@ -184,6 +184,6 @@ class Replayed(Voters):
 
     def ask(self, asked: Round) -> None:
         raise VoteError(
-            f"{self.file} holds no finished votes on the pictures of step {asked.step}: the session ended before, or it was of another run, "
+            f"{self.file} holds no finished votes on the pictures of step {asked.step}: the session ended before, was of another run, "
             "or on a machine whose arithmetic rounds in another way. Give the same run file, and a --total that the session has reached."
         )

@@ -9,9 +9,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from ..core import Partial, Progress, Prompt, StepReward
+from ..core import Hook, Partial, Progress, Prompt, StepReward
 from ..rewards.requirements import reach, require
-from .attendance import Attendance
+from .attendance import attendance
 from .ballots import Ballot, Likes
 from .choices import Choice, Disagreement
 from .model import Answers, Belief, Looks, VoteModel
@@ -35,7 +35,7 @@ class Votes(StepReward):
         voters: who is asked
         questions: most questions of a step to each person
         every: steps from one with questions to the next; only a model of votes teaches anything between them
-        ballot: what is asked about a picture
+        ballot: form of the questions about a picture
         choice: pictures that are asked about
         model: scores pictures that nobody voted on; None leaves them out
         file: the votes file; None takes `votes.jsonl` in the folder of the run, or memory if there is none
@@ -88,9 +88,9 @@ class Votes(StepReward):
             self._record = self.voters.record(self.ballot, self.file)
         return self._record
 
-    def hook(self) -> Attendance:
-        """Open the file and the voters with the run, and close them with it."""
-        return Attendance(self)
+    def hook(self) -> Hook:
+        """Give the hook that opens the file and the voters with a run, and closes them with it."""
+        return attendance(self)
 
     def open(self, folder: Path | None, step: int, total: int) -> None:
         """Open the record, in the folder of a run unless a file is named, and the voters."""
@@ -144,9 +144,7 @@ class Votes(StepReward):
         if not questions:
             questions = self._chosen(belief, names, prompts, progress, [found[0] for found in places.values()])
         features = {(names[place], str(prompts[place])): self._features(looks, place) for place in range(len(names))}
-        self.record.ask(
-            step, {question: [features[name, question.prompt] for name in question.pictures] for question in questions}
-        )
+        self.record.ask(step, {question: [features[name, question.prompt] for name in question.pictures] for question in questions})
         pictures = {name: pixels[place] for place, name in enumerate(names)}
         texts = {question: Prompt.of(prompts[places[question.pictures[0], question.prompt][0]]) for question in questions}
         asked = Round(step, progress.total, self.ballot, tuple(questions), pictures, texts, self.record)
@@ -212,7 +210,7 @@ class Votes(StepReward):
         return torch.zeros(0, dtype=torch.float64) if looks is None else looks.features[place]
 
     def _known(self, before: int) -> tuple[Looks, Answers] | None:
-        """What the model learns from before a step."""
+        """Pictures and answers that the model has learned from before a step."""
         values = {answer: self.ballot.values(answer) for answer in self.ballot.answers}
         found: list[Any] = [None if self._earlier is None else self._earlier.known(math.inf, values), self.record.known(before, values)]
         some = [each for each in found if each is not None]
@@ -228,6 +226,6 @@ class Votes(StepReward):
         return self.model.belief(*(self._known(before) or (Looks.none(looks), Answers.none())), looks)
 
     def _likes(self, looks: Looks | None, before: int) -> Tensor | None:
-        """What the model expects of pictures, [K] float32; None without a model, or while it knows no votes."""
+        """Values that the model expects of pictures, [K] float32; None without a model, or while it knows no votes."""
         belief = None if self._known(before) is None else self._belief(looks, before)
         return None if belief is None else belief.likes.float()

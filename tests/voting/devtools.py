@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 
-from browser import FOUND, NEEDS_BROWSER  # noqa: E402, F401
+from browser import FOUND, NEEDS_BROWSER  # noqa: F401
 
 ARGUMENTS = ["--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-extensions", "--disable-sync", "--disable-default-apps", "--remote-debugging-pipe"]

@@ -2,16 +2,20 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from sessions import loop_of, red, voted, weights
 
+from diffalign.cli import main
 from diffalign.core import ConfigError, Partial, Progress, Prompt, RewardError, score
 from diffalign.core.interrupt import Interrupted
 from diffalign.voting import AtRandom, Disagreement, Likes, Pairs, Replayed, Simulated, Stars, VoteModel, VoteRecord, Votes
 from diffalign.voting.model import Answers, Belief, Looks
 from diffalign.voting.record import Question
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def pictures(count, seed=0, side=1):
@@ -173,7 +177,7 @@ def test_a_session_that_is_replayed_gives_equal_weights(tmp_path, changed):
 def test_a_replay_of_another_run_is_refused(tmp_path):
     session(tmp_path)
     file = tmp_path / "votes.jsonl"
-    with pytest.raises(RewardError, match="no finished votes on the pictures of step 0: the session ended before, or it was of another run"):
+    with pytest.raises(RewardError, match="no finished votes on the pictures of step 0: the session ended before, was of another run"):
         loop_of(Votes.replay(file), seed=1).advance(1)
     with pytest.raises(RewardError, match="no finished votes on the pictures of step 4"):
         loop_of(Votes.replay(file)).advance(5)
@@ -317,3 +321,20 @@ def test_a_replayed_session_has_its_people(tmp_path):
     session(tmp_path, Simulated(red, people=("ann", "bo")))
     assert Replayed(tmp_path / "votes.jsonl").people == ("ann", "bo")
     assert Likes().answer([0.4]) == 0
+
+
+# --- the recorded session of the documents
+
+
+def test_the_recorded_session_gives_the_same_weights_again(tmp_path, monkeypatch):
+    about = json.loads((DOCS / "clicks_session.json").read_text())
+    here = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    if any(about[name] != value for name, value in here.items()):
+        pytest.skip(f"the session was recorded with {about}; here is {here}, whose arithmetic rounds in another way")
+    program, command, *words = about["command"].split()
+    assert program == "diffalign"
+    replay = f"--rewards={{class_path: Votes.replay, init_args: {{file: {DOCS / 'clicks_session.jsonl'}}}}}"
+    monkeypatch.chdir(tmp_path)
+    assert main([command, *words, "--folder=again", "--check_rows=0", replay]) == 0
+    files = json.loads((tmp_path / "again" / "step-000006" / "manifest.json").read_text())["files"]
+    assert files["policy.safetensors"] == about["weights"]

@@ -31,7 +31,9 @@ class Visitor:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         about = {"Authorization": f"Bearer {self.token}", **({"Content-Type": "application/json"} if body is not None else {}), **named}
         text = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection.request("GET" if body is None else "POST", path, text, {name: value for name, value in about.items() if value is not None})
+        connection.request(
+            "GET" if body is None else "POST", path, text, {name: value for name, value in about.items() if value is not None}
+        )
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
@@ -240,7 +242,7 @@ def test_a_port_that_is_taken_is_named(tmp_path):
 
 
 def test_a_page_needs_people_and_a_run():
-    with pytest.raises(RewardError, match="a page of votes is served by a run alone: call loop.run"):
+    with pytest.raises(RewardError, match=r"a page of votes is served by a run alone: call loop.run"):
         loop_of(voted(Page())).step(["one", "two"], Progress(0, 1))
     with pytest.raises(ValueError, match="names that differ"):
         Page(people=("ann", "ann"))
