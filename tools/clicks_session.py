@@ -26,7 +26,7 @@ from diffalign.runs import Checkpoints, Recorder  # noqa: E402
 from diffalign.voting import Page, Votes  # noqa: E402
 
 STEPS = 6
-RUN = [f"--total={STEPS}", "--prompts_per_step=4", "--policy.device=cpu", "--evaluation=null"]
+RUN = [f"--total={STEPS}", "--prompts_per_step=4", "--policy.device=cpu"]
 
 
 def liked(addresses: list[str]) -> list[bool]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from ..core import ConfigError
 from ..durable import write_whole
 from ..rewards.png import encode_png
 from .record import VoteRecord, described
@@ -197,10 +198,16 @@ def tokens_of(people: tuple[str, ...], file: Path | None) -> dict[str, str]:
     Args:
         people: names
         file: the file; None makes new secrets
+
+    Raises:
+        ConfigError: the file is there and holds something else.
     """
     kept: dict[str, str] = {}
     if file is not None and file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            kept = {str(name): str(token) for name, token in json.loads(file.read_text(encoding="utf-8")).items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{file} must hold the secrets of the links: {error}. Remove it, and new links are made.") from error
     tokens = {person: kept.get(person) or secrets.token_urlsafe(16) for person in people}
     if file is not None and tokens != kept:
         file.parent.mkdir(parents=True, exist_ok=True)

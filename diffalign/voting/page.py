@@ -89,9 +89,11 @@ class Page(Voters):
         if self._desk is not None:
             self._desk.show(before, now, step)
 
+    def absent(self) -> str:
+        return "" if self._desk is not None else "the page is served by loop.run and loop.advance alone"
+
     def ask(self, asked: Round) -> None:
-        if self._desk is None:
-            raise ValueError("a page of votes is served by a run alone: call loop.run or loop.advance, not loop.step")
+        assert self._desk is not None
         with stop_at_once():
             self._desk.wait(asked, lambda: self._say(asked), self.remind)
 

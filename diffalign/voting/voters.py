@@ -94,6 +94,10 @@ class Voters(ABC):
     def show(self, before: bytes, now: bytes, step: int) -> None:  # noqa: B027
         """Take pictures of the same prompts and noise, as the policy drew them before the run and after `step` steps: PNG files."""
 
+    def absent(self) -> str:
+        """Reason why nobody can be asked now; "" if people can."""
+        return ""
+
     @abstractmethod
     def ask(self, asked: Round) -> None:
         """Ask all people who are not done with the step, and return when it is complete.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import Hook, Partial, Progress, Prompt, StepReward
+from ..core.unessential import say_once
 from ..rewards.requirements import reach, require
 from .attendance import attendance
 from .ballots import Ballot, Likes
@@ -95,7 +96,9 @@ class Votes(StepReward):
     def open(self, folder: Path | None, step: int, total: int) -> None:
         """Open the record, in the folder of a run unless a file is named, and the voters."""
         file = self.file if self.file is not None or folder is None else folder / "votes.jsonl"
-        self._record, self._next = self.voters.record(self.ballot, file), step
+        if self._record is None or self._record.file != file or file is not None:  # what is in memory alone is kept
+            self._record = self.voters.record(self.ballot, file)
+        self._next = step
         self.voters.start(self._record, file, step, total)
 
     def due(self, step: int) -> bool:
@@ -120,7 +123,10 @@ class Votes(StepReward):
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise ValueError("Votes need a run of one process: people cannot vote for several at once. Start it without a launcher.")
         looks, voted = self._looks(images, prompts), {}
-        if self.due(progress.step):
+        absent = self.voters.absent()
+        if absent:
+            say_once(f"nobody is asked for votes: {absent}")
+        elif self.due(progress.step):
             voted = self._asked(images, prompts, looks, progress)
         self._next = progress.step + 1
         values = torch.tensor([voted.get(place, 0.0) for place in range(len(images))], dtype=torch.float32)
@@ -148,7 +154,7 @@ class Votes(StepReward):
         pictures = {name: pixels[place] for place, name in enumerate(names)}
         texts = {question: Prompt.of(prompts[places[question.pictures[0], question.prompt][0]]) for question in questions}
         asked = Round(step, progress.total, self.ballot, tuple(questions), pictures, texts, self.record)
-        if not asked.complete:
+        if questions and not asked.complete:
             self.voters.ask(asked)
         given = self.record.answers(step)
         self._foreseen(belief, given, places, step)

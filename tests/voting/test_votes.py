@@ -11,7 +11,7 @@ from sessions import loop_of, red, voted, weights
 from diffalign.cli import main
 from diffalign.core import ConfigError, Partial, Progress, Prompt, RewardError, score
 from diffalign.core.interrupt import Interrupted
-from diffalign.voting import AtRandom, Disagreement, Likes, Pairs, Replayed, Simulated, Stars, VoteModel, VoteRecord, Votes
+from diffalign.voting import AtRandom, Disagreement, Likes, Pairs, Replayed, Simulated, Stars, VoteModel, VoteRecord, Voters, Votes
 from diffalign.voting.model import Answers, Belief, Looks
 from diffalign.voting.record import Question
 
@@ -187,7 +187,7 @@ def test_a_replay_of_another_run_is_refused(tmp_path):
         Votes.replay(tmp_path / "none.jsonl")
 
 
-class Impatient(Simulated.__mro__[1]):
+class Impatient(Voters):
     """Answers as a person does, and is gone after some answers, as if the process were killed."""
 
     def __init__(self, answers):
@@ -283,6 +283,29 @@ def test_the_file_says_what_was_asked_and_answered(tmp_path):
     assert {line["person"] for line in answered} == {"simulated"}
     assert [line for line in lines if "sent" in line] == [{"step": step, "person": "simulated", "sent": True} for step in (0, 1)]
     assert [line["step"] for line in lines if "agreement" in line] == [1]
+
+
+def test_votes_in_memory_outlive_a_call_of_run():
+    votes = voted()
+    loop = loop_of(votes)
+    loop.run(1)
+    loop.run(2, start=1)
+    assert votes.record.count() == 8
+
+
+def test_a_run_that_begins_anew_with_other_pictures_asks_again(tmp_path):
+    session(tmp_path, total=1)
+    votes = voted()
+    loop = loop_of(votes, seed=1)
+    loop.folder = tmp_path
+    loop.advance(1)
+    assert votes.record.count() == 8
+    assert len(votes.record.asked(0)) == 8
+
+
+def test_without_two_pictures_of_a_prompt_no_pair_is_asked_about():
+    votes = voted(ballot=Pairs(), model=None)
+    assert not of_step(votes, pictures(2), prompts=["one", "two"]).applies.any()
 
 
 # --- arguments

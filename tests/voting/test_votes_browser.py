@@ -14,7 +14,7 @@ from started import CONTEXT
 
 from diffalign.cli import main
 
-RUN = ["--policy.device=cpu", "--evaluation=null", "--prompts_per_step=2", "--sampler.plan.splits=[1, 2]", "--total=3"]
+RUN = ["--policy.device=cpu", "--prompts_per_step=2", "--sampler.plan.splits=[1, 2]", "--total=3"]
 VOTING = "document.title.startsWith('Vote: step {} ') && document.querySelectorAll('.picture').length == 6"
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from sessions import loop_of, voted, weights
 
-from diffalign.core import ConfigError, Interrupted, Progress, RewardError
+from diffalign.core import ConfigError, Interrupted, Progress
 from diffalign.serving.votes import policy_of
 from diffalign.voting import Page, Pairs, Votes
 from diffalign.voting.page import PAGE
@@ -241,9 +241,11 @@ def test_a_port_that_is_taken_is_named(tmp_path):
             loop_of(voted(Page(port=port))).run(1, folder=tmp_path)
 
 
-def test_a_page_needs_people_and_a_run():
-    with pytest.raises(RewardError, match=r"a page of votes is served by a run alone: call loop.run"):
-        loop_of(voted(Page())).step(["one", "two"], Progress(0, 1))
+def test_a_page_needs_people_and_a_run(capsys):
+    votes = voted(Page())
+    loop_of(votes).step(["one", "two"], Progress(0, 1))  # as `diffalign check --try` does
+    assert votes.record.count() == 0
+    assert "nobody is asked for votes: the page is served by loop.run" in capsys.readouterr().err
     with pytest.raises(ValueError, match="names that differ"):
         Page(people=("ann", "ann"))
 
