@@ -13,7 +13,7 @@ The prompts are "a digit" and "a thick digit"; the rewards see pixels alone: `ev
 on the prompt "a digit", 2,048 pictures from noise that is the same for all arms of a seed: trained reward, `even` and `thick`, the share
 in which a digit is seen at all, effective digits (all, and even ones), the spread within a digit, and the distance to real pictures; the
 trained reward on the held-out prompt "a thin digit"; and how far other prompts are still followed (`DigitReward`, the nine held-out prompts
-of all kinds).
+of all kinds). `--curve` measures a run on its way, too, and how many pairs of a group its surrogate orders rightly.
 
 Runs that the file holds are not run again. Without --seeds it prints the tables of the file: seeds from 100 on are the search, those
 below are reported.
@@ -27,6 +27,7 @@ Args:
     samples: of a group
     task: what is rewarded
     set: what to change in the run file beside the arm, as OPTION=VALUE
+    curve: steps at which a run is measured before its end
     student: folder of the distillation
     json: the runs, written after each; those that it holds are not run again
 """
@@ -43,7 +44,9 @@ from torch import Tensor
 
 from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
-from diffalign import Prompt, config
+from benchmarks.subjects.curve import Curve, Row
+from benchmarks.subjects.surrogate_order import implicit_rewards, pairs_ordered
+from diffalign import AlignmentLoop, Prompt, config
 from diffalign.core import Policy, Progress, Reward, Streams
 from diffalign.digits import (
     ClassReward,
@@ -57,11 +60,11 @@ from diffalign.digits import (
     probabilities,
 )
 from diffalign.evaluation.diversity import cosine_distance
+from diffalign.objectives import SurrogateReward
 from diffalign.policies import TDMPolicy
 from diffalign.prompts import read_prompts
 from diffalign.samplers import DeterministicSampler
 
-Row = dict[str, float]
 EVEN = (0, 2, 4, 6, 8)
 PROMPT, HELD_OUT = Prompt("a digit"), Prompt("a thin digit")
 SEARCH = 100
@@ -118,7 +121,9 @@ def loaded(student: Path) -> TDMPolicy:
     return TDMPolicy.from_saved(DigitsPolicy.from_pretrained("digits", device="cpu"), str(student))
 
 
-def trained(arm: str, task: str, seed: int, student: Path, steps: int, size: tuple[int, int], changes: Sequence[str]) -> Policy:
+def trained(
+    arm: str, task: str, seed: int, student: Path, steps: int, size: tuple[int, int], changes: Sequence[str], curve: Curve
+) -> Policy:
     """The student after one run.
 
     Args:
@@ -128,6 +133,7 @@ def trained(arm: str, task: str, seed: int, student: Path, steps: int, size: tup
         steps: of the run
         size: groups of a step, samples of a group
         changes: options beside those of the arm
+        curve: measures it on its way
     """
     fixed = [
         f"--policy.path={student}",
@@ -141,8 +147,20 @@ def trained(arm: str, task: str, seed: int, student: Path, steps: int, size: tup
         "--check_rows=0",
     ]
     loop = config.parse("digits_tdm_r1", [*fixed, *ARMS[arm], *changes]).build()
-    loop.run(steps)
+    loop.advance(steps, also=[curve])
     return loop.evaluation_policy()
+
+
+def ordered(loop: AlignmentLoop, task: str, seed: int) -> Row:
+    """Share of pairs that the surrogate of a run orders rightly, among the student's present samples; nothing if it has no surrogate."""
+    objective = loop.objective
+    if not isinstance(objective, SurrogateReward):
+        return {}
+    policy = objective.policy
+    with torch.no_grad():
+        batch = loop.sampler.sample(policy, policy.encode([PROMPT] * 24), Progress(0, 1), Streams(2_000_003 + seed))
+        rewards = TASKS[EXACT[task]][1](policy.decode(batch.samples), [PROMPT] * len(batch.samples))
+    return {"ordered": pairs_ordered(implicit_rewards(objective, batch, 8, 2_000_003 + seed), rewards, batch.group)}
 
 
 @torch.no_grad()
@@ -214,6 +232,18 @@ def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
     return "\n".join(lines)
 
 
+def curves(runs: Sequence[Mapping[str, Any]]) -> str:
+    """One line a run and step at which it was measured on its way, with the samples drawn until then."""
+    return "\n".join(
+        f"{entry['task']:5s} {entry['arm']:30s} seed {entry['seed']:3d} {row['step'] * entry['groups'] * entry['samples']:7d} samples  "
+        + "  ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "step")
+        + "  "
+        + " ".join(entry["set"])
+        for entry in sorted(runs, key=key_of)
+        for row in entry.get("curve", ())
+    )
+
+
 def told(arm: str, seed: int, seconds: float, row: Row) -> dict[str, Any]:
     print(arm, seed, f"{seconds:.0f} s", json.dumps({name: round(value, 3) for name, value in row.items()}), flush=True)
     return {"seconds": seconds, "row": row}
@@ -232,13 +262,20 @@ def untrained(name: str, task: str, seed: int, folder: Path) -> dict[str, Any]:
     return told(name, seed, 0.0, measured(policy, BASES.get(name, 4), task, seed))
 
 
-def run(arm: str, task: str, seed: int, folder: Path, steps: int, size: tuple[int, int], changes: Sequence[str]) -> dict[str, Any]:
-    """What is measured of the student after one run; the arguments are those of `trained`, but the folder is that of the distillation."""
+def run(
+    arm: str, task: str, seed: int, folder: Path, steps: int, size: tuple[int, int], changes: Sequence[str], at: Sequence[int]
+) -> dict[str, Any]:
+    """What is measured of the student after one run, and on its way after the steps `at`; the rest as for `trained`.
+
+    Args:
+        folder: of the distillation
+    """
     student = distilled(folder)
+    curve = Curve(at, lambda loop: measured(loop.evaluation_policy(), 4, task, seed) | ordered(loop, task, seed))
     begun = time.process_time()
-    policy = trained(arm, task, seed, student, steps, size, changes)
+    policy = trained(arm, task, seed, student, steps, size, changes, curve)
     seconds = time.process_time() - begun
-    return told(arm, seed, seconds, measured(policy, 4, task, seed))
+    return told(arm, seed, seconds, measured(policy, 4, task, seed)) | ({"curve": curve.rows} if at else {})
 
 
 def main(
@@ -250,6 +287,7 @@ def main(
     samples: int = 24,
     task: Literal[*TASKS] = "even",
     set: tuple[str, ...] = (),  # noqa: A002  # names the option
+    curve: tuple[int, ...] = (),
     student: Path = Path("runs/few_study"),
     json: Path = RESULTS / "few_study.json",
 ) -> None:
@@ -263,5 +301,5 @@ def main(
         for arm in arms:
             about = {"task": task, "groups": groups, "samples": samples, "steps": steps, "arm": arm, "set": changes, "seed": seed}
             options = [f"--{change}" for change in changes]
-            record.run("runs", about, functools.partial(run, arm, task, seed, student, steps, (groups, samples), options))
-    print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")
+            record.run("runs", about, functools.partial(run, arm, task, seed, student, steps, (groups, samples), options, curve))
+    print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}\n\non the way\n{curves(runs)}")

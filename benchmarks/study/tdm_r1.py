@@ -6,10 +6,15 @@
     all stage ends              the surrogate learns from the ends of all stages, with their trajectory's advantage, not only the last
     stochastic trajectories     the same, where every step but the last renoises (`CPS`, eta 0.8): the advantage is that of the one sample
     moving reference            the surrogate's density ratio against its own moving average (the paper) instead of the frozen teacher
-    DGPO alone                  no surrogate: the same group loss (`DGPO`) on the student's own weights
+    independent draws           stages drawn for each prompt, tau and the reward branch's noise for each sample
+    graded reward, both rewards the count reward in place of the exact match, or beside it
+    TDM and direct RL           no surrogate: the group loss on the student's own weights beside its distillation (the paper's ablation)
+    DGPO alone                  the same loss without distillation
 
 `--world shapeworld`: held-out prompts of all four families, of which the run trains on counts; beside the arms the base with 100 and with 8
 network evaluations and the student that they start from, all with the seed's noise. L-GMD is diversity. Minutes to hours.
+`--set` changes the run file of all arms, and names the rows after it. What a GPU does in eight minutes an arm and seed: `--set
+prompts_per_step=16 sampler.samples=24 total=240`, with the reward in processes where an arm names none (`WorkerReward`).
 `--world ring`: seconds a run; reward, share of samples on rewarded modes, and distance to the nearest mode (0.42 for exact modes).
 
 Args:
@@ -17,6 +22,7 @@ Args:
     seeds: runs of each arm
     steps: of a run; by default those of the run file, or 800 on the ring
     only: arms
+    set: what to change in the run file beside the arm, as OPTION=VALUE (ShapeWorld)
     prompts: held-out prompts of count, binding, relation and text
     samples: of each prompt
     skip_base: leave out the base with 100 evaluations, the dearest of the baselines
@@ -54,6 +60,7 @@ Runs = Iterator[tuple[str, int, Callable[[], Row]]]
 FAMILIES = ("count", "binding", "relation", "text")
 START = "student, 4 evaluations"
 ETA = 0.8
+ADAM = "{class_path: AdamW, init_args: {lr: %s, betas: [0.0, 0.999], weight_decay: 0.0}}"
 ARMS: dict[str, list[str]] = {
     "TDM-R1": [],
     "last stage spared": ["--objective.reward_stages=3", "--objective.mix.reward=12"],
@@ -66,13 +73,24 @@ ARMS: dict[str, list[str]] = {
         "--objective.surrogate_stages={class_path: CleanerStages, init_args: {}}",
         "--sampler={class_path: ChainSampler, init_args: {steps: 4, samples: SAMPLES, eta: 0.8, window: [0, 3]}}",
     ],
+    "independent draws": ["--objective.stages_by=prompt", "--objective.shared=sample", "--objective.reward_noise=sample"],
+    "graded reward": ["--rewards={class_path: CountReward, init_args: {}}"],
+    "both rewards": ["--rewards={exact: {class_path: ExactMatch, init_args: {}}, count: {class_path: CountReward, init_args: {}}}"],
+    "TDM and direct RL": [
+        (
+            "--objective={class_path: DirectReinforcement, init_args: {guidance: 3.0, interval: {class_path: Separate}, "
+            "times: {class_path: ShiftedTime, init_args: {margin: 0.05}}, stages: {class_path: UniformStages, init_args: {count: 2}}, "
+            "plan: {class_path: Together, init_args: {warmup: 28}}, levels: 2, beta: 10.0}}"
+        ),
+        f"--optimizers={{fake: {ADAM % '2e-3'}, generator: {ADAM % '1e-3'}}}",
+    ],
     "DGPO alone": [
         "--objective={class_path: DGPO, init_args: {levels: 2, beta: 10.0, clip: 0.05}}",
-        "--optimizers={policy: {class_path: AdamW, init_args: {lr: 1e-3, betas: [0.0, 0.999], weight_decay: 0.0}}}",
+        f"--optimizers={{policy: {ADAM % '1e-3'}}}",
     ],
 }
 """Arm -> what it changes in the run file."""
-ON_SHAPEWORLD = ("last stage spared", "all stage ends")
+ON_SHAPEWORLD = ("last stage spared", "all stage ends", "independent draws", "graded reward", "both rewards", "TDM and direct RL")
 """Arms that the ring lacks; its settings have all stage ends already."""
 
 
@@ -106,15 +124,15 @@ def baselines(many_steps: bool) -> dict[str, Callable[[], tuple[Policy, int]]]:
     return table
 
 
-def changes(arm: str) -> list[str]:
-    """What an arm changes in the run file, with the file's own number of samples."""
-    samples = config.parse("shapeworld_tdm_r1").tree["sampler"].arguments["samples"]
-    return [change.replace("SAMPLES", str(samples)) for change in ARMS[arm]]
+def changes(arm: str, more: Sequence[str] = ()) -> list[str]:
+    """What is changed in the run file: by all arms, then by one, which keeps the number of samples."""
+    samples = config.parse("shapeworld_tdm_r1", list(more)).tree["sampler"].arguments["samples"]
+    return [*more, *(change.replace("SAMPLES", str(samples)) for change in ARMS[arm])]
 
 
-def trained(arm: str, seed: int, steps: int | None) -> Policy:
+def trained(arm: str, seed: int, steps: int | None, more: Sequence[str]) -> Policy:
     """The student after one run."""
-    job = config.parse("shapeworld_tdm_r1", [*changes(arm), f"--seed={seed}", "--evaluation=null", "--hooks=[]"])
+    job = config.parse("shapeworld_tdm_r1", [*changes(arm, more), f"--seed={seed}", "--evaluation=null", "--hooks=[]"])
     total, loop = job.tree["total"] if steps is None else steps, job.build()
     loop.run(total)
     policy = loop.evaluation_policy()
@@ -155,14 +173,17 @@ def ring_world(only: Sequence[str], seeds: int, steps: int, pretrain: int, disti
                 yield arm, seed, lambda seed=seed, arm=arm: ring_row(arm, *start(seed), steps, seed)
 
 
-def shapeworld(only: Sequence[str], seeds: int, steps: int | None, prompts: Sequence[int], samples: int, many_steps: bool) -> Runs:
+def shapeworld(
+    only: Sequence[str], seeds: int, steps: int | None, prompts: Sequence[int], samples: int, many_steps: bool, set_: Sequence[str]
+) -> Runs:
     measure = functools.partial(measured, prompts=dict(zip(FAMILIES, prompts, strict=True)), samples=samples)
     for name, make in baselines(many_steps).items():
         for seed in range(seeds):
             yield name, seed, lambda make=make, seed=seed: measure(*make(), seed=seed)
+    more = [f"--{change}" for change in set_]
     for arm in only:
         for seed in range(seeds):
-            yield arm, seed, lambda arm=arm, seed=seed: measure(trained(arm, seed, steps), 4, seed=seed)
+            yield " ".join([arm, *set_]), seed, lambda arm=arm, seed=seed: measure(trained(arm, seed, steps, more), 4, seed=seed)
 
 
 def told(name: str, seed: int, row: Row) -> Row:
@@ -197,6 +218,7 @@ def main(
     seeds: int = 1,
     steps: int | None = None,
     only: tuple[Literal[*ARMS], ...] = tuple(ARMS),
+    set: tuple[str, ...] = (),  # noqa: A002  # names the option
     prompts: tuple[int, int, int, int] = (24, 12, 12, 12),
     samples: int = 8,
     skip_base: bool = False,
@@ -210,7 +232,7 @@ def main(
     if world == "ring":
         runs = ring_world(only, seeds, 800 if steps is None else steps, pretrain, distil)
     else:
-        runs = shapeworld(only, seeds, steps, prompts, samples, not skip_base)
+        runs = shapeworld(only, seeds, steps, prompts, samples, not skip_base, sorted(set))
     for name, seed, make in runs:
         record.once(found.setdefault(name, {}), str(seed), lambda name=name, seed=seed, make=make: told(name, seed, make()))
     table(

@@ -26,14 +26,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import attrs
 import torch
 from torch import Tensor
 
 from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
 from diffalign import AlignmentLoop, Prompt
-from diffalign.core import CPS, Edges, Objective, Policy, Progress, Streams, TrajectoryBatch, replay_log_prob
+from diffalign.core import CPS, Edges, Hook, Objective, Policy, Progress, Report, Streams, TrajectoryBatch, replay_log_prob
 from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_to_real, effective_classes, kl
+from diffalign.digits.handwriting import split
+from diffalign.digits.reading import latents_of
+from diffalign.evaluation import HackingAlarm
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
 from diffalign.objectives.path_losses import nats_of
 from diffalign.prompts import Prompts
@@ -107,8 +111,31 @@ def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) ->
     return (total / roots)[:10]
 
 
-def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor) -> list[dict[str, Any]]:
-    """Measures of one run, at MEASURED steps."""
+def near(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Distance to the nearest real picture, negated: what the alarm watches beside diversity."""
+    return -torch.cdist(latents_of(images), split()[0].latents.flatten(1)).amin(dim=1)
+
+
+@attrs.define(eq=False)
+class Measures(Hook):
+    """Measures at MEASURED steps.
+
+    Args:
+        take: measures the policy
+    """
+
+    take: Callable[[], dict[str, Any]]
+    rows: list[dict[str, Any]] = attrs.field(factory=list, init=False)
+    _begun: float = attrs.field(factory=time.perf_counter, init=False)
+
+    def step(self, loop: AlignmentLoop, report: Report) -> None:
+        if report.step + 1 in MEASURED:
+            row = {"step": report.step + 1, "seconds": time.perf_counter() - self._begun, **self.take()}
+            self.rows.append(row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics})
+
+
+def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor) -> dict[str, Any]:
+    """Measures of one run at MEASURED steps, and the alarms of the run."""
     density, sampler, make = ARMS[arm]
     policy = DigitsPolicy.from_pretrained("digits", CPS(density), device="cpu")
     base = policy.fork()
@@ -122,14 +149,11 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor)
         seed=seed,
         check_rows=0,
     )
-    rows, begun = [], time.perf_counter()
-    for step in range(steps):
-        report = loop.step(loop.prompts.draw(step, 8), Progress(step, steps, loop.reward))
-        if step + 1 in MEASURED:
-            row = {"step": step + 1, "seconds": time.perf_counter() - begun, **measured(policy, base, sampler, task, target)}
-            rows.append(row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics})
-    print(arm, rate, seed, json.dumps({name: round(value, 3) for name, value in rows[-1].items() if isinstance(value, float)}), flush=True)
-    return rows
+    measures, alarm = Measures(lambda: measured(policy, base, sampler, task, target)), HackingAlarm({"near": near})
+    loop.advance(steps, also=(measures, alarm))
+    last = {name: round(value, 3) for name, value in measures.rows[-1].items() if isinstance(value, float)}
+    print(arm, rate, seed, json.dumps(last), *(f"{each.kind} at {each.step}" for each in alarm.alarms), flush=True)
+    return {"rows": measures.rows, "alarms": [{"kind": each.kind, "step": each.step} for each in alarm.alarms]}
 
 
 @torch.no_grad()
@@ -167,12 +191,13 @@ def _only(shares: Tensor, classes: Iterable[int]) -> Tensor:
 
 def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
     """One line a task, arm, rate and step, of the seeds that are reported or of those of the search."""
-    groups: dict[tuple[str, str, float, int], list[dict[str, float]]] = {}
-    for entry in (entry for entry in runs if (entry["seed"] >= SEARCH) == search):
-        for row in entry["rows"]:
-            groups.setdefault((entry["task"], entry["arm"], entry["rate"], row["step"]), []).append(row)
+    groups: dict[tuple[str, str, float, int], dict[int, dict[str, float]]] = {}
+    for entry in sorted((entry for entry in runs if (entry["seed"] >= SEARCH) == search), key=lambda entry: int(entry["steps"])):
+        for row in entry["rows"]:  # a longer run of a seed begins with the same steps, and counts once
+            groups.setdefault((entry["task"], entry["arm"], entry["rate"], row["step"]), {})[entry["seed"]] = row
     lines = []
-    for (task, arm, rate, step), rows in sorted(groups.items()):
+    for (task, arm, rate, step), by_seed in sorted(groups.items()):
+        rows = list(by_seed.values())
         known_of_all = [name for name in ("even", "modes", "distance", "from tilt", "nats") if all(name in row for row in rows)]
         numbers = "  ".join(f"{name} {shown([row[name] for row in rows])}" for name in known_of_all)
         if "nats" in known_of_all:
@@ -195,5 +220,5 @@ def main(
     for seed, arm, rate in itertools.product(range(first, first + seeds), arms, rates):
         settings = {"task": task, "arm": arm, "rate": rate, "seed": seed, "steps": steps}
         target = torch.tensor(record.once(targets, task, lambda: exact_tilt(task, BETA[task]).tolist()), dtype=torch.float64)
-        record.run("runs", settings, lambda settings=settings, target=target: {"rows": run(**settings, target=target)})
+        record.run("runs", settings, lambda settings=settings, target=target: run(**settings, target=target))
     print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")

@@ -5,10 +5,10 @@ import json
 from benchmarks.study import tdm_r1 as study
 from diffalign import config
 from diffalign.core import CPS
-from diffalign.objectives import DGPO, SurrogateReward
+from diffalign.objectives import DGPO, DirectReinforcement, SurrogateReward
 from diffalign.objectives.few_step import CleanerStages, FinalStage, MonteCarlo, MovingReference
 from diffalign.samplers import ChainSampler
-from diffalign.shapeworld import ExactMatch
+from diffalign.shapeworld import CountReward, ExactMatch
 
 
 def test_every_arm_on_the_ring(tmp_path, capsys):
@@ -50,9 +50,27 @@ def test_arms_change_what_their_names_say():
         CleanerStages
     }
     assert plain["rewards"].target is ExactMatch
-    reached = {name: tree[name]["objective"].arguments["reward_stages"] for name in tree if name != "DGPO alone"}
+    learned = [name for name in tree if name not in ("DGPO alone", "TDM and direct RL")]
+    reached = {name: tree[name]["objective"].arguments["reward_stages"] for name in learned}
     assert reached == dict.fromkeys(reached) | {"last stage spared": 3}
     weight = {name: tree[name]["objective"].arguments["mix"].arguments["reward"] for name in reached}
     assert weight == dict.fromkeys(reached, 8) | {"last stage spared": 12, "no reward term": 0}
     assert tree["DGPO alone"]["objective"].target is DGPO
     assert list(tree["DGPO alone"]["optimizers"]) == ["policy"]
+    draws = [tree["independent draws"]["objective"].arguments[name] for name in ("stages_by", "shared", "reward_noise")]
+    assert (
+        draws == ["prompt", "sample", "sample"] != [plain["objective"].arguments[name] for name in ("stages_by", "shared", "reward_noise")]
+    )
+    assert tree["graded reward"]["rewards"].target is CountReward
+    assert {name: part.target for name, part in tree["both rewards"]["rewards"].items()} == {"exact": ExactMatch, "count": CountReward}
+    direct = tree["TDM and direct RL"]
+    assert direct["objective"].target is DirectReinforcement
+    same = ("guidance", "interval", "times", "stages", "plan")
+    assert [direct["objective"].arguments[name] for name in same] == [plain["objective"].arguments[name] for name in same]
+    assert direct["optimizers"] == {role: plain["optimizers"][role] for role in ("fake", "generator")}
+
+
+def test_a_change_of_all_arms_reaches_each():
+    changed = config.parse("shapeworld_tdm_r1", study.changes("stochastic trajectories", ["--sampler.samples=24"])).tree
+    assert changed["sampler"].target is ChainSampler
+    assert changed["sampler"].arguments["samples"] == 24

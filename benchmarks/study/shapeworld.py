@@ -1,0 +1,176 @@
+"""Every objective on ShapeWorld: reward against what is kept of the diversity of right pictures.
+
+Every arm is the run file `shapeworld_tmpo` with another objective or sampler: its base, prompts and network rows. `--groups 32` draws 288
+pictures a step, for a GPU: with `--device cuda --workers 8` at most five minutes an arm and seed; on two cores 10 groups take as long.
+Measured on held-out counts, `--samples` pictures of each from noise that is the same for all arms of a seed, after `--curve` steps too:
+reward, share of exact pictures, L-GMD of all pictures (blur counts there as diversity), and of the exact ones alone L-GMD within a prompt,
+and the effective number of the 16 fields of the picture that their shapes stand in.
+
+Runs that the file holds are not run again. Without --seeds it prints the tables of the file: seeds from 100 on are the search, those
+below are reported.
+
+Args:
+    arms: objectives and samplers
+    seeds: runs of each arm and rate
+    first: the first seed; 100 begins a search
+    steps: of a run
+    groups: prompt groups of a step
+    rates: of learning
+    prompts: held-out prompts
+    samples: of each
+    curve: steps at which a run is measured before its end
+    device: of the network
+    workers: processes that score; 0 scores in this one
+    json: the runs, written after each; those that it holds are not run again
+"""
+
+import functools
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.intervals import shown
+from benchmarks.record import RESULTS, Record
+from benchmarks.subjects.curve import Curve, Row
+from diffalign import Prompt, config
+from diffalign.core import Policy, Progress, Streams, log_geometric_mean_distance
+from diffalign.evaluation.diversity import entropy_number
+from diffalign.prompts import read_prompts
+from diffalign.samplers import DeterministicSampler
+from diffalign.shapeworld import CountReward, ExactMatch
+from diffalign.shapeworld.recognition import find_objects
+from diffalign.shapeworld.render import SIZE
+
+SEARCH = 100
+"""The first seed of a search for settings."""
+FIELDS = 4
+"""Fields along each side of a picture."""
+
+
+def objective(name: str, **arguments: object) -> str:
+    return f"--objective={{class_path: {name}, init_args: {{{', '.join(f'{key}: {value}' for key, value in arguments.items())}}}}}"
+
+
+CHAINS = "--sampler={class_path: ChainSampler, init_args: {steps: 8, samples: %d, eta: 0.7, window: [1, 3]}}"
+ENDS = "--sampler={class_path: DeterministicSampler, init_args: {steps: 8, samples: 9}}"
+ARMS: Mapping[str, Sequence[str]] = {
+    "softmax-tb": (),
+    "softmax-tb, 60 nats": ("--objective.beta=60",),
+    "softmax-tb, chains": (CHAINS % 9,),
+    "group forward kl": (objective("GroupForwardKL", beta=20.0),),
+    "flow-grpo": (objective("FlowGRPO", kl=0.0),),
+    "flow-grpo, kl 0.1": (objective("FlowGRPO", kl=0.1),),
+    "flow-grpo, kl 0.03": (objective("FlowGRPO", kl=0.03),),
+    "flow-grpo, kl 1 / 20": (objective("FlowGRPO", kl=0.05, standardize="false"),),
+    "flow-grpo, kl 1 / 20, chains": (objective("FlowGRPO", kl=0.05, standardize="false"), CHAINS % 9),
+    "diffusion-nft": (objective("DiffusionNFT"), ENDS),
+    "dgpo": (objective("DGPO"), ENDS),
+}
+"""Arm -> what it changes in the run file."""
+
+
+@torch.no_grad()
+def measured(policy: Policy, prompts: Sequence[Prompt], samples: int, seed: int) -> Row:
+    """Reward and diversity on prompts, from further noise of a seed."""
+    sampler = DeterministicSampler(8, samples)
+    latents, images, asked = [], [], []
+    for start in range(0, len(prompts), 4):
+        some = prompts[start : start + 4]
+        batch = sampler.sample(policy, policy.encode(some), Progress(0, 1), Streams(3_000_017 + seed, start))
+        latents.append(batch.samples.cpu())
+        images.append(policy.decode(batch.samples).float().cpu())
+        asked += [start + index for index in batch.group.tolist()]
+    samples_of_all, pictures, group = torch.cat(latents), torch.cat(images), torch.tensor(asked)
+    words = [prompts[index] for index in asked]
+    exact = ExactMatch()(pictures, words) == 1
+    row = {
+        "reward": float(CountReward()(pictures, words).mean()),
+        "exact": float(exact.double().mean()),
+        "L-GMD": float(log_geometric_mean_distance(samples_of_all, group).mean()),
+    }
+    several = [index for index in group.unique() if int((exact & (group == index)).sum()) > 1]
+    within = [
+        log_geometric_mean_distance(mine, torch.zeros(len(mine), dtype=torch.long))
+        for mine in (samples_of_all[exact & (group == index)] for index in several)
+    ]
+    if within:
+        row |= {"L-GMD of the exact": float(torch.cat(within).mean()), "fields of the exact": float(fields(pictures[exact]))}
+    return row
+
+
+def fields(images: Tensor) -> Tensor:
+    """Effective number of the fields that shapes stand in, exp(entropy) of their shares: at most `FIELDS` squared."""
+    places = [(found.x, found.y) for objects in find_objects(images) for found in objects]
+    cells = (torch.tensor(places) * FIELDS / SIZE).long().clamp(0, FIELDS - 1)
+    counts = torch.bincount(cells[:, 0] * FIELDS + cells[:, 1], minlength=FIELDS**2).double()
+    return entropy_number(counts / counts.sum())
+
+
+def run(
+    arm: str, seed: int, steps: int, groups: int, rate: float, at: Sequence[int], measure: functools.partial[Row], more: Sequence[str]
+) -> dict[str, Any]:
+    """Measures of one run, at its end and after the steps `at`.
+
+    Args:
+        arm: of `ARMS`
+        seed: of the run and of the measured noise
+        steps, groups, rate: of the run
+        at: steps
+        measure: measures a policy
+        more: further options
+    """
+    fixed = [f"--seed={seed}", f"--prompts_per_step={groups}", "--evaluation=null", "--hooks=[]"]
+    fixed.append(f"--optimizers={{default: {{class_path: AdamW, init_args: {{lr: {rate}, weight_decay: 0.0}}}}}}")
+    loop = config.parse("shapeworld_tmpo", [*fixed, *ARMS[arm], *more]).build()
+    curve = Curve((*at, steps), lambda loop: measure(loop.evaluation_policy(), seed=seed))
+    begun = time.perf_counter()
+    loop.advance(steps, also=[curve])
+    print(arm, rate, seed, "  ".join(f"{name} {value:.3f}" for name, value in curve.rows[-1].items()), flush=True)
+    return {"seconds": time.perf_counter() - begun, "rows": curve.rows}
+
+
+def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
+    """One line an arm, rate and step, of the seeds that are reported or of those of the search."""
+    kept: dict[tuple[Any, ...], list[Row]] = {}
+    for entry in (entry for entry in runs if (entry["seed"] >= SEARCH) == search):
+        for row in entry["rows"]:
+            kept.setdefault((entry["arm"], entry["groups"], entry["steps"], entry["rate"], row["step"]), []).append(row)
+    lines = []
+    for (arm, groups, steps, rate, step), rows in sorted(kept.items()):
+        known = [name for name in rows[0] if name != "step" and all(name in row for row in rows)]
+        numbers = "  ".join(f"{name} {shown([row[name] for row in rows])}" for name in known)
+        lines.append(f"{arm:30s} {groups:3d} groups {rate:.0e} {int(step):4d} of {steps:4d} n={len(rows)}  {numbers}")
+    return "\n".join(lines)
+
+
+def main(
+    arms: tuple[Literal[*ARMS], ...] = tuple(ARMS),
+    seeds: int = 0,
+    first: int = 0,
+    steps: int = 90,
+    groups: int = 10,
+    rates: tuple[float, ...] = (1e-3,),
+    prompts: int = 12,
+    samples: int = 32,
+    curve: tuple[int, ...] = (),
+    device: str = "cpu",
+    workers: int = 0,
+    json: Path = RESULTS / "shapeworld_study.json",
+) -> None:
+    record = Record(json)
+    runs = record.content.setdefault("runs", [])
+    more = [f"--policy.device={device}"]
+    if workers:
+        scored = f"{{reward: 'diffalign.shapeworld:CountReward', workers: {workers}}}"
+        more.append(f"--rewards={{class_path: WorkerReward, init_args: {scored}}}")
+    held_out = read_prompts("shapeworld/count-held-out")[:prompts]
+    measure = functools.partial(measured, prompts=held_out, samples=samples)
+    for seed, arm, rate in itertools.product(range(first, first + seeds), arms, rates):
+        about = {"arm": arm, "seed": seed, "steps": steps, "groups": groups, "rate": rate, "prompts": prompts, "samples": samples}
+        record.run("runs", about, functools.partial(run, arm, seed, steps, groups, rate, curve, measure, more))
+    print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")
