@@ -59,11 +59,12 @@ class Page(Voters):
             from ..serving.launch import address_of, listen
         except ModuleNotFoundError as error:
             raise ConfigError(f"a page of votes: {error}") from error
+        tokens = tokens_of(tuple(self.people), None if file is None else file.with_suffix(".links.json"))
         try:
             listening = listen(self.host, self.port)
         except ConfigError as error:
             raise ConfigError(f"the page of votes {error}. End what listens there, or give another Page.port.") from error
-        self._desk = Desk(tokens_of(tuple(self.people), None if file is None else file.with_suffix(".links.json")), record, total)
+        self._desk = Desk(tokens, record, total)
         self._desk.begin(step)
         address = address_of(listening, self.host)
         self.links = {person: f"{address}/?token={token}" for person, token in self._desk.tokens.items()}

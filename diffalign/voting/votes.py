@@ -14,10 +14,12 @@ from ..core.unessential import say_once
 from ..rewards.requirements import reach, require
 from .attendance import attendance
 from .ballots import Ballot, Likes
-from .choices import Choice, Disagreement
+from .choices import AtRandom, Choice, Disagreement
 from .model import Answers, Belief, Looks, VoteModel
 from .record import Question, VoteRecord, hashed
 from .voters import Replayed, Round, Voters
+
+_LIKES, _MODEL = Likes(), VoteModel()
 
 
 @attrs.define(eq=False)
@@ -37,7 +39,7 @@ class Votes(StepReward):
         questions: most questions of a step to each person
         every: steps from one with questions to the next; only a model of votes teaches anything between them
         ballot: form of the questions about a picture
-        choice: pictures that are asked about
+        choice: pictures that are asked about; without a model any are
         model: scores pictures that nobody voted on; None leaves them out
         file: the votes file; None takes `votes.jsonl` in the folder of the run, or memory if there is none
         earlier: votes file of an earlier session, from which the model learns as well
@@ -69,18 +71,18 @@ class Votes(StepReward):
 
     @classmethod
     def replay(
-        cls, file: Path, every: int = 1, ballot: Ballot | None = None, model: VoteModel | None = None, earlier: Path | None = None
+        cls, file: Path, every: int = 1, ballot: Ballot = _LIKES, model: VoteModel | None = _MODEL, earlier: Path | None = None
     ) -> "Votes":
         """Vote as people did in a recorded session; the other arguments are those of the session.
 
         Args:
             file: the votes file
             every: see `Votes`
-            ballot: see `Votes`; None is `Likes`
-            model: see `Votes`; None is a `VoteModel`
+            ballot: see `Votes`
+            model: see `Votes`
             earlier: see `Votes`
         """
-        return cls(Replayed(file), every=every, ballot=ballot or Likes(), model=model or VoteModel(), earlier=earlier)
+        return cls(Replayed(file), every=every, ballot=ballot, model=model, earlier=earlier)
 
     @property
     def record(self) -> VoteRecord:
@@ -122,7 +124,8 @@ class Votes(StepReward):
     def of_step(self, images: Tensor, prompts: Sequence[Prompt], group: Tensor, progress: Progress) -> Tensor | Partial:
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise ValueError("Votes need a run of one process: people cannot vote for several at once. Start it without a launcher.")
-        looks, voted = self._looks(images, prompts), {}
+        looks = self._looks(images, prompts)
+        voted: dict[int, float] = {}
         absent = self.voters.absent()
         if absent:
             say_once(f"nobody is asked for votes: {absent}")
@@ -164,14 +167,14 @@ class Votes(StepReward):
         self, belief: Belief | None, names: Sequence[str], prompts: Sequence[Prompt], progress: Progress, free: Sequence[int]
     ) -> list[Question]:
         """Questions about some of the pictures `free`, which differ."""
-        if belief is None:
-            belief = Belief(torch.zeros(len(names), dtype=torch.float64), torch.eye(len(names), dtype=torch.float64))
-        index = torch.tensor(free)
-        among = Belief(belief.mean[index], belief.covariance[index][:, index])
         wanted = min(self.ballot.pictures * self.questions, len(free))
-        order = [free[place] for place in self.choice.order(among, wanted, progress)]
+        if belief is None:
+            order = AtRandom().order(_unknown(len(free)), wanted, progress)
+        else:
+            index = torch.tensor(free)
+            order = self.choice.order(Belief(belief.mean[index], belief.covariance[index][:, index]), wanted, progress)
         by_prompt: dict[str, list[int]] = {}
-        for place in order:
+        for place in (free[number] for number in order):
             by_prompt.setdefault(str(prompts[place]), []).append(place)
         size = self.ballot.pictures
         return [
@@ -206,7 +209,7 @@ class Votes(StepReward):
                 scores = [likes[places[name, question.prompt][0]] for name in question.pictures]
                 expected = self.ballot.values(self.ballot.answer(scores))[0]
                 right += [(expected >= 0.5) == (self.ballot.values(answer)[0] >= 0.5) for answer in answers.values()]
-        if right and not isinstance(self.voters, Replayed):
+        if right:
             self.record.agree(step, sum(right) / len(right))
 
     def _looks(self, images: Tensor, prompts: Sequence[Prompt]) -> Looks | None:
@@ -235,3 +238,8 @@ class Votes(StepReward):
         """Values that the model expects of pictures, [K] float32; None without a model, or while it knows no votes."""
         belief = None if self._known(before) is None else self._belief(looks, before)
         return None if belief is None else belief.likes.float()
+
+
+def _unknown(count: int) -> Belief:
+    """Belief of who knows nothing about some pictures."""
+    return Belief(torch.zeros(count, dtype=torch.float64), torch.eye(count, dtype=torch.float64))

@@ -162,7 +162,7 @@ def session(folder, voters=None, total=4, **changed):
     return loop
 
 
-@pytest.mark.parametrize("changed", [{}, {"every": 2}, {"ballot": Pairs()}])
+@pytest.mark.parametrize("changed", [{}, {"every": 2}, {"ballot": Pairs()}, {"model": None}])
 def test_a_session_that_is_replayed_gives_equal_weights(tmp_path, changed):
     live = session(tmp_path, Simulated(red, error=0.2), **changed)
     text = (tmp_path / "votes.jsonl").read_text()
