@@ -113,7 +113,8 @@ def together(rewards: Mapping[str, RewardFunction]) -> set[str]:
 
 def hooks_of(rewards: Mapping[str, RewardFunction]) -> list[Any]:
     """Hooks that rewards bring along."""
-    return [reward.hook() for reward in map(inner, rewards.values()) if isinstance(reward, Attended)]
+    held: list[object] = [inner(reward) for reward in rewards.values()]
+    return [reward.hook() for reward in held if isinstance(reward, Attended)]
 
 
 def inner(reward: RewardFunction) -> RewardFunction:
