@@ -52,7 +52,7 @@ def main() -> None:
         while not page.links:
             time.sleep(0.05)
         with browsing(Path(place)) as browser:
-            tab = Tab(browser, page.links["you"], width=820)
+            tab = Tab(browser, page.links["you"], width=820, height=1020)
             for step in range(STEPS):
                 tab.until(f"document.title.startsWith('Vote: step {step + 1} ')")
                 for number, like in enumerate(liked(tab.value("[...document.querySelectorAll('.picture img')].map(image => image.src)"))):

@@ -6,6 +6,8 @@
     model                          pictures that nobody voted on get what the model of votes expects; votes where it is least sure
     at random                      the same model; votes on any pictures
     no model                       pictures that nobody voted on are left out
+    all voted                      no model, and a step draws the 12 pictures that are voted on alone
+    weight 1                       of the reward in the generator's direction, 0.5 else
 
 Learning rates were chosen on seed 100. Measured after the steps with votes: the share of 256 fresh pictures of "a digit" that the person
 likes when making no mistakes, the effective number of digits, and the distance to real pictures. `votes` is the number of votes before that
@@ -92,8 +94,16 @@ ARMS: Mapping[str, tuple[str, Sequence[str]]] = {
     "TMPO, model": ("digits_clicks", TMPO),
     "TMPO, model, at random": ("digits_clicks", (*TMPO, "--rewards.choice=AtRandom")),
     "TMPO, no model": ("digits_clicks", (*TMPO, *NO_MODEL)),
+    "TMPO, all voted": (
+        "digits_clicks",
+        (*TMPO, *NO_MODEL, "--prompts_per_step=3", "--sampler.plan.splits=[1, 2]", "--sampler.plan.branches=2"),
+    ),
     "TDM-R1, model": ("digits_tdm_r1", TDM),
-    "TDM-R1, no model": ("digits_tdm_r1", (*TDM, "--rewards.every=1", "--total=25", *NO_MODEL)),
+    "TDM-R1, model, weight 1": ("digits_tdm_r1", (*TDM, "--objective.mix.reward=1.0")),
+    "TDM-R1, all voted": (
+        "digits_tdm_r1",
+        (*TDM, "--rewards.every=1", "--total=25", "--objective.plan.warmup=5", "--prompts_per_step=2", "--sampler.samples=6", *NO_MODEL),
+    ),
 }
 
 
