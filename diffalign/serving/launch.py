@@ -3,7 +3,6 @@
 import ipaddress
 import socket
 from collections.abc import Callable
-from typing import Literal
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,13 +29,13 @@ def is_address(name: str) -> bool:
     return True
 
 
-def configured(app: Starlette, lifespan: Literal["on", "off"] = "on") -> uvicorn.Config:
+def configured(app: Starlette) -> uvicorn.Config:
     """Settings of uvicorn for an application: limits on headers and connections, and no log of requests."""
     return uvicorn.Config(
         app,
         http="h11",  # the same parser on every machine, with a limit on headers
         ws="none",
-        lifespan=lifespan,
+        lifespan="on",
         log_level="warning",
         access_log=False,
         server_header=False,

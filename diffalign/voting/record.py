@@ -195,27 +195,29 @@ class VoteRecord:
                         found[one, other] = sum(both) / len(both), len(both)
         return found
 
-    def known(self, before: float, values: Mapping[int, Sequence[float]]) -> tuple[Looks, Answers] | None:
+    def known(self, before: float, values: Mapping[int, Sequence[float]], also: Sequence[Question] = ()) -> tuple[Looks, Answers] | None:
         """Answered questions of the steps below `before`, for a model; None if there are none.
 
         Args:
             before: number of a step
             values: answer -> value in [0, 1] of each picture of the question
+            also: questions of the step `before` that count as well
         """
         features: list[Tensor] = []
         prompts: list[str] = []
         rows: list[tuple[int, int, float, int]] = []  # first picture, number of pictures, value, people
         with self._lock:
-            for number in sorted(step for step in self._steps if step < before):
-                step = self._steps[number]
-                for question, looks in step.asked.items():
-                    given = step.answers.get(question, {})
-                    if not given:
-                        continue
-                    scores = [2 * values[given[person]][0] - 1 for person in self.people if person in given]
-                    rows.append((len(features), len(looks), sum(scores) / len(scores), len(scores)))
-                    features += looks
-                    prompts += [question.prompt] * len(looks)
+            earlier = [self._steps[number] for number in sorted(step for step in self._steps if step < before)]
+            some = [(step, question) for step in earlier for question in step.asked]
+            some += [(self._steps[int(before)], question) for question in also]
+            for step, question in some:
+                given, looks = step.answers.get(question, {}), step.asked[question]
+                if not given:
+                    continue
+                scores = [2 * values[given[person]][0] - 1 for person in self.people if person in given]
+                rows.append((len(features), len(looks), sum(scores) / len(scores), len(scores)))
+                features += looks
+                prompts += [question.prompt] * len(looks)
         if not rows:
             return None
         weights = torch.zeros(len(rows), len(features), dtype=torch.float64)

@@ -126,21 +126,24 @@ class Votes(StepReward):
             raise ValueError("Votes need a run of one process: people cannot vote for several at once. Start it without a launcher.")
         looks = self._looks(images, prompts)
         voted: dict[int, float] = {}
+        asked: Sequence[Question] = ()
         absent = self.voters.absent()
         if absent:
             say_once(f"nobody is asked for votes: {absent}")
         elif self.due(progress.step):
-            voted = self._asked(images, prompts, looks, progress)
+            voted, asked = self._asked(images, prompts, looks, progress)
         self._next = progress.step + 1
         values = torch.tensor([voted.get(place, 0.0) for place in range(len(images))], dtype=torch.float32)
         applies = torch.tensor([place in voted for place in range(len(images))], dtype=torch.bool)
-        likes = self._likes(looks, self._next)
+        likes = self._likes(looks, progress.step, asked)
         if likes is None:
             return Partial(values.to(images.device), applies.to(images.device))
         return torch.where(applies, values, likes).to(images.device)
 
-    def _asked(self, images: Tensor, prompts: Sequence[Prompt], looks: Looks | None, progress: Progress) -> dict[int, float]:
-        """Ask, and give the values of the pictures that were voted on by their places."""
+    def _asked(
+        self, images: Tensor, prompts: Sequence[Prompt], looks: Looks | None, progress: Progress
+    ) -> tuple[dict[int, float], Sequence[Question]]:
+        """Ask, and give the values of the pictures that were voted on by their places, and the questions."""
         pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         names, step = [hashed(picture) for picture in pixels], progress.step
         places: dict[tuple[str, str], list[int]] = {}  # equal pictures of a prompt are one
@@ -159,9 +162,10 @@ class Votes(StepReward):
         asked = Round(step, progress.total, self.ballot, tuple(questions), pictures, texts, self.record)
         if questions and not asked.complete:
             self.voters.ask(asked)
-        given = self.record.answers(step)
+        answers = self.record.answers(step)
+        given = {question: answers[question] for question in questions if question in answers}
         self._foreseen(belief, given, places, step)
-        return dict(self._values(given, places))
+        return dict(self._values(given, places)), questions
 
     def _chosen(
         self, belief: Belief | None, names: Sequence[str], prompts: Sequence[Prompt], progress: Progress, free: Sequence[int]
@@ -205,10 +209,9 @@ class Votes(StepReward):
         likes = belief.likes.tolist()
         right = []
         for question, answers in given.items():
-            if all((name, question.prompt) in places for name in question.pictures):
-                scores = [likes[places[name, question.prompt][0]] for name in question.pictures]
-                expected = self.ballot.values(self.ballot.answer(scores))[0]
-                right += [(expected >= 0.5) == (self.ballot.values(answer)[0] >= 0.5) for answer in answers.values()]
+            scores = [likes[places[name, question.prompt][0]] for name in question.pictures]
+            expected = self.ballot.values(self.ballot.answer(scores))[0]
+            right += [(expected >= 0.5) == (self.ballot.values(answer)[0] >= 0.5) for answer in answers.values()]
         if right:
             self.record.agree(step, sum(right) / len(right))
 
@@ -218,25 +221,26 @@ class Votes(StepReward):
     def _features(self, looks: Looks | None, place: int) -> Tensor:
         return torch.zeros(0, dtype=torch.float64) if looks is None else looks.features[place]
 
-    def _known(self, before: int) -> tuple[Looks, Answers] | None:
-        """Pictures and answers that the model has learned from before a step."""
+    def _known(self, before: int, also: Sequence[Question] = ()) -> tuple[Looks, Answers] | None:
+        """Pictures and answers that the model learns from: of the steps below `before`, and some questions of that step."""
         values = {answer: self.ballot.values(answer) for answer in self.ballot.answers}
-        found: list[Any] = [None if self._earlier is None else self._earlier.known(math.inf, values), self.record.known(before, values)]
+        earlier = None if self._earlier is None else self._earlier.known(math.inf, values)
+        found: list[Any] = [earlier, self.record.known(before, values, also)]
         some = [each for each in found if each is not None]
         if len(some) < 2:
             return some[0] if some else None
-        (first, earlier), (second, later) = some
-        return first.joined(second), earlier.joined(later)
+        (first, answers), (second, later) = some
+        return first.joined(second), answers.joined(later)
 
-    def _belief(self, looks: Looks | None, before: int) -> Belief | None:
-        """Belief about pictures from the votes of the steps below `before`; None without a model."""
+    def _belief(self, looks: Looks | None, before: int, also: Sequence[Question] = ()) -> Belief | None:
+        """Belief about pictures from the votes of `_known`; None without a model."""
         if self.model is None or looks is None:
             return None
-        return self.model.belief(*(self._known(before) or (Looks.none(looks), Answers.none())), looks)
+        return self.model.belief(*(self._known(before, also) or (Looks.none(looks), Answers.none())), looks)
 
-    def _likes(self, looks: Looks | None, before: int) -> Tensor | None:
+    def _likes(self, looks: Looks | None, before: int, also: Sequence[Question] = ()) -> Tensor | None:
         """Values that the model expects of pictures, [K] float32; None without a model, or while it knows no votes."""
-        belief = None if self._known(before) is None else self._belief(looks, before)
+        belief = None if self._known(before, also) is None else self._belief(looks, before, also)
         return None if belief is None else belief.likes.float()
 
 

@@ -9,7 +9,7 @@ import torch
 from sessions import loop_of, red, voted, weights
 
 from diffalign.cli import main
-from diffalign.core import ConfigError, Partial, Progress, Prompt, RewardError, score
+from diffalign.core import ConfigError, Partial, Progress, Prompt, RewardError, Sequential, score
 from diffalign.core.interrupt import Interrupted
 from diffalign.voting import AtRandom, Disagreement, Likes, Pairs, Replayed, Simulated, Stars, VoteModel, VoteRecord, Voters, Votes
 from diffalign.voting.model import Answers, Belief, Looks
@@ -160,6 +160,16 @@ def session(folder, voters=None, total=4, **changed):
     loop.folder = folder
     loop.advance(total)
     return loop
+
+
+def test_a_step_in_pieces_is_replayed_as_well(tmp_path):
+    live = loop_of(voted(Simulated(red, error=0.2)), rollout=Sequential(prompts=1))
+    live.folder = tmp_path
+    live.advance(3)
+    again = loop_of(Votes.replay(tmp_path / "votes.jsonl"), rollout=Sequential(prompts=1))
+    again.advance(3)
+    assert live.rewards.record.count() == 3 * 2 * 4  # each piece asks
+    assert torch.equal(weights(live), weights(again))
 
 
 @pytest.mark.parametrize("changed", [{}, {"every": 2}, {"ballot": Pairs()}, {"model": None}])
