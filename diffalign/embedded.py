@@ -8,5 +8,8 @@ SHAPEWORLD = Path(__file__).parent / "shapeworld"
 DIGITS = Path(__file__).parent / "digits"
 """Folder of the digits: `model/` holds the flow, `data/` the images, `prompts/` the prompt lists, `runs/` the built-in runs."""
 
+PUBLISHED = Path(__file__).parent / "published"
+"""Folder of the runs of published models, whose weights do not ship: `runs/`."""
+
 WORLDS = {"shapeworld": SHAPEWORLD, "digits": DIGITS}
 """Folders of the worlds, by name."""

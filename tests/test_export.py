@@ -208,7 +208,9 @@ def test_the_card_says_what_is_known(exported, tmp_path):
     assert "Nothing was measured" in Card().text(policy, "merged")
 
 
+LAUGHS = "l0: &l0 [ha]\n" + "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 12))
 CARDS = {
+    "aliases without end": (f"---\n{LAUGHS}license: *l11\n---\n".encode(), ""),
     "a rule in the text": (b"# My fine-tune\n\n---\n\n**Use it** with 28 steps.\n\n* sampler: *Euler*\n", ""),
     "a rule, then a table": (b"# X\n\n---\n| a | b |\n|---|---|\n", ""),
     "no end": (b"---\nlicense: mit\n", ""),

@@ -7,7 +7,7 @@ from diffalign import AlignmentLoop
 from diffalign.core import Loss, Objective, Overlapped, Phase, Progress, Sequential
 from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.forecast import forecast
-from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
+from diffalign.objectives import AWM, DGPO, ELBO, DiffusionNFT, ELBOSoftmaxTB, FlowGRPO, GroupForwardKL, SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.samplers import ChainSampler, DeterministicSampler, FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
@@ -20,6 +20,8 @@ CASES = {
     "FlowGRPO": (FlowGRPO, ChainSampler(5, samples=3), 3 * 3),
     "DiffusionNFT": (lambda policy: DiffusionNFT(policy, levels=2), DETERMINISTIC, 3 * 2),
     "DGPO": (lambda policy: DGPO(policy, levels=3, sigma_min=0.0), DETERMINISTIC, 3 * 3),
+    "AWM": (lambda policy: AWM(policy, levels=2), DETERMINISTIC, 3 * 2),
+    "ELBOSoftmaxTB": (lambda policy: ELBOSoftmaxTB(policy, bound=ELBO(levels=3)), DETERMINISTIC, 3 * 2 * 3 * 2),
     "DGPO on a tree": (lambda policy: DGPO(policy, levels=2, sigma_min=0.0), TREE, 9 * 2),
 }
 
@@ -37,7 +39,7 @@ def test_the_rows_of_an_update_are_those_of_a_step(case):
     objective, sampler, rows = CASES[case]
     loop = build(objective(TinyPolicy()), sampler)
     text = forecast(loop, 10)
-    name = "update" if "NFT" in case or "DGPO" in case else "replay"
+    name = "update" if CASES[case][1] is DETERMINISTIC or "DGPO" in case else "replay"
     assert line(text, name).split(maxsplit=1)[1].startswith(f"{rows} network rows a prompt for ")
     assert f", {3 * rows} a step, per policy and update" in line(text, name)
     assert f"activations of {3 * rows} rows in the update" in text

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
+from started import start, start_two
 
 from diffalign import AlignmentLoop, Prompt, config
 from diffalign.cli import main
@@ -280,6 +281,17 @@ def test_a_run_of_two_sources_trains_resumes_exactly_keeps_its_best_and_is_evalu
     assert "reward thick/named" in printed
     assert main(["compare", "whole", "parts", "--samples", "2", "--steps", "8"]) == 0
     assert (tmp_path / "whole" / "report.html").exists()
+
+
+def test_two_processes_train_a_mixture_as_one_does(tmp_path):
+    for start_it, folder in ((start, "one"), (start_two, "two")):
+        words = ["--prompts_per_step", 4, "--total", 1, "--evaluation=null", "--policy.device", "cpu", "--folder", tmp_path / folder]
+        done = start_it("-m", "diffalign", "train", "digits_mixture", *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+    (one,), (two,) = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert one.keys() >= NAMED
+    for name in NAMED:
+        assert two[name] == pytest.approx(one[name], abs=1e-4), name
 
 
 def test_check_builds_it_and_says_what_it_costs(capsys):

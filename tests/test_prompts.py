@@ -12,7 +12,9 @@ from diffalign.cli import main
 from diffalign.core import ConfigError
 from diffalign.prompts import PromptFile, Prompts, read_prompts
 
-LISTS = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=9, unique=True)
+LISTS = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=5), min_size=1, max_size=9, unique=True
+)
 
 
 def endless(source, count, steps):
@@ -106,6 +108,17 @@ def test_jsonl_has_an_object_a_line(tmp_path):
         ("list.csv", "prompt\n", "must hold at least one prompt; it is empty"),
         ("list.tsv", "", "line 1: must name the columns"),
         ("list.jsonl", '{"prompt": 3}', "line 1: must be text, or an object"),
+        ("list.jsonl", '{"prompt": "a", "n": 1, "prompt": "b"}', "line 1: an object has 'prompt' twice; keep one"),
+        ("list.json", '[{"prompt": "a", "include": [{"class": "cat", "class": "dog"}]}]', "an object has 'class' twice"),
+        ("list.jsonl", '"a\\u0000b"', "line 1: character 2 is NUL (U+0000), which is no text"),
+        ("list.txt", "a\n\0b\n", "line 2: character 1 is NUL"),
+        ("list.csv", "prompt\na \0\n", "line 2: character 3 is NUL"),
+        ("list.txt", "a red cube\ra blue ball\r", "lines must end at line feeds; there are only carriage returns"),
+        (
+            "list.txt",
+            '{"prompt": "a"}\n{"prompt": "b"}\n',
+            "line 1: a line of a .txt file is the prompt itself; this one is JSON. Name the file .jsonl",
+        ),
     ],
 )
 def test_a_malformed_file_is_refused_with_its_line(tmp_path, name, text, message):
@@ -173,7 +186,7 @@ def test_a_file_of_any_editor_is_read(tmp_path, name, text, mark, ending, more):
 
 
 def test_a_byte_order_mark_that_was_copied_along_is_no_part_of_a_prompt(tmp_path):
-    assert read_prompts(written(tmp_path, "list.txt", "\ufeff\ufeffa cube \ufeff\n")) == ["a cube"]
+    assert read_prompts(written(tmp_path, "list.txt", "\ufeff\ufeffa cube \ufeff\n \ufeff \ufeff b\ufeff \ufeff\n")) == ["a cube", "b"]
 
 
 def test_a_table_has_columns_as_metadata(tmp_path):
@@ -192,6 +205,19 @@ def test_another_ending_is_refused(tmp_path, name):
 def test_utf_16_is_named(tmp_path):
     (tmp_path / "list.txt").write_bytes("a red cube\r\n".encode("utf-16"))
     with pytest.raises(ConfigError, match=r"is UTF-16\. Save it as UTF-8"):
+        read_prompts(str(tmp_path / "list.txt"))
+
+
+def test_a_path_may_begin_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path, "list.txt", "a red cube")
+    assert PromptFile("~/list.txt").prompts == ("a red cube",)
+
+
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_utf_16_without_a_mark_is_no_text_with_holes(tmp_path, order):
+    (tmp_path / "list.txt").write_bytes("a red cube\r\nb\r\n".encode(f"utf-16-{order}"))
+    with pytest.raises(ConfigError, match=r"list\.txt, line 1: character \d is NUL \(U\+0000\), which is no text\. Is it UTF-16\?"):
         read_prompts(str(tmp_path / "list.txt"))
 
 

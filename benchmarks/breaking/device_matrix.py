@@ -27,12 +27,22 @@ from diffalign.core import (
     TrajectorySampler,
 )
 from diffalign.objectives import (
+    AWM,
+    CRD,
     DGPO,
+    ELBO,
+    RAM,
     DiffusionNFT,
     DirectReinforcement,
+    ELBOGroupForwardKL,
+    ELBOPolicyGradient,
+    ELBOSoftmaxTB,
     FlowGRPO,
     GroupForwardKL,
     KLBudget,
+    KLMask,
+    NormGuarded,
+    OnPolicyDistillation,
     SoftmaxTB,
     SurrogateReward,
     TrajectoryDistributionMatching,
@@ -40,7 +50,7 @@ from diffalign.objectives import (
 from diffalign.objectives import few_step as fs
 from diffalign.policies import GaussianMixturePolicy, NetworkPolicy, TDMPolicy
 from diffalign.prompts import Prompts
-from diffalign.samplers import AdaptivePlan, ChainSampler, DeterministicSampler, DrawnSteps, FixedPlan, ProgressPlan, TreeSampler
+from diffalign.samplers import AdaptivePlan, ChainSampler, DeterministicSampler, DrawnSteps, FixedPlan, Heun, ProgressPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
 
 TEXTS = ["a red cube", "two blue stars", "three green disks"]
@@ -122,6 +132,14 @@ def _paths(
     return lambda device, dtype, rows: objective(tiny(device, dtype, kernel=CPS(density)), rows=rows, **options), sampler
 
 
+def _taught(policy: Policy, rows: int | None) -> OnPolicyDistillation:
+    teacher = policy.fork(trainable=True)
+    with torch.no_grad():
+        for parameter in teacher.trainable_parameters().values():
+            parameter.add_(0.1)
+    return OnPolicyDistillation(policy, {"one": teacher.fork()}, rows=rows)
+
+
 _OBJECTIVES = {
     "SoftmaxTB": _paths(SoftmaxTB),
     "SoftmaxTB, three updates": _paths(SoftmaxTB, updates=3, reference_weight=0.1),
@@ -137,6 +155,16 @@ _OBJECTIVES = {
     "DGPO": _paths(DGPO, MANY, updates=2),
     "DGPO, softplus": _paths(DGPO, MANY, loss="softplus", clip=None),
     "DGPO, rolled out by its average": _paths(DGPO, MANY, rollouts="old", decay=0.3),
+    "DGPO, ends of a solver": _paths(DGPO, attrs.evolve(MANY, solver=Heun())),
+    "FlowGRPO, mask": _paths(FlowGRPO, CHAIN, updates=2, kl_mask=KLMask(1e-6)),
+    "AWM": _paths(AWM, FEW, updates=2, mask=KLMask(1e-6)),
+    "CRD": _paths(CRD, FEW, decay=0.5),
+    "RAM": _paths(RAM, FEW),
+    "ELBOSoftmaxTB": _paths(ELBOSoftmaxTB, FEW, updates=2),
+    "ELBOGroupForwardKL": _paths(ELBOGroupForwardKL, FEW, bound=ELBO(shared=False, stratified=False)),
+    "ELBOPolicyGradient": _paths(ELBOPolicyGradient, FEW, updates=2),
+    "SoftmaxTB, guarded": _paths(lambda policy, rows: NormGuarded(SoftmaxTB(policy, rows=rows), rows=rows)),
+    "On-policy distillation": _paths(_taught, FEW),
     "TDM": _few(TrajectoryDistributionMatching),
     "TDM, guided": _few(TrajectoryDistributionMatching, guidance=2.0),
     "TDM-R1": _few(SurrogateReward),

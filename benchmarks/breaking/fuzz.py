@@ -1,21 +1,33 @@
-"""Feeds broken run files, overrides and prompt files to the readers: whatever comes out of them is a result or one of our errors.
+"""Feeds broken files of users to their readers: what comes out is what they mean, or one message of ours.
+
+Run files with overrides, prompt files, adapters and READMEs. Adapters are compared with the weights that plain diffusers has with the same
+file, prompt files with what Python reads in them, READMEs with what the hub reads. A case is made of its number.
 
 Args:
     cases: of each kind
+    kinds: what is broken
+    json: write the counts here, and go on from those that it holds
 """
 
+import logging
 import tempfile
-import time
-from collections.abc import Callable
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from benchmarks.record import Record
 from diffalign import config
 from diffalign.core import ConfigError
 from diffalign.prompts import read_prompts
+
+from . import fuzz_cards, fuzz_lora, fuzz_prompts
+from .fault import FaultError
 
 RUN = """
 policy:
@@ -116,26 +128,73 @@ def check_prompts(ending: str, content: bytes, folder: Path) -> bool:
     return True
 
 
-def main(cases: int = 10000) -> None:
-    quiet = settings(
-        max_examples=cases, deadline=None, database=None, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck)
-    )
-    accepted = {"run files": 0, "prompt files": 0}
-    start = time.monotonic()
+PART = 500
+"""Cases of one entry of the record."""
 
-    @quiet
-    @given(run_files(), overrides)
-    def runs(content: str, given_overrides: list[str]) -> None:
-        accepted["run files"] += check_run(content, given_overrides)
+BY_NUMBER: Mapping[str, Callable[[int, Path], str]] = {
+    "adapters": fuzz_lora.case,
+    "prompts": fuzz_prompts.case,
+    "cards": fuzz_cards.case,
+}
+BY_HYPOTHESIS: Mapping[str, tuple[st.SearchStrategy[tuple[Any, Any]], Callable[[Any, Path], bool]]] = {
+    "runs": (st.tuples(run_files(), overrides), lambda case, _: check_run(*case)),
+    "files": (prompt_files(), lambda case, folder: check_prompts(*case, folder)),
+}
+KINDS = (*BY_NUMBER, *BY_HYPOTHESIS)
 
-    with tempfile.TemporaryDirectory() as folder:
 
-        @quiet
-        @given(prompt_files())
-        def prompts(file: tuple[str, bytes]) -> None:
-            accepted["prompt files"] += check_prompts(*file, Path(folder))
+def tried(kind: str, first: int, count: int) -> dict[str, Any]:
+    """Try cases from a number on.
 
-        runs()
-        prompts()
-    spent = time.monotonic() - start
-    print(f"{cases} of each kind in {spent:.0f} s; accepted: {accepted}; every refusal was a ConfigError")
+    Returns:
+        How often each outcome came, and what faults there were.
+    """
+    outcomes: Counter[str] = Counter()
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = Path(name) / "case"
+        if kind in BY_NUMBER:
+            for number in range(first, first + count):
+                try:
+                    outcomes[BY_NUMBER[kind](number, folder)] += 1
+                except FaultError as fault:
+                    faults.append(str(fault)[:500])
+                    print(faults[-1])
+        else:
+            cases, check = BY_HYPOTHESIS[kind]
+            folder.mkdir()
+
+            @seed(first)
+            @settings(
+                max_examples=count,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate, Phase.shrink],
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(cases)
+            def try_one(case: Any) -> None:
+                outcomes["accepted" if check(case, folder) else "refused"] += 1
+
+            try_one()
+    return {"outcomes": dict(sorted(outcomes.items())), "faults": faults}
+
+
+def main(cases: int = 10000, kinds: tuple[Literal[*KINDS], ...] = KINDS, json: Path | None = None) -> int:
+    for name in ("diffusers", "peft", "transformers"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    record, faults = Record(json), 0
+    for kind in kinds:
+        total: Counter[str] = Counter()
+        for first in range(0, cases, PART):
+            count = min(PART, cases - first)
+            entry = record.run(
+                kind, {"first": first, "cases": count}, lambda kind=kind, first=first, count=count: tried(kind, first, count)
+            )
+            total.update(entry["outcomes"])
+            faults += len(entry["faults"])
+        print(f"{kind}, {cases} cases:")
+        print("\n".join(f"  {count:6d}  {outcome}" for outcome, count in total.most_common()))
+    print(f"faults: {faults}")
+    return int(faults > 0)

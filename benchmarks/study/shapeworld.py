@@ -70,6 +70,11 @@ ARMS: Mapping[str, Sequence[str]] = {
     "flow-grpo, kl 1 / 20, chains": (objective("FlowGRPO", kl=0.05, standardize="false"), CHAINS % 9),
     "diffusion-nft": (objective("DiffusionNFT"), ENDS),
     "dgpo": (objective("DGPO"), ENDS),
+    "awm": (objective("AWM"), ENDS),
+    "crd": (objective("CRD"), ENDS),
+    "ram": (objective("RAM", beta=1.0), ENDS),
+    "elbo policy gradient": (objective("ELBOPolicyGradient", kl=0.05), ENDS),
+    "elbo softmax-tb": (objective("ELBOSoftmaxTB", beta=20.0), ENDS),
 }
 """Arm -> what it changes in the run file."""
 

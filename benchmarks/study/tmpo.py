@@ -38,10 +38,22 @@ from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_t
 from diffalign.digits.handwriting import split
 from diffalign.digits.reading import latents_of
 from diffalign.evaluation import HackingAlarm
-from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
+from diffalign.objectives import (
+    AWM,
+    CRD,
+    DGPO,
+    RAM,
+    DiffusionNFT,
+    ELBOGroupForwardKL,
+    ELBOPolicyGradient,
+    ELBOSoftmaxTB,
+    FlowGRPO,
+    GroupForwardKL,
+    SoftmaxTB,
+)
 from diffalign.objectives.path_losses import nats_of
 from diffalign.prompts import Prompts
-from diffalign.samplers import Branching, DeterministicSampler, FixedPlan, TreeSampler
+from diffalign.samplers import Branching, DeterministicSampler, FixedPlan, Midpoint, TreeSampler
 from diffalign.testing import GivenPlan
 
 EVEN = (0, 2, 4, 6, 8)
@@ -49,6 +61,8 @@ BETA = {"even": 20.0, "tilt": 5.0}
 """Nats per unit of reward at which the arms with a temperature are compared."""
 SAMPLER = TreeSampler(8, FixedPlan((1, 2, 3), branches=3, eta=0.7))
 ENDS = DeterministicSampler(8, samples=27)
+SOLVED = DeterministicSampler(4, samples=27, solver=Midpoint())
+"""As many network evaluations as ENDS."""
 MEASURED = (150, 300, 600, 1200, 2400, 6000)
 """Steps after which a run is measured."""
 PROMPT = Prompt("a digit")
@@ -77,6 +91,16 @@ ARMS: Mapping[str, tuple[str, Any, Make]] = {
     ),
     "diffusion-nft": ("mean", ENDS, lambda policy, beta: DiffusionNFT(policy)),
     "dgpo": ("mean", ENDS, lambda policy, beta: DGPO(policy)),
+    "awm": ("mean", ENDS, lambda policy, beta: AWM(policy)),
+    "awm, kl 0.1": ("mean", ENDS, lambda policy, beta: AWM(policy, kl=0.1)),
+    "crd": ("mean", ENDS, lambda policy, beta: CRD(policy)),
+    "crd, kl 0.01": ("mean", ENDS, lambda policy, beta: CRD(policy, kl=0.01)),
+    "ram": ("mean", ENDS, lambda policy, beta: RAM(policy, beta=beta)),
+    "ram, beta 1": ("mean", ENDS, lambda policy, beta: RAM(policy)),
+    "elbo policy gradient": ("mean", ENDS, lambda policy, beta: ELBOPolicyGradient(policy, kl=1 / beta)),
+    "elbo softmax-tb": ("mean", ENDS, lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta)),
+    "elbo group forward kl": ("mean", ENDS, lambda policy, beta: ELBOGroupForwardKL(policy, beta=beta)),
+    "elbo softmax-tb, 4 midpoint steps": ("mean", SOLVED, lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta)),
 }
 
 

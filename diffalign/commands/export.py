@@ -21,6 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..core import ConfigError
+    from ..core.unessential import unessential
     from ..export import Card, export
     from ..runs.snapshot import read_manifest
     from ..runs.trained import trained_policy
@@ -30,7 +31,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if subject.checkpoint is None or subject.folder is None:
         raise ConfigError(f"export needs a run folder or a checkpoint; {options.run!r} is a run file, whose weights are not trained yet")
     policy = trained_policy(subject.job, subject.checkpoint, options.role)
-    card = Card.of_run(subject.folder, int(read_manifest(subject.checkpoint)["step"]))
+    card = Card()
+    with unessential("what the model card says of the run"):
+        card = Card.of_run(subject.folder, int(read_manifest(subject.checkpoint)["step"]))
     folder = options.out or subject.folder / "export" / options.format
     try:
         print(export(policy, folder, options.format, card))

@@ -21,6 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--teraflops", type=float, metavar="N", help="peak speed of a device in TFLOP/s, for the metrics mfu/*; known for usual GPUs"
     )
     parser.add_argument("--open", action="store_true", help="open the page of a run that asks people for votes in the browser")
+    parser.add_argument(
+        "--fixed-rows", action="store_true", help="keep row budgets as they are given; else those that are null fill the memory of a GPU"
+    )
     parser.add_argument("--shard", action="store_true", help="shard the weights over the processes of the launcher")
 
 
@@ -45,6 +48,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
     from ..core import NonFiniteError
+    from ..costs.filling import Filling
     from ..costs.utilisation import meter_of
     from ..processes.sharding import FullySharded
     from ..runs.checkpoints import Checkpoints, complete_checkpoints
@@ -58,7 +62,8 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
 
     text, total = job.yaml(), int(job.tree["total"])
     checkpoints = Checkpoints(job.folder, job.tree["checkpoint_every"], text, job.tree["checkpoint_keep"])
-    hooks = (FirstAndLast(job.folder), Signs(), Recorder(job.folder, text, job.name, job.sources), checkpoints, Console())
+    filling = () if options.fixed_rows else (Filling(),)  # before the recorder, which writes what it foretold
+    hooks = (*filling, FirstAndLast(job.folder), Signs(), Recorder(job.folder, text, job.name, job.sources), checkpoints, Console())
     loop = job.build(hooks, devices, FullySharded() if options.shard else None)
     loop.meter = meter_of(loop, options.teraflops)
     if options.open:

@@ -1,15 +1,29 @@
 """Blueprint of a run before it is built: parts with their classes and arguments, and plain values."""
 
 import enum
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import attrs
 
+from ..core import ConfigError
 from .errors import refused
 from .parts import import_path
 from .signature import MISSING
+
+
+@runtime_checkable
+class Found(Protocol):
+    """Class with a constructor for files, which can look for them first."""
+
+    def require_found(self, **arguments: Any) -> None:
+        """Refuse files that are not within reach. Takes those arguments of the constructor that name files, and loads no weights.
+
+        Raises:
+            ValueError: a file is missing.
+        """
 
 
 @attrs.frozen
@@ -99,6 +113,44 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
         return node.target(**arguments, **{name: links[name] for name in node.linked if name in links})
     except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
         raise refused(node.where, error) from error
+
+
+def build_all(nodes: Mapping[str, Any], errors: list[ConfigError]) -> dict[str, Any]:
+    """Build resolved values that do not need each other. One that cannot be built does not hide the next.
+
+    Args:
+        nodes: values by key; of a mapping, each entry is built by itself
+        errors: gets the errors
+
+    Returns:
+        What could be built.
+    """
+    made: dict[str, Any] = {}
+    for key, node in nodes.items():
+        try:
+            made[key] = build_all(node, errors) if isinstance(node, Mapping) else build(node, {})
+        except ConfigError as error:
+            errors.append(error)
+    return made
+
+
+def require_found(node: Any, errors: list[ConfigError]) -> None:
+    """Look for the files of the parts in a resolved value, without loading them; see `Found`.
+
+    Args:
+        node: plain values and parts
+        errors: gets the errors
+    """
+    for inner in node.arguments.values() if isinstance(node, Part) else ():
+        require_found(inner, errors)
+    owner = node.target.__self__ if isinstance(node, Part) and inspect.ismethod(node.target) else None
+    if isinstance(node, Part) and isinstance(owner, Found):
+        taken = inspect.signature(owner.require_found).parameters
+        given = {name: value for name, value in node.arguments.items() if name in taken}
+        try:
+            owner.require_found(**given)
+        except (ValueError, OSError) as error:
+            errors.append(refused(node.where, error))
 
 
 def plain(node: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..core import ConfigError
 
@@ -33,6 +33,14 @@ def shown(value: object) -> str:
     """Shorten a value for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def together(errors: Sequence[ConfigError]) -> ConfigError:
+    """Join errors of several parts to one message, a line for each part."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = [f"- {str(error).strip()}" for error in errors]
+    return ConfigError("\n".join([f"{len(errors)} parts of the run cannot be built:", *dict.fromkeys(lines)]))
 
 
 def refused(where: str, error: BaseException) -> ConfigError:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..core import ConfigError
-from ..embedded import WORLDS
+from ..embedded import PUBLISHED, WORLDS
 from .errors import listed, nearest
 
 _FLOAT = r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
@@ -123,7 +123,7 @@ def write_yaml(value: Any) -> str:
 
 def built_in() -> dict[str, Path]:
     """Run files that ship with the package, by name."""
-    return {file.stem: file for world in WORLDS.values() for file in sorted((world / "runs").glob("*.yaml"))}
+    return {file.stem: file for place in (*WORLDS.values(), PUBLISHED) for file in sorted((place / "runs").glob("*.yaml"))}
 
 
 def locate(run: str) -> Path:

@@ -29,8 +29,8 @@ from ..core.scoring import named_rewards, reward_name, rewards_by_source
 from ..embedded import WORLDS
 from ..placement import placed
 from ..rewards.requirements import require
-from .blueprint import Part, build, described, plain
-from .errors import listed, nearest, refused
+from .blueprint import Part, build, build_all, described, plain, require_found
+from .errors import listed, nearest, refused, together
 from .files import built_in, locate, read_run, read_yaml, write_yaml
 from .overrides import override
 from .resolution import resolve
@@ -112,10 +112,14 @@ class Run:
             sharding: shards the weights; the policy then leaves its network on the host. None keeps all weights in each process
 
         Raises:
-            ConfigError: a constructor raised an error.
+            ConfigError: constructors raised errors; one message has those of all quick parts, and says if the policy's files are missing.
         """
         _check_devices(self.tree["policy"])
-        made = {key: build(value, {}) for key, value in self.tree.items() if key not in ("policy", "objective")}
+        errors: list[ConfigError] = []
+        require_found(self.tree["policy"], errors)
+        made = build_all({key: value for key, value in self.tree.items() if key not in ("policy", "objective")}, errors)
+        if errors:
+            raise together(errors)
         self._check_weights(made["aggregation"], made["rewards"])
         prompts = made["prompts"].prompts if isinstance(made["prompts"], Listed) else ()
         held_out = getattr(made["evaluation"], "held_out", ())

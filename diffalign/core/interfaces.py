@@ -220,8 +220,8 @@ class PromptSource(Protocol):
 class Budgeted(Protocol):
     """Sampler or objective that evaluates at most `rows` network rows at once; None means all. Results do not depend on `rows`.
 
-    If `rows` is a field of an attrs class, the loop halves it when memory runs out. So an objective reads its own `rows` at each call, and
-    passes it on instead of giving copies to its parts.
+    If `rows` is a field of an attrs class, the loop halves it when memory runs out, and on a GPU None is filled. So an objective reads its
+    own `rows` at each call, and passes it on instead of giving copies to its parts.
     """
 
     @property

@@ -34,7 +34,7 @@ def _plan(loop: AlignmentLoop, plan: Branching | None, total: int) -> Iterator[t
     rows = rows_of(loop.sampler)
     size = loop.rollout.prompts or prompts
     sizes = [min(size, prompts - start) for start in range(0, prompts, size)]
-    calls = sum(-(-width * count // rows) if rows else 1 for count in sizes for width in plan.widths[:-1])
+    calls = sum(-(-width * count // rows) if rows else 1 for count in sizes for width in plan.evaluated)
     leaves, rollout, replay = plan.leaves, plan.rollout_rows, plan.replay_rows
     update = loop.objective.update_rows(leaves, replay)
     drawn = sum(width * children for width, children, eta in zip(plan.widths, plan.children, plan.noise_levels, strict=False) if eta > 0)

@@ -128,12 +128,13 @@ def _licence(file: Path) -> str:
         return ""
     named = (front.get("license_name") or front.get("license") or "") if isinstance(front, Mapping) else ""
     words = named if isinstance(named, list) else [named]
+    words = [word for word in words if not isinstance(word, list | Mapping)]  # what is nested may be endless
     return ", ".join(" ".join(str(word).replace("|", "/").split()) for word in words)
 
 
 def _front_matter(text: str) -> str:
     """Text between a first line --- and the next such line; "" if the first line is another."""
-    first, *lines = text.lstrip().splitlines() or [""]
+    first, *lines = text.lstrip().split("\n")
     rules = [place for place, line in enumerate(lines) if line.rstrip() in ("---", "...")]
     return "\n".join(lines[: rules[0]]) if first.rstrip() == "---" and rules else ""
 

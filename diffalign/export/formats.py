@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffalign.core import Policy
+from diffalign.core.unessential import unessential
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.diffusers import is_quantized
 
@@ -59,7 +60,8 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
     else:
         next(layers(inner))  # raises an error that says what to do if there is none
         inner.save_lora(str(folder))
-    (folder / "README.md").write_text((card or Card()).text(inner, form), encoding="utf-8")
+    with unessential(str(folder / "README.md")):
+        (folder / "README.md").write_text((card or Card()).text(inner, form), encoding="utf-8")
     return folder
 
 

@@ -11,26 +11,24 @@ from diffalign.core import (
     Follower,
     Linear,
     Loss,
-    Objective,
-    Outline,
-    Phase,
     Policy,
     Scalar,
     ScoredBatch,
     group_normalize,
     group_sum,
-    require_frozen,
 )
 
-from .forward import ForwardBatch, ForwardLosses
+from .draws import GridDraws
+from .forward import ForwardBatch, ForwardLosses, ForwardObjective
 from .noised import Noised, mean_square
+from .requirements import given_reference
 
 RECENT = Linear(0.0, 0.3, 300)
 """Share of themselves that old weights keep."""
 
 
 @attrs.define(eq=False)
-class DGPO(Objective):
+class DGPO(ForwardObjective):
     """Prefers the better samples of a prompt to the worse ones, all at once, by their denoising errors.
 
         A_i = (R_i - mean R) / std R over the group of G samples
@@ -87,41 +85,21 @@ class DGPO(Objective):
     _forward: ForwardLosses = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.reference = self.policy.fork() if self.reference is None else self.reference
-        require_frozen(self.reference, "reference")
+        self.reference = given_reference(self.policy, self.reference)
         self.old = None if self.clip is None and self.rollouts == "policy" else self.policy.fork()
         self._forward = ForwardLosses(
             self.policy,
             self.old,
             Follower(self.decay, name="DGPO.decay"),
-            self.levels,
-            self.sigma_min,
-            shared=True,
+            GridDraws(self.levels, self.sigma_min, shared=True),
             name="dgpo",
             objective="DGPO",
         )
 
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase({"policy": self.policy}, self.losses, self.updates),)
-
     def behavior(self) -> Policy:
         return self.policy if self.rollouts == "policy" or self.old is None else self.old
 
-    def policies(self) -> Mapping[str, Policy]:
-        named = {"policy": self.policy, "reference": self.reference, "old": self.old}
-        return {name: policy for name, policy in named.items() if policy is not None}
-
-    def require(self, outline: Outline) -> None:
-        self._forward.require(outline)
-
-    def update_rows(self, samples: int, parents: int) -> int:
-        return self._forward.update_rows(samples)
-
-    def after_step(self) -> None:
-        self._forward.after_step()
-
     def losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        """Micro-batches of an update of the policy."""
         forward = self._forward.draw(batch, update, self.rows)
         assert self.reference is not None
         reference, baseline = forward.under(self.reference, "reference")

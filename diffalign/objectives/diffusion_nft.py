@@ -1,14 +1,15 @@
 """Negative-aware fine-tuning (NFT) on noised final samples."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Follower, Linear, Loss, Objective, Outline, Phase, Policy, Scalar, ScoredBatch, group_normalize
+from diffalign.core import Follower, Linear, Loss, Policy, Scalar, ScoredBatch, group_normalize
 
-from .forward import ForwardBatch, ForwardLosses
+from .draws import GridDraws
+from .forward import ForwardBatch, ForwardLosses, ForwardObjective
 from .noised import Noised, mean_square
 from .requirements import optional_reference
 
@@ -16,7 +17,7 @@ _DECAY = Linear(0.0, 0.5, 500)
 
 
 @attrs.define(eq=False)
-class DiffusionNFT(Objective):
+class DiffusionNFT(ForwardObjective):
     """Learns to denoise good samples better, and bad samples worse, than the weights that drew them.
 
         r   = 1/2 + clip(z, -limit, limit) / (2 limit),   z: the reward standardised within its group
@@ -71,33 +72,15 @@ class DiffusionNFT(Objective):
             self.policy,
             self.old,
             Follower(self.decay, name="DiffusionNFT.decay"),
-            self.levels,
-            self.sigma_min,
-            shared=False,
+            GridDraws(self.levels, self.sigma_min, shared=False),
             name="diffusion_nft",
             objective="DiffusionNFT",
         )
 
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase({"policy": self.policy}, self._losses, self.updates),)
-
     def behavior(self) -> Policy:
         return self.old
 
-    def policies(self) -> Mapping[str, Policy]:
-        both = {"policy": self.policy, "old": self.old}
-        return both if self.reference is None else {**both, "reference": self.reference}
-
-    def require(self, outline: Outline) -> None:
-        self._forward.require(outline)
-
-    def update_rows(self, samples: int, parents: int) -> int:
-        return self._forward.update_rows(samples)
-
-    def after_step(self) -> None:
-        self._forward.after_step()
-
-    def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+    def losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         forward = self._forward.draw(batch, update, self.rows)
         score = group_normalize(batch.rewards.double(), batch.trajectories.group).clamp(-self.limit, self.limit)
         optimality = (0.5 + score / (2 * self.limit))[forward.sample]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffalign.core import Loss, Objective, Outline, Phase, Policy, ScoredBatch, group_normalize
 
+from .guards import KLMask
 from .path_losses import PathLosses
 from .paths import Center, Paths
 from .ratio import Shift, shift_numbers
@@ -49,6 +50,9 @@ class FlowGRPO(Objective):
             whatever their prompts, which keeps small differences small (the authors' `global_std`). The latter is that of R alone, without
             the reference
         clip: half width of the trust region of a step's ratio; None does not clip. The authors' release takes 1e-4 with density "mean"
+        kl_mask: blocks the gradient of steps whose Gaussian has moved too far since the rollout, in place of the clip (Flow-DPPO); None
+            leaves the clip. Its divergence is ||m - m_old||^2 / (2 n^2) per dimension, for every log-density. It matters from the second
+            update on
         ratio_norm: normalise the log-ratio of each step as `RatioNorm` does, so that early and late steps are clipped alike (GRPO-Guard)
         level_weights: correct the gradient of edges that many leaves of a group share, which is too small (`Paths.level_weights`)
         updates: inner updates on the same trajectories
@@ -58,7 +62,8 @@ class FlowGRPO(Objective):
         ValueError: the reference is trainable, a group has one sample, the batch has no stochastic edges, or there are several updates
             with a kernel of density "sum".
 
-    Reference: Flow-GRPO, arXiv:2505.05470; MixGRPO, arXiv:2507.21802; BranchGRPO, arXiv:2509.06040; GRPO-Guard, arXiv:2510.22319.
+    Reference: Flow-GRPO, arXiv:2505.05470; MixGRPO, arXiv:2507.21802; BranchGRPO, arXiv:2509.06040; GRPO-Guard, arXiv:2510.22319;
+        Flow-DPPO, arXiv:2606.11025.
     """
 
     policy: Policy
@@ -68,6 +73,7 @@ class FlowGRPO(Objective):
     standardize: bool = True
     deviation: Literal["group", "batch"] = attrs.field(default="group", validator=attrs.validators.in_(("group", "batch")))
     clip: float | None = attrs.field(default=1e-3, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+    kl_mask: KLMask | None = None
     ratio_norm: bool = False
     level_weights: bool = False
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))
@@ -81,7 +87,7 @@ class FlowGRPO(Objective):
                 f"FlowGRPO.updates must be 1 if the kernel's log-density is a 'sum'; got {self.updates}. One update moves a step by many "
                 "nats, so every ratio would be clipped: take ratio_norm=True, or a kernel with density 'mean'."
             )
-        numbers = shift_numbers if self.ratio_norm else None
+        numbers = shift_numbers if self.ratio_norm or self.kl_mask else None
         weighed: Center | None = "group" if self.level_weights else None
         self._replay = PathLosses(self.policy, self.reference, numbers, weighed, self.updates, self._divergence_in_loss)
 
@@ -118,7 +124,7 @@ class FlowGRPO(Objective):
                 rewards = rewards - self.kl * drift
         advantage = self._advantage(rewards, batch)
         log_ratio = self._log_ratio(paths)
-        surrogate = clipped_surrogate(trajectories.node_mean(advantage)[child], log_ratio, self.clip)
+        surrogate = self._surrogate(trajectories.node_mean(advantage)[child], log_ratio, paths)
         weight = paths.share()  # turns the mean over leaves of path sums into a sum over edges
         value = (weight * surrogate).sum() / batch.groups
         if self._divergence_in_loss:
@@ -144,6 +150,13 @@ class FlowGRPO(Objective):
             return centered(rewards, group)
         spread = float(batch.rewards.double().std(unbiased=False)) if batch.deviation is None else batch.deviation
         return centered(rewards, group) / max(spread, _FLOOR)
+
+    def _surrogate(self, advantage: Tensor, log_ratio: Tensor, paths: Paths) -> Tensor:
+        """Surrogate of each step, which has no gradient outside of its trust region: [E]."""
+        if self.kl_mask is None:
+            return clipped_surrogate(advantage, log_ratio, self.clip)
+        moved = paths.numbers["squares"].detach() / (2 * paths.numbers["std"].double().square())
+        return self.kl_mask.surrogate(advantage, log_ratio, moved)
 
     def _log_ratio(self, paths: Paths) -> Tensor:
         """Log-ratio of each step, with its gradient: [E]."""

@@ -3,15 +3,17 @@
 Legend: K samples, M noise levels of each, U = K M units; * latent dimensions.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Follower, Loss, Outline, Policy, Progress, ScoredBatch, micro_batched
+from diffalign.core import Follower, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch, micro_batched
 
-from .noised import Noised, NoisedSamples, require_levels
+from .draws import Draws
+from .noised import Noised, NoisedSamples
 from .requirements import require_groups, require_several
 
 
@@ -81,6 +83,21 @@ class ForwardBatch:
         self.samples.require_finite(error, torch.arange(len(self)), whose)
         return torch.cat(velocities), error
 
+    @torch.no_grad()
+    def errors(self, policy: Policy, whose: str) -> Tensor:
+        """Errors [U] under some weights, with one network row per unit. No velocity is kept.
+
+        Args:
+            policy: the weights
+            whose: name of the weights in error messages
+
+        Raises:
+            NonFiniteError: an error is not finite.
+        """
+        error = torch.cat([noised.error(noised.velocity(policy)) for noised in map(self.samples.at, self.pieces)])
+        self.samples.require_finite(error, torch.arange(len(self)), whose)
+        return error
+
     def coupled(
         self, evaluate: Callable[[Noised, Tensor], Mapping[str, Tensor]], loss_of: Callable[[Mapping[str, Tensor]], Loss]
     ) -> Iterator[Loss]:
@@ -115,9 +132,7 @@ class ForwardLosses:
         policy: policy that is trained
         old: frozen fork that follows the policy; None if the loss needs none
         follower: moves `old`
-        levels: number M of noise levels of each sample
-        sigma_min: least noise level
-        shared: whether all samples of a prompt have the same levels and noise
+        draws: noise levels and noises of an update
         name: name of the random draws
         objective: class of the objective in error messages
     """
@@ -125,9 +140,7 @@ class ForwardLosses:
     policy: Policy
     old: Policy | None
     follower: Follower
-    levels: int
-    sigma_min: float
-    shared: bool
+    draws: Draws
     name: str
     objective: str
     _progress: Progress | None = attrs.field(default=None, init=False, repr=False)
@@ -142,25 +155,59 @@ class ForwardLosses:
             rows: units per network call; None takes all at once
 
         Raises:
-            ValueError: a group has one sample, the decay is outside [0, 1], or fewer than M levels are at least `sigma_min`.
+            ValueError: a group has one sample, the decay is outside [0, 1], or the rollout's grid has too few levels.
         """
         require_groups(batch.trajectories, self.objective)
         self.follower.kept(batch.progress)  # refuses a wrong decay before any weight moves
         self._progress = batch.progress
-        samples = NoisedSamples.draw(batch, self.levels, self.sigma_min, self.shared, f"{self.name}/{update}", self.objective)
-        return ForwardBatch(samples, rows)
+        return ForwardBatch(self.draws(batch, f"{self.name}/{update}", self.objective), rows)
 
     def require(self, outline: Outline) -> None:
-        """Refuse a sampler of one sample per prompt, or of fewer than M levels from `sigma_min` on: see `Objective.require`."""
+        """Refuse a sampler of one sample per prompt, or whose grid has too few levels: see `Objective.require`."""
         require_several(outline, self.objective)
-        require_levels(outline.sigmas[:-1], self.levels, self.sigma_min, self.objective)
+        self.draws.require(outline, self.objective)
 
     def update_rows(self, samples: int) -> int:
         """Network rows of an update for one prompt, per policy: see `Objective.update_rows`."""
-        return samples * self.levels
+        return samples * self.draws.units
 
     def after_step(self) -> None:
         """Move the old weights, once all updates of a step are done."""
         progress, self._progress = self._progress, None
         if self.old is not None and progress is not None:
             self.follower.move(self.old, self.policy, progress)
+
+
+class ForwardObjective(Objective):
+    """Objective over noised ends that trains one policy. A subclass makes `_forward` and yields `losses`."""
+
+    reference: Policy | None
+    """Frozen weights to which the policy is held; None if the loss needs none."""
+
+    old: Policy | None
+    """Frozen weights that follow the policy; None if the loss needs none."""
+
+    updates: int
+    """Inner updates on the same samples, each with new noise."""
+
+    _forward: ForwardLosses
+
+    @abstractmethod
+    def losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+        """Micro-batches of an update of the policy."""
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase({"policy": self.policy}, self.losses, self.updates),)
+
+    def policies(self) -> Mapping[str, Policy]:
+        named = {"policy": self.policy, "reference": self.reference, "old": self.old}
+        return {name: policy for name, policy in named.items() if policy is not None}
+
+    def require(self, outline: Outline) -> None:
+        self._forward.require(outline)
+
+    def update_rows(self, samples: int, parents: int) -> int:
+        return self._forward.update_rows(samples)
+
+    def after_step(self) -> None:
+        self._forward.after_step()

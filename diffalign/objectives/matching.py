@@ -1,4 +1,4 @@
-"""Shared code of objectives that match the probabilities of paths to exp(beta R)."""
+"""Shared code of objectives that match probabilities, of paths or of finished samples, to exp(beta R)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,20 +13,11 @@ from .paths import Measure, Paths
 from .temperature import Budget, Temperature, felt
 
 
-class PathMatching(Objective):
-    """Objective over paths with a reference and a temperature. A subclass defines the loss that measures the mismatch."""
+class Tempered(Objective):
+    """Objective with a temperature, which it adapts to the metrics of each step if it is a budget."""
 
-    reference: Policy | None
     beta: Scalar | Budget | float
-    measure: Measure
-    _replay: PathLosses
     _temperature: Temperature
-
-    def policies(self) -> Mapping[str, Policy]:
-        return {"policy": self.policy} if self.reference is None else {"policy": self.policy, "reference": self.reference}
-
-    def after_step(self) -> None:
-        self._replay.forget()
 
     def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
         return self._temperature.observe(metrics, progress)
@@ -36,6 +27,20 @@ class PathMatching(Objective):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._temperature.restore(state)
+
+
+class PathMatching(Tempered):
+    """Objective over paths with a reference and a temperature. A subclass defines the loss that measures the mismatch."""
+
+    reference: Policy | None
+    measure: Measure
+    _replay: PathLosses
+
+    def policies(self) -> Mapping[str, Policy]:
+        return {"policy": self.policy} if self.reference is None else {"policy": self.policy, "reference": self.reference}
+
+    def after_step(self) -> None:
+        self._replay.forget()
 
     def _found_temperature(self) -> Temperature:
         """Build the temperature from `beta`.

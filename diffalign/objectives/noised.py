@@ -9,7 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Condition, NonFiniteError, Policy, ScoredBatch
+from diffalign.core import Condition, NonFiniteError, Policy, ScoredBatch, TrajectoryBatch
+from diffalign.core.transition import expand
 
 _PER_SAMPLE = 1 << 32
 """Factor in the node ids of noise: sample * 2^32 + place of the level. So ids do not depend on the other prompts."""
@@ -42,7 +43,7 @@ class Noised:
 
 @attrs.frozen(eq=False)
 class NoisedSamples:
-    """Finished samples with M noise levels each, drawn without replacement from the rollout's grid. The noise is drawn when it is used.
+    """Finished samples with M noise levels each. The noise is drawn when it is used.
 
     Draws depend only on the step, the prompt's id and the place of the sample among those of its prompt.
 
@@ -52,6 +53,7 @@ class NoisedSamples:
         place: [K] place of each sample among those of its prompt
         shared: whether all samples of a prompt have the same levels and noise
         name: name of the draws
+        antithetic: whether levels 2 j and 2 j + 1 of a sample have the noises e and -e
     """
 
     batch: ScoredBatch
@@ -59,10 +61,11 @@ class NoisedSamples:
     place: Tensor
     shared: bool
     name: str
+    antithetic: bool = False
 
     @classmethod
     def draw(cls, batch: ScoredBatch, levels: int, sigma_min: float, shared: bool, name: str, objective: str) -> Self:
-        """Choose the noise levels.
+        """Choose the noise levels from the rollout's grid, without replacement.
 
         Args:
             batch: batch with the samples
@@ -77,15 +80,10 @@ class NoisedSamples:
         """
         trajectories = batch.trajectories
         grid = require_levels(trajectories.sigmas[:-1], levels, sigma_min, objective)
-        group = trajectories.group
-        place = torch.zeros_like(group)
-        for index in range(len(trajectories.condition)):
-            mine = group == index
-            place[mine] = torch.arange(int(mine.sum()), device=group.device)
-        ids = trajectories.condition.ids[group.to(trajectories.condition.ids.device)].tolist()
+        place = places(trajectories)
         chosen = [
             batch.streams.generator(f"{name}/levels", prompt, 0 if shared else sample).choice(len(grid), levels, replace=False).tolist()
-            for prompt, sample in zip(ids, place.tolist(), strict=True)
+            for prompt, sample in zip(prompts(trajectories), place.tolist(), strict=True)
         ]
         return cls(batch, grid[torch.tensor(chosen, device=grid.device)], place, shared, name)
 
@@ -110,10 +108,13 @@ class NoisedSamples:
         stored, prompt = trajectories.samples[sample], trajectories.group[sample]
         clean = stored.to(torch.promote_types(stored.dtype, torch.float32))
         ids = trajectories.condition.ids[prompt.to(trajectories.condition.ids.device)].tolist()
-        node = level if self.shared else self.place[sample] * _PER_SAMPLE + level
+        draw = level // 2 if self.antithetic else level
+        node = draw if self.shared else self.place[sample] * _PER_SAMPLE + draw
         noise = streams.normals(clean.shape[1:], f"{self.name}/noise", ids, node.tolist()).to(clean)
+        if self.antithetic:
+            noise = noise * expand(1 - 2 * (level % 2), noise)
         sigma = self.sigma[sample, level]
-        wide = sigma.reshape(-1, *(1,) * (clean.ndim - 1)).to(clean.dtype)
+        wide = expand(sigma, clean)
         latents = ((1 - wide) * clean + wide * noise).to(stored.dtype)
         return Noised(latents, sigma, trajectories.condition.select(prompt), noise - clean)
 
@@ -136,6 +137,23 @@ class NoisedSamples:
                 f"the velocity of the {whose} is not finite at sigma {self.sigma.flatten()[unit].item():.4g}, prompt {prompt!r}. "
                 "Nothing was updated."
             )
+
+
+def places(trajectories: TrajectoryBatch) -> Tensor:
+    """Place of each sample among those of its prompt: [K]."""
+    group = trajectories.group
+    place = torch.zeros_like(group)
+    for index in range(len(trajectories.condition)):
+        mine = group == index
+        place[mine] = torch.arange(int(mine.sum()), device=group.device)
+    return place
+
+
+def prompts(trajectories: TrajectoryBatch) -> list[int]:
+    """Global id of the prompt of each sample, K of them."""
+    ids = trajectories.condition.ids
+    found: list[int] = ids[trajectories.group.to(ids.device)].tolist()
+    return found
 
 
 def require_levels(grid: Tensor, levels: int, sigma_min: float, objective: str) -> Tensor:

@@ -14,9 +14,9 @@ from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention
 from .compilation import Compilation
-from .diffusers import Family, Quantization, Setting, Source, load_family
+from .diffusers import Family, Quantization, Setting, Source, load_family, require_pipeline
 from .encodings import Encodings, encoder_revision
-from .left_out import LeftOut, switch
+from .left_out import LeftOut, add_nothing, switch
 from .lora import ADAPTER, LoRA
 from .products import multiplied_in
 
@@ -65,6 +65,8 @@ class FlowMatchingPolicy(Policy):
         self.compute = compute
         self.attention = attention
         self._left_out: LeftOut | None = None
+
+    require_found = staticmethod(require_pipeline)
 
     @classmethod
     def from_pretrained(
@@ -243,6 +245,10 @@ class FlowMatchingPolicy(Policy):
         twin._left_out = left_out
         self.shares_tensors = twin.shares_tensors = True
         return twin
+
+    @property
+    def without_delta(self) -> bool:
+        return add_nothing(self.network, self.adapters)
 
     @property
     def device(self) -> torch.device:

@@ -1,8 +1,9 @@
 """Low-rank adapters on a denoiser."""
 
 import difflib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 def _listed(targets: str | Sequence[str]) -> Sequence[str]:
     """List of targets; a single text is one target."""
     return (targets,) if isinstance(targets, str) else targets
+
+
+def _finite(lora: "LoRA", attribute: "attrs.Attribute[float]", value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"LoRA.start_scale must be a finite number; got {value}")
 
 
 ADAPTER = "default"
@@ -47,7 +53,13 @@ class LoRA:
     targets: Sequence[str] | None = attrs.field(default=None, converter=attrs.converters.optional(_listed))
     init: Literal["zero", "gaussian"] = "gaussian"
     start: str | None = None
-    start_scale: float = 1.0
+    start_scale: float = attrs.field(default=1.0, validator=_finite)
+
+    def __attrs_post_init__(self) -> None:
+        if self.targets is not None and not self.targets:
+            raise ValueError("LoRA.targets must name at least one layer, or be None for the usual ones; got an empty list")
+        if self.start is None and self.start_scale != 1.0:
+            raise ValueError(f"LoRA.start_scale scales the adapters of LoRA.start, and there is none; got {self.start_scale}")
 
     def attach(self, network: Any, default_targets: Sequence[str], family: "Family | None" = None) -> None:
         """Freeze `network` and add the adapters, which are float32 for every type of the base.
@@ -69,6 +81,7 @@ class LoRA:
         usual = default_targets if saved is None else sorted(saved.down)
         targets = list(usual if self.targets is None else self.targets)
         wanted = _layers(network, targets, required=self.targets is not None)
+        _require_divisible(network, wanted, self.rank)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -94,6 +107,20 @@ def _saved(start: str, network: nn.Module, family: "Family | None") -> SavedAdap
     if family is None:
         return SavedAdapters.read(start, Layers.of(network, "transformer"))
     return SavedAdapters.read(start, Layers.of(network, family.component), family.renamed_lora)
+
+
+def _require_divisible(network: nn.Module, wanted: Collection[str], rank: int) -> None:
+    """Refuse a rank that peft cannot give a convolution of groups.
+
+    Raises:
+        ValueError: the message names the first such layer.
+    """
+    for path, module in network.named_modules():
+        if path in wanted and isinstance(module, nn.Conv2d) and rank % module.groups:
+            raise ValueError(
+                f"LoRA.rank must be divisible by the groups of a convolution; {path!r} has {module.groups}, and the rank is {rank}. Leave "
+                "the layer out of LoRA.targets or of LoRA.start"
+            )
 
 
 def _ends(network: nn.Module, targets: Sequence[str]) -> set[str]:

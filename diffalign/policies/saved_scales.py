@@ -164,7 +164,7 @@ def _require(fine: bool, name: str, value: Any, source: str) -> None:
 def _mapping(text: str, source: str) -> Mapping[str, Any]:
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise ValueError(f"LoRA.start: {source} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"LoRA.start: {source} must hold peft's settings by name; got {str(values)[:80]!r}")

@@ -115,19 +115,21 @@ def file_of(path: str) -> Path:
     Raises:
         ValueError: there is no file, or it is no safetensors file.
     """
-    place = Path(path)
+    place = Path(path).expanduser()
     if not place.is_dir():
         file = place
     else:
         lone = sorted(place.glob("*.safetensors"))
         known = [place / name for name in (FILE, PEFT_FILE) if (place / name).exists()]
+        if len(known) > 1:
+            raise ValueError(f"LoRA.start: {path} holds both {FILE} and {PEFT_FILE}; name the file to start at")
         file = known[0] if known else lone[0] if len(lone) == 1 else place / FILE
     if not file.is_file():
         raise ValueError(
             f"LoRA.start must be a safetensors file, or a folder with {FILE} or {PEFT_FILE}; got {path!r}, where there is none. "
             "Download files of a hub first: `hf download NAME`, which prints the folder."
         )
-    if file.suffix != ".safetensors":
+    if file.suffix.lower() != ".safetensors":
         raise ValueError(
             f"LoRA.start: {_NAMED}; {file.name} is no safetensors file. A positional list, such as the EMA of a training state, does "
             "not say which layer a tensor is for: load it with the code that wrote it, and save it by name."

@@ -90,7 +90,7 @@ class PromptFile:
 
     An object has "prompt" and any other fields, which become the prompt's metadata. So do the other columns of a table, as text. "height"
     and "width" (pixels) are the image size, see `Prompts`. Empty lines are allowed only at the end. Lines end at line feeds only. The
-    file may begin with a byte order mark.
+    file may begin with a byte order mark. An object has each key once; a .txt file holds no JSON.
 
     Args:
         path: path of the file. "shapeworld/NAME" (count, binding, relation, text, all) and "digits/NAME" (any, set, name, all) are lists
@@ -125,8 +125,11 @@ def require_readable(text: str, where: str) -> str:
     """Return the text if a tokenizer can read it.
 
     Raises:
-        ConfigError: it holds half a character (a lone surrogate), which comes from broken JSON escapes or another encoding.
+        ConfigError: it holds half a character (a lone surrogate), which comes from broken JSON escapes or another encoding, or the
+            character NUL, which comes from UTF-16 without a mark.
     """
+    if "\0" in text:
+        raise ConfigError(f"{where}: character {text.index(chr(0)) + 1} is NUL (U+0000), which is no text. Is it UTF-16? Save it as UTF-8.")
     odd = next((place for place, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
     if odd is not None:
         raise ConfigError(
@@ -141,7 +144,7 @@ def read_prompts(path: str) -> list[Prompt]:
     world, _, name = path.partition("/")
     if world == PREFIX and not Path(path).suffix:
         return generated(name)
-    file = WORLDS[world] / "prompts" / f"{name}.txt" if world in WORLDS and not Path(path).suffix else Path(path)
+    file = WORLDS[world] / "prompts" / f"{name}.txt" if world in WORLDS and not Path(path).suffix else Path(path).expanduser()
     ending = file.suffix.lower()
     if ending not in _READERS:
         known = ", ".join(_READERS)
@@ -180,7 +183,14 @@ def _lines(text: str, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _plain(text: str, path: str) -> Entries:
-    yield from _lines(text, path)
+    if "\r" in text and "\n" not in text:
+        raise ConfigError(
+            f"{path}: lines must end at line feeds; there are only carriage returns. Save it with line ends of Unix or Windows."
+        )
+    for line, where in _lines(text, path):
+        if line.lstrip().startswith("{") and '"prompt"' in line:
+            raise ConfigError(f"{where}: a line of a .txt file is the prompt itself; this one is JSON. Name the file .jsonl.")
+        yield line, where
 
 
 def _json_lines(text: str, path: str) -> Entries:
@@ -200,7 +210,7 @@ def _table(text: str, path: str, delimiter: str) -> Entries:
     try:
         names = [name.strip() for name in next(reader, [])]
         if names.count("prompt") != 1 or len(set(names)) < len(names):
-            raise ConfigError(f'{path}, line 1: must name the columns, each once, one of them "prompt"; got {names}')
+            raise ConfigError(f'{path}, line 1: must name the columns, each once, one of them "prompt"; got {str(names)[:200]}')
         empty = 0
         for cells in reader:
             where = f"{path}, line {reader.line_num}"
@@ -224,12 +234,23 @@ def _table(text: str, path: str, delimiter: str) -> Entries:
 
 def _parsed(text: str, where: str, across_lines: bool = False) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=functools.partial(_once, where=where))
     except json.JSONDecodeError as error:
         place = f", line {error.lineno}" if across_lines else ""
         raise ConfigError(f"{where}{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except ConfigError:
+        raise
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
         raise ConfigError(f"{where}: no JSON that can be read: {error}") from error
+
+
+def _once(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """Make an object of its fields, each of which it may have once."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in {other for other, _ in pairs[:place]})
+        raise ConfigError(f"{where}: an object has {twice!r} twice; keep one")
+    return made
 
 
 _READERS: Mapping[str, Callable[[str, str], Entries]] = {
@@ -258,4 +279,6 @@ def _prompt(entry: Any, where: str) -> Prompt:
 
 def _stripped(text: str) -> str:
     """Remove spaces around a text, and byte order marks, which are often copied with text."""
-    return text.strip().strip("\ufeff").strip()
+    while text != (inner := text.strip().strip("\ufeff")):
+        text = inner
+    return text

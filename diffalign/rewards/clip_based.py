@@ -12,6 +12,7 @@ from diffalign.placement import is_there
 from .clip import CLIP
 from .heads import linear_layers
 from .pixels import check_batch
+from .weights import every
 
 _AT_LEAST_ONE = attrs.validators.ge(1)
 
@@ -121,8 +122,10 @@ class Aesthetic(Reward):
     _layers: nn.Sequential = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._layers = linear_layers(self.head, self.file, "Aesthetic.head")
-        self._clip = CLIP.load(self.model, "Aesthetic.model", self.batch, self.device)
+        self._layers, self._clip = every(
+            lambda: linear_layers(self.head, self.file, "Aesthetic.head"),
+            lambda: CLIP.load(self.model, "Aesthetic.model", self.batch, self.device),
+        )
         width, wanted = self._clip.model.config.projection_dim, next(self._layers.parameters()).shape[1]
         if width != wanted:
             raise ConfigError(f"Aesthetic.model must give {wanted} features, which Aesthetic.head takes; {self.model!r} gives {width}")

@@ -15,6 +15,7 @@ from .clip import CLIP
 from .detection import Detector
 from .geneval_rules import Detected, Wanted, correct, graded, wanted
 from .pixels import check_batch, cropped_square
+from .weights import every
 
 GRAY = 0.6
 """Gray value around an object that is cut out to find its colour: #999."""
@@ -71,8 +72,10 @@ class GenEval(Reward):
     _clip: CLIP = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._detector = Detector.load(self.detector, "GenEval.detector", self.side, self.device)
-        self._clip = CLIP.load(self.clip, "GenEval.clip", batch=16, device=self.device)
+        self._detector, self._clip = every(
+            lambda: Detector.load(self.detector, "GenEval.detector", self.side, self.device),
+            lambda: CLIP.load(self.clip, "GenEval.clip", batch=16, device=self.device),
+        )
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts whose metadata does not say what an image should show, before anything is drawn.

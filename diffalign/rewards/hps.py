@@ -12,7 +12,7 @@ from diffalign.placement import is_there
 from .clip import CLIP
 from .open_clip import clip_model
 from .pixels import check_batch, padded_square
-from .weights import locate, pretrained, read_tensors
+from .weights import every, locate, pretrained, read_tensors
 
 HEADS = 16
 """Attention heads of both towers of CLIP-H/14, which no shape in the checkpoint shows."""
@@ -50,8 +50,11 @@ class HPSv2(Reward):
     def __attrs_post_init__(self) -> None:
         from transformers import AutoTokenizer
 
-        tensors = read_tensors(locate(self.weights, self.file, "HPSv2.weights"), "HPSv2.weights")
-        tokenizer = pretrained(AutoTokenizer.from_pretrained, self.tokenizer, "HPSv2.tokenizer")
+        file, tokenizer = every(
+            lambda: locate(self.weights, self.file, "HPSv2.weights"),
+            lambda: pretrained(AutoTokenizer.from_pretrained, self.tokenizer, "HPSv2.tokenizer"),
+        )
+        tensors = read_tensors(file, "HPSv2.weights")
         self._clip = CLIP(clip_model(tensors, HEADS, "HPSv2.weights"), tokenizer, self.batch, self.device, padded_square)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from diffalign.placement import is_there, placed
 
 from .pixels import check_batch, normalized, resized
 from .qwen2_vl import IMAGE, MERGED, patches, towers, working_size
-from .weights import fill, locate, pretrained, read_tensors
+from .weights import every, fill, locate, pretrained, read_tensors
 
 MARK = "<|Reward|>"
 """The token at whose place the head looks; the authors added it to the vocabulary, as its last."""
@@ -68,10 +68,13 @@ class HPSv3(Reward):
         from transformers import AutoTokenizer
 
         self._instruction = string.Template(files("diffalign.rewards").joinpath("templates/hpsv3.txt").read_text(encoding="utf-8"))
-        self._tokenizer = pretrained(AutoTokenizer.from_pretrained, self.tokenizer, "HPSv3.tokenizer")
+        self._tokenizer, file = every(
+            lambda: pretrained(AutoTokenizer.from_pretrained, self.tokenizer, "HPSv3.tokenizer"),
+            lambda: locate(self.weights, self.file, "HPSv3.weights"),
+        )
         self._tokenizer.padding_side = "right"
         self._tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
-        tensors = read_tensors(locate(self.weights, self.file, "HPSv3.weights"), "HPSv3.weights")
+        tensors = read_tensors(file, "HPSv3.weights")
         self._network = hpsv3_network(tensors, "HPSv3.weights", getattr(torch, self.dtype))
         text: Any = self._network["text"]
         known = text.embed_tokens.weight.shape[0]

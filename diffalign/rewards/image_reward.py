@@ -14,7 +14,7 @@ from diffalign.placement import is_there, placed
 from .heads import linear_head
 from .open_clip import restore_positions
 from .pixels import check_batch, cropped_square, normalized
-from .weights import fill, locate, pretrained, read_tensors
+from .weights import every, fill, locate, pretrained, read_tensors
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Mean and standard deviation of the raw scores on the authors' data."""
@@ -71,9 +71,11 @@ class ImageReward(Reward):
     def __attrs_post_init__(self) -> None:
         from transformers import AutoTokenizer
 
-        tensors = read_tensors(locate(self.weights, self.file, "ImageReward.weights"), "ImageReward.weights")
-        self._network = blip_network(tensors, "ImageReward.weights")
-        self._tokenizer = pretrained(AutoTokenizer.from_pretrained, self.tokenizer, "ImageReward.tokenizer")
+        file, self._tokenizer = every(
+            lambda: locate(self.weights, self.file, "ImageReward.weights"),
+            lambda: pretrained(AutoTokenizer.from_pretrained, self.tokenizer, "ImageReward.tokenizer"),
+        )
+        self._network = blip_network(read_tensors(file, "ImageReward.weights"), "ImageReward.weights")
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

@@ -10,6 +10,24 @@ from torch import Tensor
 from diffalign.core import ConfigError
 
 
+def every(*loads: Callable[[], Any]) -> tuple[Any, ...]:
+    """Call functions that load one thing each.
+
+    Raises:
+        ConfigError: files of some are missing; the message names those of all.
+    """
+    loaded: list[Any] = []
+    missing: list[str] = []
+    for load in loads:
+        try:
+            loaded.append(load())
+        except ConfigError as error:
+            missing.append(str(error))
+    if missing:
+        raise ConfigError(" And ".join(missing))
+    return tuple(loaded)
+
+
 def pretrained(load: Callable[..., Any], source: str, where: str, **options: Any) -> Any:
     """Call `from_pretrained` for a local folder or a hub id.
 

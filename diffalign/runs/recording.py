@@ -92,8 +92,9 @@ class Recorder(Hook):
         if changed and step:
             say(f"{', '.join(changed)} changed since the run began; the run continues with the present files")
         inner = pipeline_policy(loop.evaluation_policy())
-        about = {**environment(), "attention": None if inner is None else inner.attention}
-        write_whole(self.folder / "environment.json", json.dumps(about, indent=1))
+        with unessential(str(self.folder / "environment.json")):
+            about = {**environment(), "attention": None if inner is None else inner.attention}
+            write_whole(self.folder / "environment.json", json.dumps(about, indent=1))
         metrics = self.folder / "metrics.jsonl"
         lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         done = [line for line in lines if _step_of(line) < step]  # a resumed run repeats the steps after its checkpoint
@@ -115,6 +116,8 @@ class Recorder(Hook):
             "rows_per_second": round(sum(ledger.rows.values()) / max(sum(ledger.seconds.values()), 1e-9), 2),
             **{f"seconds/{stage}": round(seconds, 5) for stage, seconds in ledger.seconds.items()},
             **{f"hidden/{stage}": round(seconds, 5) for stage, seconds in ledger.hidden.items()},
+            **{f"memory/{stage}_bytes": usage.peak for stage, usage in ledger.usage.items()},
+            **{f"memory/{stage}_predicted_bytes": count for stage, count in ledger.predicted.items()},
             **{f"rows/{entry}": rows for entry, rows in ledger.rows.items()},
             **{f"calls/{entry}": calls for entry, calls in ledger.calls.items()},
         }

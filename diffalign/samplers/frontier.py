@@ -10,6 +10,7 @@ from diffalign.core import Condition, Gaussian, Outline, Policy, Streams, Trajec
 
 from .nodes import Drawn, Frontier, Nodes
 from .plans import Branching
+from .solvers import Solver
 
 _PER_LEVEL = 1 << 32
 """Factor in node ids: level * 2^32 + place in the prompt's own frontier. So ids do not depend on the other prompts."""
@@ -62,6 +63,46 @@ def roll_out(
         else:
             latents = transition.mean  # a step without noise does not branch
             frontier = nodes.add(step + 1, frontier, latents) if step + 1 in stored else frontier
+    return nodes.forest(condition, sigmas.to(policy.device))
+
+
+def draw_ends(
+    policy: Policy, condition: Condition, branching: Branching, solver: Solver, streams: Streams, rows: int | None = None
+) -> TrajectoryBatch:
+    """Draw finished samples by a solver, from the same initial noise as `roll_out`.
+
+    Args:
+        policy: policy that gives the velocities, at the image size that the prompts ask for
+        condition: P prompts
+        branching: T steps without noise, and the number of samples of a prompt
+        solver: rule of the steps
+        streams: noise is drawn by (prompt id, node id)
+        rows: network rows per call; None takes all at once
+
+    Returns:
+        A forest of P * branching.roots nodes on the last level, without edges.
+
+    Raises:
+        ValueError: the grid has no such number of steps, or the condition is not on the device of the weights.
+    """
+    policy = policy.sized(condition.size)
+    sigmas = _grid(policy, branching)
+    _require_placed(policy, condition)
+    frontier, nodes = Frontier.of_roots(len(condition), branching.roots), Nodes()
+    latents = policy.prior(_noise(policy, condition, streams, 0, frontier))
+    repeated, stored = condition.select(frontier.prompt), latents.dtype
+
+    def velocity(states: Tensor, sigma: Tensor) -> Tensor:
+        pieces = []
+        for index in torch.arange(len(states)).split(rows or len(states)):
+            some = slice(int(index[0]), int(index[-1]) + 1)
+            level = sigma.expand(len(index)).to(states.device, non_blocking=True)
+            part = repeated.select(index) if len(index) < len(states) else repeated
+            pieces.append(policy.velocity(states[some].to(stored), level, part))
+        return torch.cat(pieces).to(states.dtype)
+
+    wide = torch.promote_types(stored, torch.float32)
+    nodes.add(len(branching.children), frontier, solver.solve(velocity, latents.to(wide), sigmas).to(stored))
     return nodes.forest(condition, sigmas.to(policy.device))
 
 

@@ -19,19 +19,24 @@ class Branching:
         children: [T] number of children of every node of the frontier at step t; 1 means no branching
         noise_levels: [T] eta of step t, 0 = deterministic
         roots: independent initial noises per prompt
+        evaluations: [T] network evaluations of every node of the frontier at step t; None takes one
 
     Raises:
-        ValueError: a step branches without noise, so that its children would be equal; or a stochastic step with one child comes before
-            the first branching of a single root. All leaves would share that edge, so a comparison within the group teaches it nothing.
+        ValueError: entries are missing; a step branches without noise, so that its children would be equal; or a stochastic step with one
+            child comes before the first branching of a single root. All leaves would share that edge, so a comparison within the group
+            teaches it nothing.
     """
 
     children: tuple[int, ...]
     noise_levels: tuple[float, ...]
     roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    evaluations: tuple[int, ...] | None = None
 
     def __attrs_post_init__(self) -> None:
         if len(self.children) != len(self.noise_levels):
             raise ValueError(f"Branching.noise_levels must have {len(self.children)} entries, one per step; got {len(self.noise_levels)}")
+        if self.evaluations is not None and (len(self.evaluations) != len(self.children) or min(self.evaluations) < 1):
+            raise ValueError(f"Branching.evaluations must have {len(self.children)} entries of at least 1; got {self.evaluations}")
         for step, (children, eta) in enumerate(zip(self.children, self.noise_levels, strict=True)):
             if children < 1 or eta < 0:
                 raise ValueError(f"Branching: step {step} has {children} children and eta {eta:g}; they must be at least 1 and 0")
@@ -61,9 +66,15 @@ class Branching:
         return tuple(widths)
 
     @property
+    def evaluated(self) -> tuple[int, ...]:
+        """Network rows of each evaluation of a rollout, one after the other, per prompt; [T] if each step takes one."""
+        counts = self.evaluations or (1,) * len(self.children)
+        return tuple(width for width, count in zip(self.widths, counts, strict=False) for _ in range(count))
+
+    @property
     def rollout_rows(self) -> int:
         """Network rows of a rollout, per prompt."""
-        return sum(self.widths[:-1])
+        return sum(self.evaluated)
 
     @property
     def replay_rows(self) -> int:

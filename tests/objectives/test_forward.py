@@ -7,12 +7,13 @@ from chosen import batch_for
 from tiny import assert_same, pair
 
 from diffalign.core import Follower, Linear, Loss, NonFiniteError
+from diffalign.objectives.draws import GridDraws
 from diffalign.objectives.forward import ForwardLosses
 from diffalign.objectives.noised import mean_square
 from diffalign.samplers import Branching
 
 ROWS = pytest.mark.parametrize("rows", [None, 1, 5, 1000])
-MINE = {"levels": 3, "sigma_min": 0.0, "shared": True, "name": "n", "objective": "Mine"}
+MINE = {"draws": GridDraws(3, 0.0, shared=True), "name": "n", "objective": "Mine"}
 
 
 def losses(decay=0.25, **options):
@@ -139,6 +140,6 @@ def test_what_cannot_be_is_refused_before_a_weight_moves():
         mine.draw(batch_for(mine.policy), 0, None)
     with pytest.raises(ValueError, match="Mine needs at least 2 samples per prompt"):
         mine.draw(batch_for(mine.policy, Branching((1, 1, 1, 1), (0.0,) * 4)), 0, None)
-    mine = losses(levels=7)
+    mine = losses(draws=GridDraws(7, 0.0, shared=True))
     with pytest.raises(ValueError, match=r"Mine.levels must be at most .* 6; got 7"):
         mine.draw(batch_for(mine.policy), 0, None)

@@ -13,8 +13,14 @@ from few_step_cases import PROMPTS, LinearPolicy, MirroredStage, flat, moved
 from diffalign import AlignmentLoop
 from diffalign.core import CPS, Hook, ShiftedGrid
 from diffalign.objectives import (
+    AWM,
+    CRD,
     DGPO,
+    RAM,
     DiffusionNFT,
+    ELBOGroupForwardKL,
+    ELBOPolicyGradient,
+    ELBOSoftmaxTB,
     FlowGRPO,
     GroupForwardKL,
     SoftmaxTB,
@@ -24,7 +30,7 @@ from diffalign.objectives import (
 from diffalign.objectives.few_step import ExactTarget, FixedTime, MonteCarlo, Squared, Unnormalized
 from diffalign.policies import GaussianMixturePolicy, TDMPolicy
 from diffalign.prompts import Prompts
-from diffalign.samplers import ChainSampler, DeterministicSampler, DrawnSteps, FixedPlan, TreeSampler
+from diffalign.samplers import ChainSampler, DeterministicSampler, DrawnSteps, FixedPlan, Midpoint, TreeSampler
 from diffalign.testing import ConstantReward, TinyPolicy, channel_reward
 
 DOCUMENT = Path(__file__).parents[2] / "docs/few_step.md"
@@ -39,6 +45,7 @@ POLICIES = {
 SAMPLERS = {
     "deterministic, 4 steps": DeterministicSampler(4, samples=3),
     "deterministic, 6 steps": DeterministicSampler(6, samples=3),
+    "deterministic, 4 midpoint steps": DeterministicSampler(4, samples=3, solver=Midpoint()),
     "drawn, 4 or 2 steps": DrawnSteps([4, 2], samples=3),
     "chain, 4 steps": ChainSampler(steps=4, samples=3, eta=0.5),
     "tree, 4 steps": TreeSampler(4, FixedPlan((1, 2), branches=2)),
@@ -49,6 +56,12 @@ OBJECTIVES = {
     "FlowGRPO": FlowGRPO,
     "DiffusionNFT": DiffusionNFT,
     "DGPO": lambda policy: DGPO(policy, levels=2),
+    "AWM": lambda policy: AWM(policy, levels=2),
+    "CRD": lambda policy: CRD(policy, levels=2),
+    "RAM": lambda policy: RAM(policy, levels=2),
+    "ELBOSoftmaxTB": ELBOSoftmaxTB,
+    "ELBOGroupForwardKL": ELBOGroupForwardKL,
+    "ELBOPolicyGradient": ELBOPolicyGradient,
     "TrajectoryDistributionMatching": TrajectoryDistributionMatching,
     "SurrogateReward": SurrogateReward,
     "SurrogateReward, MonteCarlo": lambda policy: SurrogateReward(policy, attribution=MonteCarlo()),
@@ -95,6 +108,7 @@ REASONS = {
     "the sampler draws deterministic trajectories alone": "needs noise",
     "needs deterministic trajectories": "needs a deterministic sampler",
     "needs every level of a trajectory": "needs every level",
+    "solver must be None for a few-step student": "Euler steps alone",
     "must be at most the number of noise levels of the rollout": "needs more levels",
 }
 

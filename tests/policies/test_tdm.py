@@ -193,6 +193,26 @@ def test_a_run_ends_with_the_files_of_its_averaged_student(tmp_path):
     assert not torch.equal(rolled(saved).samples, rolled(policy).samples)
 
 
+def test_what_is_written_at_the_end_is_tried_before_the_first_step(tmp_path, monkeypatch):
+    policy = student()
+    options = {"hooks": [StudentFiles()], "folder": tmp_path, "prompts_per_step": 2}
+    loop = AlignmentLoop(
+        TrajectoryDistributionMatching(policy), DeterministicSampler(4, samples=2), ConstantReward(), Prompts(PROMPTS), **options
+    )
+    before = {name: tensor.clone() for name, tensor in policy.own_parameters().items()}
+
+    def full(self, *_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TDMPolicy, "write", full)
+        with pytest.raises(OSError, match="no space left"):
+            loop.run(2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in policy.own_parameters().items())
+    loop.run(1)
+    assert sorted(file.name for file in tmp_path.glob("student*")) == ["student"]
+
+
 def test_a_run_without_a_student_has_no_student_files():
     policy = TinyPolicy((2, 2))
     objective = TrajectoryDistributionMatching(policy)

@@ -28,7 +28,7 @@ def code_lines(file):
     return [line for line in lines[1:] if line.strip()]
 
 
-@pytest.mark.parametrize("file", ["beam.py", "vargrad.py", "redness.py"])
+@pytest.mark.parametrize("file", ["beam.py", "vargrad.py", "redness.py", "reward_weighted.py"])
 def test_an_example_part_is_at_most_forty_lines(file):
     assert len(code_lines(file)) <= 40
 
@@ -36,10 +36,12 @@ def test_an_example_part_is_at_most_forty_lines(file):
 def test_they_keep_their_contracts():
     from beam import BestOfTree
     from redness import redness
+    from reward_weighted import RewardWeighted
     from vargrad import VarGrad
 
     check_sampler(BestOfTree())
     check_objective(VarGrad)
+    check_objective(RewardWeighted)
     check_reward(redness)
 
 

@@ -6,11 +6,18 @@ import torch
 
 from diffalign.core import FlowSDE, Guided, Loss, Objective, Phase, Policy, Streams, TrajectoryBatch, TrajectorySampler
 from diffalign.objectives import (
+    AWM,
+    CRD,
     DGPO,
+    RAM,
     DiffusionNFT,
     DirectReinforcement,
+    ELBOGroupForwardKL,
+    ELBOPolicyGradient,
+    ELBOSoftmaxTB,
     FlowGRPO,
     GroupForwardKL,
+    NormGuarded,
     SoftmaxTB,
     SurrogateReward,
     TrajectoryDistributionMatching,
@@ -45,6 +52,13 @@ OBJECTIVES = {
     "DiffusionNFT": DiffusionNFT,
     "DGPO": DGPO,
     "DGPO, rolled out by its average": lambda policy: DGPO(policy, rollouts="old", decay=0.3),
+    "AWM": AWM,
+    "CRD": CRD,
+    "RAM": RAM,
+    "ELBOSoftmaxTB": ELBOSoftmaxTB,
+    "ELBOGroupForwardKL": ELBOGroupForwardKL,
+    "ELBOPolicyGradient": ELBOPolicyGradient,
+    "SoftmaxTB, guarded": lambda policy: NormGuarded(SoftmaxTB(policy)),
     # with weight 1 the noise of a fake that has just begun hides what 40 steps of the reward give
     "DirectReinforcement": lambda policy: DirectReinforcement(policy, teacher=policy.fork(), levels=2, weight=20.0),
     "SurrogateReward": lambda policy: SurrogateReward(policy, teacher=policy.fork()),

@@ -3,6 +3,6 @@
 from .family import Family, Setting
 from .loading import Loaded, families, load_family
 from .quantization import Quantization, is_quantized
-from .source import Source
+from .source import Source, require_pipeline
 
-__all__ = ["Family", "Loaded", "Quantization", "Setting", "Source", "families", "is_quantized", "load_family"]
+__all__ = ["Family", "Loaded", "Quantization", "Setting", "Source", "families", "is_quantized", "load_family", "require_pipeline"]

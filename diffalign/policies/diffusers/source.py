@@ -31,7 +31,7 @@ class Source:
     single_file: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        if Path(self.path).is_file():
+        if Path(self.path).expanduser().is_file():
             raise ValueError(
                 f"policy.path must be the folder or hub id of a pipeline; got the file {self.path!r}. Give the pipeline that it belongs to "
                 "as path, which says what the file does not (sizes, tokenizers, scheduler), and the file as single_file."
@@ -44,7 +44,7 @@ class Source:
     @property
     def local(self) -> Path | None:
         """The folder, where it is on this machine already."""
-        folder = SHAPEWORLD / "model" if self.path == "shapeworld" else Path(self.path)
+        folder = SHAPEWORLD / "model" if self.path == "shapeworld" else Path(self.path).expanduser()
         return folder / (self.subfolder or "") if folder.is_dir() else None
 
     def index(self) -> dict[str, Any]:
@@ -79,6 +79,15 @@ class Source:
         if self.subfolder is None:
             return Path(DiffusionPipeline.download(self.path, variant=self.variant, revision=self.revision))
         return Path(snapshot_download(self.path, revision=self.revision, allow_patterns=[f"{self.subfolder}/*"])) / self.subfolder
+
+
+def require_pipeline(path: str, revision: str | None = None, subfolder: str | None = None, single_file: str | None = None) -> None:
+    """Refuse a pipeline that is not within reach, before weights are loaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    Source(path, None, revision, subfolder, single_file).index()
 
 
 def require_weights(folder: Path, components: Iterable[str], variant: str | None) -> None:

@@ -1,0 +1,86 @@
+"""Guards alone: which gradients a divergence blocks, and which velocities are too long."""
+
+import attrs
+import pytest
+import torch
+from tiny import assert_same, batch_of, gradient, pair
+
+from diffalign.core import Edges, group_normalize, replay
+from diffalign.objectives import FlowGRPO, KLMask, NormGuard, NormGuarded, SoftmaxTB
+from diffalign.objectives.noised import NoisedSamples
+from diffalign.samplers import DeterministicSampler
+
+ADVANTAGE = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0, 1.0])
+LOG_RATIO = torch.tensor([0.1, -0.1, 0.1, -0.1, 0.1, 0.1])
+DIVERGENCE = torch.tensor([2.0, 2.0, 2.0, 2.0, 2.0, 0.5])
+
+
+def test_what_is_far_and_goes_further_is_blocked():
+    assert KLMask(1.0).blocked(ADVANTAGE, LOG_RATIO, DIVERGENCE).tolist() == [True, False, False, True, False, False]
+    assert not KLMask(3.0).blocked(ADVANTAGE, LOG_RATIO, DIVERGENCE).any()
+
+
+def test_a_blocked_row_keeps_its_value_and_loses_its_gradient():
+    log_ratio = LOG_RATIO.clone().requires_grad_()
+    value = KLMask(1.0).surrogate(ADVANTAGE, log_ratio, DIVERGENCE)
+    torch.testing.assert_close(value.detach(), -ADVANTAGE * LOG_RATIO.exp())
+    (found,) = torch.autograd.grad(value.sum(), log_ratio)
+    torch.testing.assert_close(found, -ADVANTAGE * LOG_RATIO.exp() * torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0]))
+
+
+def test_only_longer_velocities_cost():
+    reference = torch.tensor([[3.0, 4.0], [3.0, 4.0], [3.0, 4.0]])
+    velocity = torch.tensor([[6.0, 8.0], [0.0, 5.5], [1.0, 0.0]], requires_grad=True)
+    guard = NormGuard(weight=2.0, margin=0.05)
+    torch.testing.assert_close(guard.excess(velocity, reference), torch.tensor([1.0, 0.1, -0.8], dtype=torch.float64))
+    penalty = guard.penalty(velocity, reference)
+    torch.testing.assert_close(penalty, torch.tensor([1.9, 0.1, 0.0], dtype=torch.float64))
+    (found,) = torch.autograd.grad(penalty.sum(), velocity)
+    torch.testing.assert_close(found, torch.tensor([[0.24, 0.32], [0.0, 0.4], [0.0, 0.0]]))  # weight v / (|v| |v_ref|)
+
+
+@pytest.mark.parametrize("make", [lambda: KLMask(0.0), lambda: NormGuard(0.0), lambda: NormGuard(margin=-0.1)])
+def test_what_makes_no_sense_is_refused(make):
+    with pytest.raises(ValueError, match="must be"):
+        make()
+
+
+def test_the_mask_of_flow_grpo_blocks_steps_that_have_moved_on():
+    policy, _ = pair()
+    batch = batch_of(policy)
+    free, masked = (FlowGRPO(policy, kl=0.0, clip=None, updates=2, kl_mask=mask) for mask in (None, KLMask(3e-4)))
+    assert_same(gradient(masked, batch, 0), gradient(free, batch, 0))  # nothing has moved yet
+    with torch.no_grad():
+        policy.network.lora_B.weight += 0.03
+    edges = Edges.of(batch.trajectories)
+    transition = replay(policy, batch.trajectories, edges)
+    squares = (transition.mean - batch.trajectories.mean[edges.row]).flatten(1).square().mean(dim=1)
+    log_ratio = transition.log_prob(batch.trajectories.latents[edges.child]) - batch.trajectories.log_prob[edges.child]
+    advantage = batch.trajectories.node_mean(group_normalize(batch.rewards.double(), batch.trajectories.group))[edges.child]
+    blocked = (squares / (2 * transition.std.square()) > 3e-4) & (advantage * log_ratio > 0)
+    assert 0 < int(blocked.sum()) < len(blocked)
+    per_edge = torch.where(blocked, 0.0, -advantage * log_ratio.exp())
+    below = torch.tensor([3.0, 1.0])[(batch.trajectories.level[edges.child] == 3).long()] / 9  # leaves below an edge of a 3 x 3 tree
+    expected = torch.autograd.grad((below * per_edge).sum() / 2, list(policy.trainable_parameters().values()))
+    assert_same(gradient(masked, batch, 1), torch.cat([part.flatten() for part in expected]), tolerance=1e-7)
+
+
+def test_any_objective_takes_the_guard_of_the_norm():
+    policy, reference = pair()
+    batch = batch_of(policy)
+    inner = SoftmaxTB(policy, reference)
+    guarded = NormGuarded(inner, NormGuard(0.7), reference, levels=2)
+    alone = gradient(inner, batch)
+    samples = NoisedSamples.draw(batch, 2, 0.0, False, "norm_guard/0", "Mine")
+    noised = samples.at(torch.arange(len(samples)))
+    excess = NormGuard().excess(noised.velocity(policy), noised.velocity(reference).detach())
+    assert 0 < int((excess > 0).sum()) < len(excess)
+    expected = torch.autograd.grad(0.7 * excess.clamp(min=0).mean(), list(policy.trainable_parameters().values()))
+    expected = torch.cat([part.flatten() for part in expected])
+    assert_same(gradient(guarded, batch) - alone, expected, tolerance=1e-8)
+    assert_same(gradient(attrs.evolve(guarded, rows=3), batch) - alone, expected, tolerance=1e-8)
+    assert guarded.policies() == {"policy": policy, "reference": reference, "norm_reference": reference}
+    assert guarded.update_rows(9, 4) == 4 + 9 * 2
+    assert guarded.behavior() is policy
+    with pytest.raises(ValueError, match="needs stochastic steps"):
+        guarded.require(DeterministicSampler(4, samples=3).outline(policy))

@@ -1,0 +1,112 @@
+"""On-policy distillation: each prompt has its own teacher, the states are the student's, and the teachers' union is its fixed point."""
+
+import attrs
+import pytest
+import torch
+from tiny import PROMPTS, TREE, assert_same, batch_of, gradient, pair
+
+from diffalign import AlignmentLoop, Prompt
+from diffalign.core import Progress, Streams
+from diffalign.objectives import OnPolicyDistillation
+from diffalign.prompts import Mixture, Prompts, Source
+from diffalign.samplers import Branching, DeterministicSampler, Midpoint
+from diffalign.testing import ConstantReward, TinyPolicy, check_objective
+
+STEPS = Branching((1,) * 4, (0.0,) * 4, roots=3)
+
+
+def with_prompts(batch, prompts):
+    """The same batch, whose prompts say more."""
+    condition = attrs.evolve(batch.trajectories.condition, prompts=tuple(prompts))
+    return attrs.evolve(batch, trajectories=attrs.evolve(batch.trajectories, condition=condition))
+
+
+def teachers_of(policy):
+    one, other = policy.fork(), policy.fork()
+    with torch.no_grad():
+        for teacher, by in ((one, 0.2), (other, -0.3)):
+            for name, parameter in teacher.named_parameters():
+                if name.startswith("network.lora_"):
+                    parameter.add_(by)
+    return {"left": one, "right": other}
+
+
+def sourced(names, key=None):
+    return [Prompt(text, {} if key is None else {key: name}, None if key else name) for text, name in zip(PROMPTS, names, strict=True)]
+
+
+@pytest.mark.parametrize("by", [None, "task"])
+@pytest.mark.parametrize("branching", [STEPS, TREE], ids=["ends", "tree"])
+def test_each_prompt_is_taught_by_its_teacher_on_the_students_states(by, branching):
+    policy, _ = pair()
+    teachers = teachers_of(policy)
+    batch = with_prompts(batch_of(policy, branching, keep_all=True), sourced(["right", "left"], by))
+    forest, expected = batch.trajectories, 0.0
+    for leaf, path in enumerate(forest.paths.tolist()):
+        prompt = int(forest.group[leaf])
+        teacher = teachers["right" if prompt == 0 else "left"]
+        for node in path[:-1]:
+            here = slice(node, node + 1)
+            state = (forest.latents[here], forest.sigmas[forest.level[here]], forest.condition.select(torch.tensor([prompt])))
+            expected = expected + (policy.velocity(*state) - teacher.velocity(*state).detach()).square().mean() / len(forest.leaves)
+    exact = torch.autograd.grad(expected, list(policy.trainable_parameters().values()))
+    objective = OnPolicyDistillation(policy, teachers, by)
+    assert_same(gradient(objective, batch), torch.cat([part.flatten() for part in exact]))
+    assert_same(gradient(attrs.evolve(objective, rows=5), batch), gradient(objective, batch))
+
+
+def test_the_union_of_its_teachers_is_the_fixed_point():
+    policy, _ = pair()
+    same = {name: policy.fork() for name in ("left", "right")}
+    batch = with_prompts(batch_of(policy, STEPS, keep_all=True), sourced(["left", "right"]))
+    assert float(gradient(OnPolicyDistillation(policy, same), batch).norm()) < 1e-12
+
+
+def test_a_mixture_teaches_two_tasks_to_one_student():
+    student = TinyPolicy((2, 2), dtype=torch.float64)
+    teachers = teachers_of(student)
+    sources = {name: Source(Prompts([f"{name} {i}" for i in range(4)])) for name in teachers}
+    loop = AlignmentLoop(
+        OnPolicyDistillation(student, teachers),
+        DeterministicSampler(4, samples=2),
+        ConstantReward(),
+        Mixture(sources),
+        prompts_per_step=4,
+        optimizers={"default": lambda parameters: torch.optim.Adam(parameters, lr=0.02)},
+    )
+    found = []
+    for step in range(30):
+        found.append(loop.step(loop.prompts.draw(step, 4), Progress(step, 30)).metrics)
+    for name in teachers:  # opposite updates of one low-rank network, told apart by the prompt alone, so they cannot both be met
+        assert found[0][f"distance/{name}"] > 0.01
+    assert found[-1]["distance"] < 0.7 * found[0]["distance"]
+
+
+def test_what_cannot_be_taught_is_refused():
+    policy, _ = pair()
+    teachers = teachers_of(policy)
+    with pytest.raises(ValueError, match="must name at least one teacher"):
+        OnPolicyDistillation(policy, {})
+    with pytest.raises(ValueError, match=r"teachers\['a'\] must be frozen"):
+        OnPolicyDistillation(policy, {"a": policy.fork(trainable=True)})
+    objective = OnPolicyDistillation(policy, teachers)
+    with pytest.raises(ValueError, match="the source of prompt 'two blue stars' must name a teacher, left, right; got 'up'"):
+        gradient(objective, with_prompts(batch_of(policy, STEPS, keep_all=True), sourced(["left", "up"])))
+    ends = DeterministicSampler(4, samples=2, solver=Midpoint())
+    condition = policy.encode(sourced(["left", "right"]))
+    with torch.no_grad():
+        forest = ends.sample(policy, condition, Progress(0, 1), Streams(1))
+    batch = attrs.evolve(batch_of(policy, STEPS), trajectories=forest, rewards=torch.zeros(4), parts={})
+    with pytest.raises(ValueError, match="stores finished samples alone"):
+        gradient(objective, batch)
+
+
+def test_it_keeps_the_contract_of_objectives():
+    def make(policy):
+        teacher = policy.fork()
+        with torch.no_grad():
+            for parameter in teacher.parameters():
+                parameter.add_(0.05)
+        return OnPolicyDistillation(policy, {"one": teacher})
+
+    check_objective(make, {"learns": "it follows its teacher; rewards only watch"})
