@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teraflops", type=float, metavar="N", help="peak speed of a device in TFLOP/s, for the metrics mfu/*; known for usual GPUs"
     )
+    parser.add_argument("--open", action="store_true", help="open the page of a run that asks people for votes in the browser")
     parser.add_argument(
         "--fixed-rows", action="store_true", help="keep row budgets as they are given; else those that are null fill the memory of a GPU"
     )
@@ -65,6 +66,8 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
     hooks = (*filling, FirstAndLast(job.folder), Signs(), Recorder(job.folder, text, job.name, job.sources), checkpoints, Console())
     loop = job.build(hooks, devices, FullySharded() if options.shard else None)
     loop.meter = meter_of(loop, options.teraflops)
+    if options.open:
+        _open_pages(loop)
     take_fair_threads(loop.objective.policy.device)
     start = _resumed(job, checkpoints, loop, options) if options.resume else 0
     if start >= total and (job.folder / "report.html").exists():
@@ -86,6 +89,19 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
         where = f" The batch is in {kept}." if kept else ""
         raise type(error)(f"{error} Last good checkpoint: {saved[-1] if saved else 'none yet'}.{where}") from error
     return 0
+
+
+def _open_pages(loop: "AlignmentLoop") -> None:
+    from ..core import ConfigError
+    from ..core.scoring import inner
+    from ..voting import Page, Votes
+
+    rewards = map(inner, loop.named_rewards().values())
+    pages = [reward.voters for reward in rewards if isinstance(reward, Votes) and isinstance(reward.voters, Page)]
+    if not pages:
+        raise ConfigError("--open needs a reward that asks people on a page, as `Votes` with a `Page` does; this run has none")
+    for page in pages:
+        page.open = True
 
 
 def _resumed(job: "Run", checkpoints: "Checkpoints", loop: "AlignmentLoop", options: argparse.Namespace) -> int:
