@@ -22,6 +22,7 @@ MODULES = (
     "diffalign.evaluation",
     "diffalign.runs",
     "diffalign.testing",
+    "diffalign.voting",
 )
 
 

@@ -11,7 +11,19 @@ import yaml
 from .core import AlignmentLoop, Evaluated, Hook, Report
 from .core.unessential import unessential
 
-_EXTRAS = ("tensorboard", "wandb")
+_EXTRAS = ("tensorboard", "wandb", "trackio", "swanlab", "mlflow")
+
+_RUN_NAMES: Mapping[str, str] = {
+    "wandb": "name",
+    "trackio": "name",
+    "swanlab": "experiment_name",
+    "mlflow": "run_name",
+    "clearml": "task_name",
+}
+"""Tracker -> argument that names a run within its project."""
+
+_FOLDERS: Mapping[str, str] = {"wandb": "dir", "swanlab": "logdir"}
+"""Tracker -> argument that says where it writes, instead of the folder in which the command is given."""
 
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -27,7 +39,8 @@ class Trackers(Hook):
 
     Args:
         names: accelerate's names of trackers: tensorboard, wandb, trackio, mlflow, swanlab, aim, comet_ml, clearml, dvclive
-        project: project of the run at a tracker; by default the name of the run folder
+        project: project at a tracker, in which a run has the name of its folder. None takes the name of the run file, so that runs of one
+            configuration stand beside each other, and "diffalign" in Python. TensorBoard has no projects
         images_every: steps between images of the step's samples, for trackers that take images; 0 sends none
         pictures: number of images that are sent at a time
 
@@ -59,15 +72,27 @@ class Trackers(Hook):
         self._running, self._configured, self._sent = {}, False, 0
         if loop.devices.rank != 0:
             return
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+        from accelerate.state import PartialState
 
-        folder = loop.folder or Path("runs") / "unnamed"
-        project = self.project or folder.absolute().name
+        PartialState()  # trackers of accelerate write to a log that raises before this
         for name in self.names:
-            kind: Any = LOGGER_TYPE_TO_CLASS[name]
-            tracker = kind(project, folder / "trackers") if kind.requires_logging_directory else kind(project)
+            tracker = self._made(name, (loop.folder or Path("runs") / "unnamed").absolute())
             tracker.start()
             self._running[name] = tracker
+
+    def _made(self, name: str, folder: Path) -> Any:
+        """Make a tracker; its project is that of the configuration, and its run is called as the folder."""
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        kind: Any = LOGGER_TYPE_TO_CLASS[name]
+        project, place = self.project or "diffalign", folder / "trackers"
+        if kind.requires_logging_directory:
+            return kind(folder.name, place, **({"experiment": project} if name == "aim" else {}))
+        options = {_RUN_NAMES[name]: folder.name} if name in _RUN_NAMES else {}
+        if name in _FOLDERS:
+            place.mkdir(parents=True, exist_ok=True)
+            options[_FOLDERS[name]] = str(place)
+        return kind(project, **options)
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         if not self._running:

@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.cost import exactness
 from benchmarks.intervals import interval, shown
 from benchmarks.options import called, parser_of
 from benchmarks.programs import HERE, ROOMS, programs_of
@@ -180,3 +181,12 @@ def test_intervals_are_those_of_student():
     )
     assert shown([0.5]) == "0.500"
     assert shown([1.0, 2.0, 3.0], 1) == "2.0 +- 2.5"
+
+
+def test_the_cost_of_exactness_adds_up_on_a_short_run(tmp_path, capsys):
+    exactness.main(steps=1, prompts=1, check_rows=2, device="cpu", json=tmp_path / "exactness.json")
+    shares = json.loads((tmp_path / "exactness.json").read_text())["shares"]
+    assert list(shares) == ["contract", "draws", "finite"]
+    assert all(share > 0 for share in shares.values())
+    assert sum(shares.values()) < 1
+    assert "ms" in capsys.readouterr().out

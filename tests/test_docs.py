@@ -40,6 +40,16 @@ def test_links_between_documents_lead_somewhere():
             assert (file.parent / target).exists(), f"{file.name} links to {target}"
 
 
+def test_the_program_of_the_readme_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = snippets("README.md")
+    short = snippet.replace("loop.run(60,", "loop.prompts_per_step = 1; loop.sampler = TreeSampler(2, FixedPlan((0,), 2)); loop.run(1,")
+    assert short != snippet
+    exec(compile(short, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "mine" / "report.html").exists()
+    assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").exists()
+
+
 @pytest.mark.parametrize("run", sorted((ROOT / "diffalign").glob("*/runs/*.yaml")), ids=lambda path: path.stem)
 def test_built_in_runs_are_the_examples(run):
     assert (ROOT / "examples" / run.name).read_text() == run.read_text()

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from safetensors.torch import load_file
 from started import start
 from tiny_pipelines import BUILD, saved
 
-from diffalign.core import Euler, Guided, Progress, Prompt, Streams
+from diffalign.core import Euler, Guided, Progress, Prompt, ShiftedGrid, Streams
 from diffalign.export import Card, export, pipeline_policy
-from diffalign.policies import FlowMatchingPolicy, GaussianMixturePolicy, LoRA
+from diffalign.policies import FlowMatchingPolicy, GaussianMixturePolicy, LoRA, TDMPolicy
 from diffalign.policies.diffusers.packing import pack
 from diffalign.samplers import DeterministicSampler
 
+ROOT = Path(__file__).parents[1]
 PROMPT = "a red cube"
 STEPS = 2
 PACKED = ("flux-dev", "qwen-image")
@@ -74,7 +76,8 @@ def exported(tmp_path_factory):
         policy = policy_of(base, name)
         noise = Streams(3).normals(policy.latent_shape, "rollout", [0], [0])
         torch.save(pack(noise) if name in PACKED else noise, root / f"{name}.latents")
-        lora, merged = export(policy, root / f"{name}-lora", "diffusers"), export(policy, root / f"{name}-merged", "merged")
+        card = Card(sampled=STEPS)
+        lora, merged = (export(policy, root / f"{name}-{form}", form, card) for form in ("diffusers", "merged"))
         for form, where, adapters in (("base", base, None), ("lora", base, lora), ("merged", merged, None)):
             jobs.append(
                 {
@@ -100,6 +103,94 @@ def test_pictures_elsewhere_are_those_of_the_policy(exported, name, form):
     _, images, root = exported[name]
     torch.testing.assert_close(torch.load(root / f"{name}.{form}"), images, rtol=0, atol=1e-4)
     assert (torch.load(root / f"{name}.base") - images).abs().max() > 1e-3  # the adapters matter, and so does their alpha
+
+
+CARDS_ELSEWHERE = """
+import json, os, re, sys
+import torch
+
+for folder, job in json.load(open(sys.argv[1])).items():
+    os.chdir(folder)
+    code = re.search("```python\\n(.*?)```", open("README.md").read(), flags=re.DOTALL)[1]
+    if job is None:
+        exec(code, {})
+        continue
+    names = {"latents": torch.load(job["latents"])}
+    code = re.sub(r",?\\n?\\)\\.images\\[0\\]", ", latents=latents, output_type='pt').images", code)
+    exec(code.replace("a lighthouse at night", job["prompt"]).replace('image.save("picture.png")', ""), names)
+    torch.save(names["image"], job["images"])
+"""
+
+
+def student_of(tmp_path_factory, tag=""):
+    return TDMPolicy(policy_of(saved(tmp_path_factory, "sd3"), "sd3"), 3, [1.0, 0.9, 0.4, 0.0], tag=tag)
+
+
+@pytest.fixture(scope="module")
+def by_card(exported, tmp_path_factory):
+    """What a fresh process draws by the code on each card, and what the policy draws."""
+    root, jobs, expected = exported["sd3"][2], {}, {}
+    for name in FAMILIES:
+        expected[name] = exported[name][1]
+        for form in ("diffusers", "merged"):
+            jobs[str(root / f"{name}-{form}")] = {"prompt": PROMPT, "latents": str(root / f"{name}.latents"), "images": f"{name}.pt"}
+    around = {
+        "student": student_of(tmp_path_factory, " in {steps} steps"),
+        "guided": Guided(exported["sd3"][0], 3.0, "a blur"),
+        "guided-flux": Guided(exported["flux-dev"][0], 3.0, ""),
+        "guided-z-image": Guided(exported["z-image"][0], 3.0, ""),
+    }
+    for name, policy in around.items():
+        folder = export(policy, root / name, "diffusers", Card(sampled=STEPS))
+        base = {"student": "sd3", "guided": "sd3", "guided-flux": "flux-dev", "guided-z-image": "z-image"}[name]
+        jobs[str(folder)] = {"prompt": PROMPT, "latents": str(root / f"{base}.latents"), "images": f"{name}.pt"}
+        with torch.no_grad():
+            sampler = DeterministicSampler(next(iter(policy.step_counts), STEPS), samples=1)
+            forest = sampler.sample(policy, policy.encode([Prompt(PROMPT)]), Progress(0, 1), Streams(3))
+            expected[name] = policy.decode(forest.samples)
+    embedded = FlowMatchingPolicy.from_pretrained(
+        "shapeworld", lora=LoRA(rank=2), grid=ShiftedGrid(2.0), max_sequence_length=16, device="cpu"
+    )
+    jobs[str(export(embedded, root / "embedded", "diffusers", Card(sampled=STEPS)))] = None
+    (root / "cards.json").write_text(json.dumps(jobs))
+    (root / "cards.py").write_text(CARDS_ELSEWHERE)
+    done = start(root / "cards.py", root / "cards.json", folder=root, environment={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    return root, expected
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "student", "guided", "guided-flux", "guided-z-image"])
+def test_the_code_on_a_card_draws_what_the_policy_draws(by_card, name):
+    root, expected = by_card
+    for form in ("diffusers", "merged") if name in FAMILIES else ("",):
+        folder = root / (f"{name}-{form}" if form else name)
+        torch.testing.assert_close(torch.load(folder / f"{name}.pt"), expected[name], rtol=0, atol=2e-4)
+
+
+def test_the_code_on_the_card_of_the_embedded_pipeline_runs_as_it_is(by_card):
+    from PIL import Image
+
+    folder = by_card[0] / "embedded"
+    assert Image.open(folder / "picture.png").size == (64, 64)
+    code = (folder / "README.md").read_text()
+    for expected in (
+        "num_inference_steps=2",
+        "guidance_scale=1,",
+        "max_sequence_length=16",
+        "sigmas=[1, 0.666667]",
+        'SHAPEWORLD / "model"',
+    ):
+        assert expected in code
+
+
+def test_a_card_that_cannot_be_written_costs_no_weights(exported, tmp_path, monkeypatch, capsys):
+    def broken(*arguments):
+        raise RuntimeError("no words")
+
+    monkeypatch.setattr("diffalign.export.card.usage", broken)
+    export(exported["sd3"][0], tmp_path, "diffusers")
+    assert (tmp_path / "pytorch_lora_weights.safetensors").exists()
+    assert "model card" in capsys.readouterr().err
 
 
 # names that ComfyUI's loader accepts for the layers of each family

@@ -36,6 +36,31 @@ def test_a_step_is_counted_in_both_orders(monkeypatch, tmp_path, capsys):
         families.main(attrs.evolve(options, rows=2))
 
 
+def test_rows_are_halved_until_they_fit_and_what_is_there_is_not_measured_again(monkeypatch):
+    asked = []
+
+    def measure(way, shape, model, options, prompts, budget):
+        asked.append((way.name, prompts, budget))
+        if (budget or 27 * prompts) > 10:
+            raise torch.OutOfMemoryError("too many rows")
+        return {"rows_at_once": budget}
+
+    monkeypatch.setattr(families, "measure", measure)
+    options = families.Options(ways=("filled", "release"), prompts=(1, 2), tiny=True)
+    table = {"release": {}}
+    assert list(families.ways_of(families.TINY_FLUX, None, options, table, end=float("inf"))) == [
+        "filled",
+        "filled, 2 prompts",
+        "release, 2 prompts",
+    ]
+    assert asked == [("filled", 1, rows) for rows in (None, 13, 6)] + [
+        *(("filled", 2, rows) for rows in (None, 27, 13, 6)),
+        ("release", 2, None),
+    ]
+    assert table == {"release": {}, "filled": {"rows_at_once": 6}, "filled, 2 prompts": {"rows_at_once": 6}, "release, 2 prompts": {}}
+    assert not list(families.ways_of(families.TINY_FLUX, None, options, {"release": {}}, end=0.0))  # the time is over
+
+
 def linear(tokens, *sizes):
     return sum(2 * tokens * inputs * outputs for inputs, outputs in sizes)
 

@@ -48,7 +48,8 @@ def test_everything_that_is_missing_is_one_message(tmp_path, monkeypatch, capsys
     assert main(["check", RUN]) == 2
     said = capsys.readouterr().err
     assert said.count("error: ") == 1
-    assert "4 parts of the run cannot be built:\n- policy.path must be a diffusers pipeline folder" in said
+    assert "4 parts of the run cannot be built:\n- " in said
+    assert said.splitlines()[-1].startswith("- policy.path must be a diffusers pipeline folder")  # after what may be on this machine
     for part in ("PickScore.model", "HPSv2.weights", "HPSv2.tokenizer", "GenEval.detector", "GenEval.clip"):
         assert f"{part} must be" in said
     assert len(said.splitlines()) <= 20

@@ -1,19 +1,24 @@
 """Operators, bytes and bounds, counted without running anything."""
 
+import attrs
 import pytest
 import torch
 from test_planner import line
 from tiny_pipelines import saved
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cost import expected as fit
+from benchmarks.cost import roofline
+from benchmarks.subjects import published_shapes
 from diffalign import AlignmentLoop
 from diffalign.cli import main
 from diffalign.core import Guided, Progress
 from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.cards import CARDS, Card, asked, card, recognised
+from diffalign.costs.expected import Reached
 from diffalign.costs.limits import counted_of, work_of
-from diffalign.costs.operators import counting
-from diffalign.costs.roofline import Work, bounds, pieces
+from diffalign.costs.operators import Call, Operator, counting
+from diffalign.costs.roofline import Work, bounds, expected, pieces
 from diffalign.costs.rows import Counted
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy, LoRA
@@ -88,7 +93,7 @@ def test_a_row_has_the_operations_that_torch_counts(counted):
 
 
 def test_more_rows_follow_from_two_and_three(policy, counted):
-    direct, continued = counted._count(7), counted(7)
+    direct, continued = counted.run(7), counted(7)
     for one, other in ((direct.forward, continued.forward), (direct.backward, continued.backward)):
         assert one.operators == other.operators
     assert counted(7).forward.useful == pytest.approx(7 * counted(1).forward.useful)
@@ -101,7 +106,7 @@ def test_a_network_that_takes_rows_one_by_one_is_counted_at_each_number(tmp_path
     )
     counted = Counted.of(policy, policy.encode(Prompts(["a"]).draw(0, 1)))
     assert not counted(2).forward.alike(counted(3).forward)
-    assert counted(5).forward.operators == counted._count(5).forward.operators
+    assert counted(5).forward.operators == counted.run(5).forward.operators
 
 
 def test_the_policy_is_not_touched(policy, counted):
@@ -166,6 +171,41 @@ def test_check_says_the_bound_of_a_card(policy):
     assert "a step; where starting one takes 10 microseconds" in line(text, "operators")
 
 
+def test_what_is_expected_adds_up(counted):
+    half, full = torch.bfloat16, torch.float32
+    reached = Reached(product=0.5, single=0.8, attention=0.25, half=0.4, full=0.9, kernel=1e-3, host=2e-3)
+    for operator, seconds in (
+        (Operator("mm", "product", half, 1e6, 1e6, 10), 1.0),
+        (Operator("mm", "product", full, 1e6, 1e6, 10), 1e6 / 0.8e6),
+        (Operator("attention", "attention", half, 1e6, 1e6, 10), 2.0),
+        (Operator("mm", "product", half, 1e3, 1e3, 90_000), 1.0),
+        (Operator("mul", "elementwise", half, 0.0, 0.0, 40_000), 1.0),
+        (Operator("mul", "elementwise", full, 0.0, 0.0, 90_000), 1.0),
+    ):
+        assert reached.operator(operator, SLOW) == pytest.approx(seconds + 1e-3), operator
+    small = Call((Operator("add", "elementwise", full, 0.0, 0.0, 0),) * 5)
+    assert reached.call(small, SLOW) == pytest.approx(5 * 2e-3)  # the host is slower than the device
+    work = Work(rollout=(1, 2), update=(2,), beside=(3,))
+    rollout, update = expected(counted, work, SLOW, reached)
+    one, two, three = (counted(rows) for rows in (1, 2, 3))
+    assert rollout.seconds == pytest.approx(reached.call(one.forward, SLOW) + reached.call(two.forward, SLOW))
+    assert update.seconds == pytest.approx(sum(reached.call(call, SLOW) for call in (two.forward, two.backward, three.forward)))
+    assert (rollout.useful, update.useful) == tuple(bound.useful for bound in bounds(counted, work, SLOW))
+
+
+def test_check_says_what_one_more_prompt_costs(policy):
+    loop = build(policy, prompts=2)
+    tree = loop.sampler.branching()
+    rows, update = tree.rollout_rows, loop.objective.update_rows(tree.leaves, tree.replay_rows)
+    said = line(capacity(loop, Cluster(card=card("h100"))), "one more prompt")
+    assert f"{rows} rows of rollout and {update} of update more" in said
+    assert said.endswith("for 50% more samples")
+    assert int(said.split("%")[0].split()[-1]) < 10  # tiny calls take the time to start their operators, however many rows they have
+    more, now = (work_of(loop, tree, update, more=count) for count in (1, 0))
+    assert sum(more.rollout) - sum(now.rollout) == rows
+    assert sum(more.update) - sum(now.update) == update
+
+
 def test_unknown_cards_are_refused(capsys):
     with pytest.raises(ValueError, match=r"device must be one of h100-pcie, .*; got 'h1000'. Give --teraflops and --bandwidth of another"):
         card("h1000")
@@ -199,3 +239,34 @@ def test_a_card_may_be_given_by_its_numbers():
 def test_torchs_names_of_cards(name, expected):
     found = recognised(name)
     assert (None if found is None else found.name) == expected
+
+
+def test_what_is_expected_is_within_a_fifth_of_what_was_measured(capsys):
+    model = "SD3.5-M 512", "none"
+    roofline.compare({model: roofline.counted(published_shapes.MODELS[model[0]], model[1])}, CARDS["h100"])
+    (row,) = capsys.readouterr().out.splitlines()[2:]
+    milliseconds, bound, expected_milliseconds = (float(row.split()[place]) for place in (4, 5, 7))
+    assert milliseconds == 255
+    assert bound < 0.6 * milliseconds  # the bound is no forecast
+    assert 0.8 * milliseconds < expected_milliseconds < 1.2 * milliseconds
+
+
+def test_the_fit_finds_the_constants_of_made_up_times(monkeypatch):
+    half = torch.bfloat16
+    products = Call((Operator("mm", "product", half, 1e12, 1e12, 1000),) * 3)
+    multiplications = Call((Operator("mul", "elementwise", half, 0.0, 0.0, 10**9),) * 4)
+    additions = Call((Operator("add", "elementwise", torch.float32, 0.0, 0.0, 10**9),) * 5)
+    attention = Call((Operator("attention", "attention", half, 1e11, 1e11, 10), Operator("mm", "product", half, 1e12, 1e12, 10)))
+    singles = Call((Operator("mm", "product", torch.float32, 1e11, 1e11, 10),) * 2)
+    small = Call((Operator("add", "elementwise", torch.float32, 0.0, 0.0, 4),) * 1000)
+    truth = Reached(product=0.6, single=0.5, attention=0.3, half=0.4, full=0.8, kernel=1e-6, host=1e-5)
+    calls = (products, attention, multiplications, additions, singles, small)
+    times = [1e3 * truth.call(call, CARDS["h100"]) for call in calls]
+    rows = [[fit.Counted.of(call)] for call in calls]
+    assert [fit.milliseconds(truth, row) for row in rows] == pytest.approx(times)
+    monkeypatch.setattr(fit, "MEASURED", [("", "", 1, False, time, 0.0) for time in times])
+    monkeypatch.setattr(fit, "ATTENTIONS", 1e3 * truth.operator(attention.operators[0], CARDS["h100"]))
+    monkeypatch.setattr(fit, "PRODUCTS", 1e3 * truth.operator(attention.operators[1], CARDS["h100"]))
+    found = fit.fitted(rows, range(len(rows)), 2000)
+    assert attrs.astuple(found)[:5] == pytest.approx(attrs.astuple(truth)[:5], rel=0.05)
+    assert found.host == pytest.approx(truth.host, rel=0.02)

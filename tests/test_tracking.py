@@ -1,10 +1,16 @@
 """Trackers get metrics, evaluations, pictures and the configuration, and end with the run."""
 
+import os
+import sqlite3
+from pathlib import Path
+
 import accelerate.tracking
 import pytest
 from accelerate.tracking import GeneralTracker
 from ring import ring_loop
+from started import start
 
+from diffalign import config
 from diffalign.evaluation import HeldOutEvaluation
 from diffalign.runs.recording import Recorder
 from diffalign.tracking import Trackers, flattened
@@ -56,7 +62,7 @@ def test_what_a_tracker_hears(listener, tmp_path):
     config = "sampler: {class_path: TreeSampler, init_args: {steps: 6, splits: [1, 2]}}\nfolder: null\n"
     ring_loop(folder, [held_out, Trackers("listener", images_every=2, pictures=3), Recorder(folder, config, "ring")]).run(3)
     (heard,) = listener.made
-    assert heard.run_name == "my-run"
+    assert heard.run_name == "diffalign"
     assert heard.finished == 1
     expected = {"sampler.class_path": "TreeSampler", "sampler.init_args.steps": 6, "sampler.init_args.splits.0": 1}
     # the recorder writes it after the trackers have started, and before the first step
@@ -137,3 +143,65 @@ def test_names_are_checked_when_the_hook_is_built(listener):
 
 def test_a_configuration_becomes_one_level():
     assert flattened({"a": {"b": [1, {"c": 2.5}]}, "d": None, "e": "x"}) == {"a.b.0": 1, "a.b.1.c": 2.5, "e": "x"}
+
+
+# --- trackers that are installed, each really started, without a network
+
+OFFLINE = {"WANDB_MODE": "offline", "SWANLAB_MODE": "offline", "WANDB_SILENT": "true"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["wandb"], ["tensorboard", "wandb"], ["wandb", "tensorboard"], ["trackio"], ["swanlab"], ["mlflow"]],
+    ids=" then ".join,
+)
+def test_a_tracker_that_is_installed_starts_offline(tmp_path, names):
+    """In a process of its own: what one tracker leaves behind may hide what another lacks."""
+    for name in names:
+        pytest.importorskip(name, reason=f"needs the extra: pip install diffalign[{name}]")
+    places = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "TRACKIO_DIR": str(tmp_path / "trackio")}
+    here = Path(__file__).parent
+    environment = {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "HOME": str(tmp_path), **OFFLINE, **places}
+    done = start(here / "tracked.py", "runs/seed-1", *names, folder=tmp_path, environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "The run goes on without" not in done.stderr
+    assert f"still there {' '.join(names)}" in done.stdout
+    if "wandb" in names:
+        assert list(tmp_path.glob("runs/seed-1/trackers/wandb/offline-run-*/run-*.wandb"))
+        assert not (tmp_path / "wandb").exists()
+    if "tensorboard" in names:
+        assert list(tmp_path.glob("runs/seed-1/trackers/seed-1/events*"))
+    if "trackio" in names:
+        assert list((tmp_path / "trackio").glob("*rings*"))
+    if "mlflow" in names:
+        with sqlite3.connect(tmp_path / "mlflow.db") as database:
+            assert database.execute(
+                "SELECT r.name FROM runs r JOIN experiments e USING (experiment_id) WHERE e.name = 'rings'"
+            ).fetchall() == [("seed-1",)]
+            assert {key for (key,) in database.execute("SELECT DISTINCT key FROM metrics")} >= {"reward", "seconds/rollout"}
+
+
+NAMED = """
+policy: {class_path: GaussianMixturePolicy, init_args: {means: [[0.0, 1.0]], scale: 1.0}}
+objective: SoftmaxTB
+sampler: TreeSampler
+rewards: JPEGCompressibility
+prompts: {class_path: Prompts, init_args: {prompts: [a]}}
+hooks: [{class_path: Trackers, init_args: {names: [tensorboard]PROJECT}}]
+"""
+
+
+def test_a_project_is_a_configuration_and_a_run_in_it_a_folder(listener, tmp_path, monkeypatch):
+    class Named(listener):
+        def __init__(self, project, name="", dir=""):  # noqa: A002  as W&B calls it
+            super().__init__(project)
+            self.names = (project, name, Path(dir).name)
+
+    for project, expected in (("", "dark"), (", project: mine", "mine")):
+        (hook,) = config.parse_text(NAMED.replace("PROJECT", project), "dark").tree["hooks"]
+        assert hook.arguments["project"] == expected
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Named)
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", ["wandb"])
+    for seed in (1, 2):
+        ring_loop(tmp_path / f"seed-{seed}", [Trackers("wandb", project="dark", images_every=0)]).run(1)
+    assert [made.names for made in listener.made] == [("dark", "seed-1", "trackers"), ("dark", "seed-2", "trackers")]

@@ -241,3 +241,15 @@ def test_a_long_text_is_no_path(tmp_path: Path) -> None:
         "{even: own_parts.even}", "ClassReward"
     )
     assert config.parse_text(text).tree["policy"].arguments["negative"] == negative
+
+
+def test_a_folder_without_a_slash_in_its_name_is_kept_as_a_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "shapeworld"):
+        (tmp_path / name).mkdir()
+    text = (
+        "policy: {class_path: FlowMatchingPolicy.from_pretrained, init_args: {path: NAME}}\nobjective: SoftmaxTB\nsampler: TreeSampler\n"
+        "rewards: JPEGCompressibility\nprompts: {path: shapeworld/count}\n"
+    )
+    for name, expected in (("base", str(tmp_path / "base")), ("shapeworld", "shapeworld"), ("absent", "absent")):
+        assert config.parse_text(text.replace("NAME", name), "run").tree["policy"].arguments["path"] == expected

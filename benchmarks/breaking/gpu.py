@@ -7,6 +7,8 @@
   resume      a run that was stopped and resumed has the weights of one that was not, bit for bit
   memory      a step that runs out of memory halves its rows and goes on
   demo        some steps of the built-in TMPO run; seconds a step, and how often the host waits for the device
+  filled      row budgets that fill the memory: how they grow, and whether their peaks are foretold
+  compile     SD3.5-M's shape compiled, with and without gradient and adapters: seconds, graphs, and the same numbers as without
   tf32        what TF32 in convolutions does to a replay in another batch shape
   together    three runs at once: seconds a step, with the threads that a run takes, and with one for each core; only if it is named
 
@@ -29,6 +31,7 @@ import torch
 from benchmarks.breaking.device_matrix import CASES, gap
 from benchmarks.breaking.gpu_contract import contract, faults
 from benchmarks.breaking.gpu_machine import demo, memory, tf32, together
+from benchmarks.breaking.gpu_speed import compiled, filled
 from benchmarks.breaking.gpu_subjects import GPU, Options, Row, embedded
 from benchmarks.record import write
 from diffalign import AlignmentLoop
@@ -124,6 +127,8 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "memory": memory,
     "demo": demo,
     "tf32": tf32,
+    "filled": filled,
+    "compile": compiled,
     "together": together,
     "attention": attention,
 }

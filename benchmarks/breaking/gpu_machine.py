@@ -40,7 +40,7 @@ def memory(options: Options) -> Iterator[Row]:
     )
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 600 * 2**20) / total)
     try:
-        loop.run(2)
+        loop.advance(2)  # `run` would fill the memory from few rows on
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     yield {

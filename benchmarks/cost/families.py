@@ -1,9 +1,12 @@
 """One TMPO step of real model sizes: seconds, network rows/s, share of the device's peak, memory, and how exactly a replay repeats.
 
 Random weights of the published shapes (FLUX.1-dev, Stable Diffusion 3.5 Medium; nothing is downloaded, no text encoder and no autoencoder)
-in bfloat16 with LoRA, 512 x 512, one prompt group: a tree of 27 leaves (3 x 3 x 3). Without a GPU, and with --tiny, small networks of the
-same families in float32, whose seconds say nothing about the large ones. The ways of doing the same step:
+in bfloat16 with LoRA, 512 x 512; a prompt group is a tree of 27 leaves (3 x 3 x 3), and --prompts says how many groups a step has. Without
+a GPU, and with --tiny, small networks of the same families in float32, whose seconds say nothing about the large ones. The ways of doing
+the same step:
   diffalign                 TreeSampler and SoftmaxTB, the update in pieces of --rows network rows
+  filled                    the same with as many rows at once as the memory holds: all, then half as many until they fit
+  filled, compile           that under torch.compile, block by block; warm_up_s says what the first step took
   checkpointing             the same with recomputed activations, the update in one piece
   compile                   `diffalign` under torch.compile, block by block
   checkpointing, compile    both
@@ -18,6 +21,7 @@ weights not counted.
 
 import gc
 import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -66,6 +70,7 @@ class Way:
         checkpointing, compiled: of the network
         whole: the update in one piece, instead of pieces of --rows
         dense: in the order of the release
+        filled: as many rows at once as fit
     """
 
     name: str
@@ -73,10 +78,13 @@ class Way:
     compiled: bool = False
     whole: bool = False
     dense: bool = False
+    filled: bool = False
 
 
 WAYS = (
     Way("diffalign"),
+    Way("filled", filled=True),
+    Way("filled, compile", filled=True, compiled=True),
     Way("checkpointing", checkpointing=True, whole=True),
     Way("compile", compiled=True),
     Way("checkpointing, compile", checkpointing=True, compiled=True, whole=True),
@@ -95,6 +103,8 @@ class Options:
         tiny: small networks; always where there is no GPU
         families: by their shapes
         ways: of doing a step
+        prompts: prompt groups of a step
+        most: seconds after which nothing further begins
         device: of the networks
         dtype: of the weights; null is bfloat16, and float32 for tiny networks
         rows: network rows a piece of the update
@@ -103,12 +113,14 @@ class Options:
         repeats: steps after the one that warms up
         peak: TFLOP/s of the device; by default that of an H200 on a GPU
         backend: of torch.compile
-        json: also write the table here; families that it has from an equal call stay
+        json: also write the table here, after each way; what it has from an equal call is not measured again
     """
 
     tiny: bool = not GPU
     families: tuple[Literal[*LARGE], ...] = tuple(LARGE)
     ways: tuple[Literal[*(way.name for way in WAYS)], ...] = tuple(way.name for way in WAYS)
+    prompts: tuple[int, ...] = (1, 4, 8) if GPU else (1,)
+    most: float = 300.0
     device: str = "cuda" if GPU else "cpu"
     dtype: Literal["bfloat16", "float32"] | None = None
     rows: int = 2
@@ -137,20 +149,41 @@ class GradientRows:
         self.rows += len(keywords["hidden_states"]) if torch.is_grad_enabled() else 0
 
 
-def step_of(way: Way, shape: Shape, policy: FlowMatchingPolicy, options: Options) -> tuple[Rollout, Update]:
-    condition, (steps, plan) = condition_of(shape, policy), SCHEDULES[shape]
+def step_of(
+    way: Way, shape: Shape, policy: FlowMatchingPolicy, options: Options, prompts: int, budget: int | None
+) -> tuple[Rollout, Update]:
+    one, (steps, plan) = condition_of(shape, policy), SCHEDULES[shape]
+    several = attrs.evolve(one.select(torch.zeros(prompts, dtype=torch.long)), ids=torch.arange(prompts))
     if way.dense:
-        return branch_by_branch(policy, condition, plan.draw(steps, Progress(0, 1), Streams(0)), options.sub_batch)
-    return ours(policy, condition, TreeSampler(steps, plan, rows=options.rollout_rows), rows=None if way.whole else options.rows)
+        return branch_by_branch(policy, several, plan.draw(steps, Progress(0, 1), Streams(0)), options.sub_batch)
+    rollout_rows = budget if way.filled else options.rollout_rows
+    rows = budget if way.filled else None if way.whole else options.rows
+    return ours(policy, several, TreeSampler(steps, plan, rows=rollout_rows), rows=rows)
 
 
-def measure(way: Way, shape: Shape, model: Counted, options: Options) -> dict[str, float | None]:
+def fitting(way: Way, shape: Shape, model: Counted, options: Options, prompts: int) -> dict[str, float | None]:
+    """The numbers of one way, with half the rows at once as long as they do not fit, where it is to fill the memory."""
+    budget = None
+    while True:
+        try:
+            return measure(way, shape, model, options, prompts, budget)
+        except torch.OutOfMemoryError:
+            budget = 27 * prompts // 2 if budget is None else budget // 2
+            if not way.filled or budget < 1:
+                return {}
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def measure(
+    way: Way, shape: Shape, model: Counted, options: Options, prompts: int = 1, budget: int | None = None
+) -> dict[str, float | None]:
     """The numbers of one way; the first step warms up, and compiles."""
     compilation = Compilation(backend=options.backend) if way.compiled else None
     policy = policy_of(shape, getattr(torch, options.number()), options.device, way.checkpointing, compilation)
     gradient = GradientRows()
     gradient.watch(policy.network)
-    rollout, update = step_of(way, shape, policy, options)
+    rollout, update = step_of(way, shape, policy, options, prompts, budget)
     runs: list[dict[str, float]] = []
     on_gpu = policy.device.type == "cuda"
     for turn in range(options.repeats + 1):
@@ -160,7 +193,10 @@ def measure(way: Way, shape: Shape, model: Counted, options: Options) -> dict[st
         run = measured(policy, rollout, update)
         if turn:
             runs.append(run | {"gradient_rows": gradient.rows})
+        else:
+            warm_up = run["rollout_s"] + run["update_s"]
     result: dict[str, float | None] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    result |= {"warm_up_s": warm_up, "rows_at_once": budget}
     useful = {"rollout": result["rollout_rows"] * model.forward, "update": result["gradient_rows"] * (model.forward + model.backward)}
     seconds = {part: result[f"{part}_s"] for part in useful}
     for part in useful:
@@ -177,19 +213,23 @@ def measure(way: Way, shape: Shape, model: Counted, options: Options) -> dict[st
     return result
 
 
-def ways_of(shape: Shape, model: Counted, options: Options) -> Iterator[tuple[str, dict[str, float | None]]]:
-    for way in WAYS:
-        if way.name not in options.ways:
-            continue
-        try:
-            result = measure(way, shape, model, options)
-        except torch.OutOfMemoryError:
-            result = {}
-        yield way.name, result
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        torch.compiler.reset()
+def called(way: Way, prompts: int) -> str:
+    return way.name if prompts == 1 else f"{way.name}, {prompts} prompts"
+
+
+def ways_of(shape: Shape, model: Counted, options: Options, table: dict[str, dict[str, float | None]], end: float) -> Iterator[str]:
+    """Measure what the table lacks, one after the other, until the time is over."""
+    for prompts in options.prompts:
+        for way in WAYS:
+            name = called(way, prompts)
+            if way.name not in options.ways or name in table or (table and time.monotonic() > end):
+                continue
+            table[name] = fitting(way, shape, model, options, prompts)
+            yield name
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            torch.compiler.reset()
 
 
 def line(name: str, row: dict[str, float | None]) -> str:
@@ -207,8 +247,10 @@ def line(name: str, row: dict[str, float | None]) -> str:
 def main(options: Options) -> None:
     name = torch.cuda.get_device_name() if GPU else "CPU, 1 thread"
     made = attrs.asdict(
-        attrs.evolve(options, dtype=options.number()), filter=lambda field, _: field.name not in ("json", "families", "ways")
+        attrs.evolve(options, dtype=options.number()),
+        filter=lambda field, _: field.name not in ("json", "families", "ways", "prompts", "most"),
     )
+    end = time.monotonic() + options.most
     record = Record(options.json, {"device": name, "torch": torch.__version__, "options": made})
     print(f"{name}, torch {torch.__version__}, {options.number()}")
     columns = (
@@ -220,10 +262,8 @@ def main(options: Options) -> None:
         model = counted(shape)
         steps, plan = SCHEDULES[shape]
         print(f"{shape.name}, T={steps} {list(plan.splits)}: {model.weights / 1e9:.3f} G weights, {model.forward / 1e12:.4g} TFLOP a row")
-        table = {}
-        for way, row in ways_of(shape, model, options):
-            table[way] = row
-            print(line(way, row), flush=True)
         about = {"model": attrs.asdict(model), "steps": steps, "splits": list(plan.splits)}
-        record.content.setdefault("families", {})[shape.name] = {**about, "ways": table}
-        record.save()  # a later family may end the process
+        found = record.content.setdefault("families", {}).setdefault(shape.name, {**about, "ways": {}})
+        for name in ways_of(shape, model, options, found["ways"], end):
+            print(line(name, found["ways"][name]), flush=True)
+            record.save()  # a later way may end the process

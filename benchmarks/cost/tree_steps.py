@@ -21,7 +21,7 @@ Update = Callable[[ScoredBatch], None]
 def scored(trajectories: TrajectoryBatch) -> ScoredBatch:
     """With rewards that rise from 0 to 1."""
     rewards = torch.linspace(0, 1, len(trajectories.leaves), device=trajectories.latents.device)
-    return ScoredBatch(trajectories, rewards, {"r": rewards}, 1, Progress(0, 1), Streams(0))
+    return ScoredBatch(trajectories, rewards, {"r": rewards}, len(trajectories.condition), Progress(0, 1), Streams(0))
 
 
 def ours(policy: Policy, condition: Condition, sampler: TreeSampler, **options: Any) -> tuple[Rollout, Update]:

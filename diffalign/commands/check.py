@@ -18,16 +18,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--bandwidth", type=float, metavar="TB/S", help="memory bandwidth of a device that has no name here; with --teraflops"
     )
     parser.add_argument("--try", dest="attempt", action="store_true", help="also do one step on two prompts, two rows at a time")
+    parser.add_argument(
+        "--no-weights",
+        action="store_true",
+        help="plan a published model by its shape, with nothing downloaded; rewards and evaluation are not built",
+    )
     parser.add_argument("--shard", action="store_true", help="plan with weights sharded over the devices")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from .. import config
     from ..core import ConfigError
+    from ..costs.activations import Activations
     from ..costs.attempt import attempt
     from ..costs.capacity import Cluster, capacity
     from ..costs.cards import asked
     from ..costs.forecast import forecast
+    from ..costs.planned import planned
     from ..evaluation import HeldOutEvaluation
     from ..rewards.requirements import reach
 
@@ -35,14 +42,25 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         known = asked(options.device, options.teraflops, options.bandwidth)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if options.no_weights and options.attempt:
+        raise ConfigError("--try does a step, for which the weights are needed; leave out --no-weights")
     job = config.parse(options.run, overrides)
-    loop, hook = job.build_evaluated()
-    evaluation = hook if isinstance(hook, HeldOutEvaluation) else None
-    reach([*loop.named_rewards().values(), *(evaluation.rewards.values() if evaluation else ())])
+    evaluation, saved = None, 0
+    if options.no_weights:
+        plan = planned(job)
+        loop, saved = plan.loop, plan.saved
+    else:
+        loop, hook = job.build_evaluated()
+        evaluation = hook if isinstance(hook, HeldOutEvaluation) else None
+        beside = [] if evaluation is None else [*evaluation.rewards.values(), *evaluation.features.values()]
+        reach([*loop.named_rewards().values(), *beside])
     print(job.yaml())
-    print(forecast(loop, job.tree["total"]))
+    activations = Activations.of(loop)
+    print(forecast(loop, job.tree["total"], activations, saved))
     memory = options.memory if options.memory is not None or known is None else known.memory
-    print(capacity(loop, Cluster(options.devices, memory, options.teraflops, options.shard, known)))
+    print(capacity(loop, Cluster(options.devices, memory, options.teraflops, options.shard, known, saved), activations))
+    if options.no_weights:
+        print(f"not built           rewards ({', '.join(plan.rewards)}) and evaluation: their memory and time come on top")
     if options.attempt:
         print(attempt(loop, job.tree["total"], evaluation))
     return 0

@@ -94,7 +94,7 @@ def _described(reward: Any) -> str:
     """Describe a reward; rewards that are built alike have equal descriptions."""
     import attrs
 
-    from ..core.scoring import OfSources
+    from ..core.scoring import inner
 
-    reward = reward.reward if isinstance(reward, OfSources) else reward
+    reward = inner(reward)
     return repr(reward) if attrs.has(type(reward)) else getattr(reward, "__qualname__", type(reward).__qualname__)

@@ -20,6 +20,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teraflops", type=float, metavar="N", help="peak speed of a device in TFLOP/s, for the metrics mfu/*; known for usual GPUs"
     )
+    parser.add_argument("--open", action="store_true", help="open the page of a run that asks people for votes in the browser")
+    parser.add_argument(
+        "--fixed-rows", action="store_true", help="keep row budgets as they are given; else those that are null fill the memory of a GPU"
+    )
     parser.add_argument("--shard", action="store_true", help="shard the weights over the processes of the launcher")
 
 
@@ -44,6 +48,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
     from ..core import NonFiniteError
+    from ..costs.filling import Filling
     from ..costs.utilisation import meter_of
     from ..processes.sharding import FullySharded
     from ..runs.checkpoints import Checkpoints, complete_checkpoints
@@ -57,9 +62,12 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
 
     text, total = job.yaml(), int(job.tree["total"])
     checkpoints = Checkpoints(job.folder, job.tree["checkpoint_every"], text, job.tree["checkpoint_keep"])
-    hooks = (FirstAndLast(job.folder), Signs(), Recorder(job.folder, text, job.name, job.sources), checkpoints, Console())
+    filling = () if options.fixed_rows else (Filling(),)  # before the recorder, which writes what it foretold
+    hooks = (*filling, FirstAndLast(job.folder), Signs(), Recorder(job.folder, text, job.name, job.sources), checkpoints, Console())
     loop = job.build(hooks, devices, FullySharded() if options.shard else None)
     loop.meter = meter_of(loop, options.teraflops)
+    if options.open:
+        _open_pages(loop)
     take_fair_threads(loop.objective.policy.device)
     start = _resumed(job, checkpoints, loop, options) if options.resume else 0
     if start >= total and (job.folder / "report.html").exists():
@@ -81,6 +89,19 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
         where = f" The batch is in {kept}." if kept else ""
         raise type(error)(f"{error} Last good checkpoint: {saved[-1] if saved else 'none yet'}.{where}") from error
     return 0
+
+
+def _open_pages(loop: "AlignmentLoop") -> None:
+    from ..core import ConfigError
+    from ..core.scoring import inner
+    from ..voting import Page, Votes
+
+    rewards = map(inner, loop.named_rewards().values())
+    pages = [reward.voters for reward in rewards if isinstance(reward, Votes) and isinstance(reward.voters, Page)]
+    if not pages:
+        raise ConfigError("--open needs a reward that asks people on a page, as `Votes` with a `Page` does; this run has none")
+    for page in pages:
+        page.open = True
 
 
 def _resumed(job: "Run", checkpoints: "Checkpoints", loop: "AlignmentLoop", options: argparse.Namespace) -> int:

@@ -138,12 +138,28 @@ def locate(run: str) -> Path:
     if path.is_dir():
         if (path / "config.yaml").is_file():
             return path / "config.yaml"
-        raise ConfigError(f"{run} must be a run file or a run folder; this folder has no config.yaml")
+        raise ConfigError(f"{run} must be a run file or a run folder; this folder has no config.yaml{_of_a_program(path)}")
     if run in names:
         return names[run]
     looks_like_path = path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1
     what = "there is no such file" if looks_like_path else "there is no file and no built-in run of that name"
     raise ConfigError(f"RUN {run!r}: {what}.{nearest(path.stem, names)} Built in: {listed(names, 'and')}.")
+
+
+def _of_a_program(folder: Path) -> str:
+    """Say what to do with the folder of a run that a Python program has made; "" for any other folder."""
+    checkpoints = sorted(folder.glob("step-*[0-9]"))
+    if not (folder / "metrics.jsonl").is_file() and not checkpoints:
+        return ""
+    last = (checkpoints[-1] if checkpoints else folder / "step-000100") / "policy.safetensors"
+    adapters = (
+        f" Adapters: {folder / 'lora'}, whose README.md says how plain diffusers draws with them." if (folder / "lora").is_dir() else ""
+    )
+    return (
+        ", because a Python program has made the run: no command can build its parts again. In Python, build the policy as the program "
+        f'does, then diffalign.runs.load_weights(policy, "{last}"), and diffalign.evaluation.evaluate(policy, ...) or '
+        f"diffalign.export.export(policy, ...).{adapters} A run file gives a folder that commands read (docs/quickstart.md)"
+    )
 
 
 def read_run(file: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ FOLDERS = (
     "digits.rewards",
     "evaluation",
     "tracking",
+    "voting",
 )
 """Folders with the package's own parts."""
 

@@ -29,6 +29,7 @@ from ..core.scoring import named_rewards, reward_name, rewards_by_source
 from ..embedded import WORLDS
 from ..placement import placed
 from ..rewards.requirements import require
+from ..tracking import Trackers
 from .blueprint import Part, build, build_all, described, plain, require_found
 from .errors import listed, nearest, refused, together
 from .files import built_in, locate, read_run, read_yaml, write_yaml
@@ -39,6 +40,8 @@ from .sources import make_importable, remember, sources
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+")
 _LONGEST_PATH = 4096
+_PLACES = ("path", "start", "single_file", "weights", "model", "folder")
+"""Arguments whose value may be the name of a file or folder without any slash."""
 
 _NOT_IN_FILES = ("devices", "sharding", "meter")
 
@@ -116,8 +119,10 @@ class Run:
         """
         _check_devices(self.tree["policy"])
         errors: list[ConfigError] = []
+        later = ("evaluation", "rewards")  # what is on this machine comes first in the message
+        keys = [*(key for key in self.tree if key not in ("policy", "objective", *later)), *later]
+        made = build_all({key: self.tree[key] for key in keys}, errors)
         require_found(self.tree["policy"], errors)
-        made = build_all({key: value for key, value in self.tree.items() if key not in ("policy", "objective")}, errors)
         if errors:
             raise together(errors)
         self._check_weights(made["aggregation"], made["rewards"])
@@ -199,21 +204,30 @@ def _resolved(name: str, content: dict[str, Any], beside: Path | None = None) ->
     _check_numbers(tree)
     if tree["folder"] is None:
         tree["folder"] = Path("runs") / name
+    tree["hooks"] = [_named(hook, name) for hook in tree["hooks"]]
     return Run(name, {key: _anchored(value, beside) for key, value in tree.items()})
 
 
-def _anchored(node: Any, beside: Path | None) -> Any:
+def _named(hook: Any, name: str) -> Any:
+    """Name the project of trackers after the configuration, where the file names none."""
+    if not isinstance(hook, Part) or hook.target is not Trackers or hook.arguments["project"] is not None:
+        return hook
+    return attrs.evolve(hook, arguments={**hook.arguments, "project": name})
+
+
+def _anchored(node: Any, beside: Path | None, named: bool = False) -> Any:
     """Make paths of files absolute in a part, so that the run can be read from any folder.
 
-    A text names a file if it looks like a path, and there is one: where the command is given, or else beside the run file.
+    A text names a file if it looks like a path, or its argument is called like one, and there is one: where the command is given, or
+    else beside the run file.
     """
     if isinstance(node, Part):
-        return attrs.evolve(node, arguments={name: _anchored(value, beside) for name, value in node.arguments.items()})
+        return attrs.evolve(node, arguments={name: _anchored(value, beside, name in _PLACES) for name, value in node.arguments.items()})
     if isinstance(node, dict):
         return {name: _anchored(value, beside) if isinstance(value, Part | dict) else value for name, value in node.items()}
     if isinstance(node, list | tuple):
         return type(node)(_anchored(value, beside) if isinstance(value, Part) else value for value in node)
-    if not isinstance(node, str) or isinstance(node, Prompt) or not _is_path(node):
+    if not isinstance(node, str) or isinstance(node, Prompt) or not (_is_path(node) or (named and node not in WORLDS)):
         return node
     places = [Path(node), *([] if beside is None else [beside / node])]
     return next((str(place.absolute()) for place in places if os.path.exists(place)), node)  # Path.exists raises at a name that is too long

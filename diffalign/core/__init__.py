@@ -38,8 +38,10 @@ from .interfaces import (
     Planned,
     Stateful,
     GroupReward,
+    StepReward,
     Sourced,
     Demanding,
+    Attended,
 )
 
 # rewards: called, then brought to one number within the group
@@ -167,11 +169,13 @@ __all__ += [
     "Reward",
     "RewardFunction",
     "GroupReward",
+    "StepReward",
     "Partial",
     "Scores",
     "Aggregation",
     "PromptSource",
     # what any of them can do beyond its interface
+    "Attended",
     "Budgeted",
     "Demanding",
     "Listed",

@@ -75,8 +75,12 @@ def shrink(
         return Budgets(sampler, rows_of(objective), fewer, said)
     rows = largest // 2
     owner = {2: sampler, 3: objective}.get(stage)
-    if not _has_rows(owner) or rows < 1 or rows >= (rows_of(owner) or largest):
-        raise torch.OutOfMemoryError(f"{error}\nNothing is left to halve. Try {_advice(stage, 2)}.") from error
+    if not has_rows(owner) or rows < 1 or rows >= (rows_of(owner) or largest):
+        if stage > 1 and largest == 1:
+            said = f"One network row of the {failed or 'step'} does not fit the memory of this device. Try {_smaller(stage)}."
+        else:
+            said = f"Nothing is left to halve. Try {_advice(stage, 2)}."
+        raise torch.OutOfMemoryError(f"{error}\n{said}") from error
     what = "sampler" if stage == 2 else "objective"
     said = f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} {everywhere}"
     if stage == 2:
@@ -89,9 +93,9 @@ def rows_of(part: object) -> int | None:
     return part.rows if isinstance(part, Budgeted) else None
 
 
-def limited(part: T, rows: int) -> T:
+def limited(part: T, rows: int | None) -> T:
     """A sampler or objective with another row budget: a sampler is made anew, an objective takes it in place."""
-    if not _has_rows(part):
+    if not has_rows(part):
         return part
     if isinstance(part, Objective):
         part.rows = rows  # type: ignore[attr-defined]
@@ -99,7 +103,8 @@ def limited(part: T, rows: int) -> T:
     return attrs.evolve(part, rows=rows)  # type: ignore[misc]
 
 
-def _has_rows(owner: object) -> bool:
+def has_rows(owner: object) -> bool:
+    """True if the part has a row budget that can be changed."""
     return attrs.has(type(owner)) and "rows" in attrs.fields_dict(type(owner))  # type: ignore[arg-type]
 
 
@@ -108,3 +113,8 @@ def _advice(stage: int, largest: int) -> str:
         return "a smaller --chunk"
     name = "--sampler.rows" if stage == 2 else "--objective.rows"
     return f"{name} {max(1, largest // 2)}, fewer --prompts_per_step, or more processes"
+
+
+def _smaller(stage: int) -> str:
+    checkpointing = "--policy.checkpointing true, " if stage == 3 else ""
+    return f"{checkpointing}--policy.dtype bfloat16 with LoRA, a smaller --policy.resolution, or --shard over more devices"

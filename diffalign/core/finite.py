@@ -34,6 +34,8 @@ def require_finite(role: str, policy: Policy, trajectories: TrajectoryBatch, ste
         where = _first_bad_velocity(policy, trajectories, torch.tensor([parent]))
         if where is not None:
             cause = f" The velocity at its parent (level {int(trajectories.level[parent])}) is not finite."
+            if step > 0:  # the base was finite at the first step
+                cause += " The weights have been moved since the first step: most probably the learning rate is too large."
     raise NonFiniteError(
         f"role {role!r}, step {step}, rollout: {tensor} not finite {_address(trajectories, node)}.{cause} Nothing was updated."
     )

@@ -27,7 +27,8 @@ def fork_module(module: Module, own: Collection[str], *, trainable: bool, lent: 
     """Build a second module tree that owns copies of the parameters named `own` and shares the rest with `module`.
 
     Submodules below which nothing is owned are shared as modules, not only as tensors, so a shared leaf is one object to every fork:
-    sharding or casting it once serves all. Training mode, hooks and `torch.compile` are kept: deepcopy would drop the last silently.
+    sharding or casting it once serves all. So are their plain attributes: two attentions that have one processor still have one, which
+    compiled graphs rely on. Training mode, hooks and `torch.compile` are kept: deepcopy would drop the last silently.
 
     Args:
         module: the network
@@ -44,6 +45,7 @@ def fork_module(module: Module, own: Collection[str], *, trainable: bool, lent: 
     for path, submodule in module.named_modules():
         if path and owned.isdisjoint(map(id, submodule.parameters())):
             memo[id(submodule)] = submodule
+            memo |= {id(value): value for name, value in vars(submodule).items() if not name.startswith("_")}  # others may have them too
             continue
         for parameter in submodule.parameters(recurse=False):
             if id(parameter) not in owned:

@@ -84,6 +84,18 @@ class GroupReward(Reward):
         return self.of_groups(images, prompts, torch.tensor([place[str(prompt)] for prompt in prompts], device=images.device))
 
 
+class StepReward(Reward):
+    """Scores the images of a training step, and is told which step it is: feedback that is given while a run trains.
+
+    The loop gives it all images of a step at once (of the prompts that a `Rollout` samples at once); anywhere else, in an evaluation for
+    instance, `__call__` scores. It stands among the rewards of a run under its own name, not inside another reward.
+    """
+
+    @abstractmethod
+    def of_step(self, images: Tensor, prompts: Sequence[Prompt], group: Tensor, progress: Progress) -> Tensor | Partial:
+        """Score images [K, 3, H, W] in [0, 1] of a step with their K prompts and their groups [K]: [K], as a reward."""
+
+
 RewardFunction = Reward | Callable[[Tensor, Sequence[Prompt]], Tensor | Partial]
 
 
@@ -208,8 +220,8 @@ class PromptSource(Protocol):
 class Budgeted(Protocol):
     """Sampler or objective that evaluates at most `rows` network rows at once; None means all. Results do not depend on `rows`.
 
-    If `rows` is a field of an attrs class, the loop halves it when memory runs out. So an objective reads its own `rows` at each call, and
-    passes it on instead of giving copies to its parts.
+    If `rows` is a field of an attrs class, the loop halves it when memory runs out, and on a GPU None is filled. So an objective reads its
+    own `rows` at each call, and passes it on instead of giving copies to its parts.
     """
 
     @property
@@ -248,6 +260,15 @@ class Demanding(Protocol):
         Raises:
             ConfigError: a prompt lacks something; the message names the first such prompt and what it lacks.
         """
+        ...
+
+
+@runtime_checkable
+class Attended(Protocol):
+    """Reward that must know when a run begins and ends, because it has a page or a file open for instance."""
+
+    def hook(self) -> Any:
+        """Give the `Hook` that is called for the reward, after the hooks of the run."""
         ...
 
 

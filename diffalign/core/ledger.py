@@ -7,10 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import attrs
-import torch
 
 from .errors import PeerFailed
+from .memory import DeviceMemory, Usage, current_memory
 from .policy import Policy
+
+
+def memory_here() -> DeviceMemory | None:
+    """Memory of the current accelerator; None where there is none."""
+    return current_memory()
 
 
 @attrs.define
@@ -24,6 +29,9 @@ class Ledger:
         failed: stage in which an error was raised; None if there was none
         hidden: seconds by stage that ran at the same time as another stage; they are not part of `seconds`
         tracked: network rows by "role/stage" whose calls ran with autograd on; they are part of `rows`
+        usage: memory by stage, of its block that took most; empty without an accelerator. Stages do not lie inside each other
+        predicted: peak of a stage in bytes that was expected from the steps before; empty where nobody foretells it
+        memory: counters of the device's memory; None reads nothing. By default those of the current accelerator
     """
 
     seconds: dict[str, float] = attrs.field(factory=dict)
@@ -32,12 +40,18 @@ class Ledger:
     failed: str | None = None
     hidden: dict[str, float] = attrs.field(factory=dict)
     tracked: dict[str, int] = attrs.field(factory=dict)
+    usage: dict[str, Usage] = attrs.field(factory=dict)
+    predicted: dict[str, int] = attrs.field(factory=dict)
+    memory: DeviceMemory | None = attrs.field(factory=memory_here, eq=False, repr=False)
 
     @contextmanager
     def stage(self, name: str, roles: Mapping[str, Policy] | None = None) -> Iterator[None]:
         """Charge the block to a stage, and its network rows to `roles`. A counter that two roles share is charged once."""
         counters = {id(policy.counter): (role, policy.counter) for role, policy in reversed(list((roles or {}).items()))}
         before = {key: (counter.rows, counter.calls, counter.tracked) for key, (_, counter) in counters.items()}
+        room = None if self.memory is None else (self.memory.used(), self.memory.free())
+        if self.memory is not None:
+            self.memory.begin()
         start = time.perf_counter()
         try:
             yield
@@ -48,6 +62,9 @@ class Ledger:
             raise
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            if self.memory is not None and room is not None:
+                largest = max((counter.largest for _, counter in counters.values()), default=0)
+                self._keep(name, Usage(*room, self.memory.peak(), largest))
             for key, (role, counter) in counters.items():
                 rows, calls = counter.rows - before[key][0], counter.calls - before[key][1]
                 if calls:
@@ -55,6 +72,10 @@ class Ledger:
                     self.rows[entry] = self.rows.get(entry, 0) + rows
                     self.calls[entry] = self.calls.get(entry, 0) + calls
                     self.tracked[entry] = self.tracked.get(entry, 0) + counter.tracked - before[key][2]
+
+    def _keep(self, name: str, usage: Usage) -> None:
+        if name not in self.usage or self.usage[name].grown < usage.grown:
+            self.usage[name] = usage
 
     def hide(self, name: str, seconds: float) -> None:
         """Add time that a stage took while the step was busy with another stage."""
@@ -66,11 +87,13 @@ class Ledger:
             mine = getattr(self, name)
             for key, value in getattr(other, name).items():
                 mine[key] = mine.get(key, 0) + value
+        for name, usage in other.usage.items():
+            self._keep(name, usage)
 
 
 def peak_memory() -> int:
     """Peak memory in bytes: of the current accelerator where there is one, else of the process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if (memory := current_memory()) is not None:
+        return memory.highest()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

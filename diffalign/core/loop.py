@@ -24,7 +24,7 @@ from .report import Evaluated, Metrics, Report, deviation
 from .rollout import Rollout, Sequential, Stages
 from .schedule import Scalar
 from .scores import Scores
-from .scoring import named_rewards, rewards_by_source
+from .scoring import hooks_of, named_rewards, rewards_by_source
 from .streams import Streams
 from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
 from .unessential import say
@@ -129,7 +129,7 @@ class AlignmentLoop:
             self.running[role] = self.optimizers.get(role, self.optimizers.get("default", adamw))(parameters)
         require_fit(self.objective, self.sampler, self.prompts)
 
-    # attrs.define makes slots, so these need a field of their own
+    # slots need fields
     _rewards: dict[str, RewardFunction] = attrs.field(init=False, repr=False)
     _lockstep: Lockstep = attrs.field(init=False, repr=False)
     _update: Update = attrs.field(init=False, repr=False)
@@ -174,7 +174,7 @@ class AlignmentLoop:
         return usual(RUN)(self, total, start, folder=folder, resume=resume, show=show)  # type: ignore[no-any-return]
 
     def advance(self, total: int, start: int = 0, also: Sequence[Hook] = ()) -> None:
-        """Do the steps `start` .. `total` - 1, and nothing around them but the loop's hooks and, after those, `also`.
+        """Do the steps `start` .. `total` - 1, and nothing around them but hooks: the loop's, `also`, the rewards'.
 
         Raises:
             Interrupted: a process received SIGINT or SIGTERM; the current step was finished, and the hooks were stopped.
@@ -183,7 +183,7 @@ class AlignmentLoop:
             raise ValueError(f"start must lie between 0 and total = {total}; got {start}")
         step = start
         self.evaluations.clear()
-        hooks = (*self.hooks, *also)
+        hooks = (*self.hooks, *also, *hooks_of(self._rewards))
         with stop_between_steps(speaks=self.devices.rank == 0) as request:
             self._request = request
             try:

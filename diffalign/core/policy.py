@@ -80,6 +80,11 @@ class Policy(nn.Module, ABC):
             pristine: leave out the LoRA update; an error if there is no LoRA
         """
 
+    @property
+    def without_delta(self) -> bool:
+        """True if a pristine fork computes the same now: there are LoRA adapters, and they add nothing yet. Such a fork skips them."""
+        return False
+
     def sized(self, size: Size | None) -> "Policy":
         """View of the same weights for images of another size, with the latent shape and the noise grid of that size.
 

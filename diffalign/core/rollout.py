@@ -10,12 +10,12 @@ from torch import Tensor
 
 from .errors import Evidence, NonFiniteError
 from .finite import require_finite
-from .interfaces import RewardFunction, TrajectorySampler
+from .interfaces import RewardFunction, StepReward, TrajectorySampler
 from .joining import join
 from .ledger import Ledger
 from .policy import Policy
 from .scores import Scores
-from .scoring import score, together
+from .scoring import inner, score, together
 from .streams import Streams
 from .types import Condition, Progress, Prompt, TrajectoryBatch
 
@@ -87,10 +87,13 @@ class Stages:
         return trajectories
 
     def decode(self, trajectories: TrajectoryBatch) -> Iterator[Pictures]:
-        """Decode the leaves of a forest, `chunk` at a time; where a reward scores groups, yield as many as make groups whole."""
+        """Decode the leaves of a forest, `chunk` at a time; where a reward scores groups, yield as many as make groups whole.
+
+        A `StepReward` is given all of them at once.
+        """
         group = trajectories.group
         prompts = [trajectories.condition.prompts[i] for i in group.tolist()]
-        ends = _whole(group.tolist()) if together(self.rewards) else set(range(1, len(prompts) + 1))
+        ends = self._ends(group)
         waiting: list[Tensor] = []
         first = 0
         for start in range(0, len(prompts), self.chunk):
@@ -107,6 +110,12 @@ class Stages:
             yield Pictures(decoded[: end - first], prompts[first:end], group[first:end], trajectories)
             waiting, first = [decoded[end - first :]], end
 
+    def _ends(self, group: Tensor) -> set[int]:
+        """Numbers of leading samples that may be scored without the samples after them."""
+        if any(isinstance(inner(reward), StepReward) for reward in self.rewards.values()):
+            return {len(group)}
+        return _whole(group.tolist()) if together(self.rewards) else set(range(1, len(group) + 1))
+
     def score(self, pictures: Pictures) -> Scores:
         """Compute raw scores by reward name. It changes no state of the step and no ledger, so it may run in another thread.
 
@@ -114,7 +123,7 @@ class Stages:
             RewardError: a reward has failed.
         """
         try:
-            return score(self.rewards, pictures.images, pictures.prompts, pictures.group)
+            return score(self.rewards, pictures.images, pictures.prompts, pictures.group, self.progress)
         except NonFiniteError as error:
             error.evidence = Evidence.of(self.progress.step, (self.role,), pictures.trajectories)
             raise

@@ -5,15 +5,16 @@ import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
 from .errors import ConfigError, NonFiniteRewardError, RewardError
-from .interfaces import Demanding, GroupReward, PromptSource, Reward, RewardFunction, Sourced
+from .interfaces import Attended, Demanding, GroupReward, PromptSource, Reward, RewardFunction, Sourced, StepReward
 from .scores import Partial, Scores
-from .types import Prompt
+from .types import Progress, Prompt
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
@@ -41,15 +42,22 @@ _PROMPTS = frozenset(("prompt", "prompts", "texts", "captions"))
 
 
 def require_order(name: str, reward: RewardFunction) -> None:
-    """Refuse a reward whose parameters are in the order (prompts, images).
+    """Refuse a reward that cannot be called with (images, prompts), or names them in the other order.
 
     Raises:
-        ValueError: it does.
+        ValueError: it does, or it is a class that was not called.
     """
+    if inspect.isclass(reward):
+        raise ValueError(f"rewards[{name!r}] must be a reward; got the class {reward.__name__} itself; call it: {reward.__name__}(...)")
     try:
-        first, second, *_ = inspect.signature(reward).parameters
-    except (TypeError, ValueError):  # written in C, or it takes *arguments: its call will tell
+        signature = inspect.signature(reward)
+    except (TypeError, ValueError):  # written in C: its call will tell
         return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ValueError(f"rewards[{name!r}] must take two arguments, (images, prompts); it takes {signature}") from error
+    first, second = [*signature.parameters, "", ""][:2]
     if first in _PROMPTS and second in _IMAGES:
         raise ValueError(f"rewards[{name!r}] must take (images, prompts), in this order; it takes ({first}, {second}). Exchange them.")
 
@@ -107,12 +115,28 @@ def rewards_by_source(rewards: Mapping[str, RewardFunction], prompts: PromptSour
 
 def together(rewards: Mapping[str, RewardFunction]) -> set[str]:
     """Names of the rewards that score all images of a prompt together, so that groups must not be cut."""
-    inner = {name: reward.reward if isinstance(reward, OfSources) else reward for name, reward in rewards.items()}
-    return {name for name, reward in inner.items() if isinstance(reward, GroupReward)}
+    return {name for name, reward in rewards.items() if isinstance(inner(reward), GroupReward)}
+
+
+def hooks_of(rewards: Mapping[str, RewardFunction]) -> list[Any]:
+    """Hooks that rewards bring along."""
+    held: list[object] = [inner(reward) for reward in rewards.values()]
+    return [reward.hook() for reward in held if isinstance(reward, Attended)]
+
+
+def inner(reward: RewardFunction) -> RewardFunction:
+    """The reward itself, where it is held to some sources of prompts."""
+    return reward.reward if isinstance(reward, OfSources) else reward
 
 
 @torch.no_grad()
-def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt], group: Tensor | None = None) -> Scores:
+def score(
+    rewards: Mapping[str, RewardFunction],
+    images: Tensor,
+    prompts: Sequence[Prompt],
+    group: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Scores:
     """Score images: raw scores by reward name, each [K], float32, on the device of the images.
 
     Args:
@@ -120,28 +144,31 @@ def score(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequen
         images: [K, 3, H, W]
         prompts: K
         group: group of each image, [K], each group whole; None if the groups are not known
+        progress: progress of the run, if these are the images of a training step
 
     Raises:
         RewardError: a reward raised, changed the images, or returned another shape or a number that is not finite; or a reward scores
             the images of a prompt together, and it is not known which they are.
     """
-    return Scores({name: _scored(name, reward, images, prompts, group) for name, reward in rewards.items()})
+    return Scores({name: _scored(name, reward, images, prompts, group, progress) for name, reward in rewards.items()})
 
 
-def _scored(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None) -> Tensor | Partial:
+def _scored(
+    name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None, progress: Progress | None
+) -> Tensor | Partial:
     """Score the images to whose prompts the reward belongs."""
     if not isinstance(reward, OfSources):
-        return _checked(name, reward, images, prompts, group)
+        return _checked(name, reward, images, prompts, group, progress)
     applies = torch.tensor([reward.applies(prompt) for prompt in prompts], dtype=torch.bool, device=images.device)
     places = [place for place, prompt in enumerate(prompts) if reward.applies(prompt)]
     if len(places) == len(prompts):
-        return _checked(name, reward.reward, images, prompts, group)
+        return _checked(name, reward.reward, images, prompts, group, progress)
     values = torch.zeros(len(images), device=images.device)
     if not places:
         return Partial(values, applies)
     chosen = None if group is None else group[places]
-    inner = _checked(name, reward.reward, images[places], [prompts[place] for place in places], chosen)
-    part = inner if isinstance(inner, Partial) else Partial(inner, torch.ones_like(inner, dtype=torch.bool))
+    found = _checked(name, reward.reward, images[places], [prompts[place] for place in places], chosen, progress)
+    part = found if isinstance(found, Partial) else Partial(found, torch.ones_like(found, dtype=torch.bool))
     index = torch.tensor(places, device=images.device)
     return Partial(values.scatter(0, index, part.values), applies.scatter(0, index, part.applies))
 
@@ -168,7 +195,19 @@ def _is_users(file: str) -> bool:
     return not ({"site-packages", "dist-packages"} & set(Path(file).parts)) and not file.startswith((_PACKAGE, *_LIBRARY, "<frozen"))
 
 
-def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None) -> Tensor | Partial:
+def _called(
+    reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None, progress: Progress | None
+) -> Tensor | Partial:
+    if isinstance(reward, StepReward) and group is not None and progress is not None:
+        return reward.of_step(images, prompts, group, progress)
+    if isinstance(reward, GroupReward) and group is not None:
+        return reward.of_groups(images, prompts, group)
+    return reward(images, prompts)
+
+
+def _checked(
+    name: str, reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None, progress: Progress | None
+) -> Tensor | Partial:
     if isinstance(reward, GroupReward) and group is None:
         raise RewardError(
             f"reward {name!r} scores all pictures of a prompt together, and here it cannot be known which they are. Name it among the "
@@ -176,9 +215,7 @@ def _checked(name: str, reward: RewardFunction, images: Tensor, prompts: Sequenc
         )
     before = _fingerprint(images)
     try:
-        result = (
-            reward(images, prompts) if group is None or not isinstance(reward, GroupReward) else reward.of_groups(images, prompts, group)
-        )
+        result = _called(reward, images, prompts, group, progress)
     except torch.OutOfMemoryError:  # not a fault of the reward: fewer images at once may fit
         raise
     except Exception as error:

@@ -51,6 +51,10 @@ class PolicyAround(Policy):
     def guide(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
         return self.policy.guide(positive, negative, scale)
 
+    @property
+    def without_delta(self) -> bool:
+        return self.policy.without_delta
+
     def sized(self, size: Size | None) -> Policy:
         inner = self.policy.sized(size)
         return self if inner is self.policy else view_of(self, policy=inner, latent_shape=inner.latent_shape)

@@ -1,7 +1,6 @@
 """Capacity of a cluster for a run: prompt groups per device, rows that fit the memory, largest number of steps per hour."""
 
 import collections
-import math
 import time
 from collections.abc import Iterator
 
@@ -13,8 +12,10 @@ from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt, Size
 from ..core.budget import rows_of
 from ..processes.sharding import separate, sharded_bytes
 from ..samplers import Branches, Branching
+from .activations import Activations
+from .beside import beside_bytes
 from .cards import Card
-from .sizes import activation_bytes, size, state_bytes, tensor_bytes, token_layers, tokens
+from .sizes import size, state_bytes, tensor_bytes, token_layers, tokens
 
 _GIB = 1024**3
 
@@ -29,6 +30,7 @@ class Cluster:
         teraflops: speed of a device in TFLOP/s, in the floating type of the policy; None measures this device
         shard: whether weights are sharded over the devices
         card: data sheet of the device; its bound then replaces the estimate from `teraflops`. None if the device is not known
+        saved: bytes that weights take less than their type says, because the run will quantise them
     """
 
     devices: int = attrs.field(default=1, validator=attrs.validators.ge(1))
@@ -36,17 +38,20 @@ class Cluster:
     teraflops: float | None = None
     shard: bool = False
     card: Card | None = None
+    saved: int = 0
 
 
-def capacity(loop: AlignmentLoop, cluster: Cluster) -> str:
+def capacity(loop: AlignmentLoop, cluster: Cluster, activations: Activations | None = None) -> str:
     """Make a table for one cluster. Nothing is run, except a few matrix products if the speed is not given.
 
     Args:
         loop: the built loop
         cluster: the cluster to plan for
+        activations: memory of the run's update; None counts it
     """
     tree = loop.sampler.branching() if isinstance(loop.sampler, Branches) else None
-    rows = [*_shares(loop, cluster), *_memory(loop, cluster, tree), *_speed(loop, cluster, tree)]
+    taken = activations or Activations.of(loop)
+    rows = [*_shares(loop, cluster), *_memory(loop, cluster, tree, taken), *_speed(loop, cluster, tree, taken)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
@@ -93,37 +98,48 @@ def _fixed_bytes(loop: AlignmentLoop, cluster: Cluster) -> int:
     return weights + moving
 
 
-def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Iterator[tuple[str, str]]:
-    views = {asked: loop.objective.behavior().sized(asked) for asked in _sizes(loop)}
-    largest = max(views, key=lambda asked: math.prod(views[asked].latent_shape))
-    policy = views[largest]
-    per_row, fixed = activation_bytes(policy), _fixed_bytes(loop, cluster)
+def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activations: Activations) -> Iterator[tuple[str, str]]:
+    largest = activations.size
+    fixed, beside = _fixed_bytes(loop, cluster) - cluster.saved, beside_bytes(loop.objective.policy)
     groups = -(-loop.prompts_per_step // cluster.devices)
     update = _update_rows(loop, tree)
     replayed = (update or 0) * groups
     rows = min(rows_of(loop.objective) or replayed, replayed)
-    taken = f"{size(rows * per_row)} for {rows} rows in the update" if update else "the update comes on top, its rows are not known"
+    passes = activations.at(rows)
+    taken = f"{size(passes)} for {rows} rows in the update" if update else "the update comes on top, its rows are not known"
     at = f", at {largest[0]} x {largest[1]} (height x width), the largest size of a prompt" if largest is not None else ""
-    kept = 2 * 4 * torch.Size(policy.latent_shape).numel() * groups * sum(tree.widths) if tree is not None else 0
+    latent = torch.Size(loop.objective.behavior().sized(largest).latent_shape).numel()
+    kept = 2 * 4 * latent * groups * sum(tree.widths) if tree is not None else 0
     where = "sharded" if cluster.shard else "whole in each"
+    resident = "" if beside.offloaded or not beside.total else f", {size(beside.total)} for text encoders and autoencoder"
+    fixed += 0 if beside.offloaded else beside.total
     yield (
         "memory of a device",
         (
-            f"about {size(fixed + kept + rows * per_row)}: {size(fixed)} for weights ({where}), gradients and optimizer of the policies, "
-            f"{size(kept)} for the rollout, {taken}{at}"
+            f"about {size(fixed + kept + passes)}: {size(fixed - (0 if beside.offloaded else beside.total))} for weights ({where}), "
+            f"gradients and optimizer of the policies{resident}, {size(kept)} for the rollout, {taken}{at}"
         ),
     )
-    if cluster.memory is None or not per_row or not replayed:
+    if beside.total and beside.offloaded:
+        too_much = cluster.memory is not None and fixed + beside.texts > cluster.memory * _GIB
+        yield (
+            "offloaded",
+            (
+                f"{size(beside.total)} for text encoders and autoencoder, on the CPU; while texts are encoded up to {size(beside.texts)} "
+                f"come on top of the weights, and no update then{f'; that does not fit {cluster.memory:g} GiB' if too_much else ''}"
+            ),
+        )
+    if cluster.memory is None or not activations.per_row or not replayed:
         return
     room = cluster.memory * _GIB - fixed - kept
-    fits = int(room // per_row)
+    fits = activations.fitting(room)
     if fits < 1:
         yield (
             "row budget",
             (
                 f"nothing fits: {size(fixed + kept)} of {cluster.memory:g} GiB are taken before the first row of the update, which needs "
-                f"{size(per_row)} more. {'Use more devices' if cluster.shard else 'Shard the weights (--shard)'}, a smaller rank or "
-                "activation checkpointing."
+                f"{size(activations.at(1))} more. {'Use more devices' if cluster.shard else 'Shard the weights (--shard)'}, a smaller "
+                "rank, activation checkpointing, offload or quantization."
             ),
         )
     elif fits < replayed:
@@ -150,7 +166,7 @@ def _update_rows(loop: AlignmentLoop, tree: Branching | None) -> int | None:
     return None if tree is None else loop.objective.update_rows(tree.leaves, tree.replay_rows)
 
 
-def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Iterator[tuple[str, str]]:
+def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activations: Activations) -> Iterator[tuple[str, str]]:
     policy = loop.objective.behavior()
     forward = sum(share * row_flops(policy.sized(asked)) for asked, share in _sizes(loop).items())
     update = _update_rows(loop, tree)
@@ -162,7 +178,10 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None) -> Ite
     if cluster.card is not None:
         from .limits import limits  # slow to import, and seldom needed
 
-        yield from limits(loop, tree, update, cluster.card, cluster.devices)
+        yield from limits(loop, tree, update, cluster.card, cluster.devices, activations.counted if activations.size is None else None)
+        return
+    if cluster.teraflops is None and policy.device.type == "meta":
+        yield "steps per hour", "not known: give the card, by --device NAME, or by --teraflops and --bandwidth"
         return
     groups = -(-loop.prompts_per_step // cluster.devices)
     updates = max(phase.repeats for phase in loop.objective.phases())

@@ -9,19 +9,23 @@ from torch import nn
 from ..core import AlignmentLoop
 from ..core.budget import rows_of
 from ..samplers import Branches, Branching
-from .sizes import activation_bytes, size, tensor_bytes
+from .activations import Activations
+from .beside import beside_bytes
+from .sizes import size, tensor_bytes
 from .sizes import state_bytes as _state_bytes
 
 
-def forecast(loop: AlignmentLoop, total: int) -> str:
+def forecast(loop: AlignmentLoop, total: int, activations: Activations | None = None, saved: int = 0) -> str:
     """Make a table of the costs of a step, from the plan and the weights. Nothing is run.
 
     Args:
         loop: the built loop
         total: steps of the run
+        activations: memory of its update; None counts it
+        saved: bytes that weights take less than their type says, because the run will quantise them
     """
     plan = loop.sampler.branching() if isinstance(loop.sampler, Branches) else None
-    rows = [*_plan(loop, plan, total), *_training(loop), *_memory(loop, plan)]
+    rows = [*_plan(loop, plan, total), *_training(loop), *_memory(loop, plan, activations or Activations.of(loop), saved)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
@@ -60,11 +64,11 @@ def _training(loop: AlignmentLoop) -> Iterator[tuple[str, str]]:
         yield f"trains {role}", f"{own:,} of {every:,} parameters ({own / max(every, 1):.2%}) with {optimizer}"
 
 
-def _memory(loop: AlignmentLoop, plan: Branching | None) -> Iterator[tuple[str, str]]:
-    weights = _loaded_bytes()
+def _memory(loop: AlignmentLoop, plan: Branching | None, activations: Activations, saved: int) -> Iterator[tuple[str, str]]:
+    weights = _loaded_bytes() or _planned_bytes(loop) - saved
     gradients = sum(tensor_bytes(p) for policy in loop.trained().values() for p in policy.trainable_parameters().values())
     state = sum(_state_bytes(optimizer) for optimizer in loop.running.values())
-    entries = [("weights (all that is loaded, text encoders and autoencoder included)", weights)]
+    entries = [("weights (text encoders and autoencoder included, rewards where they are loaded)", weights)]
     entries += [("gradients", gradients), ("optimizer state", state)]
     unknown = ""
     if plan is not None:
@@ -75,8 +79,7 @@ def _memory(loop: AlignmentLoop, plan: Branching | None) -> Iterator[tuple[str, 
         if update is not None:
             replayed = update * loop.prompts_per_step
             chunk = min(rows_of(loop.objective) or replayed, replayed)
-            activations = chunk * activation_bytes(policy)
-            entries.append((f"activations of {chunk} rows in the update (a guess: the inputs of the linear layers)", activations))
+            entries.append((f"activations of {chunk} rows in the update ({activations.source})", activations.at(chunk)))
         else:
             unknown = ", and activations of the update, which are not known"
     yield "memory", f"about {size(sum(count for _, count in entries))}{unknown}:"
@@ -90,5 +93,11 @@ def _loaded_bytes() -> int:
     for thing in gc.get_objects():
         if issubclass(type(thing), nn.Module) and "_parameters" in vars(thing):
             for tensor in (*thing.parameters(recurse=False), *thing.buffers(recurse=False)):
-                tensors[tensor.data_ptr()] = tensor_bytes(tensor)
+                tensors[tensor.data_ptr()] = 0 if tensor.is_meta else tensor_bytes(tensor)
     return sum(tensors.values())
+
+
+def _planned_bytes(loop: AlignmentLoop) -> int:
+    """Bytes of the weights of a run that was built without any."""
+    tensors = {id(parameter): parameter for policy in loop.policies().values() for parameter in policy.parameters()}
+    return sum(map(tensor_bytes, tensors.values())) + beside_bytes(loop.objective.policy).total

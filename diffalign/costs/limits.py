@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator
 
-import torch
-
-from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt
+from ..core import AlignmentLoop
 from ..core.budget import rows_of
-from ..core.wrapper import PolicyAround
 from ..samplers import Branching
+from .activations import counted_of, evaluations
 from .cards import Card
-from .roofline import Work, bounds, pieces
+from .roofline import Work, bounds, expected, pieces
 from .rows import Counted
 
 
-def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1) -> Work:
+def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1, more: int = 0) -> Work:
     """List the network calls of a step on one device. Only replay and reference are counted of what an objective evaluates.
 
     Args:
@@ -21,8 +19,9 @@ def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1)
         tree: tree of its sampler
         update: rows of an update for one prompt
         devices: number of devices that share the prompts
+        more: prompt groups that the device takes beside those of the run
     """
-    groups = -(-loop.prompts_per_step // devices)
+    groups = -(-loop.prompts_per_step // devices) + more
     size = min(loop.rollout.prompts or groups, groups)
     sizes = [min(size, groups - start) for start in range(0, groups, size)]
     calls = [rows for count in sizes for width in tree.evaluated for rows in pieces(width * count, rows_of(loop.sampler))]
@@ -30,15 +29,17 @@ def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1)
     updates = max(phase.repeats for phase in loop.objective.phases())
     numbers = sum(parameter.numel() for policy in loop.trained().values() for parameter in policy.trainable_parameters().values())
     return Work(
-        tuple(calls) * _evaluations(loop.objective.behavior()),
-        once * updates * _evaluations(loop.objective.policy),
-        once * ("reference" in loop.policies()) * _evaluations(loop.objective.policy),
+        tuple(calls) * evaluations(loop.objective.behavior()),
+        once * updates * evaluations(loop.objective.policy),
+        once * ("reference" in loop.policies()) * evaluations(loop.objective.policy),
         numbers * updates,
     )
 
 
-def limits(loop: AlignmentLoop, tree: Branching, update: int, card: Card, devices: int = 1) -> Iterator[tuple[str, str]]:
-    """Make the lines of a table: the bound, the bound if operators are fused, and the number of operators.
+def limits(
+    loop: AlignmentLoop, tree: Branching, update: int, card: Card, devices: int = 1, counted: Counted | None = None
+) -> Iterator[tuple[str, str]]:
+    """Make the lines of a table: expected time, the bound, the bound if operators are fused, the operators, and one more prompt group.
 
     Args:
         loop: the built loop
@@ -46,14 +47,25 @@ def limits(loop: AlignmentLoop, tree: Branching, update: int, card: Card, device
         update: rows of an update for one prompt
         card: data sheet of a device
         devices: number of devices that share the prompts
+        counted: calls of the policy; None counts them
 
     Raises:
         ValueError: weights are quantised or sharded.
     """
     policy = loop.objective.policy
-    counted, work = counted_of(loop, policy), work_of(loop, tree, update, devices)
+    counted, work = counted or counted_of(loop, policy), work_of(loop, tree, update, devices)
     peak = card.peak(policy.precision)
     apart = bounds(counted, work, card)
+    rollout, update_expected = expected(counted, work, card)
+    step = rollout.seconds + update_expected.seconds
+    yield (
+        f"expected on {card.name}",
+        (
+            f"{step:.3g} s a step ({3600 / step:,.0f} an hour): rollout {rollout.seconds:.3g} s ({rollout.share(peak):.0%} of "
+            f"{peak / 1e12:.4g} TFLOP/s), update {update_expected.seconds:.3g} s ({update_expected.share(peak):.0%}); not compiled, no "
+            "decoding, no rewards"
+        ),
+    )
     for name, fused in ((f"least on {card.name}", False), ("fused", True)):
         rollout, update_bound = bounds(counted, work, card, fused=fused)
         seconds = rollout.seconds + update_bound.seconds
@@ -66,20 +78,13 @@ def limits(loop: AlignmentLoop, tree: Branching, update: int, card: Card, device
             ),
         )
     operators = sum(bound.operators for bound in apart)
+    larger = sum(bound.seconds for bound in expected(counted, work_of(loop, tree, update, devices, more=1), card))
+    groups = -(-loop.prompts_per_step // devices)
+    yield (
+        "one more prompt",
+        (
+            f"on each device: {tree.rollout_rows} rows of rollout and {update} of update more, {larger - step:.3g} s: "
+            f"{larger / step - 1:.0%} of a step for {1 / groups:.0%} more samples"
+        ),
+    )
     yield "operators", f"{operators:,} a step; where starting one takes 10 microseconds, the host needs {operators * 1e-5:.3g} s"
-
-
-def counted_of(loop: AlignmentLoop, policy: Policy) -> Counted:
-    """Count the calls of a policy for the first prompt of the run."""
-    prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else loop.prompts.draw(0, 1)
-    with torch.no_grad():
-        return Counted.of(policy, policy.encode([Prompt.of(prompts[0])]))
-
-
-def _evaluations(policy: Policy) -> int:
-    """Network rows for one row of the policy: two under guidance."""
-    count = 1
-    while isinstance(policy, PolicyAround):
-        count *= 2 if isinstance(policy, Guided) and policy.scale != policy.no_guidance else 1
-        policy = policy.policy
-    return count

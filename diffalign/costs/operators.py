@@ -1,7 +1,7 @@
 """Operators of a network call, with their operations and bytes, counted without running them."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -120,6 +120,16 @@ def counting() -> Iterator[Callable[[], Call]]:
     mode = _Operators()
     with _FusedAttention(), mode:
         yield mode.taken
+
+
+def differentiate(output: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Do the backward pass from an output to inputs inside `counting`, for its operators alone.
+
+    torch.autograd.grad would suspend the function mode meanwhile, and attention that is computed again would count as another operator.
+    """
+    torch.autograd.graph._engine_run_backward(
+        (output,), (torch.empty_like(output),), False, False, tuple(inputs), True, accumulate_grad=False
+    )
 
 
 class _Operators(TorchDispatchMode):

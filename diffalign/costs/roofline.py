@@ -1,10 +1,12 @@
-"""Lower bound of the time of a step on a card, from operations and bytes alone."""
+"""Time of a step on a card from operations and bytes: its lower bound, and what is expected in torch's eager mode."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 
 from .cards import Card
+from .expected import EAGER, Reached
+from .operators import Call
 from .rows import Counted
 
 _OPTIMIZER_BYTES = 28
@@ -30,7 +32,7 @@ class Work:
 
 @attrs.frozen
 class Bound:
-    """Lower bound of a stage.
+    """Time of a stage, as a bound or as expected.
 
     Args:
         seconds: time on the device
@@ -68,20 +70,36 @@ def bounds(counted: Counted, work: Work, card: Card, *, fused: bool = False) -> 
 
     Reference: Williams et al., Roofline, Communications of the ACM 52(4), 2009.
     """
+    return _stages(counted, work, card, lambda call: call.seconds(card, fused=fused))
 
-    def forward(rows: int) -> Bound:
-        call = counted(rows).forward
-        return Bound(call.seconds(card, fused=fused), call.useful, len(call.operators))
 
-    def backward(rows: int) -> Bound:
-        call = counted(rows).backward
-        return Bound(call.seconds(card, fused=fused), call.useful, len(call.operators))
+def expected(counted: Counted, work: Work, card: Card, reached: Reached = EAGER) -> tuple[Bound, Bound]:
+    """Expect rollout and update in torch's eager mode: the same sums, with what kernels reach and what starting them takes.
 
-    beside = _added(map(forward, work.beside))
-    trained = _added(part for rows in work.update for part in (forward(rows), backward(rows)))
+    Args:
+        counted: calls of the policy that is trained
+        work: network calls of the step
+        card: card on which it runs
+        reached: shares of the data sheet that kernels reach
+    """
+    return _stages(counted, work, card, lambda call: reached.call(call, card))
+
+
+def _stages(counted: Counted, work: Work, card: Card, seconds: Callable[[Call], float]) -> tuple[Bound, Bound]:
+    known: dict[int, tuple[Bound, Bound]] = {}
+
+    def calls(rows: int) -> tuple[Bound, Bound]:
+        if rows not in known:
+            both = counted(rows)
+            forward, backward = (Bound(seconds(call), call.useful, len(call.operators)) for call in (both.forward, both.backward))
+            known[rows] = forward, backward
+        return known[rows]
+
+    beside = _added(calls(rows)[0] for rows in work.beside)
+    trained = _added(part for rows in work.update for part in calls(rows))
     optimizer = work.trained * _OPTIMIZER_BYTES / card.bandwidth
     update = Bound(trained.seconds + beside.seconds + optimizer, trained.useful, trained.operators + beside.operators)
-    return _added(map(forward, work.rollout)), update
+    return _added(calls(rows)[0] for rows in work.rollout), update
 
 
 def _added(parts: Iterator[Bound]) -> Bound:

@@ -10,7 +10,8 @@ from ..core import Condition, Policy
 from ..core.forking import view_of
 from ..core.spread import is_spread
 from ..core.wrapper import PolicyAround
-from .operators import Call, counting
+from .live import LiveBytes
+from .operators import Call, counting, differentiate
 
 _COUNTED = 3
 """Rows up to which calls are counted one by one. One row has fewer operators than two: nothing needs to be copied for it."""
@@ -24,11 +25,13 @@ class Pass:
         rows: rows of the call
         forward: operators of the forward pass with gradients, which keeps activations
         backward: operators of the backward pass to the trained weights; empty if nothing is trained
+        peak: bytes that live at once beside the weights, at most
     """
 
     rows: int
     forward: Call
     backward: Call
+    peak: int
 
 
 @attrs.define(eq=False)
@@ -65,26 +68,35 @@ class Counted:
     def __call__(self, rows: int) -> Pass:
         """Count a call of that many rows. Calls of more than three follow from two and three, unless the network treats rows one by one."""
         if rows not in self._known:
-            self._known[rows] = self._count(rows) if rows <= _COUNTED else self._continued(rows)
+            self._known[rows] = self.run(rows) if rows <= _COUNTED else self._continued(rows)
         return self._known[rows]
 
     def _continued(self, rows: int) -> Pass:
         two, three = self(_COUNTED - 1), self(_COUNTED)
-        calls = ((two.forward, three.forward), (two.backward, three.backward))
-        if not all(one.alike(other) for one, other in calls):
-            return self._count(rows)
-        return Pass(rows, *(one.at(rows, other, _COUNTED - 1) for one, other in calls))
+        if not (two.forward.alike(three.forward) and two.backward.alike(three.backward)):
+            return self.run(rows)
+        forward, backward = two.forward.at(rows, three.forward, _COUNTED - 1), two.backward.at(rows, three.backward, _COUNTED - 1)
+        return Pass(rows, forward, backward, self.peak(rows))
 
-    def _count(self, rows: int) -> Pass:
+    def peak(self, rows: int) -> int:
+        """Bytes that live at once beside the weights in a forward and a backward pass: a + b * rows, by the calls of two and three rows.
+
+        Activation checkpointing shows in it. Attention keeps no scores, as with the kernels of accelerators. The scratch space of
+        kernels and what an allocator keeps are not seen.
+        """
+        two, three = self(_COUNTED - 1).peak, self(_COUNTED).peak
+        return two + (rows - _COUNTED + 1) * (three - two)
+
+    def run(self, rows: int) -> Pass:
+        """Do a forward and a backward pass of that many rows on the meta device, and count their operators."""
         condition = self.condition.select(torch.zeros(rows, dtype=torch.long))
         latents = torch.zeros(rows, *self.policy.latent_shape, device="meta")
-        with counting() as taken, torch.enable_grad():
+        with LiveBytes() as live, counting() as taken, torch.enable_grad():
             velocity = self.policy.velocity(latents, torch.full((rows,), 0.5, device="meta"), condition)
             forward = taken()
             if velocity.requires_grad:
-                trained = list(self.policy.trainable_parameters().values())
-                torch.autograd.grad(velocity, trained, torch.empty_like(velocity), allow_unused=True)
-            return Pass(rows, forward, taken())
+                differentiate(velocity, list(self.policy.trainable_parameters().values()))
+            return Pass(rows, forward, taken(), live.peak)
 
 
 def innermost(policy: Policy) -> Policy:

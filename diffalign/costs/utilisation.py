@@ -66,7 +66,7 @@ def meter_of(loop: AlignmentLoop, teraflops: float | None = None) -> Utilisation
         peak = None if known is None else known.peak(policy.precision)
     if peak is None:
         return None
-    from .limits import counted_of  # slow to import, and seldom needed
+    from .activations import counted_of  # slow to import, and seldom needed
 
     try:
         row = counted_of(loop, policy)(1)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffalign.core import ConfigError
+from diffalign.core.hub import is_within_reach, unreached
 from diffalign.placement import is_there, placed
 
 Network = tuple[Callable[[Tensor], Tensor], int, Tensor, Tensor]
@@ -93,7 +95,18 @@ class DINOv2Features(Features):
     rows: int = attrs.field(default=32, validator=attrs.validators.ge(1))
 
     def __call__(self, images: Tensor) -> Tensor:
-        return _extracted(_dinov2(self.path, self.revision, str(placed(self.device or "auto"))), images, self.rows)
+        return _extracted(self._network(), images, self.rows)
+
+    def reach(self) -> None:
+        """Load the model, which is else loaded with the first images.
+
+        Raises:
+            ConfigError: it is not within reach.
+        """
+        self._network()
+
+    def _network(self) -> Network:
+        return _dinov2(self.path, self.revision, str(placed(self.device or "auto")))
 
 
 @attrs.frozen
@@ -112,7 +125,18 @@ class CLIPFeatures(Features):
     rows: int = attrs.field(default=32, validator=attrs.validators.ge(1))
 
     def __call__(self, images: Tensor) -> Tensor:
-        return _extracted(_clip(self.path, self.revision, str(placed(self.device or "auto"))), images, self.rows)
+        return _extracted(self._network(), images, self.rows)
+
+    def reach(self) -> None:
+        """Load the model, which is else loaded with the first images.
+
+        Raises:
+            ConfigError: it is not within reach.
+        """
+        self._network()
+
+    def _network(self) -> Network:
+        return _clip(self.path, self.revision, str(placed(self.device or "auto")))
 
 
 @functools.cache
@@ -132,15 +156,20 @@ def _clip(path: str, revision: str | None, device: str) -> Network:
 
 
 def _loaded(kind: Any, path: str, revision: str | None, device: str) -> nn.Module:
-    model: nn.Module = kind.from_pretrained(path, revision=revision).to(device).eval().requires_grad_(False)
-    return model
+    try:
+        model: nn.Module = kind.from_pretrained(path, revision=revision, local_files_only=not is_within_reach())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"features: the model {path!r} cannot be loaded: {unreached(path, error)}") from error
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _preprocessing(path: str, revision: str | None, device: str) -> tuple[int, Tensor, Tensor]:
     """Side, mean and standard deviation from the model's own preprocessor_config.json: [1, 3, 1, 1] each."""
     from transformers import ImageProcessingMixin
 
-    settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(path, revision=revision)[0]
+    settings: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(
+        path, revision=revision, local_files_only=not is_within_reach()
+    )[0]
     size = settings.get("crop_size") or settings["size"]
     side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
     mean, std = (torch.tensor(settings[name], device=device).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))

@@ -9,15 +9,13 @@ import attrs
 import yaml
 
 from diffalign.config.parts import import_path
+from diffalign.core import Policy
 from diffalign.core.unessential import say_once
 from diffalign.policies import FlowMatchingPolicy
 
-_USE = {
-    "diffusers": "```python\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
-    'pipeline = DiffusionPipeline.from_pretrained("{base}")\npipeline.load_lora_weights(".")  # this folder\n```',
-    "comfyui": "Put `comfyui_lora.safetensors` into ComfyUI's `models/loras` and load it with a LoRA loader node at strength 1.",
-    "merged": '```python\nfrom diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained(".")  # this folder\n```',
-}
+from .usage import usage
+
+_COMFYUI = "Put `comfyui_lora.safetensors` into ComfyUI's `models/loras` and load it with a LoRA loader node at strength 1."
 
 
 @attrs.frozen
@@ -31,6 +29,7 @@ class Card:
         steps: training steps done
         measured: rows (measure, before, after), where before may be empty
         source: description of where `measured` comes from
+        sampled: denoising steps of the run's evaluation, or of its rollouts if it has none
     """
 
     objective: str = ""
@@ -39,6 +38,7 @@ class Card:
     steps: int | None = None
     measured: tuple[tuple[str, str, str], ...] = ()
     source: str = ""
+    sampled: int | None = None
 
     @classmethod
     def of_run(cls, folder: Path, steps: int | None = None) -> "Card":
@@ -52,14 +52,16 @@ class Card:
         measured, source = _evaluated(folder, steps)
         if not measured:
             measured, source = _trained(folder, steps)
-        return cls(_name(config.get("objective")), _rewards(config.get("rewards")), _name(config.get("sampler")), steps, measured, source)
+        facts = _name(config.get("objective")), _rewards(config.get("rewards")), _name(config.get("sampler"))
+        return cls(*facts, steps, measured, source, _steps(config.get("evaluation")) or _steps(config.get("sampler")))
 
-    def text(self, policy: FlowMatchingPolicy, form: str) -> str:
+    def text(self, policy: FlowMatchingPolicy, form: str, around: Policy | None = None) -> str:
         """Write the card as Markdown with the hub's front matter.
 
         Args:
             policy: the exported policy
             form: one of the formats
+            around: the same policy with its guidance and its student's steps; None if there is nothing around it
         """
         base = policy.family.source or "unknown"
         licence = base_licence(policy)
@@ -72,7 +74,8 @@ class Card:
             "licence of the base": licence or "not stated in the base's folder: look at its model card before you pass this on",
         }
         head = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {kind} for {base}", ""]
-        return "\n".join([*head, *self._body(about), _USE[form].replace("{base}", base), ""])
+        code = _COMFYUI if form == "comfyui" else f"```python\n{usage(around or policy, policy, form == 'merged', self.sampled)}\n```"
+        return "\n".join([*head, *self._body(about), code, ""])
 
     def plain(self, policy: type[object]) -> str:
         """Write the card of a policy that saves itself.
@@ -145,6 +148,13 @@ def _name(part: Any) -> str:
     words = str(path).replace(":", ".").split(".")
     classes = [place for place, word in enumerate(words) if word[:1].isupper()]
     return ".".join(words[classes[-1] :] if classes else words[-1:])
+
+
+def _steps(part: Any) -> int | None:
+    """Number of steps of a sampler or an evaluation in a configuration; None if it does not say one."""
+    given = part.get("init_args") if isinstance(part, Mapping) else None
+    steps = given.get("steps") if isinstance(given, Mapping) else None
+    return steps if isinstance(steps, int) else None
 
 
 def _rewards(part: Any) -> tuple[str, ...]:

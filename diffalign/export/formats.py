@@ -60,8 +60,8 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
     else:
         next(layers(inner))  # raises an error that says what to do if there is none
         inner.save_lora(str(folder))
-    with unessential(str(folder / "README.md")):
-        (folder / "README.md").write_text((card or Card()).text(inner, form), encoding="utf-8")
+    with unessential(f"the model card of {folder}"):
+        (folder / "README.md").write_text((card or Card()).text(inner, form, policy), encoding="utf-8")
     return folder
 
 

@@ -7,7 +7,7 @@ from diffalign.core import Policy
 from diffalign.policies import FlowMatchingPolicy
 
 
-def _inwards(policy: Policy) -> Iterator[Policy]:
+def inwards(policy: Policy) -> Iterator[Policy]:
     """Yield a policy, the policy that it wraps, and so on along `.policy`."""
     inner: object = policy
     while isinstance(inner, Policy):
@@ -17,7 +17,7 @@ def _inwards(policy: Policy) -> Iterator[Policy]:
 
 def pipeline_policy(policy: Policy) -> FlowMatchingPolicy | None:
     """Wrapped `FlowMatchingPolicy`, found along `.policy`; None if there is none."""
-    return next((inner for inner in _inwards(policy) if isinstance(inner, FlowMatchingPolicy)), None)
+    return next((inner for inner in inwards(policy) if isinstance(inner, FlowMatchingPolicy)), None)
 
 
 @runtime_checkable
@@ -31,5 +31,5 @@ class Saves(Protocol):
 
 def saving_policy(policy: Policy) -> Saves | None:
     """Innermost policy along `.policy`, if it writes its weights itself; else None."""
-    *_, innermost = _inwards(policy)
+    *_, innermost = inwards(policy)
     return innermost if isinstance(innermost, Saves) else None

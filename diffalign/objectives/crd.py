@@ -6,11 +6,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Follower, Linear, Loss, Policy, Scalar, ScoredBatch, group_normalize, require_frozen
+from diffalign.core import Follower, Linear, Loss, Policy, Scalar, ScoredBatch, group_normalize
 
 from .draws import GridDraws
 from .forward import ForwardBatch, ForwardLosses, ForwardObjective
 from .noised import Noised, mean_square
+from .requirements import given_reference
 from .terms import centered
 
 _DECAY = Linear(0.25, 0.999, 150)
@@ -64,8 +65,7 @@ class CRD(ForwardObjective):
     _forward: ForwardLosses = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.reference = self.policy.fork() if self.reference is None else self.reference
-        require_frozen(self.reference, "reference")
+        self.reference = given_reference(self.policy, self.reference)
         self.old = self.policy.fork()
         draws = GridDraws(self.levels, self.sigma_min, shared=True)
         self._forward = ForwardLosses(self.policy, self.old, Follower(self.decay, name="CRD.decay"), draws, "crd", "CRD")

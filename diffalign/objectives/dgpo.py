@@ -16,12 +16,12 @@ from diffalign.core import (
     ScoredBatch,
     group_normalize,
     group_sum,
-    require_frozen,
 )
 
 from .draws import GridDraws
 from .forward import ForwardBatch, ForwardLosses, ForwardObjective
 from .noised import Noised, mean_square
+from .requirements import given_reference
 
 RECENT = Linear(0.0, 0.3, 300)
 """Share of themselves that old weights keep."""
@@ -85,8 +85,7 @@ class DGPO(ForwardObjective):
     _forward: ForwardLosses = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.reference = self.policy.fork() if self.reference is None else self.reference
-        require_frozen(self.reference, "reference")
+        self.reference = given_reference(self.policy, self.reference)
         self.old = None if self.clip is None and self.rollouts == "policy" else self.policy.fork()
         self._forward = ForwardLosses(
             self.policy,

@@ -28,7 +28,7 @@ class ELBOGroupForwardKL(ELBOMatching):
         reference: frozen; by default a fork of the policy as it is when the objective is built
         beta: inverse temperature, > 0, in nats per unit of aggregated reward; a number, a schedule, or a budget that finds it (`KLBudget`,
             `EffectiveSamples`). In nats only if the bound weighs by likelihood
-        bound: estimate of log-ratios. A sample takes 2 x levels network rows of policy and reference, twice that if antithetic
+        bound: estimator of log-ratios. A sample takes 2 x levels network rows of policy and reference, twice that if antithetic
         rows: noised rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
@@ -55,6 +55,7 @@ class ELBOGroupForwardKL(ELBOMatching):
         log_target = group_log_softmax(logits, group)
         target = log_target.exp()
         size = torch.bincount(group)[group]  # the caller takes a mean over the samples
-        pull = sum((group_log_softmax(fixed.detach(), group).exp() - target) * moving for moving, fixed in ((one, other), (other, one))) / 2
+        halves = [(group_log_softmax(fixed.detach(), group).exp() - target) * moving for moving, fixed in ((one, other), (other, one))]
+        pull = (halves[0] + halves[1]) / 2
         known = target * (log_target - group_log_softmax((one + other).detach() / 2, group))
         return size * (known + pull - pull.detach())

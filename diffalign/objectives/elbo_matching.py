@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from diffalign.core import Follower, Loss, Policy, ScoredBatch, group_sum, require_frozen
+from diffalign.core import Follower, Loss, Policy, ScoredBatch, group_sum
 
 from .elbo import ELBO, Estimates
 from .forward import ForwardBatch, ForwardLosses, ForwardObjective
 from .matching import Tempered
 from .noised import Noised
+from .requirements import given_reference
 from .temperature import felt
 from .terms import effective_share
 
@@ -35,8 +36,7 @@ class ELBOMatching(Tempered, ForwardObjective):
         Raises:
             ValueError: the reference is trainable.
         """
-        self.reference = self.policy.fork() if self.reference is None else self.reference
-        require_frozen(self.reference, "reference")
+        self.reference = given_reference(self.policy, self.reference)
         return ForwardLosses(self.policy, None, Follower(0.0), Estimates(self.bound), name, type(self).__name__)
 
     @abstractmethod

@@ -6,11 +6,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Follower, Loss, Policy, ScoredBatch, group_sum, require_frozen
+from diffalign.core import Follower, Loss, Policy, ScoredBatch, group_sum
 
 from .elbo import ELBO, Estimates
 from .forward import ForwardBatch, ForwardLosses, ForwardObjective
 from .noised import Noised
+from .requirements import given_reference
 from .terms import centered, clipped_surrogate
 
 
@@ -34,7 +35,7 @@ class ELBOPolicyGradient(ForwardObjective):
         policy: the weights being aligned
         reference: frozen; by default a fork of the policy as it is when the objective is built
         kl: weight of the log-ratio to the reference, > 0: units of reward per nat. 1 / kl corresponds to beta of `ELBOSoftmaxTB`
-        bound: estimate of log-likelihoods. A sample takes 2 x levels network rows of each policy, twice that if antithetic
+        bound: estimator of log-likelihoods. A sample takes 2 x levels network rows of each policy, twice that if antithetic
         clip: half width of the trust region of rho; None does not clip. It matters from the second update on
         updates: inner updates on the same samples, each with new noise. With 1 the old policy is the policy, and costs nothing
         rows: noised rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
@@ -56,8 +57,7 @@ class ELBOPolicyGradient(ForwardObjective):
     _forward: ForwardLosses = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.reference = self.policy.fork() if self.reference is None else self.reference
-        require_frozen(self.reference, "reference")
+        self.reference = given_reference(self.policy, self.reference)
         self.old = self.policy.fork() if self.updates > 1 else None
         draws = Estimates(self.bound)
         self._forward = ForwardLosses(self.policy, self.old, Follower(0.0), draws, "elbo_policy_gradient", "ELBOPolicyGradient")

@@ -33,7 +33,7 @@ class ELBOSoftmaxTB(ELBOMatching):
         reference: frozen; by default a fork of the policy as it is when the objective is built
         beta: inverse temperature, > 0, in nats per unit of aggregated reward; a number, a schedule, or a budget that finds it (`KLBudget`,
             `EffectiveSamples`). In nats only if the bound weighs by likelihood
-        bound: estimate of log-ratios. A sample takes 2 x levels network rows of policy and reference, twice that if antithetic
+        bound: estimator of log-ratios. A sample takes 2 x levels network rows of policy and reference, twice that if antithetic
         updates: inner updates on the same samples, each with new noise
         rows: noised rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 

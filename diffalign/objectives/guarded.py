@@ -7,12 +7,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Budgeted, Follower, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch, require_frozen
+from diffalign.core import Budgeted, Follower, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch
 
 from .draws import GridDraws
 from .forward import ForwardBatch, ForwardLosses
 from .guards import NormGuard
 from .noised import Noised
+from .requirements import given_reference
 
 
 @attrs.define(eq=False)
@@ -49,8 +50,7 @@ class NormGuarded(Objective):
 
     def __attrs_post_init__(self) -> None:
         self.policy = self.objective.policy
-        self.reference = self.policy.fork() if self.reference is None else self.reference
-        require_frozen(self.reference, "reference")
+        self.reference = given_reference(self.policy, self.reference)
         draws = GridDraws(self.levels, self.sigma_min, shared=False)
         self._forward = ForwardLosses(self.policy, None, Follower(0.0), draws, "norm_guard", "NormGuarded")
 

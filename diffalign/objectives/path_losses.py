@@ -126,7 +126,8 @@ class PathLosses:
             self._known = attrs.evolve(known, old=old)
             return
         count = len(edges.parent)
-        rolled = {"log_prob": trajectories.log_prob[edges.child]} if update == 0 and self._is_known(trajectories) else None
+        known_already = update == 0 and rows is not None and rows < count and self._is_known(trajectories)
+        rolled = self._of_rollout(known.reference, trajectories, edges, rows) if known_already else None
         yield from micro_batched(evaluate, count, whole, rows, rolled)
         if update == 0:
             self._known = attrs.evolve(known, old=torch.cat(first) if first else None)  # no first under no_grad, where no update follows
@@ -136,13 +137,23 @@ class PathLosses:
         self._known = None
 
     def _is_known(self, trajectories: TrajectoryBatch) -> bool:
-        """True if the rollout's log-probabilities can serve as those of the first update, so that its pass without gradient is not needed.
+        """True if the rollout's transitions can serve as those of the first update, so that its pass without gradient is not needed.
 
         They were made in calls of other sizes, so rounding differs. In half precision the difference can be larger than a ratio may be, and
         a summed density adds up the rounding of all dimensions. Otherwise it is at most 1e-6.
         """
         exact = min(self.policy.precision.itemsize, trajectories.latents.dtype.itemsize) >= 4
-        return self.numbers is None and not self.divergence and exact and self.policy.kernel.density != "sum"
+        return exact and self.policy.kernel.density != "sum"
+
+    @torch.no_grad()
+    def _of_rollout(
+        self, reference: ReferenceSteps | None, trajectories: TrajectoryBatch, edges: Edges, rows: int | None
+    ) -> dict[str, Tensor]:
+        """Compute the numbers of all edges from the transitions that the rollout kept: they cost no network row."""
+        parts = [
+            self._numbers_of(reference, trajectories, some, _from_rollout(self.policy, trajectories, some)) for some in _pieces(edges, rows)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _numbers_of(
         self, reference: ReferenceSteps | None, trajectories: TrajectoryBatch, edges: Edges, transition: Gaussian

@@ -10,8 +10,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Edges, Policy, Scalar, ScoredBatch, group_sum, require_frozen
+from diffalign.core import Edges, Policy, Scalar, ScoredBatch, group_sum
 
+from .requirements import given_reference
 from .terms import reference_constraint
 
 Measure = Literal["relative", "path"]
@@ -37,9 +38,7 @@ def reference_for(policy: Policy, reference: Policy | None, measure: Measure, we
                 f"{objective}.reference has no use with measure 'path' and reference_weight 0; leave it out, or take measure 'relative'"
             )
         return None
-    reference = policy.fork() if reference is None else reference
-    require_frozen(reference, "reference")
-    return reference
+    return given_reference(policy, reference)
 
 
 @attrs.frozen(eq=False)

@@ -6,11 +6,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Follower, Loss, Policy, ScoredBatch, require_frozen
+from diffalign.core import Follower, Loss, Policy, ScoredBatch
 
 from .draws import GridDraws
 from .forward import ForwardBatch, ForwardLosses, ForwardObjective
 from .noised import Noised, mean_square
+from .requirements import given_reference
 from .terms import centered
 
 
@@ -57,8 +58,7 @@ class RAM(ForwardObjective):
     _forward: ForwardLosses = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.reference = self.policy.fork() if self.reference is None else self.reference
-        require_frozen(self.reference, "reference")
+        self.reference = given_reference(self.policy, self.reference)
         self._forward = ForwardLosses(self.policy, None, Follower(0.0), GridDraws(self.levels, self.sigma_min, shared=False), "ram", "RAM")
 
     def losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:

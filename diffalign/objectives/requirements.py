@@ -120,6 +120,19 @@ def optional_reference(policy: Policy, reference: Policy | None, weight: float, 
         if reference is not None:
             raise ValueError(f"{weight_name.partition('.')[0]}.reference has no use if {weight_name} is 0; leave it out, or give a weight")
         return None
-    reference = policy.fork() if reference is None else reference
+    return given_reference(policy, reference)
+
+
+def given_reference(policy: Policy, reference: Policy | None) -> Policy:
+    """Reference of an objective: the given one, or a fork of the policy as it is, which skips adapters that add nothing yet.
+
+    Args:
+        policy: the weights being aligned
+        reference: reference that the user gave
+
+    Raises:
+        ValueError: the reference is trainable.
+    """
+    reference = policy.fork(pristine=policy.without_delta) if reference is None else reference
     require_frozen(reference, "reference")
     return reference

@@ -1,25 +1,35 @@
-"""Compilation of a denoiser and its forks by torch.compile."""
+"""Compilation of a denoiser and its forks by torch.compile: one program for each class of modules."""
 
+import functools
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, Literal
 
 import attrs
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from diffalign.core.unessential import say
 
 _VARIANTS = 64
+"""Graphs of one function that torch keeps; beyond its default of 8 a block would silently run as it is."""
 
 
 @attrs.frozen
 class Compilation:
-    """Compiles a denoiser in place. Every fork is compiled again: a copy of a compiled module is not compiled.
+    """Compiles a denoiser in place. All blocks of one class, and all forks, share one compiled function, which takes weights as inputs.
 
-    torch keeps 8 compiled variants of a function; further variants run uncompiled, with only a warning. Blocks of one class in several
-    forks, with and without gradient, need more than 8. So a lower limit is raised to 64 for the process.
+    torch makes a graph for each structure of a block (SD3.5-M has three: with a second attention, without, and the last), and for each of
+    these more: gradients on or off, weights that are trained or frozen, adapters on or off, one row or several. The number of rows is a
+    symbol from two on. So the number of graphs does not grow with blocks, forks, prompts or levels of a tree.
+
+    Where torch cannot compile a class, it runs as it is from there on; a line says so once.
 
     Args:
-        scope: "blocks" compiles the repeated blocks one by one, which takes much less time; "network" compiles the whole network
+        scope: "blocks" compiles the repeated blocks, which takes much less time; "network" compiles the whole network
         backend: backend of torch.compile
-        dynamic: whether sizes may change without compiling again; None lets torch decide
+        dynamic: sizes that may change without compiling again. None: the number of rows, and what torch sees changing. True: all from
+            the start, which makes slower kernels. False: none, so that each number of rows is compiled
     """
 
     scope: Literal["blocks", "network"] = "blocks"
@@ -27,20 +37,67 @@ class Compilation:
     dynamic: bool | None = None
 
     def apply(self, network: nn.Module) -> None:
-        """Compile the modules that are not compiled yet.
+        """Compile the modules that are not compiled yet. Nothing is computed before their first call.
 
         Raises:
-            ValueError: no repeated blocks are known.
+            ValueError: no repeated blocks are known, or torch has no such backend.
         """
         parts = [network] if self.scope == "network" else list(_blocks(network))
         if not parts:
             raise ValueError(f"Compilation.scope 'blocks' needs repeated blocks, and {type(network).__name__} has none; take 'network'")
-        from torch._dynamo import config  # imported here, because it is slow and seldom needed
+        for part in parts:
+            if not compiled(part):  # a copy of a compiled module is compiled: the method is bound to the copy
+                part.forward = MethodType(_program(type(part), self), part)  # type: ignore[arg-type]  # mypy looks at the hash of instances
+
+
+def compiled(module: nn.Module) -> bool:
+    """Return whether a module runs a program of `Compilation`."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, MethodType) and isinstance(forward.__func__, _Program)
+
+
+class _Program:
+    """Compiled `forward` of one class, which is called with an instance."""
+
+    def __init__(self, kind: type[nn.Module], compilation: Compilation) -> None:
+        from torch._dynamo import config, exc, list_backends, maybe_mark_dynamic  # slow to import, and seldom needed
+        from torch._functorch import config as differentiation
 
         config.recompile_limit = max(config.recompile_limit, _VARIANTS)
-        for part in parts:
-            if self.scope == "network" or getattr(part, "_compiled_call_impl", None) is None:
-                part.compile(backend=self.backend, dynamic=self.dynamic)
+        differentiation.force_non_lazy_backward_lowering = True  # else a failure comes in the backward pass, too late to fall back
+        self.name = kind.__name__
+        self.plain: Any = kind.forward
+        try:
+            self.compiled = torch.compile(self.plain, backend=compilation.backend, dynamic=compilation.dynamic)
+        except exc.InvalidBackend as error:
+            raise ValueError(f"Compilation.backend must be one of {', '.join(list_backends())}; got {compilation.backend!r}") from error
+        self.mark: Any = maybe_mark_dynamic if compilation.dynamic is None else None
+        self.refusal: type[Exception] = exc.TorchDynamoException
+        self.failed = False
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
+        if self.failed or any(tensor.is_meta for tensor in tensors):  # operators without memory are only counted
+            return self.plain(module, *args, **kwargs)
+        for tensor in tensors if self.mark is not None else ():
+            if tensor.shape[0] == tensors[0].shape[0]:
+                self.mark(tensor, 0)
+        try:
+            return self.compiled(module, *args, **kwargs)
+        except self.refusal as error:
+            cause = getattr(error, "inner_exception", error)
+            if isinstance(cause, torch.OutOfMemoryError):  # the loop takes fewer rows
+                raise cause from error
+            self.failed = True
+            lines = str(cause).strip().splitlines() or [""]
+            reason = f"{type(cause).__name__}: {lines[0][:300]}"
+            say(f"compilation: torch cannot compile {self.name}, which runs as it is from here on ({reason})")
+        return self.plain(module, *args, **kwargs)
+
+
+@functools.cache
+def _program(kind: type[nn.Module], compilation: Compilation) -> _Program:
+    return _Program(kind, compilation)
 
 
 def _blocks(network: Any) -> Iterator[nn.Module]:

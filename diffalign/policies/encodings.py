@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,6 +44,13 @@ def _digest(file: Path) -> str:
 
 def _stacked(rows: list[Tensor]) -> Tensor:
     return pad_sequence(rows, batch_first=True) if rows[0].ndim else torch.stack(rows)
+
+
+class Texts(Protocol):
+    """Source of encoded texts."""
+
+    def of(self, texts: Sequence[str], device: torch.device, negative: bool = False) -> dict[str, Tensor]:
+        """Tensors [P, ...] of P texts, on a device."""
 
 
 class Encodings:

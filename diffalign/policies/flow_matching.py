@@ -15,8 +15,8 @@ from diffalign.placement import placed
 from .arithmetic import keep_float32, set_attention
 from .compilation import Compilation
 from .diffusers import Family, Quantization, Setting, Source, load_family, require_pipeline
-from .encodings import Encodings, encoder_revision
-from .left_out import LeftOut, switch
+from .encodings import Encodings, Texts, encoder_revision
+from .left_out import LeftOut, add_nothing, switch
 from .lora import ADAPTER, LoRA
 from .products import multiplied_in
 
@@ -46,7 +46,7 @@ class FlowMatchingPolicy(Policy):
         kernel: TransitionKernel | None = None,
         grid: Callable[[int], Tensor] | None = None,
         own: Collection[str] | None = None,
-        encodings: Encodings | None = None,
+        encodings: Texts | None = None,
         compilation: Compilation | None = None,
         host: HostWeights | None = None,
         compute: torch.dtype | None = None,
@@ -59,7 +59,7 @@ class FlowMatchingPolicy(Policy):
         self.family = family
         self.grid = grid
         self.own = frozenset(own if own is not None else (n for n, p in network.named_parameters() if p.requires_grad))
-        self.encodings = encodings or Encodings(family)
+        self.encodings: Texts = encodings or Encodings(family)
         self.compilation = compilation
         self.host = host
         self.compute = compute
@@ -245,6 +245,10 @@ class FlowMatchingPolicy(Policy):
         twin._left_out = left_out
         self.shares_tensors = twin.shares_tensors = True
         return twin
+
+    @property
+    def without_delta(self) -> bool:
+        return add_nothing(self.network, self.adapters)
 
     @property
     def device(self) -> torch.device:

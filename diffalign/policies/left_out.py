@@ -7,6 +7,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from diffalign.core.spread import whole
+
 
 @attrs.define(eq=False)
 class LeftOut:
@@ -49,6 +51,17 @@ class LeftOut:
 
     def _count(self) -> int:
         return sum(factor._version for factor in self.factors)
+
+
+def add_nothing(network: nn.Module, factors: Sequence[str]) -> bool:
+    """Check that a network has adapters and that all their factors B are zero.
+
+    Args:
+        network: network with or without adapters
+        factors: names of its factors B
+    """
+    parameters = dict(network.named_parameters())
+    return bool(factors) and not any(bool(whole(parameters[name]).any()) for name in factors)
 
 
 def switch(network: Any, *, on: bool) -> None:

@@ -193,6 +193,10 @@ class TDMPolicy(PolicyAround):
         following = self.transition(latents, start, end, condition, torch.zeros_like(start)).mean
         return following, latents - expand(start / (start - end), latents) * (latents - following)
 
+    @property
+    def without_delta(self) -> bool:
+        return False  # a pristine fork has no tag
+
     def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
         tag, counts = ("", (self.steps,)) if pristine else (self.tag, self.step_counts)  # the base was trained without the tag
         grids = [self._grids[count].tolist() for count in counts]

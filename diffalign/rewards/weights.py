@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import ConfigError
+from diffalign.core.hub import is_within_reach, unreached
 
 
 def every(*loads: Callable[[], Any]) -> tuple[Any, ...]:
@@ -40,12 +41,13 @@ def pretrained(load: Callable[..., Any], source: str, where: str, **options: Any
     Raises:
         ConfigError: there is no such folder and no such hub id within reach, or its files do not fit the class.
     """
+    here = {} if is_within_reach() else {"local_files_only": True}
     try:
-        return load(source, **options)
+        return load(source, **options, **here)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"{where} must be a local folder that save_pretrained wrote, or a hub id within reach; got {source!r}: {reason}"
+            f"{where} must be a local folder that save_pretrained wrote, or a hub id within reach; got {source!r}: "
+            f"{unreached(source, error)}"
         ) from error
 
 
@@ -70,11 +72,10 @@ def locate(source: str, file: str, where: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(source, file))
+        return Path(hf_hub_download(source, file, local_files_only=not is_within_reach()))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"{where} must be a file, a folder that holds {file}, or a hub id within reach; got {source!r}: {reason}"
+            f"{where} must be a file, a folder that holds {file}, or a hub id within reach; got {source!r}: {unreached(source, error)}"
         ) from error
 
 

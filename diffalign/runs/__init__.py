@@ -5,5 +5,6 @@ from .console import Console
 from .pictures import FirstAndLast
 from .recording import Recorder
 from .signs import Signs
+from .snapshot import load_weights
 
-__all__ = ["Checkpoints", "Console", "FirstAndLast", "Recorder", "Signs"]
+__all__ = ["Checkpoints", "Console", "FirstAndLast", "Recorder", "Signs", "load_weights"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 
 from ..core import AlignmentLoop, ConfigError, Hook, Outcome, Report
+from ..costs.filling import Filling
 from .checkpoints import Checkpoints
 from .console import Console
 from .folder import has_begun, require_writable
@@ -43,7 +44,7 @@ def run(
     if resume and place is None:
         raise ConfigError("resume needs the folder of the run: loop.run(60, folder=..., resume=True)")
     noted, begun = _Noted(), time.monotonic()
-    also: list[Hook] = [noted, Signs()]
+    also: list[Hook] = [noted, Filling(), Signs()]
     before = loop.folder
     if place is not None:
         require_writable(place)

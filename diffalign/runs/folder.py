@@ -9,6 +9,7 @@ from .snapshot import checkpoints, step_of
 
 _FILES = (
     *("metrics.jsonl", "watch.jsonl", "alarms.json", "evaluation.json", "config.yaml", "environment.json", "report.html", "*.tmp"),
+    *("votes.jsonl", "votes.links.json"),
     *("images", "lora", "best", "offending", "trackers", "evaluations", "student", "code", "step-*"),
 )
 """Patterns of the files that a run, its hooks and its evaluations write into the folder."""

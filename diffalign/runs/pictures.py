@@ -1,9 +1,9 @@
 """Pictures of the first and the last step, so that a run without evaluation can be looked at, too."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
+from PIL import Image
 
 from ..core import AlignmentLoop, Hook, Prompt
 from ..core.unessential import unessential
@@ -43,29 +43,40 @@ class FirstAndLast(Hook):
     def _draw(self, loop: AlignmentLoop, step: int) -> None:
         if any(len(result.images) for result in loop.evaluations):
             return
-        policy, prompts = loop.evaluation_policy(), self._chosen(loop)
-        outline = loop.sampler.outline(policy)
-        steps = next(iter(policy.step_counts), _STEPS if outline is None else len(outline.noise_levels))
-        with loop.ledger.stage("pictures"):
-            result = evaluate(
-                policy,
-                prompts,
-                {},
-                features={},
-                samples=self.samples,
-                steps=steps,
-                seed=self.seed,
-                step=step,
-                rows=loop.chunk,
-                pictures=len(prompts),
-                devices=loop.devices,
-            )
+        sheet = drawn(loop, step, self.prompts, self.samples, self.seed)
         if loop.devices.rank == 0:
             file = self.folder / "images" / f"{DRAWN}-{step:06d}.png"
             with unessential(str(file)):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                contact_sheet(result.images, [str(prompt) for prompt in prompts]).save(file)
+                sheet.save(file)
 
-    def _chosen(self, loop: AlignmentLoop) -> Sequence[Prompt]:
-        """Take the first distinct prompts of the first step."""
-        return list(dict.fromkeys(map(Prompt.of, loop.prompts.draw(0, max(self.prompts, loop.prompts_per_step)))))[: self.prompts]
+
+def drawn(loop: AlignmentLoop, step: int, prompts: int, samples: int, seed: int) -> Image.Image:
+    """Draw the first distinct prompts of a run's first step with the present weights, always from the same noise.
+
+    Args:
+        loop: the run
+        step: steps done, for the record
+        prompts: number of prompts
+        samples: number of images of each prompt
+        seed: seed of the noise
+    """
+    policy = loop.evaluation_policy()
+    chosen = list(dict.fromkeys(map(Prompt.of, loop.prompts.draw(0, max(prompts, loop.prompts_per_step)))))[:prompts]
+    outline = loop.sampler.outline(policy)
+    steps = next(iter(policy.step_counts), _STEPS if outline is None else len(outline.noise_levels))
+    with loop.ledger.stage("pictures"):
+        result = evaluate(
+            policy,
+            chosen,
+            {},
+            features={},
+            samples=samples,
+            steps=steps,
+            seed=seed,
+            step=step,
+            rows=loop.chunk,
+            pictures=len(chosen),
+            devices=loop.devices,
+        )
+    return contact_sheet(result.images, [str(prompt) for prompt in chosen])

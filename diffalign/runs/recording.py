@@ -22,6 +22,7 @@ from ..evaluation import write_report
 from ..evaluation.alarm import forget
 from ..export import Card, export, pipeline_policy
 from ..policies.arithmetic import enabled_kernels, tf32
+from ..samplers import Branches
 from ..threads import usable_cores
 
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
@@ -116,6 +117,8 @@ class Recorder(Hook):
             "rows_per_second": round(sum(ledger.rows.values()) / max(sum(ledger.seconds.values()), 1e-9), 2),
             **{f"seconds/{stage}": round(seconds, 5) for stage, seconds in ledger.seconds.items()},
             **{f"hidden/{stage}": round(seconds, 5) for stage, seconds in ledger.hidden.items()},
+            **{f"memory/{stage}_bytes": usage.peak for stage, usage in ledger.usage.items()},
+            **{f"memory/{stage}_predicted_bytes": count for stage, count in ledger.predicted.items()},
             **{f"rows/{entry}": rows for entry, rows in ledger.rows.items()},
             **{f"calls/{entry}": calls for entry, calls in ledger.calls.items()},
         }
@@ -137,14 +140,27 @@ class Recorder(Hook):
             shutil.rmtree(trial, ignore_errors=True)
 
     def _finish(self, loop: AlignmentLoop, step: int, folder: Path) -> None:
-        inner = pipeline_policy(loop.evaluation_policy())
+        policy = loop.evaluation_policy()
+        inner = pipeline_policy(policy)
         if inner is not None and inner.adapters:
             card = Card()
             with unessential("what the model card says of the run"):
-                card = Card.of_run(self.folder, step)
-            export(inner, folder, "diffusers", card)
+                card = _filled(Card.of_run(self.folder, step), loop)
+            export(policy, folder, "diffusers", card)
         with unessential(f"{self.folder / 'report.html'} cannot be written"):
             write_report(self.folder, self.name)
+
+
+def _filled(card: Card, loop: AlignmentLoop) -> Card:
+    """Fill in what a folder without a config.yaml does not say: the parts of the loop itself."""
+    tree = loop.sampler.branching() if isinstance(loop.sampler, Branches) else None
+    return attrs.evolve(
+        card,
+        objective=card.objective or type(loop.objective).__name__,
+        rewards=card.rewards or tuple(loop.named_rewards()),
+        sampler=card.sampler or type(loop.sampler).__name__,
+        sampled=card.sampled or (None if tree is None else len(tree.children)),
+    )
 
 
 def _step_of(line: str) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..core import AlignmentLoop, CheckpointError, Planned, Policy, Stateful
+from ..core.budget import limited, rows_of
 from ..core.spread import is_spread, spread_like, whole
 from ..durable import publish
 
@@ -33,7 +34,8 @@ class RunSnapshot:
     Args:
         weights: own tensors of each policy
         optimizers: optimizer state by role
-        state: state of the objective and of other parts that have one, and torch's random generators by rank, with the accelerator's
+        state: state of the objective and of other parts that have one, torch's random generators by rank, with the accelerator's, and row
+            budgets
     """
 
     weights: Mapping[str, Mapping[str, Tensor]]
@@ -64,7 +66,9 @@ def state_of(loop: AlignmentLoop) -> dict[str, Any]:
     parts = {name: copy.deepcopy(_on_host(dict(part.state()))) for name, part in _stateful(loop).items()}
     device = loop.objective.policy.device
     drawn = {} if device.type == "cpu" else {device.type: loop.devices.gather(torch.get_device_module(device).get_rng_state(device)[None])}
-    return {"parts": parts, "generators": loop.devices.gather(torch.get_rng_state()[None]).clone(), "device_generators": drawn}
+    generators = loop.devices.gather(torch.get_rng_state()[None]).clone()
+    budgets = {"sampler": rows_of(loop.sampler), "objective": rows_of(loop.objective), "chunk": loop.chunk}
+    return {"parts": parts, "generators": generators, "device_generators": drawn, "budgets": budgets}
 
 
 def save(loop: AlignmentLoop, folder: Path, step: int, config: str, score: float | None = None) -> None:
@@ -155,8 +159,12 @@ def load(loop: AlignmentLoop, folder: Path) -> int:
 
 
 @torch.no_grad()
-def load_weights(policy: Policy, file: Path) -> None:
+def load_weights(policy: Policy, file: str | Path) -> None:
     """Copy the tensors of a checkpoint file into a policy.
+
+    Args:
+        policy: policy that is built as in the run
+        file: weights of one role in a checkpoint, such as runs/mine/step-000100/policy.safetensors
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -224,10 +232,21 @@ def _restore(loop: AlignmentLoop, state: Mapping[str, Any]) -> None:
             part.restore(state["parts"][name])
     if loop.devices.rank < len(state["generators"]):
         torch.set_rng_state(state["generators"][loop.devices.rank].clone())  # torch reads the wrong memory of a view, and crashes
+    if "budgets" in state:  # older checkpoints have none
+        _restore_budgets(loop, state["budgets"])
     device = loop.objective.policy.device
     drawn = state.get("device_generators", {}).get(device.type, ())  # older checkpoints have none
     if loop.devices.rank < len(drawn):
         torch.get_device_module(device).set_rng_state(drawn[loop.devices.rank].clone(), device)
+
+
+def _restore_budgets(loop: AlignmentLoop, budgets: Mapping[str, Any]) -> None:
+    """Take the row budgets that the run had found, where none are given: calls of other shapes would round differently."""
+    if rows_of(loop.sampler) is None:
+        loop.sampler = limited(loop.sampler, budgets["sampler"])
+    if rows_of(loop.objective) is None:
+        limited(loop.objective, budgets["objective"])
+    loop.chunk = min(loop.chunk, budgets["chunk"])
 
 
 def _plain(file: Path) -> Any:

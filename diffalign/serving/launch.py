@@ -20,6 +20,39 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def is_address(name: str) -> bool:
+    """True if a name is an address itself, which nobody can make lead elsewhere."""
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def configured(app: Starlette) -> uvicorn.Config:
+    """Settings of uvicorn for an application: limits on headers and connections, and no log of requests."""
+    return uvicorn.Config(
+        app,
+        http="h11",  # the same parser on every machine, with a limit on headers
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        h11_max_incomplete_event_size=_HEADERS,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=_FAREWELL,
+    )
+
+
+def address_of(listening: socket.socket, host: str) -> str:
+    """Address of a listening socket, for a browser."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listening.getsockname()[1]}"
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket. It states its protocol: without it, asyncio keeps Nagle's algorithm on, which costs 40 ms per answer.
 
@@ -53,21 +86,6 @@ def serve(app: Starlette, host: str, port: int, ready: Callable[[str], object]) 
         ConfigError: the address or the port cannot be used.
     """
     listening = listen(host, port)
-    settings = uvicorn.Config(
-        app,
-        http="h11",  # the same parser on every machine, with a limit on headers
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=_CONNECTIONS,
-        h11_max_incomplete_event_size=_HEADERS,
-        timeout_keep_alive=_IDLE,
-        timeout_graceful_shutdown=_FAREWELL,
-    )
     with listening:
-        name = f"[{host}]" if ":" in host else host
-        ready(f"http://{name}:{listening.getsockname()[1]}")
-        uvicorn.Server(settings).run(sockets=[listening])
+        ready(address_of(listening, host))
+        uvicorn.Server(configured(app)).run(sockets=[listening])

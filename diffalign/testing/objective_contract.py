@@ -181,7 +181,8 @@ def _order(subject: Subject) -> None:
     _same(
         gradients(objective, subject.batch(objective, (2, 0, 1))),
         gradients(objective, subject.batch(objective)),
-        "prompts in another order",
+        "prompts in another order (usually numbers are drawn by torch.randn or by the place in the batch: draw them by batch.streams with "
+        "the prompt's id; or a statistic runs on from prompt to prompt)",
     )
 
 

@@ -6,10 +6,11 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffalign import AlignmentLoop, Prompt
-from diffalign.core import Edges, Progress, Streams, check_first_step, replay
+from diffalign.core import Edges, Guided, Progress, Streams, check_first_step, replay
+from diffalign.costs.rows import innermost
 from diffalign.export import export
-from diffalign.objectives import SoftmaxTB
-from diffalign.policies import LoRA
+from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
+from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.policies.lora import ADAPTER
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, TreeSampler
@@ -250,3 +251,34 @@ def test_a_run_trains_masters_in_float32(load):
     assert all(parameter.dtype == torch.float32 for parameter in after.values())
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert sum("lora_B" in name for name in changed) > len(before) // 4
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_reference_of_a_run_that_starts_at_the_base_pays_nothing(load, dtype, guided):
+    policy = load("sd3", dtype=dtype, lora=LoRA(rank=2))
+    layers = sum("lora_A" in key for key in policy.trainable_parameters())
+    acting = Guided(policy, 2.0) if guided else policy
+    made = [
+        SoftmaxTB(acting).reference,
+        FlowGRPO(acting, kl=0.1).reference,
+        GroupForwardKL(acting).reference,
+        DGPO(acting).reference,
+        DiffusionNFT(acting, kl=0.1).reference,
+    ]
+    assert [count(innermost(policy)) - count(innermost(each)) for each in made] == [2 * layers] * 5
+    plain = innermost(acting.fork())
+    with torch.no_grad():
+        assert torch.equal(velocity(innermost(made[0])), velocity(plain))
+    assert made[0].own_parameters().keys() == acting.fork().own_parameters().keys()
+    assert all(torch.equal(one, two) for one, two in zip(made[0].own_parameters().values(), acting.own_parameters().values(), strict=True))
+
+
+def test_the_reference_of_a_policy_with_a_delta_computes_it(load):
+    policy = filled(load("sd3", dtype="bfloat16"))
+    assert not policy.without_delta
+    assert count(SoftmaxTB(policy).reference) == count(policy)
+    with torch.no_grad():
+        assert torch.equal(velocity(SoftmaxTB(policy).reference), velocity(policy))
+    assert policy.fork(pristine=True).without_delta
+    assert not FlowMatchingPolicy.from_pretrained("shapeworld", device="cpu").without_delta

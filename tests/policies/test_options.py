@@ -1,4 +1,4 @@
-"""Choices of `from_pretrained`: size, guidance input, autoencoder in pieces, attention backend, torch.compile."""
+"""Choices of `from_pretrained`: size, guidance input, autoencoder in pieces, attention backend."""
 
 import math
 
@@ -9,7 +9,7 @@ from tiny_pipelines import BUILD, built, saved
 
 from diffalign import Prompt
 from diffalign.core import Guided, ShiftedGrid
-from diffalign.policies import Compilation, FlowMatchingPolicy, LoRA
+from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.policies.diffusers.stable_diffusion import StableDiffusion
 
 PROMPTS = [Prompt("a red cube"), Prompt("two green cats")]
@@ -126,39 +126,3 @@ def test_an_attention_backend_is_taken_by_name(load):
     load("flux-dev", attention="native")
     with pytest.raises(ValueError, match="must be one of the following"):
         load("flux-dev", attention="fastest")
-
-
-def compiled(policy):
-    return {path for path, module in policy.network.named_modules() if getattr(module, "_compiled_call_impl", None) is not None}
-
-
-@pytest.mark.parametrize(
-    ("name", "scope", "expected"),
-    [
-        ("flux-dev", "blocks", {"transformer_blocks.0", "single_transformer_blocks.0"}),
-        ("sd3", "blocks", {"transformer_blocks.0", "transformer_blocks.1"}),
-        ("sana", "network", {""}),
-    ],
-)
-def test_every_fork_is_compiled_again(load, name, scope, expected):
-    policy = load(name, compilation=Compilation(scope, backend="eager"))
-    for each in (policy, policy.fork(trainable=True), policy.fork().fork(pristine=True)):
-        assert compiled(each) == expected
-
-
-@pytest.mark.parametrize(("before", "after"), [(8, 64), (100, 100)])
-def test_many_variants_stay_compiled(load, before, after):
-    with torch._dynamo.config.patch(recompile_limit=before):
-        load("sd3", compilation=Compilation("blocks", backend="eager"))
-        assert torch._dynamo.config.recompile_limit == after
-
-
-def test_a_compiled_fork_gives_the_same_velocity(load):
-    policy = load("flux-dev", compilation=Compilation("blocks", backend="eager"))
-    with torch.no_grad():
-        torch.testing.assert_close(velocity(policy.fork()), velocity(load("flux-dev")), rtol=1e-4, atol=1e-5)
-
-
-def test_blocks_are_compiled_where_there_are_some():
-    with pytest.raises(ValueError, match="needs repeated blocks, and Linear has none; take 'network'"):
-        Compilation().apply(torch.nn.Linear(1, 1))

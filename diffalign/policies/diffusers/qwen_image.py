@@ -31,14 +31,16 @@ class QwenImage(Family):
     def velocity(self, network: nn.Module, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         batch, _, height, width = latents.shape
         lengths = tensors["lengths"]
-        embeds = tensors["embeds"][:, : int(lengths.max())].to(self.dtype)
-        mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None].to(embeds.device)
+        longest = int(lengths.max())
+        embeds = tensors["embeds"][:, :longest].to(self.dtype)
+        mask = torch.arange(longest, device=embeds.device) < lengths[:, None].to(embeds.device)
         tokens = network(
             hidden_states=pack(latents.to(self.dtype)),
             timestep=sigma,
             guidance=None if self.guidance is None else torch.full_like(sigma, self.guidance),
             encoder_hidden_states=embeds,
-            encoder_hidden_states_mask=None if bool(mask.all()) else mask.long(),  # the pipeline also leaves out a full mask
+            # the pipeline also leaves out a full mask
+            encoder_hidden_states_mask=None if int(lengths.min()) == longest else mask.long(),
             img_shapes=[[(1, height // 2, width // 2)]] * batch,
             return_dict=False,
         )[0]

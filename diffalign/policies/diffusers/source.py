@@ -1,12 +1,14 @@
 """Places of a pipeline: a folder, a repository of the hub, a part of one; and a file with weights in place of its own."""
 
 import json
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from diffalign.core.hub import is_within_reach, unreached
 from diffalign.embedded import SHAPEWORLD
 
 from .single_file import require_file
@@ -59,26 +61,41 @@ class Source:
             if self.local is not None:
                 config: dict[str, Any] = DiffusionPipeline.load_config(self.local)
             else:
-                config = DiffusionPipeline.load_config(self.path, subfolder=self.subfolder, revision=self.revision)
+                with warnings.catch_warnings():  # diffusers gives the hub an argument that it has given up
+                    warnings.simplefilter("ignore", UserWarning)
+                    config = DiffusionPipeline.load_config(
+                        self.path, subfolder=self.subfolder, revision=self.revision, local_files_only=not is_within_reach()
+                    )
             if "_class_name" not in config:
                 raise KeyError("_class_name")
         except (OSError, KeyError) as error:
             raise ValueError(
                 f"policy.path must be a diffusers pipeline folder (with model_index.json), a hub id, or 'shapeworld'; got "
-                f"{self.path!r}{f' with subfolder {self.subfolder!r}' if self.subfolder else ''}: {error}"
+                f"{self.path!r}{f' with subfolder {self.subfolder!r}' if self.subfolder else ''}: {self._reason(error)}"
             ) from error
         return config
 
     def fetched(self) -> Path:
-        """The folder, downloaded where it was not here yet."""
+        """The folder, downloaded where it was not here yet.
+
+        Raises:
+            ValueError: some of its files are neither here nor within reach.
+        """
         from diffusers import DiffusionPipeline
         from huggingface_hub import snapshot_download
 
         if self.local is not None:
             return self.local
-        if self.subfolder is None:
-            return Path(DiffusionPipeline.download(self.path, variant=self.variant, revision=self.revision))
-        return Path(snapshot_download(self.path, revision=self.revision, allow_patterns=[f"{self.subfolder}/*"])) / self.subfolder
+        options: dict[str, Any] = {"revision": self.revision, "local_files_only": not is_within_reach()}
+        try:
+            if self.subfolder is None:
+                return Path(DiffusionPipeline.download(self.path, variant=self.variant, **options))
+            return Path(snapshot_download(self.path, allow_patterns=[f"{self.subfolder}/*"], **options)) / self.subfolder
+        except OSError as error:
+            raise ValueError(f"policy.path: the files of {self.path!r} cannot be loaded: {unreached(self.path, error)}") from error
+
+    def _reason(self, error: BaseException) -> str:
+        return str(error) if self.local is not None else unreached(self.path, error)
 
 
 def require_pipeline(path: str, revision: str | None = None, subfolder: str | None = None, single_file: str | None = None) -> None:

@@ -1,0 +1,111 @@
+"""What the GPU check asks of speed: compilation that ends and computes the same, and row budgets that fill the memory."""
+
+import time
+from collections.abc import Iterator
+
+import attrs
+import torch
+
+from benchmarks.breaking.gpu_subjects import Options, Row, embedded
+from benchmarks.cost.tree_steps import synchronize
+from benchmarks.subjects.random_families import SD35_MEDIUM, TINY_SD35, condition_of, policy_of
+from diffalign import AlignmentLoop
+from diffalign.core import Hook, Report, StandardizedSum
+from diffalign.costs.filling import Filling
+from diffalign.objectives import SoftmaxTB
+from diffalign.policies import FlowMatchingPolicy
+from diffalign.policies.compilation import Compilation
+from diffalign.prompts import PromptFile
+from diffalign.samplers import FixedPlan, TreeSampler
+from diffalign.shapeworld import CountReward
+
+WARM_UP = 60.0
+"""Seconds that compilation may take for all calls of a run."""
+
+
+def compiled(options: Options) -> Iterator[Row]:
+    """Each kind of call of a TMPO run, first in a compiled network and then in the same one as it is."""
+    if options.device == "far":
+        yield {"case": "compile", "ok": True, "skipped": "the pretended device has no compiler"}
+        return
+    from torch._dynamo.utils import counters  # slow to import
+
+    cuda = options.device.startswith("cuda")
+    shape, dtype = (TINY_SD35, torch.float32) if options.tiny else (SD35_MEDIUM, torch.bfloat16)
+    compilation = Compilation(backend="inductor" if cuda else "eager")
+    policy, plain = (policy_of(shape, dtype, options.device, compilation=how) for how in (compilation, None))
+    kinds = {"policy": policy, "frozen fork": policy.fork(), "fork to train": policy.fork(trainable=True)}
+    kinds["fork without adapters"] = policy.fork(pristine=True)
+    counters.clear()
+    whole = time.perf_counter()
+    for name, acting in kinds.items():
+        for gradient in (False, True)[: 1 + (name in ("policy", "fork to train"))]:
+            sizes = (3, 2, 6, 1) if gradient else (3, 9, 27, 1)
+            before, start = counters["stats"]["unique_graphs"], time.perf_counter()
+            found = [_called(acting, shape, rows, gradient) for rows in sizes]
+            seconds, start = time.perf_counter() - start, time.perf_counter()
+            for rows in sizes:
+                _called(acting, shape, rows, gradient)
+            again, start = time.perf_counter() - start, time.perf_counter()
+            expected = [_called(plain, shape, rows, gradient) for rows in sizes]
+            eager = time.perf_counter() - start
+            gap = max(float((one - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True))
+            yield {
+                "case": f"{name}{', with gradient' if gradient else ''}",
+                "ok": gap < (2e-2 if dtype == torch.bfloat16 else 1e-3),
+                "gap": gap,
+                "graphs": counters["stats"]["unique_graphs"] - before,
+                "first_s": round(seconds, 2),
+                "again_s": round(again, 3),
+                "eager_s": round(eager, 3),
+            }
+    seconds = time.perf_counter() - whole
+    yield {"case": "all", "ok": seconds < WARM_UP or not cuda, "seconds": round(seconds, 1), "graphs": counters["stats"]["unique_graphs"]}
+
+
+def _called(policy: FlowMatchingPolicy, shape: object, rows: int, gradient: bool) -> torch.Tensor:
+    drawn = torch.Generator().manual_seed(rows)
+    latents = torch.randn(rows, *policy.latent_shape, generator=drawn).to(policy.device)
+    condition = condition_of(shape, policy).select(torch.zeros(rows, dtype=torch.long))
+    with torch.set_grad_enabled(gradient):
+        velocity = policy.velocity(latents, torch.full((rows,), 0.7, device=policy.device), condition)
+        if gradient:
+            velocity.float().square().mean().backward()
+            policy.zero_grad(set_to_none=True)
+    synchronize(policy.device)
+    return velocity.detach().float()
+
+
+@attrs.define(eq=False)
+class _Budgets(Hook):
+    found: list[Row] = attrs.field(factory=list)
+
+    def step(self, loop: AlignmentLoop, report: Report) -> None:
+        usage = {stage: usage.peak for stage, usage in report.ledger.usage.items()}
+        foretold = {stage: report.ledger.predicted.get(stage) for stage in usage}
+        seconds = sum(report.ledger.seconds.values())
+        rows = {"sampler.rows": loop.sampler.rows, "objective.rows": loop.objective.rows, "chunk": loop.chunk}
+        self.found.append({"seconds": round(seconds, 3), **rows, "peak": usage, "foretold": foretold})
+
+
+def filled(options: Options) -> Iterator[Row]:
+    """Budgets of six steps: they may grow, what was foretold is near what was seen, and memory does not run out."""
+    if not options.device.startswith("cuda"):
+        yield {"case": "filled", "ok": True, "skipped": "needs CUDA's allocator"}
+        return
+    noted = _Budgets()
+    loop = AlignmentLoop(
+        SoftmaxTB(embedded(options)),
+        TreeSampler(8, FixedPlan((1, 2, 3))),
+        CountReward(),
+        PromptFile("shapeworld/count"),
+        prompts_per_step=4 if options.tiny else 32,
+        aggregation=StandardizedSum(),
+    )
+    loop.advance(6, also=(Filling(), noted))
+    first, last = noted.found[0], noted.found[-1]
+    for step, row in enumerate(noted.found):
+        yield {"case": f"step {step}", "ok": True, **row}
+    grown = last["sampler.rows"] >= first["sampler.rows"] and last["objective.rows"] >= first["objective.rows"]
+    near = [seen / last["foretold"][stage] for stage, seen in last["peak"].items() if last["foretold"].get(stage)]
+    yield {"case": "budgets", "ok": grown and all(0.5 < share < 1.5 for share in near), "seen_over_foretold": near}

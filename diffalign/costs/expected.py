@@ -1,0 +1,54 @@
+"""Expected time of network calls in torch's eager mode: what kernels reach of a card's data sheet, fitted to measurements."""
+
+import attrs
+import torch
+
+from .cards import Card
+from .operators import ATTENTION, PRODUCT, Call, Operator
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@attrs.frozen
+class Reached:
+    """Shares of a card's data sheet that kernels reach, and the seconds that each takes beside its work.
+
+        operator = max(operations / (share * peak), bytes / (share * bandwidth)) + kernel
+        call     = max(sum over its operators, host * number of its operators)
+
+    The host starts operators while the device computes, so the slower of the two counts.
+
+    Args:
+        product: share of the peak of matrix products in half precision
+        single: share of the peak of those in float32
+        attention: share of the peak of attention in half precision
+        half: share of the bandwidth of casts and elementwise operators whose results are in half precision; where operands are broadcast,
+            torch's kernels load numbers one by one
+        full: share of the bandwidth of all other operators
+        kernel: seconds of an operator on the device beside its work
+        host: seconds that the host needs to start an operator
+    """
+
+    product: float
+    single: float
+    attention: float
+    half: float
+    full: float
+    kernel: float
+    host: float
+
+    def operator(self, operator: Operator, card: Card) -> float:
+        """Expected seconds of one operator on the device."""
+        half, computes = operator.dtype in _HALF, operator.kind in (PRODUCT, ATTENTION)
+        share = self.attention if operator.kind == ATTENTION and half else self.product if half else self.single
+        moved = self.half if half and not computes else self.full
+        return max(operator.operations / (share * card.peak(operator.dtype)), operator.moved / (moved * card.bandwidth)) + self.kernel
+
+    def call(self, call: Call, card: Card) -> float:
+        """Expected seconds of a call."""
+        return max(sum(self.operator(operator, card) for operator in call.operators), self.host * len(call.operators))
+
+
+EAGER = Reached(product=0.87, single=1.0, attention=0.42, half=0.39, full=1.0, kernel=3.8e-6, host=18.8e-6)
+"""Fitted to eleven calls of Stable Diffusion 3.5 Medium and FLUX.1-dev and the profile of one, on one H100 with torch 2.11. They describe
+these calls together: a single number is no measurement of a kernel. `python -m benchmarks cost roofline --measured` compares."""

@@ -1,0 +1,81 @@
+"""Hook of votes: opens and closes what they need, and draws the same pictures at the start and now."""
+
+import io
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+from PIL import Image
+
+from ..core import AlignmentLoop, Hook, Interrupted, Report
+from ..core.unessential import say, unessential
+from ..runs.pictures import drawn
+from .record import VoteRecord, described
+from .voters import Voters
+
+_PROMPTS = 4
+
+
+class Session(Protocol):
+    """Votes, as their hook needs them."""
+
+    voters: Voters
+
+    @property
+    def record(self) -> VoteRecord: ...
+
+    def open(self, folder: Path | None, step: int, total: int) -> None: ...
+
+    def due(self, step: int) -> bool: ...
+
+
+def attendance(votes: Session) -> Hook:
+    """Hook that opens the votes file and the voters with a run, shows them how far it is, and closes them with it."""
+    return _Attendance(votes)
+
+
+@attrs.define(eq=False)
+class _Attendance(Hook):
+    votes: Session
+    _before: bytes = attrs.field(default=b"", init=False, repr=False)
+
+    def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
+        self.votes.open(loop.folder, step, total)
+        if self.votes.voters.strip:
+            self._before = self._first(loop, step)
+            self._show(loop, step)
+
+    def step(self, loop: AlignmentLoop, report: Report) -> None:
+        done = report.step + 1
+        if self.votes.voters.ended():
+            raise Interrupted("ended by the voters")
+        if self.votes.voters.strip and (self.votes.due(done) or done == report.total):
+            self._show(loop, done)
+
+    def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
+        self.votes.voters.stop()
+        record = self.votes.record
+        if record.count():
+            people = ", ".join(f"{record.count(person)} of {person}" for person in record.people)
+            say("; ".join([f"votes: {people}", *described(record.between())]))
+
+    def _first(self, loop: AlignmentLoop, step: int) -> bytes:
+        """The pictures before the first step, which a run that is continued has kept."""
+        kept = None if loop.folder is None else loop.folder / "images" / "votes-start.png"
+        if step and kept is not None and kept.exists():
+            return kept.read_bytes()
+        content = self._sheet(loop, step)
+        if kept is not None:
+            with unessential(str(kept)):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_bytes(content)
+        return content
+
+    def _show(self, loop: AlignmentLoop, step: int) -> None:
+        self.votes.voters.show(self._before, self._sheet(loop, step), step)
+
+    def _sheet(self, loop: AlignmentLoop, step: int) -> bytes:
+        buffer = io.BytesIO()
+        sheet: Image.Image = drawn(loop, step, _PROMPTS, self.votes.voters.strip, 0)
+        sheet.save(buffer, "PNG")
+        return buffer.getvalue()
