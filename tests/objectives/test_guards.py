@@ -84,3 +84,5 @@ def test_any_objective_takes_the_guard_of_the_norm():
     assert guarded.behavior() is policy
     with pytest.raises(ValueError, match="needs stochastic steps"):
         guarded.require(DeterministicSampler(4, samples=3).outline(policy))
+    with pytest.raises(ValueError, match="reference must be frozen"):
+        NormGuarded(inner, reference=policy.fork(trainable=True))

@@ -17,6 +17,7 @@ from diffalign.objectives import (
     ELBOSoftmaxTB,
     FlowGRPO,
     GroupForwardKL,
+    NormGuard,
     NormGuarded,
     SoftmaxTB,
     SurrogateReward,
@@ -58,14 +59,18 @@ OBJECTIVES = {
     "ELBOSoftmaxTB": ELBOSoftmaxTB,
     "ELBOGroupForwardKL": ELBOGroupForwardKL,
     "ELBOPolicyGradient": ELBOPolicyGradient,
-    "SoftmaxTB, guarded": lambda policy: NormGuarded(SoftmaxTB(policy)),
+    # the reward can only be had by longer velocities here, so a weight of 1 allows half of the way
+    "SoftmaxTB, guarded": lambda policy: NormGuarded(SoftmaxTB(policy), NormGuard(0.1)),
     # with weight 1 the noise of a fake that has just begun hides what 40 steps of the reward give
     "DirectReinforcement": lambda policy: DirectReinforcement(policy, teacher=policy.fork(), levels=2, weight=20.0),
     "SurrogateReward": lambda policy: SurrogateReward(policy, teacher=policy.fork()),
     "SurrogateReward, in order": lambda policy: SurrogateReward(policy, teacher=policy.fork(), plan=InOrder()),
     "TDM": lambda policy: TrajectoryDistributionMatching(policy, teacher=policy.fork()),
 }
-SKIPS = {"TDM": {"learns": "it follows its teacher; rewards only watch"}}
+SKIPS = {
+    "TDM": {"learns": "it follows its teacher; rewards only watch"},
+    "SoftmaxTB, guarded": {"frozen reference": "its constructor takes an objective, not a policy; a test of its own refuses one"},
+}
 
 
 @pytest.mark.parametrize("name", POLICIES)
