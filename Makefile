@@ -26,9 +26,12 @@ $(VENV)/.quantized: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[quantized]"
 	touch $@
 
-# one thread: torch on tiny tensors is slower with more, and tests start processes of their own
+# processes that share the tests; each takes a core and some 1.5 GiB
+WORKERS ?= 2
+
+# one thread each: torch on tiny tensors is slower with more, and tests start processes of their own
 test: install $(VENV)/.quantized
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 check: install format lint types test
 

@@ -1,16 +1,17 @@
 """One README of a base by its number: a model card can always be written, with the licence that the hub sees or with none."""
 
 import contextlib
+import functools
 import io
 import random
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
 from diffalign.export.card import Card, base_licence
+from diffalign.policies import FlowMatchingPolicy
 
 from .fault import FaultError
 
@@ -88,6 +89,11 @@ def of_the_hub(content: bytes) -> Any:
     return data.get("license_name") or data.get("license")
 
 
+@functools.cache
+def _policy() -> FlowMatchingPolicy:
+    return FlowMatchingPolicy.from_pretrained("shapeworld", device="cpu")
+
+
 def case(number: int, folder: Path) -> str:
     """Try one README.
 
@@ -100,7 +106,8 @@ def case(number: int, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     content = written(number)
     (folder / "README.md").write_bytes(content)
-    policy: Any = SimpleNamespace(family=SimpleNamespace(folder=folder, source="someone/base", pipeline=object()))
+    policy = _policy()
+    policy.family.folder, policy.family.source = folder, "someone/base"
     about = f"card {number}, {content[:200]!r}"
     try:
         with contextlib.redirect_stderr(io.StringIO()):

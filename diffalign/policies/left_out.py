@@ -54,14 +54,14 @@ class LeftOut:
 
 
 def add_nothing(network: nn.Module, factors: Sequence[str]) -> bool:
-    """Check that a network has adapters and that all their factors B are zero.
+    """Check that a network has adapters and that all their factors B are zero. Factors without memory, of a plan, are not known to be.
 
     Args:
         network: network with or without adapters
         factors: names of its factors B
     """
     parameters = dict(network.named_parameters())
-    return bool(factors) and not any(bool(whole(parameters[name]).any()) for name in factors)
+    return bool(factors) and not any(parameters[name].is_meta or bool(whole(parameters[name]).any()) for name in factors)
 
 
 def switch(network: Any, *, on: bool) -> None:

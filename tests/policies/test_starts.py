@@ -18,7 +18,8 @@ ENDS = r".*(to_q|to_v)"
 
 
 def same(mine, theirs):
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+    # float32 rounds relatively: a velocity of 20, as of the UNets, has a last bit of 2e-6
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
