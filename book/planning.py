@@ -25,7 +25,7 @@ FILE = Path(__file__).parents[1] / "docs" / "planning.md"
 DEVICES = ("h200", "h100", "a100", "4090")
 ROWS = 4
 
-MODELS: Mapping[str, int] = {"SDXL": 1024, "Sana-1.6B": 1024, "SD3.5-M": 512, "FLUX.1-dev": 512, "Z-Image": 1024}
+MODELS: Mapping[str, int] = {"SDXL": 1024, "Sana-1.6B": 1024, "SD3.5-M": 512, "FLUX.1-dev": 512, "Z-Image": 1024, "Qwen-Image": 1024}
 """Models of the table and their sides in pixels."""
 
 RUN = """\
@@ -128,7 +128,7 @@ def row(name: str) -> Row:
 
 def line(name: str, costs: Row) -> str:
     """A row of the table."""
-    times = " | ".join(f"{apart:.3g} ({fused:.2g})" for apart, fused in costs.seconds.values())
+    times = " | ".join(f"{apart:.3g} ({float(f'{fused:.2g}'):g})" for apart, fused in costs.seconds.values())
     rows = ", ".join(str(count) if count else "none" for count in costs.rows)
     return f"| {name} | {MODELS[name]} | {shape_of(name).steps} | {costs.gibibytes:.1f} | {rows} | {times} |"
 
