@@ -29,7 +29,6 @@ from typing import Literal
 import attrs
 import torch
 
-from benchmarks.cost.live_bytes import LiveBytes
 from benchmarks.cost.tree_steps import SUB_BATCH, Rollout, Update, branch_by_branch, measured, ours
 from benchmarks.record import Record
 from benchmarks.subjects.random_families import (
@@ -45,6 +44,7 @@ from benchmarks.subjects.random_families import (
 )
 from diffalign.core import Progress, Streams
 from diffalign.core.contract import check_first_step
+from diffalign.costs.live import LiveBytes
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.compilation import Compilation
 from diffalign.samplers import FixedPlan, TreeSampler

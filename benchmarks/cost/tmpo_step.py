@@ -29,12 +29,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cost.live_bytes import LiveBytes
 from benchmarks.cost.tree_steps import branch_by_branch, measured, ours
 from benchmarks.record import Record
 from benchmarks.subjects.random_families import small_flux
 from diffalign import Prompt
 from diffalign.core import CPS, Condition, Policy, Progress, ShiftedGrid, Streams
+from diffalign.costs.live import LiveBytes
 from diffalign.objectives import RatioNorm
 from diffalign.policies import FlowMatchingPolicy, LoRA, NetworkPolicy
 from diffalign.samplers import Branching, FixedPlan, TreeSampler

@@ -271,7 +271,7 @@ def run(
         folder: of the distillation
     """
     student = distilled(folder)
-    curve = Curve(at, lambda loop: measured(loop.evaluation_policy(), 4, task, seed) | ordered(loop, task, seed))
+    curve = Curve(at, lambda loop, report: measured(loop.evaluation_policy(), 4, task, seed) | ordered(loop, task, seed))
     begun = time.process_time()
     policy = trained(arm, task, seed, student, steps, size, changes, curve)
     seconds = time.process_time() - begun

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.record import write
+from benchmarks.subjects.surrogate_order import reference_of
 from diffalign import AlignmentLoop, Prompt, config
 from diffalign.core import Condition, Loss, Objective, Phase, Policy, Progress, ScoredBatch, Streams, TrajectoryBatch
 from diffalign.digits.judge import FILE
@@ -120,7 +121,7 @@ def alone_roles(objective: SurrogateReward) -> set[str]:
 def surrogate_direction(objective: SurrogateReward, streams: Streams) -> Direction:
     """Where the generator's reward term would move a clean prediction, from one draw of tau and noise."""
     named = objective.policies()
-    base = named.get("reference", unguided(named["teacher"]))
+    base = reference_of(objective)
     if objective.baseline != objective.reference:
         base = named.get("baseline", unguided(named["teacher"]))
     surrogate, baseline = Predictor(named["surrogate"], objective.reward_guidance, objective.negative), Predictor(base)

@@ -132,7 +132,7 @@ def run(
     fixed = [f"--seed={seed}", f"--prompts_per_step={groups}", "--evaluation=null", "--hooks=[]"]
     fixed.append(f"--optimizers={{default: {{class_path: AdamW, init_args: {{lr: {rate}, weight_decay: 0.0}}}}}}")
     loop = config.parse("shapeworld_tmpo", [*fixed, *ARMS[arm], *more]).build()
-    curve = Curve((*at, steps), lambda loop: measure(loop.evaluation_policy(), seed=seed))
+    curve = Curve((*at, steps), lambda loop, report: measure(loop.evaluation_policy(), seed=seed))
     begun = time.perf_counter()
     loop.advance(steps, also=[curve])
     print(arm, rate, seed, "  ".join(f"{name} {value:.3f}" for name, value in curve.rows[-1].items()), flush=True)

@@ -26,17 +26,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import attrs
 import torch
 from torch import Tensor
 
 from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
+from benchmarks.subjects.curve import Curve
 from diffalign import AlignmentLoop, Prompt
-from diffalign.core import CPS, Edges, Hook, Objective, Policy, Progress, Report, Streams, TrajectoryBatch, replay_log_prob
+from diffalign.core import CPS, Edges, Objective, Policy, Progress, Report, Streams, TrajectoryBatch, replay_log_prob
 from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_to_real, effective_classes, kl
-from diffalign.digits.handwriting import split
-from diffalign.digits.reading import latents_of
+from diffalign.digits.measures import distances_to_real
 from diffalign.evaluation import HackingAlarm
 from diffalign.objectives import (
     AWM,
@@ -137,25 +136,7 @@ def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) ->
 
 def near(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """Distance to the nearest real picture, negated: what the alarm watches beside diversity."""
-    return -torch.cdist(latents_of(images), split()[0].latents.flatten(1)).amin(dim=1)
-
-
-@attrs.define(eq=False)
-class Measures(Hook):
-    """Measures at MEASURED steps.
-
-    Args:
-        take: measures the policy
-    """
-
-    take: Callable[[], dict[str, Any]]
-    rows: list[dict[str, Any]] = attrs.field(factory=list, init=False)
-    _begun: float = attrs.field(factory=time.perf_counter, init=False)
-
-    def step(self, loop: AlignmentLoop, report: Report) -> None:
-        if report.step + 1 in MEASURED:
-            row = {"step": report.step + 1, "seconds": time.perf_counter() - self._begun, **self.take()}
-            self.rows.append(row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics})
+    return -distances_to_real(images)
 
 
 def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor) -> dict[str, Any]:
@@ -173,7 +154,13 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor)
         seed=seed,
         check_rows=0,
     )
-    measures, alarm = Measures(lambda: measured(policy, base, sampler, task, target)), HackingAlarm({"near": near})
+    begun = time.perf_counter()
+
+    def take(loop: AlignmentLoop, report: Report) -> dict[str, Any]:
+        row = {"seconds": time.perf_counter() - begun, **measured(policy, base, sampler, task, target)}
+        return row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics}
+
+    measures, alarm = Curve(MEASURED, take), HackingAlarm({"near": near})
     loop.advance(steps, also=(measures, alarm))
     last = {name: round(value, 3) for name, value in measures.rows[-1].items() if isinstance(value, float)}
     print(arm, rate, seed, json.dumps(last), *(f"{each.kind} at {each.step}" for each in alarm.alarms), flush=True)

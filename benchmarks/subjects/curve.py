@@ -1,6 +1,7 @@
 """Measures of a run on its way."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 
@@ -16,13 +17,13 @@ class Curve(Hook):
 
     Args:
         at: steps done
-        take: measures the loop
+        take: measures the loop after a step, whose report it gets
     """
 
     at: Sequence[int]
-    take: Callable[[AlignmentLoop], Row]
-    rows: list[Row] = attrs.field(factory=list, init=False)
+    take: Callable[[AlignmentLoop, Report], dict[str, Any]]
+    rows: list[dict[str, Any]] = attrs.field(factory=list, init=False)
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         if report.step + 1 in self.at:
-            self.rows.append({"step": report.step + 1, **self.take(loop)})
+            self.rows.append({"step": report.step + 1, **self.take(loop, report)})

@@ -5,9 +5,15 @@ from torch import Tensor
 
 from diffalign.core import Policy, Streams, TrajectoryBatch
 from diffalign.objectives import SurrogateReward
-from diffalign.objectives.few_step.matching import Queries
+from diffalign.objectives.few_step.matching import Queries, unguided
 from diffalign.objectives.few_step.noising import bridge_velocity, diffuse, mean_over_dimensions
 from diffalign.objectives.few_step.stages import Rows
+
+
+def reference_of(objective: SurrogateReward) -> Policy:
+    """Policy that the surrogate is compared with: its own reference, or the teacher without guidance."""
+    named = objective.policies()
+    return named.get("reference", unguided(named["teacher"]))
 
 
 @torch.no_grad()
@@ -21,8 +27,6 @@ def implicit_rewards(objective: SurrogateReward, batch: TrajectoryBatch, draws: 
         seed: of these
     """
     named = objective.policies()
-    surrogate = named["surrogate"]
-    reference = named.get("reference", named["teacher"])
     rows = Rows.of(batch, (len(batch.sigmas) - 2,) * draws)
     queries = Queries(objective.reward_interval, objective.times, objective.surrogate_floor, "group", True, objective.surrogate_ceiling)
     tau, noise = queries(rows, Streams(seed), "order")
@@ -32,7 +36,7 @@ def implicit_rewards(objective: SurrogateReward, batch: TrajectoryBatch, draws: 
     def errors(policy: Policy) -> Tensor:
         return mean_over_dimensions((policy.velocity(noised, tau, condition) - target).square())
 
-    gained = (errors(reference) - errors(surrogate)).double()
+    gained = (errors(reference_of(objective)) - errors(named["surrogate"])).double()
     return torch.zeros(len(batch.samples), dtype=gained.dtype).index_add(0, rows.sample, gained / draws)
 
 

@@ -3,6 +3,7 @@
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -11,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of storages that were made inside and still live, on the meta device too.
 
-    The scratch space of a kernel is not seen, nor what an allocator keeps.
+    It is exact and the same on every machine. What was there before does not count, nor do views of it. The scratch space of a kernel is
+    not seen, nor what an allocator keeps, nor, on an accelerator, the backward pass, which runs in another thread.
 
     Attributes:
         now: bytes that live
@@ -24,7 +26,8 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._see((args, kwargs), made=False)
+        if func is not torch.ops.aten.lift_fresh.default:  # torch.tensor(...) makes its storage before anybody is told
+            self._see((args, kwargs), made=False)
         result = func(*args, **(kwargs or {}))
         self._see(result, made=True)
         return result

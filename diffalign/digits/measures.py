@@ -56,8 +56,17 @@ def distance_to_real(images: Tensor) -> float:
     Raises:
         ValueError: no images, or others, as in `ink_of`.
     """
+    return float(distances_to_real(images).mean())
+
+
+def distances_to_real(images: Tensor) -> Tensor:
+    """Distance of each image [K] to the nearest of the 1,437 real training images; see `distance_to_real`.
+
+    Raises:
+        ValueError: no images, or others, as in `ink_of`.
+    """
     _require_some(images)
-    return float(torch.cdist(latents_of(images), split()[0].latents.flatten(1)).amin(dim=1).mean())
+    return torch.cdist(latents_of(images), split()[0].latents.flatten(1)).amin(dim=1)
 
 
 def tilt(p0: Tensor, reward: Tensor, beta: float) -> Tensor:

@@ -76,8 +76,29 @@ class ShapeWorldFeatures(Features):
         return features.flatten(1)
 
 
+class Pretrained(Features):
+    """Features of a pretrained network, which is loaded with the first images."""
+
+    rows: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return _extracted(self._network(), images, self.rows)
+
+    def reach(self) -> None:
+        """Load the model, which is else loaded with the first images.
+
+        Raises:
+            ConfigError: it is not within reach.
+        """
+        self._network()
+
+    @abstractmethod
+    def _network(self) -> Network:
+        """Load the network, or take it from the cache."""
+
+
 @attrs.frozen
-class DINOv2Features(Features):
+class DINOv2Features(Pretrained):
     """Class token of a DINOv2 model, after its last norm.
 
     Args:
@@ -94,23 +115,12 @@ class DINOv2Features(Features):
     device: str | None = attrs.field(default=None, validator=is_there)
     rows: int = attrs.field(default=32, validator=attrs.validators.ge(1))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return _extracted(self._network(), images, self.rows)
-
-    def reach(self) -> None:
-        """Load the model, which is else loaded with the first images.
-
-        Raises:
-            ConfigError: it is not within reach.
-        """
-        self._network()
-
     def _network(self) -> Network:
         return _dinov2(self.path, self.revision, str(placed(self.device or "auto")))
 
 
 @attrs.frozen
-class CLIPFeatures(Features):
+class CLIPFeatures(Pretrained):
     """Projected image embedding of a CLIP model.
 
     Args:
@@ -123,17 +133,6 @@ class CLIPFeatures(Features):
     revision: str | None = None
     device: str | None = attrs.field(default=None, validator=is_there)
     rows: int = attrs.field(default=32, validator=attrs.validators.ge(1))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return _extracted(self._network(), images, self.rows)
-
-    def reach(self) -> None:
-        """Load the model, which is else loaded with the first images.
-
-        Raises:
-            ConfigError: it is not within reach.
-        """
-        self._network()
 
     def _network(self) -> Network:
         return _clip(self.path, self.revision, str(placed(self.device or "auto")))

@@ -87,10 +87,7 @@ class AWM(ForwardObjective):
         count = torch.tensor(len(units))
         metrics = {"error": (error.detach().sum(), count), "distance/old": (apart.sum(), count)}
         if self.reference is not None:
-            with torch.no_grad():
-                reference = noised.velocity(self.reference)
-            distance = mean_square(velocity - reference)
-            forward.samples.require_finite(distance, units, "reference")
+            distance = forward.distance(self.reference, velocity, noised, units)
             per_unit = per_unit + self.kl * distance
             metrics["distance/reference"] = (distance.detach().sum(), count)
         value = (forward.weight[units] * per_unit).sum()

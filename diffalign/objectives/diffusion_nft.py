@@ -100,10 +100,7 @@ class DiffusionNFT(ForwardObjective):
             "distance/old": (apart.sum(), count),
         }
         if self.reference is not None:
-            with torch.no_grad():
-                reference = noised.velocity(self.reference)
-            distance = mean_square(velocity - reference)
-            forward.samples.require_finite(distance, units, "reference")
+            distance = forward.distance(self.reference, velocity, noised, units)
             per_unit = per_unit + self.kl * distance
             metrics["distance/reference"] = (distance.detach().sum(), count)
         value = (weight * per_unit).sum()

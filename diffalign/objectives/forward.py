@@ -13,7 +13,7 @@ from torch import Tensor
 from diffalign.core import Follower, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch, micro_batched
 
 from .draws import Draws
-from .noised import Noised, NoisedSamples
+from .noised import Noised, NoisedSamples, mean_square
 from .requirements import require_groups, require_several
 
 
@@ -117,6 +117,23 @@ class ForwardBatch:
         """
         for units in self.pieces:
             yield loss_of(self.samples.at(units), units)
+
+    def distance(self, reference: Policy, velocity: Tensor, noised: Noised, units: Tensor) -> Tensor:
+        """Mean squared distance [B] of velocities to those of frozen weights, with the gradient of the former: the penalty of a KL.
+
+        Args:
+            reference: frozen
+            velocity: [B, *] of the trained policy
+            noised, units: the noised units and their indices [B]
+
+        Raises:
+            NonFiniteError: a distance is not finite.
+        """
+        with torch.no_grad():
+            frozen = noised.velocity(reference)
+        distance = mean_square(velocity - frozen)
+        self.samples.require_finite(distance, units, "reference")
+        return distance
 
     def reported(self, value: Tensor, units: int) -> tuple[Tensor, Tensor]:
         """Loss of some units as a metric: total and count of a mean over prompts."""

@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 
-from benchmarks.cost.live_bytes import LiveBytes
 from diffalign import Prompt
 from diffalign.core import CPS, Edges, Loss, Progress, ScoredBatch, Streams, micro_batched, replay
+from diffalign.costs.live import LiveBytes
 from diffalign.objectives import FlowGRPO, GroupForwardKL, SoftmaxTB
 from diffalign.samplers import Branching, roll_out
 from diffalign.testing import TinyPolicy
