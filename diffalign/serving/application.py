@@ -9,7 +9,7 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 import attrs
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -18,6 +18,7 @@ from ..core import RewardError, RewardFunction
 from ..placement import is_there, placed
 from ..rewards.wire import ABOUT, HEALTH, SCORE, VERSION, Limits, ScoreRequest, WireError, encode_error, encode_scores, read_request
 from .batching import Batcher
+from .bodies import announced, bearer, received, require_json
 from .room import FullError, Room
 
 _COPIES = 4
@@ -105,8 +106,7 @@ class _Service:
 
     async def score(self, request: Request) -> Response:
         self._authorise(request)
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "the body must be application/json")  # a foreign web page cannot send this type without permission
+        require_json(request)
         try:
             with self.room.seat(), ExitStack() as held:
                 return await self._answer(request, await self._asked(request, held))
@@ -119,38 +119,18 @@ class _Service:
         token = self.settings.token
         if token is None:
             return
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        given = bearer(request)
+        if given is None or not hmac.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "this server requires its bearer token", {"WWW-Authenticate": "Bearer"})
-
-    def _announced(self, request: Request) -> int:
-        length, allowed = request.headers.get("content-length", ""), self.settings.limits.body
-        if not (length.isascii() and length.isdigit()):
-            raise HTTPException(411, "the length of the body must be announced by Content-Length")
-        if len(length) > 18 or int(length) > allowed:
-            raise HTTPException(413, f"a body must have at most {allowed} bytes; this one has {length[:20]}")
-        return int(length)
 
     async def _asked(self, request: Request, held: ExitStack) -> ScoreRequest:
         """Read and decode the request. The memory for its pixels stays reserved in `held`."""
         loop = asyncio.get_running_loop()
-        with self.room.hold(_COPIES * self._announced(request)):
-            body = await self._body(request)
+        with self.room.hold(_COPIES * announced(request, self.settings.limits.body)):
+            body = await received(request, self.settings.body_timeout)
             packed = await loop.run_in_executor(self.unpacker, read_request, body, self.settings.limits)
             held.enter_context(self.room.hold(_BYTES_OF_A_PIXEL * packed.pixels))
             return await loop.run_in_executor(self.unpacker, packed.unpack)
-
-    async def _body(self, request: Request) -> bytes:
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.settings.body_timeout):
-                async for chunk in request.stream():
-                    body += chunk
-        except TimeoutError as error:
-            raise HTTPException(408, f"the body must arrive within {self.settings.body_timeout:g} s") from error
-        except ClientDisconnect as error:
-            raise HTTPException(400, "the connection was closed before the body was complete") from error
-        return bytes(body)
 
     async def _answer(self, request: Request, asked: ScoreRequest) -> Response:
         scored = asyncio.ensure_future(self.batcher.scored(asked.images, asked.prompts))

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import attrs
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from .bodies import announced, bearer, received, require_json
 from .launch import is_address
 from .room import FullError, Room
 
@@ -129,8 +130,8 @@ class _Service:
 
     def _voter(self, request: Request) -> str:
         self._require_own(request)
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        person = self.desk.person(token.strip()) if kind.lower() == "bearer" else None
+        token = bearer(request)
+        person = None if token is None else self.desk.person(token)
         if person is None:
             raise HTTPException(401, "this server requires the token of a link that the terminal shows", {"WWW-Authenticate": "Bearer"})
         return person
@@ -148,23 +149,13 @@ class _Service:
             raise HTTPException(403, "requests of other pages are refused")
 
     async def _body(self, request: Request, *names: str) -> dict[str, Any]:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "the body must be application/json")  # a foreign web page cannot send this type without permission
-        length = request.headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit()):
-            raise HTTPException(411, "the length of the body must be announced by Content-Length")
-        if len(length) > 9 or int(length) > _BODY:
-            raise HTTPException(413, f"a body must have at most {_BODY} bytes; this one has {length[:20]}")
+        require_json(request)
+        length = announced(request, _BODY)
         try:
-            with self.room.seat(), self.room.hold(int(length)):
-                async with asyncio.timeout(_BODY_TIMEOUT):
-                    content = json.loads(await request.body())
+            with self.room.seat(), self.room.hold(length):
+                content = json.loads(await received(request, _BODY_TIMEOUT))
         except FullError as error:
             raise HTTPException(503, str(error)) from error
-        except TimeoutError as error:
-            raise HTTPException(408, f"the body must arrive within {_BODY_TIMEOUT:g} s") from error
-        except ClientDisconnect as error:
-            raise HTTPException(400, "the connection was closed before the body was complete") from error
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, f"the body must be JSON: {str(error)[:200]}") from error
         if not isinstance(content, dict) or set(content) != set(names):

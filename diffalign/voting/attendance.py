@@ -42,15 +42,16 @@ class _Attendance(Hook):
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         self.votes.open(loop.folder, step, total)
         if self.votes.voters.strip:
-            self._before = self._first(loop, step)
-            self._show(loop, step)
+            now = self._sheet(loop, step)
+            self._before = self._first(loop, step, now)
+            self.votes.voters.show(self._before, now, step)
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         done = report.step + 1
         if self.votes.voters.ended():
             raise Interrupted("ended by the voters")
         if self.votes.voters.strip and (self.votes.due(done) or done == report.total):
-            self._show(loop, done)
+            self.votes.voters.show(self._before, self._sheet(loop, done), done)
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         self.votes.voters.stop()
@@ -59,20 +60,16 @@ class _Attendance(Hook):
             people = ", ".join(f"{record.count(person)} of {person}" for person in record.people)
             say("; ".join([f"votes: {people}", *described(record.between())]))
 
-    def _first(self, loop: AlignmentLoop, step: int) -> bytes:
-        """The pictures before the first step, which a run that is continued has kept."""
+    def _first(self, loop: AlignmentLoop, step: int, now: bytes) -> bytes:
+        """The pictures before the first step, which a run that is continued has kept; without them those of now."""
         kept = None if loop.folder is None else loop.folder / "images" / "votes-start.png"
         if step and kept is not None and kept.exists():
             return kept.read_bytes()
-        content = self._sheet(loop, step)
         if kept is not None:
             with unessential(str(kept)):
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_bytes(content)
-        return content
-
-    def _show(self, loop: AlignmentLoop, step: int) -> None:
-        self.votes.voters.show(self._before, self._sheet(loop, step), step)
+                kept.write_bytes(now)
+        return now
 
     def _sheet(self, loop: AlignmentLoop, step: int) -> bytes:
         buffer = io.BytesIO()
