@@ -1,10 +1,11 @@
 """Every objective on the same handwriting: reward against what is kept of the rewarded digits.
 
 The prompt is "a digit" and the reward a black box: `even` says yes to even digits; `tilt` adds 0.2 to zeros, so that the optimum of a
-temperature is a known distribution over digits. Every arm starts from the embedded flow, draws the same trees of 27 leaves for 8 groups a
-step from the noise of its seed, and is measured under the sampler that it was trained with, on the same further noise: reward, effective
-classes among the five even ones, distance to the nearest real picture, and the divergence of the class shares from the exact tilt of the
-base by exp(beta R), root by root, because the initial noise does not move.
+temperature is a known distribution over digits. Every arm starts from the embedded flow and draws for 8 groups a step from the noise of its
+seed: trees of 27 leaves, chains, or 27 finished samples of the deterministic flow for losses that need no path. It is measured on the same
+further noise: reward, effective classes among the five even ones, distance to the nearest real picture, and the divergence of the class
+shares from the exact tilt of the base by exp(beta R). For paths the tilt is counted root by root, because the initial noise does not move.
+A run also counts what it spent up to a measure: network rows, and seconds of its steps.
 
 Runs that the file holds are not run again. Without --seeds it prints the tables of the file: seeds from 100 on are the search, those
 below are reported.
@@ -21,8 +22,7 @@ Args:
 
 import itertools
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,37 +32,21 @@ from torch import Tensor
 from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
 from benchmarks.subjects.curve import Curve
+from benchmarks.subjects.handwriting import ARMS, ENDS, TREE
 from diffalign import AlignmentLoop, Prompt
-from diffalign.core import CPS, Edges, Objective, Policy, Progress, Report, Streams, TrajectoryBatch, replay_log_prob
+from diffalign.core import CPS, Edges, Policy, Progress, Report, Streams, TrajectoryBatch, TrajectorySampler, replay_log_prob
 from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_to_real, effective_classes, kl
 from diffalign.digits.measures import distances_to_real
 from diffalign.evaluation import HackingAlarm
-from diffalign.objectives import (
-    AWM,
-    CRD,
-    DGPO,
-    RAM,
-    DiffusionNFT,
-    ELBOGroupForwardKL,
-    ELBOPolicyGradient,
-    ELBOSoftmaxTB,
-    FlowGRPO,
-    GroupForwardKL,
-    SoftmaxTB,
-)
 from diffalign.objectives.path_losses import nats_of
 from diffalign.prompts import Prompts
-from diffalign.samplers import Branching, DeterministicSampler, FixedPlan, Midpoint, TreeSampler
+from diffalign.samplers import Branching, TreeSampler
 from diffalign.testing import GivenPlan
 
 EVEN = (0, 2, 4, 6, 8)
 BETA = {"even": 20.0, "tilt": 5.0}
 """Nats per unit of reward at which the arms with a temperature are compared."""
-SAMPLER = TreeSampler(8, FixedPlan((1, 2, 3), branches=3, eta=0.7))
-ENDS = DeterministicSampler(8, samples=27)
-SOLVED = DeterministicSampler(4, samples=27, solver=Midpoint())
-"""As many network evaluations as ENDS."""
-MEASURED = (150, 300, 600, 1200, 2400, 6000)
+MEASURED = (75, 150, 300, 600, 1200, 2400, 6000)
 """Steps after which a run is measured."""
 PROMPT = Prompt("a digit")
 ROOTS = 200
@@ -70,45 +54,12 @@ ROOTS = 200
 SEARCH = 100
 """The first seed of a search for settings."""
 
-Make = Callable[[Policy, float], Objective]
-ARMS: Mapping[str, tuple[str, Any, Make]] = {
-    # name: (density, sampler, objective of a policy and a beta)
-    "softmax-tb": ("mean", SAMPLER, lambda policy, beta: SoftmaxTB(policy, beta=beta)),
-    "softmax-tb, level weights": ("mean", SAMPLER, lambda policy, beta: SoftmaxTB(policy, beta=beta, level_weights=True)),
-    "softmax-tb, squared": ("mean", SAMPLER, lambda policy, beta: SoftmaxTB(policy, beta=beta, loss="squared")),
-    "softmax-tb of the release": ("squared", SAMPLER, lambda policy, beta: SoftmaxTB.release_compatible(policy)),
-    "group forward kl": ("mean", SAMPLER, lambda policy, beta: GroupForwardKL(policy, beta=beta)),
-    "flow-grpo": ("mean", SAMPLER, lambda policy, beta: FlowGRPO(policy, kl=0.0)),
-    "flow-grpo, kl 0.3": ("mean", SAMPLER, lambda policy, beta: FlowGRPO(policy, kl=0.3)),
-    "flow-grpo, kl 0.1": ("mean", SAMPLER, lambda policy, beta: FlowGRPO(policy, kl=0.1)),
-    "flow-grpo, kl 0.03": ("mean", SAMPLER, lambda policy, beta: FlowGRPO(policy, kl=0.03)),
-    "flow-grpo, not standardised, kl 1 / beta": ("mean", SAMPLER, lambda policy, beta: FlowGRPO(policy, kl=1 / beta, standardize=False)),
-    "flow-grpo, log-ratio in the reward": (
-        "mean",
-        SAMPLER,
-        lambda policy, beta: FlowGRPO(policy, kl=1 / beta, kl_in="reward", standardize=False),
-    ),
-    "diffusion-nft": ("mean", ENDS, lambda policy, beta: DiffusionNFT(policy)),
-    "dgpo": ("mean", ENDS, lambda policy, beta: DGPO(policy)),
-    "awm": ("mean", ENDS, lambda policy, beta: AWM(policy)),
-    "awm, kl 0.1": ("mean", ENDS, lambda policy, beta: AWM(policy, kl=0.1)),
-    "crd": ("mean", ENDS, lambda policy, beta: CRD(policy)),
-    "crd, kl 0.01": ("mean", ENDS, lambda policy, beta: CRD(policy, kl=0.01)),
-    "ram": ("mean", ENDS, lambda policy, beta: RAM(policy, beta=beta)),
-    "ram, beta 1": ("mean", ENDS, lambda policy, beta: RAM(policy)),
-    "elbo policy gradient": ("mean", ENDS, lambda policy, beta: ELBOPolicyGradient(policy, kl=1 / beta)),
-    "elbo softmax-tb": ("mean", ENDS, lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta)),
-    "elbo group forward kl": ("mean", ENDS, lambda policy, beta: ELBOGroupForwardKL(policy, beta=beta)),
-    "elbo softmax-tb, 4 midpoint steps": ("mean", SOLVED, lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta)),
-}
-
-
 def reward_of(task: str) -> ClassReward:
     return ClassReward(EVEN, {0: 0.2}) if task == "tilt" else ClassReward(EVEN)
 
 
 @torch.no_grad()
-def forests(policy: Policy, sampler: Any, roots: int) -> Iterator[TrajectoryBatch]:
+def forests(policy: Policy, sampler: TrajectorySampler, roots: int) -> Iterator[TrajectoryBatch]:
     """Samples from the first initial noises of the study, which are the same for every policy and sampler."""
     for start in range(0, roots, 8):
         yield sampler.sample(policy, policy.encode([PROMPT] * 8), Progress(0, 1), Streams(77, start))
@@ -122,7 +73,7 @@ def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) ->
     """
     policy = DigitsPolicy.from_pretrained("digits", CPS("mean"), device="cpu")
     reward = torch.cat([reward_of(task).values(), torch.zeros(1, dtype=torch.float64)])
-    wide = TreeSampler(8, GivenPlan(Branching((1, leaves, *(1,) * 6), (0.0, 0.7, 0.7, 0.7, *(0.0,) * 4))))  # the law of SAMPLER's leaves
+    wide = TreeSampler(8, GivenPlan(Branching((1, leaves, *(1,) * 6), (0.0, 0.7, 0.7, 0.7, *(0.0,) * 4))))  # the law of TREE's leaves
     total = torch.zeros(11, dtype=torch.float64)
     for forest in forests(policy, wide, roots):
         images = policy.decode(forest.samples)
@@ -134,6 +85,16 @@ def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) ->
     return (total / roots)[:10]
 
 
+@torch.no_grad()
+def tilt_of_ends(task: str, beta: float) -> Tensor:
+    """Class shares [10] of the base's finished samples tilted by exp(beta R): the optimum of losses that see no path."""
+    policy = DigitsPolicy.from_pretrained("digits", CPS("mean"), device="cpu")
+    shares = class_shares(torch.cat([policy.decode(batch.samples) for batch in forests(policy, ENDS, ROOTS)]))
+    reward = torch.cat([reward_of(task).values(), torch.zeros(1, dtype=torch.float64)])
+    weight = torch.cat([shares, 1 - shares.sum(dim=0, keepdim=True)]).clamp(min=0) * (beta * reward).exp()
+    return (weight / weight.sum())[:10]
+
+
 def near(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """Distance to the nearest real picture, negated: what the alarm watches beside diversity."""
     return -distances_to_real(images)
@@ -141,12 +102,12 @@ def near(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
 def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor) -> dict[str, Any]:
     """Measures of one run at MEASURED steps, and the alarms of the run."""
-    density, sampler, make = ARMS[arm]
-    policy = DigitsPolicy.from_pretrained("digits", CPS(density), device="cpu")
+    chosen = ARMS[arm]
+    policy = DigitsPolicy.from_pretrained("digits", CPS(chosen.density), device="cpu")
     base = policy.fork()
     loop = AlignmentLoop(
-        objective=make(policy, BETA[task]),
-        sampler=sampler,
+        objective=chosen.make(policy, BETA[task]),
+        sampler=chosen.sampler,
         rewards=reward_of(task),
         prompts=Prompts([PROMPT]),
         prompts_per_step=8,
@@ -154,10 +115,9 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor)
         seed=seed,
         check_rows=0,
     )
-    begun = time.perf_counter()
 
     def take(loop: AlignmentLoop, report: Report) -> dict[str, Any]:
-        row = {"seconds": time.perf_counter() - begun, **measured(policy, base, sampler, task, target)}
+        row = measured(policy, base, chosen.measured, task, target)
         return row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics}
 
     measures, alarm = Curve(MEASURED, take), HackingAlarm({"near": near})
@@ -168,8 +128,8 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor)
 
 
 @torch.no_grad()
-def measured(policy: Policy, base: Policy, sampler: Any, task: str, target: Tensor) -> dict[str, Any]:
-    """Numbers of a policy under its sampler, at the initial noises at which the target was counted."""
+def measured(policy: Policy, base: Policy, sampler: TrajectorySampler, task: str, target: Tensor) -> dict[str, Any]:
+    """Numbers of a policy under a sampler, at the initial noises at which the target was counted."""
     parts, drift = [], []
     for forest in forests(policy, sampler, ROOTS):
         parts.append(policy.decode(forest.samples))
@@ -209,7 +169,7 @@ def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
     lines = []
     for (task, arm, rate, step), by_seed in sorted(groups.items()):
         rows = list(by_seed.values())
-        known_of_all = [name for name in ("even", "modes", "distance", "from tilt", "nats") if all(name in row for row in rows)]
+        known_of_all = [name for name in ("rows", "seconds", "even", "modes", "distance", "from tilt", "nats") if all(name in row for row in rows)]
         numbers = "  ".join(f"{name} {shown([row[name] for row in rows])}" for name in known_of_all)
         if "nats" in known_of_all:
             numbers += f"  J {shown([BETA[task] * row['reward'] - row['nats'] for row in rows])}"
@@ -230,6 +190,8 @@ def main(
     runs, targets = (record.content.setdefault(name, empty) for name, empty in (("runs", []), ("targets", {})))
     for seed, arm, rate in itertools.product(range(first, first + seeds), arms, rates):
         settings = {"task": task, "arm": arm, "rate": rate, "seed": seed, "steps": steps}
-        target = torch.tensor(record.once(targets, task, lambda: exact_tilt(task, BETA[task]).tolist()), dtype=torch.float64)
+        key, count = (f"{task}, ends", tilt_of_ends) if ARMS[arm].on_ends else (task, exact_tilt)
+        shares = record.once(targets, key, lambda count=count: count(task, BETA[task]).tolist())
+        target = torch.tensor(shares, dtype=torch.float64)
         record.run("runs", settings, lambda settings=settings, target=target: run(**settings, target=target))
     print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")
