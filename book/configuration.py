@@ -42,9 +42,10 @@ optimizers:
 average: {{decay: 0.9}}
 ```
 
-Any value can be replaced on the command line by its dotted name: `diffalign train RUN.yaml --objective.beta=2 --sampler.steps 6`. The
-objective's `policy` is the run's, and a policy's `sharding` is what `--shard` gives; they are not written. A key that does not exist, a
-value of another type or a missing one is an error with its place.
+Any value can be replaced on the command line by its dotted name: `diffalign train RUN.yaml --objective.beta=2 --sampler.steps 6`. There
+null drops an entry of a mapping, such as one of several rewards and its weight (`--rewards.ocr=null --aggregation.weights.ocr=null`); the
+last one stays. The objective's `policy` is the run's, and a policy's `sharding` is what `--shard` gives; they are not written. A key that
+does not exist, a value of another type or a missing one is an error with its place.
 """
 
 

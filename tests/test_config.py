@@ -396,6 +396,37 @@ def test_an_override_reaches_one_of_two_places_that_share_an_alias() -> None:
     assert [run.tree["optimizers"][role].arguments["lr"] for role in ("policy", "default")] == [2.0, 1.0]
 
 
+SEVERAL = RUN.replace(
+    "rewards: test_config.first_channel",
+    "rewards: {a: test_config.first_channel, b: {class_path: test_config.Power, init_args: {exponent: 2}}}",
+)
+
+
+def test_null_on_the_command_line_drops_an_entry_of_a_mapping() -> None:
+    run = parse("--rewards.b=null", text=SEVERAL)
+    assert run.build().rewards == {"a": first_channel}
+    assert "Power" not in run.yaml()
+    assert parse("--rewards.b=null", "--rewards.b=test_config.first_channel", text=SEVERAL).tree["rewards"].keys() == {"a", "b"}
+    assert parse("--rewards.c=test_config.first_channel", "--rewards.c=null", text=SEVERAL).tree == parse(text=SEVERAL).tree
+    weighted = SEVERAL + "aggregation: {class_path: Raw, init_args: {weights: {a: 1, b: 2}}}\n"
+    assert refusal("--rewards.b=null", text=weighted, build=True).startswith("aggregation.weights.b must be the name of a reward, a.")
+    assert parse("--rewards.b=null", "--aggregation.weights.b=null", text=weighted).build().aggregation == Raw({"a": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text", "message"),
+    [
+        (["--rewards.a=null", "--rewards.b=null"], SEVERAL, "rewards must keep an entry, but null drops the last one, b. Give another one beside it."),
+        (["--rewards.bb=null"], SEVERAL, "rewards.bb must be an entry of the run file, a or b, to be dropped by null."),
+        ([], SEVERAL.replace("{a: test_config.first_channel,", "{a: ,"), "rewards.a must be a Reward or a function; got None"),
+        (["--rewards={a: null, b: test_config.first_channel}"], SEVERAL, "rewards.a must be a Reward or a function; got None"),
+        (["--rewards.a=null"], RUN, "rewards.a "),
+    ],
+)  # fmt: skip
+def test_null_drops_only_what_is_there_and_not_the_last(overrides: list[str], text: str, message: str) -> None:
+    assert refusal(*overrides, text=text).startswith(message)
+
+
 def test_a_change_of_class_drops_the_arguments_of_the_other_and_says_so() -> None:
     said = r"^sampler: steps and plan of TreeSampler dropped; ChainSampler is another class and takes its own defaults"
     with pytest.warns(config.ConfigWarning, match=said):

@@ -121,7 +121,10 @@ def test_a_run_trains_and_its_weights_are_exported(run, tmp_path_factory, tmp_pa
     assert main(["train", str(EXAMPLES / f"{run}.yaml"), *tiny, "--total", "2", "--average.every=1", "--folder", str(folder)]) == 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1]
-    assert all(line["contract/deviation"] < 1e-4 for line in lines)
+    if run in FEW_STEPS:  # deterministic steps alone
+        assert not any("contract/deviation" in line for line in lines)
+    else:
+        assert all(line["contract/deviation"] < 1e-4 for line in lines)
     trained = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
     assert any(tensor.abs().max() > 0 for name, tensor in trained.items() if "lora_B" in name)
     assert ("SurrogateReward" if run in FEW_STEPS else "SoftmaxTB") in (folder / "lora" / "README.md").read_text()

@@ -27,6 +27,14 @@ def test_the_demo_sets_two_objectives_side_by_side(tmp_path):
     assert Image.open(tmp_path / "some/digits.png").size == (1022, 356)
 
 
+def test_three_teachers_become_one_student(tmp_path):
+    done = start(ROOT / "examples/digits_distilled.py", "--steps", 3, "--distilled", 3, "--json", "table.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "table.json").read_text())
+    for task in ("even", "thick", "asked"):
+        assert table["base"][task] < min(table[f"teacher of {task!r}"][task], table["student"][task])
+
+
 def test_built_in_run_outside_the_checkout(tmp_path):
     short = ["--total", 2, "--prompts_per_step", 1, "--evaluation.samples", 2, "--evaluation.steps", 2]
     done = start("-m", "diffalign", "train", "shapeworld_tmpo", *short, folder=tmp_path)

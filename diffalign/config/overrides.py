@@ -17,11 +17,13 @@ class Argument:
         text: the typed text
         value: the text read as YAML
         instead: mapping without class_path that it replaces: arguments, if a part belongs there
+        new: True if the run file has nothing at its place
     """
 
     text: str
     value: Any
     instead: Mapping[str, Any] | None = None
+    new: bool = False
 
 
 @attrs.frozen
@@ -109,7 +111,7 @@ def _assign(node: Any, names: Sequence[str], value: Argument, path: str) -> None
     elif isinstance(there, dict) and isinstance(value.value, str):
         node[name] = _other_class(there, value)
     else:
-        node[name] = value
+        node[name] = attrs.evolve(value, new=isinstance(node, dict) and name not in node)
 
 
 def _inside(node: Any, name: str) -> Any:

@@ -57,7 +57,7 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
             return _part(_owned(value, parameter, slots, where), slots, where, implied, words(parameter.hint))
         for member in members:
             if (inner := value_of(member)) is not MISSING:
-                entries = {_key(key, where): Parameter(str(key), inner, usual=parameter.usual) for key in value}
+                entries = {_key(key, where): Parameter(str(key), inner, usual=parameter.usual) for key in _kept(value, inner, where)}
                 return {key: resolve(value[key], entry, f"{where}.{key}") for key, entry in entries.items()}
         if slots:
             raise ConfigError(
@@ -91,6 +91,26 @@ def _unwrapped(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _unwrapped(entry) for key, entry in value.items()}
     return [_unwrapped(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _kept(value: Mapping[Any, Any], inner: Any, where: str) -> list[Any]:
+    """List the keys of a mapping without those that the command line drops by null. Where null is a value of its own, none is dropped.
+
+    Raises:
+        ConfigError: there is no such entry in the run file, or it is the last one.
+    """
+    if any(member in (None, type(None), Any) for member in alternatives(inner)):
+        return list(value)
+    dropped = [key for key, entry in value.items() if isinstance(entry, Argument) and entry.value is None]
+    kept = [key for key in value if key not in dropped]
+    for key in dropped:
+        if value[key].new:
+            raise ConfigError(
+                f"{where}.{key} must be an entry of the run file, {listed(map(str, kept))}, to be dropped by null.{nearest(str(key), kept)}"
+            )
+    if dropped and not kept:
+        raise ConfigError(f"{where} must keep an entry, but null drops the last one, {dropped[-1]}. Give another one beside it.")
+    return kept
 
 
 def _key(key: object, where: str) -> str:

@@ -44,15 +44,20 @@ class FirstStep:
 
     Args:
         deviation: largest ||mean - rollout mean|| / ||velocity's part of the step|| over the edges that were checked; 0.01 means a
-            velocity that is wrong by one per cent
+            velocity that is wrong by one per cent. None if no edge was checked
         rounding: largest change of the log-probability of a path when the batch shape changes, in the unit of the kernel's log-density.
             It is estimated from the edges of one row; None after the first step
         rows: network rows that were spent
     """
 
-    deviation: float = 0.0
+    deviation: float | None = None
     rounding: float | None = None
     rows: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Name what was measured; a number that was not has no name here."""
+        numbers = {"contract/deviation": self.deviation, "contract/rounding": self.rounding}
+        return {name: number for name, number in numbers.items() if number is not None}
 
 
 @torch.no_grad()
@@ -74,7 +79,7 @@ def check_first_step(
         precision: type in which the policy computed during the rollout; None takes its present type
 
     Returns:
-        The largest deviation; zeros where the forest has no stochastic edge.
+        The largest deviation; no deviation where the forest has no stochastic edge, because nothing was checked.
 
     Raises:
         ContractError: a replay is not the rollout, and rounding does not explain it: log-prob ratios would be wrong before the first
@@ -86,7 +91,8 @@ def check_first_step(
     numbered = bool((trajectories.call[edges.child] != UNRECORDED).all())
     calls = list(_calls(trajectories, edges, numbered))
     can = numbered and policy.reproducible
-    deviation, spent, rounding = 0.0, 0, None
+    deviations: list[float] = []
+    spent, rounding = 0, None
     for whole in calls if step == 0 else [calls[step % len(calls)]]:
         left = len(whole.parent) if rows is None else rows - spent
         left = left if can else min(left, _PART)
@@ -96,12 +102,12 @@ def check_first_step(
         spent += len(some.parent)
         exact = can and some is whole
         suspicion = Suspicion.of(policy, Call(trajectories, some))
-        deviation = max(deviation, suspicion.worst)
+        deviations.append(suspicion.worst)
         if not suspicion.worst <= SAME:
             _require_explained(suspicion, precision or policy.precision, exact)
         if step == 0 and rounding is None:  # measured on the first call only
             rounding = _rounding(policy, trajectories, some, exact)
-    return FirstStep(deviation, rounding, spent)
+    return FirstStep(max(deviations, default=None), rounding, spent)
 
 
 def _calls(trajectories: TrajectoryBatch, edges: Edges, numbered: bool) -> Iterator[Edges]:

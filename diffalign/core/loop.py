@@ -290,7 +290,6 @@ class AlignmentLoop:
             return trajectories, parts, stages.kept
         with ledger.stage("contract", {"policy": behavior}):
             first = check_first_step(behavior, trajectories, progress.step, self.check_rows, precision)
-        metrics.add("contract/deviation", torch.tensor(first.deviation), 1)
-        if first.rounding is not None:
-            metrics.add("contract/rounding", torch.tensor(first.rounding), 1)
+        for name, number in first.metrics().items():
+            metrics.add(name, torch.tensor(number), 1)
         return trajectories, parts, stages.kept

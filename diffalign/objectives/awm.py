@@ -25,7 +25,13 @@ class AWM(ForwardObjective):
         rho  = exp(d_old - d) on the same noise,  loss = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) + kl mean ||v_theta - v_ref||^2
 
     On policy rho is 1 and the gradient is that of A d. The log-likelihood -d weighs all levels alike, as pretraining does, and has no unit
-    of nats. Without kl nothing holds the policy, and with a bound on A a sample of low reward is pushed away without end.
+    of nats. That gradient is kl times the one of `RAM` with beta = 1 / kl and the reward A, so the fixed point is RAM's,
+
+        v_theta = v_ref + Cov(A, v | x_sigma) / kl
+
+    in large groups the tilt p_ref exp(R / (kl limit std R)) / Z to first order, and exactly for a Gaussian with a linear reward, on which
+    the tests check it: the mean moves by 1 / (kl limit) standard deviations, 200 by default, so that the penalty is hardly felt. With kl 0
+    the pull ends only where all samples of a prompt have one reward: a sample of low reward is pushed away without end.
 
     The authors' runs further raise d to the power 1/4, weigh it by sigma, and hold the policy to a moving average; these are not here.
 

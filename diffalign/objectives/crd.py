@@ -26,10 +26,18 @@ class CRD(ForwardObjective):
         loss = mean [ limit / beta (beta (r_i - mean r) - (R~_i - mean R~))^2 + k_i ||v_theta - v_ref||^2 ]
         k_i  = kl, or with `adaptive` 1e-4 + (kl - 1e-4) R~_i
 
-    The normalising constant of the target old exp(R~ / beta) / Z is the same for all samples of a prompt, so it cancels. Each level has its
-    own residual, as in the code of Flow-Factory, by which the formula was checked. What is ours: the samples of a prompt share levels and
-    noise, and are centred level by level. The old weights follow the policy, which rolls out itself; the authors let a third, slower
-    average roll out. Their reference is guided: give a frozen `Guided` policy.
+    The paper's target is old exp(R~ / beta) / Z, whose Z is the same for all samples of a prompt and cancels. Each level has its own
+    residual, as in the code of Flow-Factory, by which the formula was checked. But an error at one level is no log-density: the target
+    gives the direction, and not the fixed point. Tests check what that is for a Gaussian N(m, c^2 I) in D dimensions with a linear
+    reward, kl 0 and old weights that stand still (decay 1). The residual is zero, level by level, at
+
+        v_theta - v_old = D V^2 / (2 sigma^2 c^2) (v_target - v_old),   V = (1 - sigma)^2 c^2 + sigma^2
+
+    which is far beyond the target where noise is low; levels that share weights get a compromise by least squares. Elsewhere nothing is
+    proved. Old weights that follow take the target with them, and only kl holds it.
+
+    What is ours: the samples of a prompt share levels and noise, and are centred level by level. The old weights follow the policy, which
+    rolls out itself; the authors let a third, slower average roll out. Their reference is guided: give a frozen `Guided` policy.
 
     Args:
         policy: the weights being aligned

@@ -33,7 +33,8 @@ class OnPolicyDistillation(Objective):
         rows: states per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: there is no teacher, one is trainable, a prompt has none, or the batch stores only finished samples.
+        ValueError: there is no teacher, one is trainable or has a name with blanks, a prompt has none, or the batch stores only finished
+            samples.
 
     Reference: Flow-OPD, arXiv:2605.08063.
     """
@@ -48,9 +49,17 @@ class OnPolicyDistillation(Objective):
             raise ValueError("OnPolicyDistillation.teachers must name at least one teacher; got none")
         for name, teacher in self.teachers.items():
             require_frozen(teacher, f"teachers[{name!r}]")
+            if not name or "/" in name or any(letter.isspace() for letter in name):
+                raise ValueError(
+                    "OnPolicyDistillation.teachers: a name must hold no blanks and no '/', because it ends names of metrics and files; "
+                    f"got {name!r}"
+                )
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses),)
+
+    def policies(self) -> Mapping[str, Policy]:
+        return {"policy": self.policy, **{f"teacher_{name}": teacher for name, teacher in self.teachers.items()}}
 
     def update_rows(self, samples: int, parents: int) -> None:
         """Return None: the number of stored steps is not known from a prompt's samples."""

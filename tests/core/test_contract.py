@@ -38,7 +38,8 @@ def test_a_forest_without_noise_has_nothing_to_compare():
     policy = TinyPolicy()
     forest = sample(policy, DeterministicSampler(3, samples=1))
     rows = policy.counter.rows
-    assert check_first_step(policy, forest).deviation == 0.0
+    found = check_first_step(policy, forest)
+    assert (found.deviation, found.metrics()) == (None, {})
     assert policy.counter.rows == rows
 
 

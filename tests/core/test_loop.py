@@ -25,7 +25,7 @@ from diffalign.core import (
 )
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
-from diffalign.samplers import Branching, DeterministicSampler, FixedPlan, TreeSampler
+from diffalign.samplers import Branching, DeterministicSampler, FixedPlan, Midpoint, TreeSampler
 from diffalign.testing import BrokenReplay, GivenPlan, TinyPolicy, channel_reward
 from diffalign.testing.slow import path_log_prob
 
@@ -521,12 +521,13 @@ def test_the_behaviour_policy_rolls_out_and_is_held_to_the_contract():
     assert report.metrics["contract/deviation"] < 1e-5
 
 
-def test_deterministic_samplers_have_no_contract_to_break():
+@pytest.mark.parametrize("solver", [None, Midpoint()], ids=["steps", "ends"])
+def test_deterministic_samplers_have_no_contract_to_break_and_say_no_number(solver):
     policy = TinyPolicy()
-    report = build(Phased(policy, phase(policy=policy)), sampler=DeterministicSampler(3, samples=2)).step(
-        PROMPTS.draw(0, 2), Progress(0, 1)
-    )
-    assert report.metrics["contract/deviation"] == 0.0
+    loop = build(Phased(policy, phase(policy=policy)), sampler=DeterministicSampler(3, samples=2, solver=solver))
+    metrics = loop.step(PROMPTS.draw(0, 2), Progress(0, 1)).metrics
+    assert not [name for name in metrics if name.startswith("contract/")]
+    assert "rows/policy/contract" not in metrics
 
 
 # --- hooks and signals ------------------------------------------------------------------------------------------------------

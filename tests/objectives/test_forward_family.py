@@ -1,16 +1,15 @@
-"""AWM, CRD and RAM: their formulas, their fixed points, and what they may depend on."""
+"""AWM, CRD and RAM: their formulas, and what they may depend on. Their fixed points: `test_forward_fixed_points`."""
 
 import attrs
 import pytest
 import torch
-from chosen import PROMPTS, assert_gradient_is_of_the_whole, assert_standardised, assert_two_steps_on_a_ring, batch_for
+from chosen import assert_gradient_is_of_the_whole, assert_standardised, assert_two_steps_on_a_ring, batch_for
 from ring import MODES, rewarded
 from tiny import assert_same, gradient, pair
 
-from diffalign.core import Progress, ScoredBatch, Streams, group_mean, group_normalize
+from diffalign.core import group_mean, group_normalize
 from diffalign.objectives import AWM, CRD, RAM, KLMask
 from diffalign.objectives.noised import NoisedSamples
-from diffalign.policies import GaussianMixturePolicy
 from diffalign.samplers import DeterministicSampler
 
 ALL = [AWM, CRD, RAM]
@@ -98,29 +97,6 @@ def test_ram_regresses_on_the_reference_and_the_reward():
     with torch.no_grad():
         target = noised.velocity(reference) + strength * (noised.target - velocity)
     assert_same(gradient(RAM(policy, reference, beta=0.7), batch), derivative(policy, squares(velocity - target).mean()))
-
-
-def test_the_fixed_point_of_ram_is_the_tilt_of_a_gaussian_by_a_linear_reward():
-    """p_ref = N(0, c^2), R = x: the tilt is N(beta c^2, c^2). Elsewhere the mean gradient leads towards it."""
-
-    def pull(mean):
-        policy = GaussianMixturePolicy(torch.tensor([[mean, 0.0]], dtype=torch.float64), 0.7)
-        policy.log_weights.requires_grad_(False)
-        reference = GaussianMixturePolicy(torch.zeros(1, 2, dtype=torch.float64), 0.7).requires_grad_(False)
-        noise = torch.randn(900, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        with torch.no_grad():
-            forest = DeterministicSampler(6, samples=300).sample(policy, policy.encode(PROMPTS), Progress(0, 1), Streams(3))
-        latents = forest.latents.clone()
-        latents[forest.leaves] = policy.means.detach() + 0.7 * noise  # exact samples
-        forest = attrs.evolve(forest, latents=latents)
-        rewards = forest.samples[:, 0]
-        batch = ScoredBatch(forest, rewards, {"r": rewards}, 3, Progress(0, 1), Streams(4))
-        return float(gradient(RAM(policy, reference, beta=1.5), batch)[0])
-
-    tilt = 1.5 * 0.49
-    below, at, above = pull(tilt - 0.2), pull(tilt), pull(tilt + 0.2)
-    assert below < 0 < above
-    assert abs(at) < 0.2 * min(-below, above)
 
 
 def test_the_old_weights_of_crd_follow_and_those_of_awm_are_the_rollouts():

@@ -7,8 +7,10 @@ from tiny import PROMPTS, TREE, assert_same, batch_of, gradient, pair
 
 from diffalign import AlignmentLoop, Prompt
 from diffalign.core import Progress, Streams
+from diffalign.digits import DigitReward, DigitsPolicy
 from diffalign.objectives import OnPolicyDistillation
-from diffalign.prompts import Mixture, Prompts, Source
+from diffalign.prompts import Mixture, PromptFile, Prompts, Source
+from diffalign.runs.checkpoints import save
 from diffalign.samplers import Branching, DeterministicSampler, Midpoint
 from diffalign.testing import ConstantReward, TinyPolicy, check_objective
 
@@ -82,11 +84,41 @@ def test_a_mixture_teaches_two_tasks_to_one_student():
     assert found[-1]["distance"] < 0.7 * found[0]["distance"]
 
 
+def test_three_teachers_of_handwriting_become_one_student_on_a_mixture(tmp_path):
+    """Each teacher reads prompts in its own way. One student learns all three at once, because the kinds of prompts are apart."""
+    student = DigitsPolicy.from_pretrained("digits", device="cpu")
+    teachers = {}
+    for seed, name in enumerate(("any", "set", "name")):
+        teachers[name] = DigitsPolicy.from_pretrained("digits", device="cpu", trainable=False)
+        weight = teachers[name].network.prompt[2].weight
+        weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+    loop = AlignmentLoop(
+        OnPolicyDistillation(student, teachers),
+        DeterministicSampler(4, samples=2),
+        {"asked": DigitReward()},
+        Mixture({name: Source(PromptFile(f"digits/{name}")) for name in teachers}),
+        prompts_per_step=9,
+        optimizers={"default": lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)},
+    )
+    reports = []
+    for step in range(25):
+        reports.append(loop.step(loop.prompts.draw(step, 9), Progress(step, 25)))
+    for name in teachers:
+        assert 0 < reports[-1].metrics[f"distance/{name}"] < 0.4 * reports[0].metrics[f"distance/{name}"]
+        assert reports[0].ledger.rows[f"teacher_{name}/update"] == 3 * 2 * 4
+    assert reports[0].ledger.rows["policy/update"] == 9 * 2 * 4
+    save(loop, tmp_path / "step-000025", 25, "")
+    assert {f"{role}.safetensors" for role in loop.policies()} <= {file.name for file in (tmp_path / "step-000025").iterdir()}
+
+
 def test_what_cannot_be_taught_is_refused():
     policy, _ = pair()
     teachers = teachers_of(policy)
     with pytest.raises(ValueError, match="must name at least one teacher"):
         OnPolicyDistillation(policy, {})
+    for name in ("", "two words", "a/b"):
+        with pytest.raises(ValueError, match="a name must hold no blanks and no '/'"):
+            OnPolicyDistillation(policy, {name: policy.fork()})
     with pytest.raises(ValueError, match=r"teachers\['a'\] must be frozen"):
         OnPolicyDistillation(policy, {"a": policy.fork(trainable=True)})
     objective = OnPolicyDistillation(policy, teachers)
