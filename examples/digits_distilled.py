@@ -1,11 +1,11 @@
 """Three specialists become one: on-policy distillation of handwriting, each teacher on its own prompts.
 
-python examples/digits_distilled.py [--steps 100] [--distilled 200] [--seed 0] [--json FILE]
+python examples/digits_distilled.py [--steps 100] [--distilled 200] [--pictures 480] [--seed 0] [--json FILE]
 
 Three runs of Softmax Trajectory Balance start from the embedded flow. Each has one kind of prompts and one reward: even digits for
-"a digit", thick strokes for sets such as "an odd digit", the digit that is asked for by name. Then one student learns from the three, on its
-own states: a `Mixture` names the source of every prompt, and the source names the teacher. The table has the reward of each task for each
-of the five policies, from the same noise. About three minutes on one free core.
+"a digit", thick strokes for sets such as "an odd digit", the digit that is asked for by name. Then one student learns from the three, on
+its own states: a `Mixture` names the source of every prompt, and the source names the teacher. The table has the reward of each task for
+each of the five policies, from the same noise. About three minutes on one free core.
 """
 
 import argparse
@@ -71,12 +71,14 @@ def student(teachers: Mapping[str, Policy], steps: int, seed: int) -> Policy:
 
 
 @torch.no_grad()
-def measure(policy: Policy) -> dict[str, float]:
+def measure(policy: Policy, pictures: int) -> dict[str, float]:
     """Mean reward of each task over pictures of its own prompts."""
     found = {}
     for task, (listed, reward) in TASKS.items():
         prompts = listed.prompts
-        batch = DeterministicSampler(8, samples=480 // len(prompts)).sample(policy, policy.encode(prompts), Progress(0, 1), Streams(2026))
+        batch = DeterministicSampler(8, samples=-(-pictures // len(prompts))).sample(
+            policy, policy.encode(prompts), Progress(0, 1), Streams(2026)
+        )
         told = [prompts[place] for place in batch.group.tolist()]
         found[task] = float(reward(policy.decode(batch.samples), told).mean())
     return found
@@ -86,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100, help="alignment steps of each teacher")
     parser.add_argument("--distilled", type=int, default=200, help="steps of the student")
+    parser.add_argument("--pictures", type=int, default=480, help="pictures at which a task is measured")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args()
@@ -96,7 +99,7 @@ def main() -> None:
         **{f"teacher of {task!r}": policy for task, policy in teachers.items()},
         "student": student(teachers, arguments.distilled, arguments.seed),
     }
-    table = {name: measure(policy) for name, policy in policies.items()}
+    table = {name: measure(policy, arguments.pictures) for name, policy in policies.items()}
     print(f"{'reward':20s}" + "".join(f"{task:>10s}" for task in TASKS))
     for name, row in table.items():
         print(f"{name:20s}" + "".join(f"{value:10.3f}" for value in row.values()))

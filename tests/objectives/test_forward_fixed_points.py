@@ -136,6 +136,7 @@ def test_levels_that_share_weights_get_the_compromise_of_crd_by_least_squares():
     slope = slopes(GRID)
     end = float(slope.sum() / slope.square().sum()) * SHIFT
     start = crd_at(0.0, len(GRID))[0]
+    assert float(start[0]) == pytest.approx(-4.0 / 3.0 * 2 * 3.0**2 * SHIFT * float(slope.mean()) * WIDTH**2)  # limit / beta of the loss
     assert abs(float(crd_at(end, len(GRID))[0][0])) < 1e-12 * float(start.norm())
     assert crd_at(end, len(GRID))[1] > 1e-4
 
