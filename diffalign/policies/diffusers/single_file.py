@@ -36,7 +36,8 @@ def origin(path: str) -> str | None:
     from diffusers.loaders.single_file_utils import fetch_diffusers_config, infer_diffusers_model_type
 
     with _opened(path) as content:
-        known = {name: torch.empty(content.get_slice(name).get_shape(), device="meta") for name in content.keys()}
+        names = list(content.keys())
+        known = {name: torch.empty(content.get_slice(name).get_shape(), device="meta") for name in names}
     if infer_diffusers_model_type(known) == "v1":  # its answer to what it does not know
         return None
     found: str = fetch_diffusers_config(known)["pretrained_model_name_or_path"]
