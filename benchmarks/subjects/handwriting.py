@@ -88,7 +88,14 @@ ARMS: Mapping[str, Arm] = {
     **{f"ram, beta {strength}": ends(lambda policy, beta, strength=strength: RAM(policy, beta=strength)) for strength in (1.0, 5.0)},
     "elbo policy gradient": ends(lambda policy, beta: ELBOPolicyGradient(policy, kl=1 / beta)),
     "elbo softmax-tb": ends(lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta)),
-    "elbo softmax-tb, sigma from 0.3": ends(lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta, bound=ELBO(sigma_min=0.3))),
+    **{
+        f"elbo softmax-tb, sigma from {least}": ends(
+            lambda policy, beta, least=least: ELBOSoftmaxTB(policy, beta=beta, bound=ELBO(sigma_min=least))
+        )
+        for least in (0.2, 0.3, 0.5)
+    },
+    "elbo policy gradient, sigma from 0.3": ends(lambda policy, beta: ELBOPolicyGradient(policy, kl=1 / beta, bound=ELBO(sigma_min=0.3))),
+    "elbo group forward kl, sigma from 0.3": ends(lambda policy, beta: ELBOGroupForwardKL(policy, beta=beta, bound=ELBO(sigma_min=0.3))),
     "elbo softmax-tb, flow weighting": ends(lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta, bound=ELBO(weighting="flow"))),
     "elbo softmax-tb, 4 midpoint steps": ends(lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta), SOLVED),
     "elbo group forward kl": ends(lambda policy, beta: ELBOGroupForwardKL(policy, beta=beta)),

@@ -21,7 +21,7 @@ class AlarmEvidence:
         move: its change
         trained: change of the trained reward at the same cut
         least: least fall that counts
-        measure: of diversity
+        measure: name of the measure of diversity
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Rule:
 
     Args:
         window, threshold, rise, fall, diversity_fall: see `HackingAlarm`
-        measure: what diversity is, in words
+        measure: name of the measure of diversity
     """
 
     window: int | None
