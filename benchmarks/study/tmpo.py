@@ -37,7 +37,7 @@ from diffalign import AlignmentLoop, Prompt
 from diffalign.core import CPS, Edges, Policy, Progress, Report, Streams, TrajectoryBatch, TrajectorySampler, replay_log_prob
 from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_to_real, effective_classes, kl
 from diffalign.digits.measures import distances_to_real
-from diffalign.evaluation import HackingAlarm
+from diffalign.evaluation import HackingAlarm, PixelFeatures
 from diffalign.objectives.path_losses import nats_of
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, TreeSampler
@@ -123,7 +123,7 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor)
         row = measured(policy, base, chosen.measured, task, target)
         return row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics}
 
-    measures, alarm = Curve(MEASURED, take), HackingAlarm({"near": near})
+    measures, alarm = Curve(MEASURED, take), HackingAlarm({"near": near}, features=PixelFeatures(), diversity_fall=0.4)
     loop.advance(steps, also=(measures, alarm))
     last = {name: round(value, 3) for name, value in measures.rows[-1].items() if isinstance(value, float)}
     print(arm, rate, seed, json.dumps(last), *(f"{each.kind} at {each.step}" for each in alarm.alarms), flush=True)
