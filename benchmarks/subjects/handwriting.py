@@ -62,6 +62,11 @@ def unscaled(policy: Policy, beta: float) -> FlowGRPO:
     return FlowGRPO(policy, kl=1 / beta, standardize=False)
 
 
+def bounded(kind: type[ELBOSoftmaxTB] | type[ELBOGroupForwardKL], **bound: Any) -> Callable[[Policy, float], Objective]:
+    """Trajectory balance on the bound, with settings of the bound."""
+    return lambda policy, beta: kind(policy, beta=beta, bound=ELBO(**bound))
+
+
 ARMS: Mapping[str, Arm] = {
     "softmax-tb": Arm(lambda policy, beta: SoftmaxTB(policy, beta=beta)),
     "softmax-tb, level weights": Arm(lambda policy, beta: SoftmaxTB(policy, beta=beta, level_weights=True)),
@@ -86,17 +91,14 @@ ARMS: Mapping[str, Arm] = {
     **{f"crd, kl {kl}": ends(lambda policy, beta, kl=kl: CRD(policy, kl=kl)) for kl in (0.01, 1.0, 10.0)},
     "ram": ends(lambda policy, beta: RAM(policy, beta=beta)),
     **{f"ram, beta {strength}": ends(lambda policy, beta, strength=strength: RAM(policy, beta=strength)) for strength in (1.0, 5.0)},
-    "elbo policy gradient": ends(lambda policy, beta: ELBOPolicyGradient(policy, kl=1 / beta)),
-    "elbo softmax-tb": ends(lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta)),
+    **{f"elbo softmax-tb, sigma from {least}": ends(bounded(ELBOSoftmaxTB, sigma_min=least)) for least in (0.05, 0.3)},
+    "elbo softmax-tb, flow weighting": ends(bounded(ELBOSoftmaxTB, sigma_min=0.05, weighting="flow")),
+    "elbo softmax-tb, 4 midpoint steps": ends(bounded(ELBOSoftmaxTB, sigma_min=0.3), SOLVED),
     **{
-        f"elbo softmax-tb, sigma from {least}": ends(
-            lambda policy, beta, least=least: ELBOSoftmaxTB(policy, beta=beta, bound=ELBO(sigma_min=least))
+        f"elbo policy gradient, sigma from {least}": ends(
+            lambda policy, beta, least=least: ELBOPolicyGradient(policy, kl=1 / beta, bound=ELBO(sigma_min=least))
         )
-        for least in (0.2, 0.3, 0.5)
+        for least in (0.05, 0.3)
     },
-    "elbo policy gradient, sigma from 0.3": ends(lambda policy, beta: ELBOPolicyGradient(policy, kl=1 / beta, bound=ELBO(sigma_min=0.3))),
-    "elbo group forward kl, sigma from 0.3": ends(lambda policy, beta: ELBOGroupForwardKL(policy, beta=beta, bound=ELBO(sigma_min=0.3))),
-    "elbo softmax-tb, flow weighting": ends(lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta, bound=ELBO(weighting="flow"))),
-    "elbo softmax-tb, 4 midpoint steps": ends(lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta), SOLVED),
-    "elbo group forward kl": ends(lambda policy, beta: ELBOGroupForwardKL(policy, beta=beta)),
+    "elbo group forward kl, sigma from 0.3": ends(bounded(ELBOGroupForwardKL, sigma_min=0.3)),
 }
