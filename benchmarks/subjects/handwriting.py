@@ -84,7 +84,7 @@ ARMS: Mapping[str, Arm] = {
     "diffusion-nft": ends(lambda policy, beta: DiffusionNFT(policy)),
     **{f"diffusion-nft, kl {kl}": ends(lambda policy, beta, kl=kl: DiffusionNFT(policy, kl=kl)) for kl in (0.1, 1.0, 10.0)},
     "dgpo": ends(lambda policy, beta: DGPO(policy)),
-    **{f"dgpo, kl {kl}": ends(lambda policy, beta, kl=kl: DGPO(policy, kl=kl)) for kl in (0.1, 1.0)},
+    **{f"dgpo, kl {kl}": ends(lambda policy, beta, kl=kl: DGPO(policy, kl=kl)) for kl in (0.02, 0.1, 1.0)},
     "awm": ends(lambda policy, beta: AWM(policy)),
     **{f"awm, kl {kl}": ends(lambda policy, beta, kl=kl: AWM(policy, kl=kl)) for kl in (0.1, 1.0)},
     "crd": ends(lambda policy, beta: CRD(policy)),

@@ -52,8 +52,8 @@ class ELBO:
     Args:
         levels: noise levels of an estimate
         weighting: see above
-        sigma_min: least noise level, in (0, 1), below the first of the rollout's grid. Smaller levels measure fine detail, which a network
-            has learned badly and few steps draw badly, and "likelihood" weighs it most: on handwriting runs with 0.05 left the real pictures
+        sigma_min: least noise level, in (0, 1), below the first of the rollout's grid. Smaller levels measure fine detail, which networks
+            learn badly and few steps draw badly, and "likelihood" weighs it most: with 0.05 runs on handwriting left the real pictures
         shared: whether all samples of a prompt have the same levels and noise, of which a part cancels in their differences
         antithetic: whether each level is used with a noise e and with -e, which cancels odd terms and takes two network rows
         stratified: whether each level is drawn from its own part of [sigma_min, sigma_max]
