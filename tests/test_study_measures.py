@@ -1,10 +1,12 @@
 """What the studies measure, on inputs whose values are known."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.study import ground, shapeworld, tmpo
+from benchmarks.study import distilled, ground, shapeworld, tmpo
 from benchmarks.subjects.surrogate_order import pairs_ordered
 from diffalign import Prompt
 from diffalign.shapeworld import parse
@@ -31,6 +33,38 @@ def test_a_longer_run_of_a_seed_counts_once():
     ]
     assert "  150 n=2 " in tmpo.table(runs, search=False)
     assert tmpo.table(runs, search=True) == ""
+
+
+def distilled_entry(arm, steps, even, **more):
+    about = {"arm": arm, "steps": steps, "rate": 1e-4 * bool(steps), "distilled": 0, "student_rate": 0.0, "seed": 0, "rows": 2000.0}
+    return {**about, "row": {"even": even, "even, held out": even / 2}, **more}
+
+
+def test_what_a_student_keeps_is_a_share_of_its_teachers_gain():
+    curve = [{"rows": 1000.0, "row": {"even": 0.3, "even, held out": 0.2}}, {"rows": 4000.0, "row": {"even": 0.6, "even, held out": 0.1}}]
+    runs = [distilled_entry("base", 0, 0.2), distilled_entry("teacher, even", 9, 0.6), distilled_entry("distilled", 9, 0.5)]
+    table = distilled.table([*runs, distilled_entry("mixture", 9, 0.6, curve=curve)], search=False).splitlines()
+    assert [" ".join(line.split("n=1")[1].split()) for line in table] == [
+        "even 0.200 even, held out 0.100",
+        "even 0.600 keeps 1.00 even, held out 0.300 keeps 1.00",
+        "even 0.500 keeps 0.75 even, held out 0.250 keeps 0.75",
+        "even 0.300 keeps 0.25 even, held out 0.200 keeps 0.50",
+        "even 0.600 keeps 1.00 even, held out 0.100 keeps 0.00",
+    ]
+    assert table[3].startswith("mixture, 1 thousand rows ")
+
+
+def test_a_short_study_of_teachers_gives_the_mixture_the_rows_of_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distilled, "PICTURES", 24)
+    file = tmp_path / "study.json"
+    for _ in range(2):  # the second time, all of it is read
+        distilled.main(seeds=1, steps=1, distilled=1, folder=tmp_path, json=file)
+    runs = {entry["arm"]: entry for entry in json.loads(file.read_text())["runs"]}
+    assert list(runs) == ["base", "teacher, even", "teacher, thick", "teacher, asked", "distilled", "mixture"]
+    assert capsys.readouterr().out.count("distilled 0 ") == 1
+    own, together = runs["distilled"]["rows"], sum(runs[f"teacher, {task}"]["rows"] for task in distilled.TASKS)
+    for point, rows in zip(runs["mixture"]["curve"], (own, own + together), strict=True):
+        assert abs(point["rows"] - rows) <= together / 3 / 2 + 1  # half a step
 
 
 def test_fields_count_where_shapes_stand():

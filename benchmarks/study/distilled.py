@@ -167,18 +167,24 @@ def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
     """One line an arm and setting, of the seeds that are reported or of those of the search: rewards, and what is kept of each gain."""
     entries = [entry for entry in runs if (entry["seed"] >= SEARCH) == search]
     found = {(entry["arm"], entry["steps"], entry["rate"], entry["seed"]): entry["row"] for entry in entries}
-    lines: dict[tuple[Any, ...], list[dict[str, tuple[float, float]]]] = {}
+    lines: dict[tuple[Any, ...], list[tuple[Row, Row]]] = {}
     for entry in entries:
         seed, about = entry["seed"], (entry["steps"], entry["rate"])
         low = found["base", 0, 0.0, seed]
-        high = low if entry["arm"] == "base" else {name: found[f"teacher, {name.split(',')[0]}", *about, seed][name] for name in low}
+        gain: Row = {}
+        if entry["arm"] != "base":
+            gain = {name: found[f"teacher, {name.split(',')[0]}", *about, seed][name] - low[name] for name in low}
         for point in entry.get("curve", (entry,)):
+            kept = {name: (point["row"][name] - low[name]) / (gain[name] or math.nan) for name in gain}
             arm = f"{entry['arm']}, {point['rows'] / 1000:.0f} thousand rows"
-            both = {name: (value, (value - low[name]) / (high[name] - low[name] or math.nan)) for name, value in point["row"].items()}
-            lines.setdefault((arm, *about, entry["distilled"], entry["student_rate"]), []).append(both)
+            lines.setdefault((arm, *about, entry["distilled"], entry["student_rate"]), []).append((point["row"], kept))
     return "\n".join(
-        f"{arm:32s} {' '.join(f'{number:g}' for number in about):22s} n={len(rows)}  "
-        + "  ".join(f"{name} {shown([row[name][0] for row in rows])} keeps {shown([row[name][1] for row in rows], 2)}" for name in rows[0])
+        f"{arm:36s} {' '.join(f'{number:g}' for number in about):22s} n={len(rows)}  "
+        + "  ".join(
+            f"{name} {shown([row[name] for row, _ in rows])}"
+            + (f" keeps {shown([kept[name] for _, kept in rows], 2)}" if name in rows[0][1] else "")
+            for name in rows[0][0]
+        )
         for (arm, *about), rows in lines.items()
     )
 
