@@ -29,8 +29,9 @@ class HPSv3PlusPlus(Reward):
         c = sigmoid(w . (W h + b) + a),   h = last hidden state at the token <|Reward|>, behind picture, instruction and prompt
 
     FiLM is linear layers 2-256-256 with GELU between them, then 256-D-2D with ReLU; the head is linear layers D-1024-16-2 with ReLU; all of
-    it is float32 (theirs has c in bfloat16). c in [0, 1] stands for the ability of the generator. The authors' code pools it over the images that it is called with;
-    here each image has its own, which is what their code gives for one image at a time, so that a score does not depend on others.
+    it is float32 (theirs has c in bfloat16). c in [0, 1] stands for the ability of the generator. The authors' code pools it over the
+    images that it is called with; here each image has its own, as their code gives for one image at a time, so that a score does not
+    depend on others.
 
     `iteration` says how far training by RL has come. The authors take 0 to rank images and to compare models, and 0.3 to 1, linearly over
     the run, for a reward in training: `IterationRamp` does that. Pictures are resized as for `HPSv3`, about 448 x 448 in multiples of 28,
@@ -196,4 +197,4 @@ def hpsv3_plus_plus_network(tensors: Mapping[str, Tensor], where: str, dtype: to
         elif not name.startswith("lm_head."):  # of the model that writes
             head[name] = tensor
     marking = ConditionedHead(head, where)
-    return nn.ModuleDict({"reader": qwen3_vl(own, where, dtype, image), "head": marking}).requires_grad_(False).eval()
+    return nn.ModuleDict({"reader": qwen3_vl(own, f"{where} (model)", dtype, image), "head": marking}).requires_grad_(False).eval()
