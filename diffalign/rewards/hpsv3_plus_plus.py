@@ -18,7 +18,7 @@ from .weights import every, fill, locate, read_tensors
 
 _HALF = (0.5, 0.5, 0.5)
 
-_SHARE = attrs.validators.and_(attrs.validators.ge(0), attrs.validators.le(1))
+_SHARE = attrs.validators.and_(attrs.validators.ge(0.0), attrs.validators.le(1.0))
 
 
 @attrs.define(eq=False)
@@ -33,11 +33,11 @@ class HPSv3PlusPlus(Reward):
     images that it is called with; here each image has its own, as their code gives for one image at a time, so that a score does not
     depend on others.
 
-    `iteration` says how far training by RL has come. The authors take 0 to rank images and to compare models, and 0.3 to 1, linearly over
-    the run, for a reward in training: `IterationRamp` does that. Pictures are resized as for `HPSv3`, about 448 x 448 in multiples of 28,
-    and again to the nearest multiples of 32, because the authors' code does both. There is no system message; tokens of the picture are
-    counted by rows and columns. The instruction is that of the authors' code (templates/hpsv3_plus_plus.txt): HPSv3's first part (HPSv3
-    Team, MIT). Licence: Apache-2.0. 17.6 GB. transformers 4.57 or newer.
+    `iteration` says how far a training by RL has come, if the images are from one. The authors take 0 to rank images and to compare models,
+    and 0.3 to 1, linearly over the run, for a reward in training: `IterationRamp` does that. Pictures are resized as for `HPSv3`, about
+    448 x 448 in multiples of 28, and again to the nearest multiples of 32, because the authors' code does both. There is no system message;
+    tokens of the picture are counted by rows and columns. The instruction is that of the authors' code (templates/hpsv3_plus_plus.txt):
+    HPSv3's without its second part (HPSv3 Team, MIT). Scale: not stated. Licence: Apache-2.0. 17.6 GB. transformers 4.57 or newer.
 
     All this follows the authors' public code. Their file was not read: names and shapes are those that their code and Qwen3-VL-8B give.
 
@@ -45,7 +45,7 @@ class HPSv3PlusPlus(Reward):
         weights: the authors' checkpoint: a file, a folder or a hub id that holds `file`
         file: its name there
         tokenizer: tokenizer of Qwen3-VL, a hub id or a local folder
-        iteration: how far training by RL has come, from 0 to 1
+        iteration: progress of the training by RL from which the images come, from 0 to 1
         batch: images that pass at once
         dtype: type of the model's weights; what conditions and the head are float32
         device: device of the model; None takes that of the images

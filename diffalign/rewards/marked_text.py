@@ -1,4 +1,4 @@
-"""What HPSv3 and HPSv3++ have in common: the text around a picture, with a token at whose place the head looks, and the head."""
+"""Text around a picture with a token at whose place the head looks, and the head: parts that HPSv3 and HPSv3++ share."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class MarkedText:
     Args:
         reward: name of the reward, for messages
         tokenizer: tokenizer of the model, with the mark as its last token
-        source: where the tokenizer is from, for messages
+        source: folder or hub id of the tokenizer, for messages
         instruction: text with a place for $prompt
         before: text before the turn of the user
     """
