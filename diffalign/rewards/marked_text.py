@@ -79,10 +79,11 @@ class MarkedText:
         Raises:
             ValueError: the prompt holds a token of the model's own.
         """
-        for token in (MARK, *self.tokenizer.all_special_tokens):
-            if token in prompt:
+        for token in self.tokenizer.added_tokens_decoder.values():  # all_special_tokens forgets its own where the mark is added
+            if token.special and token.content in prompt:
                 raise ValueError(
-                    f"{self.reward} cannot read the prompt {str(prompt)!r}: {token} is a token of the model's own. Write it differently."
+                    f"{self.reward} cannot read the prompt {str(prompt)!r}: {token.content} is a token of the model's own. "
+                    "Write it differently."
                 )
         text = self.instruction.substitute(prompt=str(prompt))
         return self.before + string.Template(_CHAT).substitute(picture=IMAGE * places, text=text)

@@ -110,7 +110,7 @@ def qwen3_vl(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype, imag
             "head_dim": HEAD_WIDTH,
             "rms_norm_eps": 1e-6,
             "rope_theta": 5_000_000.0,
-            "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True, "rope_theta": 5_000_000.0},
+            "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
             "use_cache": False,
         }
     except KeyError as error:

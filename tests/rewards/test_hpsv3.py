@@ -115,6 +115,8 @@ def test_a_sliver_and_a_prompt_with_a_token_of_the_model_are_refused(made):
         working_size(2, 401, 200704)
     with pytest.raises(ValueError, match=r"cannot read the prompt 'a <\|Reward\|>': <\|Reward\|> is a token of the model's own"):
         reward(made[0])(noise(1, 28, 28), [Prompt("a <|Reward|>")])
+    with pytest.raises(ValueError, match=r"<\|image_pad\|> is a token of the model's own"):
+        reward(made[0])(noise(1, 28, 28), [Prompt("a <|image_pad|>")])
 
 
 def test_what_is_no_checkpoint_of_it_is_refused(made, tmp_path):
