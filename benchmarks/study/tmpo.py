@@ -32,12 +32,12 @@ from torch import Tensor
 from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
 from benchmarks.subjects.curve import Curve
-from benchmarks.subjects.handwriting import ARMS, ENDS, TREE
+from benchmarks.subjects.handwriting import ARMS, ENDS
 from diffalign import AlignmentLoop, Prompt
 from diffalign.core import CPS, Edges, Policy, Progress, Report, Streams, TrajectoryBatch, TrajectorySampler, replay_log_prob
 from diffalign.digits import ClassReward, DigitsPolicy, class_shares, distance_to_real, effective_classes, kl
 from diffalign.digits.measures import distances_to_real
-from diffalign.evaluation import HackingAlarm
+from diffalign.evaluation import HackingAlarm, PixelFeatures
 from diffalign.objectives.path_losses import nats_of
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, TreeSampler
@@ -48,11 +48,14 @@ BETA = {"even": 20.0, "tilt": 5.0}
 """Nats per unit of reward at which the arms with a temperature are compared."""
 MEASURED = (75, 150, 300, 600, 1200, 2400, 6000)
 """Steps after which a run is measured."""
+NUMBERS = ("rows", "seconds", "even", "modes", "distance", "from tilt", "nats")
+"""Columns of the tables."""
 PROMPT = Prompt("a digit")
 ROOTS = 200
 """Initial noises at which policies and the target are measured: the same for all, so that what the noises decide cancels."""
 SEARCH = 100
 """The first seed of a search for settings."""
+
 
 def reward_of(task: str) -> ClassReward:
     return ClassReward(EVEN, {0: 0.2}) if task == "tilt" else ClassReward(EVEN)
@@ -120,7 +123,7 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor)
         row = measured(policy, base, chosen.measured, task, target)
         return row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics}
 
-    measures, alarm = Curve(MEASURED, take), HackingAlarm({"near": near})
+    measures, alarm = Curve(MEASURED, take), HackingAlarm({"near": near}, features=PixelFeatures(), diversity_fall=0.4)
     loop.advance(steps, also=(measures, alarm))
     last = {name: round(value, 3) for name, value in measures.rows[-1].items() if isinstance(value, float)}
     print(arm, rate, seed, json.dumps(last), *(f"{each.kind} at {each.step}" for each in alarm.alarms), flush=True)
@@ -169,7 +172,7 @@ def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
     lines = []
     for (task, arm, rate, step), by_seed in sorted(groups.items()):
         rows = list(by_seed.values())
-        known_of_all = [name for name in ("rows", "seconds", "even", "modes", "distance", "from tilt", "nats") if all(name in row for row in rows)]
+        known_of_all = [name for name in NUMBERS if all(name in row for row in rows)]
         numbers = "  ".join(f"{name} {shown([row[name] for row in rows])}" for name in known_of_all)
         if "nats" in known_of_all:
             numbers += f"  J {shown([BETA[task] * row['reward'] - row['nats'] for row in rows])}"

@@ -10,6 +10,7 @@ from diffalign.objectives import (
     AWM,
     CRD,
     DGPO,
+    ELBO,
     RAM,
     DiffusionNFT,
     ELBOGroupForwardKL,
@@ -61,6 +62,11 @@ def unscaled(policy: Policy, beta: float) -> FlowGRPO:
     return FlowGRPO(policy, kl=1 / beta, standardize=False)
 
 
+def bounded(kind: type[ELBOSoftmaxTB] | type[ELBOGroupForwardKL], **bound: Any) -> Callable[[Policy, float], Objective]:
+    """Trajectory balance on the bound, with settings of the bound."""
+    return lambda policy, beta: kind(policy, beta=beta, bound=ELBO(**bound))
+
+
 ARMS: Mapping[str, Arm] = {
     "softmax-tb": Arm(lambda policy, beta: SoftmaxTB(policy, beta=beta)),
     "softmax-tb, level weights": Arm(lambda policy, beta: SoftmaxTB(policy, beta=beta, level_weights=True)),
@@ -76,17 +82,23 @@ ARMS: Mapping[str, Arm] = {
     "flow-grpo, not standardised, kl 1 / beta, 10 chains": Arm(unscaled, FEW_CHAINS),
     "flow-grpo, log-ratio in the reward": Arm(lambda policy, beta: FlowGRPO(policy, kl=1 / beta, kl_in="reward", standardize=False)),
     "diffusion-nft": ends(lambda policy, beta: DiffusionNFT(policy)),
-    **{f"diffusion-nft, kl {kl}": ends(lambda policy, beta, kl=kl: DiffusionNFT(policy, kl=kl)) for kl in (0.1, 1.0)},
+    **{f"diffusion-nft, kl {kl}": ends(lambda policy, beta, kl=kl: DiffusionNFT(policy, kl=kl)) for kl in (0.1, 1.0, 10.0)},
     "dgpo": ends(lambda policy, beta: DGPO(policy)),
-    **{f"dgpo, kl {kl}": ends(lambda policy, beta, kl=kl: DGPO(policy, kl=kl)) for kl in (0.1, 1.0)},
+    **{f"dgpo, kl {kl}": ends(lambda policy, beta, kl=kl: DGPO(policy, kl=kl)) for kl in (0.02, 0.1, 1.0)},
     "awm": ends(lambda policy, beta: AWM(policy)),
     **{f"awm, kl {kl}": ends(lambda policy, beta, kl=kl: AWM(policy, kl=kl)) for kl in (0.1, 1.0)},
     "crd": ends(lambda policy, beta: CRD(policy)),
-    **{f"crd, kl {kl}": ends(lambda policy, beta, kl=kl: CRD(policy, kl=kl)) for kl in (0.01, 1.0)},
+    **{f"crd, kl {kl}": ends(lambda policy, beta, kl=kl: CRD(policy, kl=kl)) for kl in (0.01, 1.0, 10.0)},
     "ram": ends(lambda policy, beta: RAM(policy, beta=beta)),
     **{f"ram, beta {strength}": ends(lambda policy, beta, strength=strength: RAM(policy, beta=strength)) for strength in (1.0, 5.0)},
-    "elbo policy gradient": ends(lambda policy, beta: ELBOPolicyGradient(policy, kl=1 / beta)),
-    "elbo softmax-tb": ends(lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta)),
-    "elbo softmax-tb, 4 midpoint steps": ends(lambda policy, beta: ELBOSoftmaxTB(policy, beta=beta), SOLVED),
-    "elbo group forward kl": ends(lambda policy, beta: ELBOGroupForwardKL(policy, beta=beta)),
+    **{f"elbo softmax-tb, sigma from {least}": ends(bounded(ELBOSoftmaxTB, sigma_min=least)) for least in (0.05, 0.3)},
+    "elbo softmax-tb, flow weighting": ends(bounded(ELBOSoftmaxTB, sigma_min=0.05, weighting="flow")),
+    "elbo softmax-tb, 4 midpoint steps": ends(bounded(ELBOSoftmaxTB, sigma_min=0.3), SOLVED),
+    **{
+        f"elbo policy gradient, sigma from {least}": ends(
+            lambda policy, beta, least=least: ELBOPolicyGradient(policy, kl=1 / beta, bound=ELBO(sigma_min=least))
+        )
+        for least in (0.05, 0.3)
+    },
+    "elbo group forward kl, sigma from 0.3": ends(bounded(ELBOGroupForwardKL, sigma_min=0.3)),
 }

@@ -12,6 +12,8 @@ from torch import Tensor
 from diffalign.core import AlignmentLoop, Hook, Report, RewardFunction, agree, score
 from diffalign.core.unessential import say
 
+from .diversity import vendi_score
+from .features import Features
 from .reactions import Action, reaction
 from .recorded import read_lines, read_list
 from .rule import Rule
@@ -57,6 +59,10 @@ class HackingAlarm(Hook):
                    by `rise` standard errors
         collapse:  diversity (L-GMD of latents within the group) fell by `threshold` standard errors and by `diversity_fall` nats
 
+    L-GMD hardly sees that a policy has given up most kinds of pictures while each kind still varies. With `features`, diversity is the
+    logarithm of the Vendi score instead, the effective number of different pictures of a prompt: the pictures of all groups with the same
+    text, `images` of a step in all, mean over prompts.
+
     It reports on stderr, in `alarms.json` and in the report page; `watch.jsonl` holds the series. Each kind rings once in a run. The alarm
     only watches; the reaction named by `action` changes the run.
 
@@ -71,7 +77,8 @@ class HackingAlarm(Hook):
         threshold: standard errors by which a held-out reward or diversity must have fallen
         rise: standard errors by which the trained reward must have risen
         fall: least fall of a held-out reward, in standard deviations of its samples at the beginning
-        diversity_fall: least fall of L-GMD in nats; a fall of ln 2 halves the typical distance
+        diversity_fall: least fall of diversity in nats; a fall of ln 2 halves the typical distance, or the effective number
+        features: features of pictures, such as `PixelFeatures()`; None watches L-GMD, which needs no picture
         factor: factor of "temper"
     """
 
@@ -83,6 +90,7 @@ class HackingAlarm(Hook):
     rise: float = attrs.field(default=2.0, validator=attrs.validators.gt(0.0))
     fall: float = attrs.field(default=0.25, validator=attrs.validators.ge(0.0))
     diversity_fall: float = attrs.field(default=0.7, validator=attrs.validators.ge(0.0))
+    features: Features | None = None
     factor: float = attrs.field(default=0.5, validator=[attrs.validators.gt(0.0), attrs.validators.lt(1.0)])
     alarms: list[Alarm] = attrs.field(factory=list, init=False)
     _watched: list[dict[str, Any]] = attrs.field(factory=list, init=False, repr=False)
@@ -131,18 +139,27 @@ class HackingAlarm(Hook):
 
     def rule(self) -> Rule:
         """Rule by which the alarm rings; it works for recorded series too."""
-        return Rule(self.window, self.threshold, self.rise, self.fall, self.diversity_fall)
+        measure = "L-GMD" if self.features is None else "ln Vendi"
+        return Rule(self.window, self.threshold, self.rise, self.fall, self.diversity_fall, measure)
 
     def _judged(self, loop: AlignmentLoop, report: Report) -> dict[str, Any]:
-        """Score some of the step's samples: mean, standard deviation and error of the mean of each held-out reward, over all processes."""
+        """Judge some of the step's samples over all processes: mean, standard deviation and error of the mean of each held-out reward,
+        and their diversity if it is one of features.
+        """
         error: Exception | None = None
         sums = torch.zeros(len(self.rewards), len(_SUMS), dtype=torch.float64)
+        diversity = torch.zeros(2, dtype=torch.float64)
         try:
-            if self.rewards:
-                sums = self._sums(loop, report)
+            if self.rewards or self.features is not None:
+                sums, diversity = self._sums(loop, report)
         except Exception as caught:
             error = caught
         agree(loop.devices, error)
+        if self.features is not None:
+            total_diversity, prompts = loop.devices.sum(diversity).tolist()
+            diverse = {"diversity": total_diversity / prompts}
+        else:
+            diverse = {}
         count, total, squares, groups, group_counts, group_totals, products = loop.devices.sum(sums).unbind(dim=1)
         mean = total / count.clamp(min=1)
         spread = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
@@ -153,25 +170,32 @@ class HackingAlarm(Hook):
             name: dict(zip(self.rewards, values.tolist(), strict=True))
             for name, values in (("held_out", mean), ("spread", spread), ("errors", errors))
         }
-        return {**by_name, "groups": int(groups.max()) if self.rewards else 0}
+        return {**by_name, **diverse, "groups": int(groups.max()) if self.rewards else 0}
 
     @torch.no_grad()
-    def _sums(self, loop: AlignmentLoop, report: Report) -> Tensor:
+    def _sums(self, loop: AlignmentLoop, report: Report) -> tuple[Tensor, Tensor]:
+        """Sums of the held-out rewards, and of the diversity over prompts with their number."""
         trajectories = report.batch.trajectories
         count = len(trajectories.leaves)
         index = torch.linspace(0, count - 1, min(self.images, count)).round().long().to(trajectories.latents.device)
         prompts = [trajectories.condition.prompts[i] for i in trajectories.group[index].tolist()]
-        rows = []
+        rows, features = [], []
         for start in range(0, len(index), loop.chunk):
             images = loop.objective.policy.decode(trajectories.samples[index[start : start + loop.chunk]])
-            rows.append(torch.stack(list(score(self.rewards, images, prompts[start : start + loop.chunk]).values())))
+            if self.rewards:
+                rows.append(torch.stack(list(score(self.rewards, images, prompts[start : start + loop.chunk]).values())))
+            if self.features is not None:
+                features.append(self.features(images).cpu())
+        diversity = _log_vendi(torch.cat(features), prompts) if features else torch.zeros(2, dtype=torch.float64)
+        if not rows:
+            return torch.zeros(0, len(_SUMS), dtype=torch.float64), diversity
         scores, group = torch.cat(rows, dim=1).double().cpu(), trajectories.group[index].cpu()
         counts = torch.bincount(group).double()
         counts = counts[counts > 0].expand(len(scores), -1)
         totals = torch.stack([scores[:, group == number].sum(dim=1) for number in group.unique()], dim=1)
         ones = torch.ones_like(scores)
         columns = (ones, scores, scores.square(), torch.ones_like(totals), counts.square(), totals.square(), counts * totals)
-        return torch.stack([column.sum(dim=1) for column in columns], dim=1)
+        return torch.stack([column.sum(dim=1) for column in columns], dim=1), diversity
 
     def _ring(self, loop: AlignmentLoop, rung: Sequence[Alarm], total: int) -> None:
         self.alarms.extend(rung)
@@ -191,3 +215,11 @@ class HackingAlarm(Hook):
         temporary = folder / f"{ALARMS}.tmp"
         temporary.write_text(json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1), encoding="utf-8")
         temporary.replace(folder / ALARMS)
+
+
+def _log_vendi(features: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Sum over prompts of the logarithm of the Vendi score of their pictures, and the number of prompts: [2], float64."""
+    texts = list(map(str, prompts))
+    of = torch.tensor([texts.index(text) for text in texts])
+    scores = torch.stack([vendi_score(features[of == first]) for first in of.unique()])
+    return torch.stack([scores.log().sum(), scores.new_tensor(len(scores))])

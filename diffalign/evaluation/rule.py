@@ -21,16 +21,18 @@ class AlarmEvidence:
         move: its change
         trained: change of the trained reward at the same cut
         least: least fall that counts
+        measure: name of the measure of diversity
     """
 
     kind: str
     move: Move
     trained: Move
     least: float
+    measure: str = "L-GMD"
 
     def __str__(self) -> str:
         if self.kind == DIVERSITY:
-            said = f"diversity (L-GMD) {self.move} while the trained reward {self.trained}. The policy may be collapsing"
+            said = f"diversity ({self.measure}) {self.move} while the trained reward {self.trained}. The policy may be collapsing"
             return f"{said}: look at its images, or lower beta."
         said = f"the trained reward {self.trained} while the held-out reward {self.kind!r} {self.move}"
         return f"{said}. The policy may be exploiting the reward: look at its images, lower beta, or train on the held-out reward as well."
@@ -42,6 +44,7 @@ class Rule:
 
     Args:
         window, threshold, rise, fall, diversity_fall: see `HackingAlarm`
+        measure: name of the measure of diversity
     """
 
     window: int | None
@@ -49,6 +52,7 @@ class Rule:
     rise: float
     fall: float
     diversity_fall: float
+    measure: str = "L-GMD"
 
     def least_window(self, total: int) -> int:
         """Steps that must lie on both sides of a cut."""
@@ -68,7 +72,7 @@ class Rule:
             move = series.fallen(self.least_window(total))
             if move is not None:
                 trained = Series([line["trained"] for line in known]).moved(move.cut)
-                found[kind] = AlarmEvidence(kind, move, trained, self._least(known[: self.least_window(total)], kind))
+                found[kind] = AlarmEvidence(kind, move, trained, self._least(known[: self.least_window(total)], kind), self.measure)
         return found
 
     def convinces(self, evidence: AlarmEvidence) -> bool:

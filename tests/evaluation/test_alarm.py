@@ -9,7 +9,7 @@ from painted import contrast, legible, likes_loud, likes_red, meant, painted_loo
 from ring import rewarded, ring_loop
 
 from diffalign.core import Aggregation, Interrupted, Progress, RewardError, StandardizedSum
-from diffalign.evaluation import HackingAlarm
+from diffalign.evaluation import Features, HackingAlarm, vendi_score
 from diffalign.evaluation.reactions import Tempered
 from diffalign.runs.recording import Recorder
 
@@ -159,6 +159,43 @@ def test_a_collapse_is_an_alarm_without_any_judge():
         hook.step(loop, attrs.evolve(report, step=step, metrics=metrics))
     assert [alarm.kind for alarm in hook.alarms] == ["diversity"]
     assert "diversity (L-GMD) fell from 0.260 to" in hook.alarms[0].message
+
+
+class Places(Features):
+    """Where a sample lies, and later the same direction for all."""
+
+    collapsed, shift = False, 0.0
+
+    def __call__(self, images):
+        places = images.flatten(1)
+        return torch.ones_like(places) if self.collapsed else places - places.mean(dim=0) + self.shift
+
+
+def test_diversity_of_features_is_the_vendi_score_of_each_prompts_pictures():
+    hook, loop = HackingAlarm(features=Places(), images=9), ring_loop()
+    prompts = loop.prompts.draw(0, 2)
+    report = loop.step([*prompts, prompts[0]], Progress(0, 30))
+    hook.start(loop, 0, 30)
+    hook.step(loop, report)
+    forest = report.batch.trajectories
+    index = torch.linspace(0, len(forest.leaves) - 1, 9).round().long()
+    pictures = Places()(loop.objective.policy.decode(forest.samples[index]))
+    first = forest.group[index] != 1  # two groups of one prompt are one set
+    expected = torch.stack([vendi_score(pictures[first]), vendi_score(pictures[~first])]).log().mean()
+    assert hook._watched[0]["diversity"] == pytest.approx(float(expected), rel=1e-6)
+    assert hook._watched[0]["held_out"] == {}
+
+
+def test_a_collapse_of_features_is_told_by_their_name():
+    places, loop = Places(), ring_loop()
+    hook = HackingAlarm(features=places, window=3, diversity_fall=0.3)
+    report = loop.step(loop.prompts.draw(0, 2), Progress(0, 30))
+    hook.start(loop, 0, 30)
+    for step in range(24):
+        places.collapsed, places.shift = step >= 7, 0.005 * (-1) ** step
+        hook.step(loop, attrs.evolve(report, step=step, metrics={"reward": 0.1 * step, "diversity/l_gmd": 0.3}))
+    assert [alarm.kind for alarm in hook.alarms] == ["diversity"]
+    assert "diversity (ln Vendi) fell from" in hook.alarms[0].message
 
 
 def test_a_tempered_aggregation_passes_its_state_on():

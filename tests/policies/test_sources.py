@@ -172,8 +172,15 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path_factory, tmp_path):
     for name in ("absent.safetensors", "model.ckpt"):
         with pytest.raises(ValueError, match="single_file must be a safetensors file on this machine"):
             load(folder, single_file=str(tmp_path / name))
-    with pytest.raises(ValueError, match=r"got the file .* Give the pipeline that it belongs to as path"):
+    with pytest.raises(
+        ValueError, match=r"got the file .* Give the pipeline that it belongs to as path.* that is 'Tongyi-MAI/Z-Image-Turbo'"
+    ):
         load(file)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "unknown.safetensors")
+    with pytest.raises(ValueError, match=r"and the file as single_file\.$"):
+        load(tmp_path / "unknown.safetensors")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        load(tmp_path / "broken.safetensors")
     other_model = saved(tmp_path_factory, "flux-dev")
     with pytest.raises(ValueError, match=r"diffusers cannot make a FluxTransformer2DModel of"):
         load(other_model, single_file=file)

@@ -1,12 +1,11 @@
 """The score of each reward is its published formula, computed here from the same weights by other means."""
 
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
 from PIL import Image
-from tiny_models import MEAN, PROMPTS, STD, clip_folder, noise
+from tiny_models import MEAN, PROMPTS, STD, aesthetic_head, clip_folder, noise
 from torch import nn
 from torch.nn.functional import interpolate
 from transformers import CLIPImageProcessor
@@ -62,21 +61,10 @@ def test_clip_score_is_the_positive_part_of_the_cosine(clip, images, tmp_path):
     torch.testing.assert_close(reward(images, PROMPTS), 100 * prefixed.clamp(min=0), rtol=1e-5, atol=1e-4)
 
 
-def head(folder, widths=(16, 12, 8, 6, 4, 1)):
-    """As published: dropout between the layers takes every other number, but the last two follow each other."""
-    generator = torch.Generator().manual_seed(1)
-    tensors = {}
-    for number, (inputs, outputs) in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):
-        tensors[f"layers.{number}.weight"] = torch.randn(outputs, inputs, generator=generator)
-        tensors[f"layers.{number}.bias"] = torch.randn(outputs, generator=generator)
-    torch.save(tensors, folder / "aesthetic-model.pth")
-    return tensors
-
-
 @torch.no_grad()
 def test_aesthetic_is_five_linear_maps_of_unit_image_features(clip, images, tmp_path):
     folder, model, tokenizer = clip
-    tensors = head(tmp_path)
+    tensors = aesthetic_head(tmp_path)
     tokens = tokenizer("x", return_tensors="pt")["input_ids"]
     pixels = interpolate(images, size=(38, 32), mode="bicubic", antialias=True).clamp(0, 1)[..., 3:35, :]
     value = model(pixel_values=(pixels - MEAN) / STD, input_ids=tokens).image_embeds
@@ -138,7 +126,7 @@ def test_what_cannot_be_loaded_is_named(clip, tmp_path):
         PickScore(str(tmp_path))  # an empty folder
     with pytest.raises(ConfigError, match=r"Aesthetic.head must be a folder that holds aesthetic-model.pth"):
         Aesthetic(folder, str(tmp_path))
-    head(tmp_path, (20, 12, 8, 6, 4, 1))
+    aesthetic_head(tmp_path, (20, 12, 8, 6, 4, 1))
     with pytest.raises(ConfigError, match=r"Aesthetic.model must give 20 features, which Aesthetic.head takes; .* gives 16"):
         Aesthetic(folder, str(tmp_path))
     torch.save({"layers.0.weight": torch.zeros(2, 16), "layers.0.bias": torch.zeros(2)}, tmp_path / "two.pth")

@@ -3,59 +3,30 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import MEAN, PROMPTS, STD, bert_tokenizer, filled, noise, published
+from tiny_models import (
+    IMAGES,
+    LAYERS,
+    MEAN,
+    PATCH,
+    PROMPTS,
+    STD,
+    WORDS,
+    bert_tokenizer,
+    image_reward_checkpoint,
+    image_reward_folder,
+    noise,
+    published,
+)
 
 from diffalign import Prompt
 from diffalign.core import ConfigError
 from diffalign.rewards import ImageReward
 from diffalign.rewards.image_reward import blip_network, to_transformers
 
-VISION, TEXT, LAYERS, SIZE, PATCH = 32, 24, 2, 32, 8
-IMAGES, WORDS = "blip.visual_encoder.", "blip.text_encoder."
-
-
-def linear(name, inputs, outputs):
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def scale(name, width):
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def checkpoint():
-    shapes = {
-        f"{IMAGES}cls_token": (1, 1, VISION),
-        f"{IMAGES}pos_embed": (1, (SIZE // PATCH) ** 2 + 1, VISION),
-        f"{IMAGES}patch_embed.proj.weight": (VISION, 3, PATCH, PATCH),
-        f"{IMAGES}patch_embed.proj.bias": (VISION,),
-        f"{WORDS}embeddings.word_embeddings.weight": (len(bert_tokenizer()), TEXT),
-        f"{WORDS}embeddings.position_embeddings.weight": (40, TEXT),
-        **scale(f"{IMAGES}norm", VISION),
-        **scale(f"{WORDS}embeddings.LayerNorm", TEXT),
-        **linear("blip.vision_proj", VISION, 8),
-    }
-    for n in range(LAYERS):
-        block, layer = f"{IMAGES}blocks.{n}.", f"{WORDS}encoder.layer.{n}."
-        shapes |= {**scale(f"{block}norm1", VISION), **scale(f"{block}norm2", VISION)}
-        shapes |= {**linear(f"{block}attn.qkv", VISION, 3 * VISION), **linear(f"{block}attn.proj", VISION, VISION)}
-        shapes |= {**linear(f"{block}mlp.fc1", VISION, 4 * VISION), **linear(f"{block}mlp.fc2", 4 * VISION, VISION)}
-        for kind, seen in (("attention", TEXT), ("crossattention", VISION)):
-            shapes |= {**linear(f"{layer}{kind}.output.dense", TEXT, TEXT), **scale(f"{layer}{kind}.output.LayerNorm", TEXT)}
-            for part in ("query", "key", "value"):
-                shapes |= linear(f"{layer}{kind}.self.{part}", TEXT if part == "query" else seen, TEXT)
-        shapes |= {**linear(f"{layer}intermediate.dense", TEXT, 48), **linear(f"{layer}output.dense", 48, TEXT)}
-        shapes |= scale(f"{layer}output.LayerNorm", TEXT)
-    for number, (inputs, outputs) in {0: (TEXT, 12), 2: (12, 8), 4: (8, 6), 6: (6, 4), 7: (4, 1)}.items():
-        shapes |= linear(f"mlp.layers.{number}", inputs, outputs)
-    return {**filled(shapes), f"{WORDS}embeddings.position_ids": torch.arange(40)[None]}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("image_reward")
-    torch.save(checkpoint(), path / "ImageReward.pt")
-    bert_tokenizer().save_pretrained(path)
-    return path
+    return image_reward_folder(tmp_path_factory.mktemp("image_reward"))
 
 
 def dense(x, tensors, name):
@@ -108,7 +79,7 @@ def read(prompts, seen, t):
 
 @pytest.mark.parametrize("batch", [16, 2])
 def test_score_is_the_standardised_mark(folder, batch):
-    images, t = noise(4, 64, 48), checkpoint()
+    images, t = noise(4, 64, 48), image_reward_checkpoint()
     prompts = [*PROMPTS, Prompt("more words than the encoder reads at once " * 3)]
     pixels = F.interpolate(images, size=(42, 32), mode="bicubic", antialias=True).clamp(0, 1)[..., 5:37, :]
     value = read(prompts, look((pixels - MEAN) / STD, t), t)
@@ -137,7 +108,7 @@ def test_published_checkpoint_fits():
 
 
 def test_other_checkpoints_are_refused(folder, tmp_path):
-    tensors = checkpoint()
+    tensors = image_reward_checkpoint()
     for name in ("blip.text_decoder.cls.bias", "blip.visual_encoder.head.weight"):
         torch.save({**tensors, name: torch.zeros(1)}, tmp_path / "ImageReward.pt")
         with pytest.raises(ConfigError, match=f"ImageReward.weights has an unknown '{name}'"):

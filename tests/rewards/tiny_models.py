@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,6 +15,9 @@ PROMPTS = [Prompt("a red cube"), Prompt("a sign that says hi"), Prompt("a red cu
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 START, END = "<|startoftext|>", "<|endoftext|>"
+VISION, TEXT, LAYERS, SIZE, PATCH = 32, 24, 2, 32, 8
+IMAGES, WORDS = "blip.visual_encoder.", "blip.text_encoder."
+"""Of the tiny ImageReward: widths, layers, sizes and the beginnings of its names."""
 
 
 def noise(count=3, height=48, width=40, seed=0):
@@ -84,3 +88,58 @@ def filled(shapes, seed=0):
     """Random tensors by name."""
     generator = torch.Generator().manual_seed(seed)
     return {name: 0.4 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def linear(name, inputs, outputs):
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def scale(name, width):
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def image_reward_checkpoint():
+    """Random weights of a tiny BLIP with the head of ImageReward, under the names of the published file."""
+    shapes = {
+        f"{IMAGES}cls_token": (1, 1, VISION),
+        f"{IMAGES}pos_embed": (1, (SIZE // PATCH) ** 2 + 1, VISION),
+        f"{IMAGES}patch_embed.proj.weight": (VISION, 3, PATCH, PATCH),
+        f"{IMAGES}patch_embed.proj.bias": (VISION,),
+        f"{WORDS}embeddings.word_embeddings.weight": (len(bert_tokenizer()), TEXT),
+        f"{WORDS}embeddings.position_embeddings.weight": (40, TEXT),
+        **scale(f"{IMAGES}norm", VISION),
+        **scale(f"{WORDS}embeddings.LayerNorm", TEXT),
+        **linear("blip.vision_proj", VISION, 8),
+    }
+    for n in range(LAYERS):
+        block, layer = f"{IMAGES}blocks.{n}.", f"{WORDS}encoder.layer.{n}."
+        shapes |= {**scale(f"{block}norm1", VISION), **scale(f"{block}norm2", VISION)}
+        shapes |= {**linear(f"{block}attn.qkv", VISION, 3 * VISION), **linear(f"{block}attn.proj", VISION, VISION)}
+        shapes |= {**linear(f"{block}mlp.fc1", VISION, 4 * VISION), **linear(f"{block}mlp.fc2", 4 * VISION, VISION)}
+        for kind, seen in (("attention", TEXT), ("crossattention", VISION)):
+            shapes |= {**linear(f"{layer}{kind}.output.dense", TEXT, TEXT), **scale(f"{layer}{kind}.output.LayerNorm", TEXT)}
+            for part in ("query", "key", "value"):
+                shapes |= linear(f"{layer}{kind}.self.{part}", TEXT if part == "query" else seen, TEXT)
+        shapes |= {**linear(f"{layer}intermediate.dense", TEXT, 48), **linear(f"{layer}output.dense", 48, TEXT)}
+        shapes |= scale(f"{layer}output.LayerNorm", TEXT)
+    for number, (inputs, outputs) in {0: (TEXT, 12), 2: (12, 8), 4: (8, 6), 6: (6, 4), 7: (4, 1)}.items():
+        shapes |= linear(f"mlp.layers.{number}", inputs, outputs)
+    return {**filled(shapes), f"{WORDS}embeddings.position_ids": torch.arange(40)[None]}
+
+
+def image_reward_folder(path):
+    """A folder with such a checkpoint and its tokenizer."""
+    torch.save(image_reward_checkpoint(), path / "ImageReward.pt")
+    bert_tokenizer().save_pretrained(path)
+    return path
+
+
+def aesthetic_head(folder, widths=(16, 12, 8, 6, 4, 1)):
+    """As published: dropout between the layers takes every other number, but the last two follow each other."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for number, (inputs, outputs) in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):
+        tensors[f"layers.{number}.weight"] = torch.randn(outputs, inputs, generator=generator)
+        tensors[f"layers.{number}.bias"] = torch.randn(outputs, generator=generator)
+    torch.save(tensors, folder / "aesthetic-model.pth")
+    return tensors

@@ -27,6 +27,23 @@ def require_file(path: str) -> None:
         raise ValueError(f"single_file must be a safetensors file on this machine; got {path!r}. What lies on a hub is downloaded first.")
 
 
+def origin(path: str) -> str | None:
+    """Hub id of the pipeline that a safetensors file belongs to, by the names and shapes in it; None if diffusers does not know them.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config, infer_diffusers_model_type
+
+    with _opened(path) as content:
+        names = list(content.keys())
+        known = {name: torch.empty(content.get_slice(name).get_shape(), device="meta") for name in names}
+    if infer_diffusers_model_type(known) == "v1":  # its answer to what it does not know
+        return None
+    found: str = fetch_diffusers_config(known)["pretrained_model_name_or_path"]
+    return found
+
+
 def has_text_encoders(file: str) -> bool:
     """Check whether it holds more than denoiser and autoencoder."""
     return any(name.startswith(TEXT_ENCODERS) for name in _names(file))
@@ -95,9 +112,15 @@ def _kind(source: Sequence[str]) -> type[Any]:
 
 
 def _names(file: str) -> list[str]:
+    with _opened(file) as content:
+        return list(content.keys())
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Any]:
     try:
         with safe_open(file, "pt") as content:
-            return list(content.keys())
+            yield content
     except (SafetensorError, OSError) as error:
         raise ValueError(f"single_file: {file} cannot be read as safetensors: {str(error)[:200]}") from error
 

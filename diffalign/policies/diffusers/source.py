@@ -11,7 +11,7 @@ import attrs
 from diffalign.core.hub import is_within_reach, unreached
 from diffalign.embedded import SHAPEWORLD
 
-from .single_file import require_file
+from .single_file import origin, require_file
 
 
 @attrs.frozen
@@ -34,9 +34,11 @@ class Source:
 
     def __attrs_post_init__(self) -> None:
         if Path(self.path).expanduser().is_file():
+            belongs = origin(self.path) if Path(self.path).suffix == ".safetensors" else None
+            of = "" if belongs is None else f" By the names in it that is {belongs!r}, or a folder of the same kind."
             raise ValueError(
                 f"policy.path must be the folder or hub id of a pipeline; got the file {self.path!r}. Give the pipeline that it belongs to "
-                "as path, which says what the file does not (sizes, tokenizers, scheduler), and the file as single_file."
+                f"as path, which says what the file does not (sizes, tokenizers, scheduler), and the file as single_file.{of}"
             )
         if self.revision is not None and self.local is not None:
             raise ValueError(f"revision is of a hub id; policy.path {self.path!r} is a folder, which has one alone")
