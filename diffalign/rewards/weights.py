@@ -83,7 +83,7 @@ def locate(source: str, file: str, where: str) -> Path:
 def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file or a torch checkpoint by name; of an entry "state_dict" or "model" if there is one.
 
-    Files are mapped into memory and not copied, but torch's old format without a zip archive, which torch cannot map.
+    Files are mapped into memory and not copied, except torch's old format, which is no zip archive and cannot be mapped.
 
     Raises:
         ConfigError: the file cannot be read as tensors only. Reading never runs code from the file.
