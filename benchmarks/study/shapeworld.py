@@ -75,6 +75,8 @@ ARMS: Mapping[str, Sequence[str]] = {
     "ram": (objective("RAM", beta=1.0), ENDS),
     "elbo policy gradient": (objective("ELBOPolicyGradient", kl=0.05), ENDS),
     "elbo softmax-tb": (objective("ELBOSoftmaxTB", beta=20.0), ENDS),
+    "elbo softmax-tb, flow weighting": (objective("ELBOSoftmaxTB", beta=20.0, bound="{weighting: flow, sigma_min: 0.05}"), ENDS),
+    "awm, kl 0.1": (objective("AWM", kl=0.1), ENDS),
 }
 """Arm -> what it changes in the run file."""
 

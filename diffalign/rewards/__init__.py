@@ -9,6 +9,7 @@ from .geneval import GenEval
 from .group_rank import GroupRank
 from .hps import HPSv2
 from .hpsv3 import HPSv3
+from .hpsv3_plus_plus import HPSv3PlusPlus, IterationRamp
 from .image_reward import ImageReward
 from .judge import Judge
 from .liking import BinaryLiking
@@ -30,8 +31,10 @@ __all__ = [
     "GroupRank",
     "HPSv2",
     "HPSv3",
+    "HPSv3PlusPlus",
     "HalvedBatches",
     "ImageReward",
+    "IterationRamp",
     "JPEGCompressibility",
     "Judge",
     "PickScore",

@@ -1,31 +1,21 @@
 """Human Preference Score v3: a vision-language model that reads an instruction, the picture and the prompt, and a head that marks them."""
 
-import string
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any, Literal
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from diffalign.core import ConfigError, Prompt, Reward
+from diffalign.core import Prompt, Reward
 from diffalign.placement import is_there, placed
 
+from .marked_text import PIXELS, MarkedText, rank_head
 from .pixels import check_batch, normalized, resized
-from .qwen2_vl import IMAGE, MERGED, patches, towers, working_size
-from .weights import every, fill, locate, pretrained, read_tensors
+from .qwen2_vl import MERGED, patches, towers, working_size
+from .weights import every, locate, read_tensors
 
-MARK = "<|Reward|>"
-"""The token at whose place the head looks; the authors added it to the vocabulary, as its last."""
-
-PIXELS = 256 * MERGED**2
-"""Pixels of an image as it is shown to the model."""
-
-_CHAT = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>$picture<|vision_end|>$text<|im_end|>\n"
-)
-_ANSWER = "<|im_start|>assistant\n"
+_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
 @attrs.define(eq=False)
@@ -60,55 +50,32 @@ class HPSv3(Reward):
     batch: int = attrs.field(default=8, validator=attrs.validators.ge(1))
     dtype: Literal["bfloat16", "float32"] = attrs.field(default="bfloat16", validator=attrs.validators.in_(("bfloat16", "float32")))
     device: str | None = attrs.field(default=None, validator=is_there)
-    _tokenizer: Any = attrs.field(init=False, repr=False)
+    _text: MarkedText = attrs.field(init=False, repr=False)
     _network: nn.ModuleDict = attrs.field(init=False, repr=False)
-    _instruction: string.Template = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        from transformers import AutoTokenizer
-
-        self._instruction = string.Template(files("diffalign.rewards").joinpath("templates/hpsv3.txt").read_text(encoding="utf-8"))
-        self._tokenizer, file = every(
-            lambda: pretrained(AutoTokenizer.from_pretrained, self.tokenizer, "HPSv3.tokenizer"),
+        self._text, file = every(
+            lambda: MarkedText.load("HPSv3", self.tokenizer, "hpsv3.txt", _SYSTEM),
             lambda: locate(self.weights, self.file, "HPSv3.weights"),
         )
-        self._tokenizer.padding_side = "right"
-        self._tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
-        tensors = read_tensors(file, "HPSv3.weights")
-        self._network = hpsv3_network(tensors, "HPSv3.weights", getattr(torch, self.dtype))
+        self._network = hpsv3_network(read_tensors(file, "HPSv3.weights"), "HPSv3.weights", getattr(torch, self.dtype))
         text: Any = self._network["text"]
-        known = text.embed_tokens.weight.shape[0]
-        if len(self._tokenizer) > known:
-            raise ConfigError(
-                f"HPSv3.tokenizer must have at most {known - 1} tokens, and {MARK} as one more; {self.tokenizer!r} has "
-                f"{len(self._tokenizer) - 1}. It is the tokenizer of another network."
-            )
+        self._text.require_within(text.embed_tokens.weight.shape[0])
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         check_batch("HPSv3", images, prompts)
         height, width = working_size(images.shape[-2], images.shape[-1], PIXELS)
         places = height // MERGED * (width // MERGED)
-        texts = [self._text(prompt, places) for prompt in prompts]
+        texts = [self._text.text(prompt, places) for prompt in prompts]
         device = images.device if self.device is None else placed(self.device)
         network = self._network.to(device)
         marks = []
         for start in range(0, len(images), self.batch):
             part = slice(start, start + self.batch)
             pixels = normalized(resized(images[part].to(device, torch.float32), height, width))
-            tokens = self._tokenizer(texts[part], padding=True, return_tensors="pt").to(device)
-            marks.append(self._marks(network, pixels, tokens["input_ids"], tokens["attention_mask"]))
+            marks.append(self._marks(network, pixels, *self._text.tokens(texts[part], device)))
         return torch.cat(marks)
-
-    def _text(self, prompt: Prompt, places: int) -> str:
-        """Text that the model reads for one image of `places` tokens."""
-        for token in (MARK, *self._tokenizer.all_special_tokens):
-            if token in prompt:
-                raise ValueError(
-                    f"HPSv3 cannot read the prompt {str(prompt)!r}: {token} is a token of the model's own. Write it differently."
-                )
-        text = self._instruction.substitute(prompt=str(prompt))
-        return string.Template(_CHAT).substitute(picture=IMAGE * places, text=text) + _ANSWER
 
     def _marks(self, network: nn.ModuleDict, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         text: Any = network["text"]
@@ -116,12 +83,11 @@ class HPSv3(Reward):
         seen = network["vision"](flat.to(text.dtype), grid_thw=grid)
         seen = seen if isinstance(seen, Tensor) else seen.pooler_output  # a tensor before transformers 5
         embeds = text.embed_tokens(ids)
-        picture = (ids == self._tokenizer.convert_tokens_to_ids(IMAGE))[..., None].expand_as(embeds)
+        picture = (ids == self._text.image)[..., None].expand_as(embeds)
         embeds = embeds.masked_scatter(picture, seen.to(embeds.dtype))
         counted = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
         read = text(inputs_embeds=embeds, attention_mask=mask, position_ids=counted, use_cache=False).last_hidden_state
-        at = (ids == self._tokenizer.convert_tokens_to_ids(MARK)).int().argmax(dim=1)
-        marks: Tensor = network["head"](read[torch.arange(len(ids), device=ids.device), at].float())[:, 0]
+        marks: Tensor = network["head"](self._text.at_mark(read, ids))[:, 0]
         return marks
 
 
@@ -134,14 +100,8 @@ def hpsv3_network(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype)
     own, head = {}, {}
     for name, tensor in tensors.items():
         if name.startswith("rm_head."):
-            head[name.removeprefix("rm_head.")] = tensor.float()
+            head[name.removeprefix("rm_head.")] = tensor
         elif not name.startswith("lm_head."):  # of the model that writes
             own[name] = tensor
-    try:
-        shapes = [head[f"{place}.weight"].shape for place in ("0", "3", "5")]
-        linear = [nn.Linear(inputs, outputs, device="meta") for outputs, inputs in shapes]
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{where} must hold rm_head.0, rm_head.3 and rm_head.5; it is no checkpoint of HPSv3") from error
-    marking = nn.Sequential(linear[0], nn.ReLU(), nn.Identity(), linear[1], nn.ReLU(), linear[2])  # the authors have dropout in the middle
-    fill(marking, head, f"{where} (head)")
+    marking = rank_head(head, where, "HPSv3")
     return nn.ModuleDict({**towers(own, where, dtype), "head": marking}).requires_grad_(False).eval()

@@ -1,5 +1,6 @@
 """Qwen2-VL from the tensors of a checkpoint: its image tower, its language model, and pictures as it takes them."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from diffalign.core import ConfigError
 
-from .weights import fill
+from .weights import assembled, layers
 
 IMAGE = "<|image_pad|>"
 """The token whose places the picture takes."""
@@ -34,7 +35,7 @@ def working_size(height: int, width: int, pixels: int) -> tuple[int, int]:
         ValueError: one side is more than 200 times the other.
     """
     if max(height, width) > _STEEPEST * min(height, width):
-        raise ValueError(f"Qwen2-VL takes images whose sides are at most 1 to {_STEEPEST}; got {height} x {width}")
+        raise ValueError(f"Qwen-VL takes images whose sides are at most 1 to {_STEEPEST}; got {height} x {width}")
     sides = max(MERGED, round(height / MERGED) * MERGED), max(MERGED, round(width / MERGED) * MERGED)
     if sides[0] * sides[1] == pixels:
         return sides
@@ -44,22 +45,23 @@ def working_size(height: int, width: int, pixels: int) -> tuple[int, int]:
     return tuple(math.ceil(side * scale / MERGED) * MERGED for side in (height, width))  # type: ignore[return-value]
 
 
-def patches(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures as rows of patches, those of one token behind each other.
+def patches(pixels: Tensor, side: int = PATCH) -> tuple[Tensor, Tensor]:
+    """Pictures as rows of patches, those of one token behind each other; Qwen2-VL and Qwen3-VL differ only in the side of a patch.
 
     Args:
-        pixels: [B, 3, H, W], normalised, sides multiples of 28
+        pixels: [B, 3, H, W], normalised, sides multiples of 2 P
+        side: side of a patch in pixels, P
 
     Returns:
-        [B * H/14 * W/14, 3 * 2 * 14 * 14], and the grid [B, 3] of frames, rows and columns of each picture.
+        [B * H/P * W/P, 3 * 2 * P * P], and the grid [B, 3] of frames, rows and columns of each picture.
     """
     count, channels, height, width = pixels.shape
-    rows, columns = height // PATCH, width // PATCH
-    split = pixels.reshape(count, channels, rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH)
+    rows, columns = height // side, width // side
+    split = pixels.reshape(count, channels, rows // MERGE, MERGE, side, columns // MERGE, MERGE, side)
     ordered = split.permute(0, 2, 5, 3, 6, 1, 4, 7)  # picture, token row, token column, patch row, patch column, channel, y, x
-    twice = ordered[:, :, :, :, :, :, None].expand(*ordered.shape[:6], FRAMES, PATCH, PATCH)
+    twice = ordered[:, :, :, :, :, :, None].expand(*ordered.shape[:6], FRAMES, side, side)
     grid = torch.tensor([[1, rows, columns]], device=pixels.device).expand(count, 3)
-    return twice.reshape(count * rows * columns, channels * FRAMES * PATCH * PATCH), grid
+    return twice.reshape(count * rows * columns, channels * FRAMES * side * side), grid
 
 
 def towers(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -85,7 +87,7 @@ def towers(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype) -> dic
     vision, text = parts["vision"], parts["text"]
     try:
         vision_settings: dict[str, Any] = {
-            "depth": _count(vision, "blocks."),
+            "depth": layers(vision, "blocks."),
             "embed_dim": vision["patch_embed.proj.weight"].shape[0],
             "hidden_size": vision["merger.mlp.2.weight"].shape[0],
             "mlp_ratio": vision["blocks.0.mlp.fc1.weight"].shape[0] // vision["patch_embed.proj.weight"].shape[0],
@@ -99,7 +101,7 @@ def towers(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype) -> dic
             "vocab_size": vocabulary,
             "hidden_size": width,
             "intermediate_size": text["layers.0.mlp.gate_proj.weight"].shape[0],
-            "num_hidden_layers": _count(text, "layers."),
+            "num_hidden_layers": layers(text, "layers."),
             "num_attention_heads": text["layers.0.self_attn.q_proj.weight"].shape[0] // HEAD_WIDTH,
             "num_key_value_heads": text["layers.0.self_attn.k_proj.weight"].shape[0] // HEAD_WIDTH,
             "rms_norm_eps": 1e-6,
@@ -114,15 +116,8 @@ def towers(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype) -> dic
     }
     built: dict[str, nn.Module] = {}
     for part, (network, configuration, settings, depth) in kinds.items():
-        with torch.device("meta"):  # no memory for weights that are replaced
-            built[part] = network(configuration(**settings))
-        fill(built[part], parts[part], where)
-        frequencies = network(configuration(**{**settings, depth: 0, **({"vocab_size": 1} if part == "text" else {})}))
-        for name, buffer in frequencies.named_buffers():  # no part of a checkpoint; they were made without memory
-            owner, _, last = name.rpartition(".")
-            built[part].get_submodule(owner).register_buffer(last, buffer, persistent=False)
+        bare = {**settings, depth: 0, **({"vocab_size": 1} if part == "text" else {})}
+        built[part] = assembled(
+            functools.partial(network, configuration(**settings)), functools.partial(network, configuration(**bare)), parts[part], where
+        )
     return built
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    return 1 + max((int(name.removeprefix(prefix).partition(".")[0]) for name in tensors if name.startswith(prefix)), default=-1)

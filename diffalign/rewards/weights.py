@@ -1,5 +1,6 @@
 """Search for weights in a local folder or on the hub; a failure gives one sentence that says what is wrong."""
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,9 @@ def locate(source: str, file: str, where: str) -> Path:
 
 
 def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or a torch checkpoint by name; of an entry "state_dict" if there is one.
+    """Read the tensors of a .safetensors file or a torch checkpoint by name; of an entry "state_dict" or "model" if there is one.
+
+    Files are mapped into memory and not copied, except torch's old format, which is no zip archive and cannot be mapped.
 
     Raises:
         ConfigError: the file cannot be read as tensors only. Reading never runs code from the file.
@@ -90,10 +93,12 @@ def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
 
         return load_file(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle fails in many ways
         raise ConfigError(f"{where}: {str(path)!r} must be a checkpoint of tensors: {type(error).__name__}: {error}") from error
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    for entry in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
+            content = content[entry]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError(f"{where}: {str(path)!r} must map names to tensors; got {type(content).__name__}")
     return dict(content)
@@ -113,3 +118,31 @@ def fill(network: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) ->
         if tensor.shape != wanted[name].shape:
             raise ConfigError(f"{where}: {name!r} must have shape {tuple(wanted[name].shape)}; got {tuple(tensor.shape)}")
     network.load_state_dict(tensors, assign=True)
+
+
+def assembled(
+    full: Callable[[], torch.nn.Module], shallow: Callable[[], torch.nn.Module], tensors: Mapping[str, Tensor], where: str
+) -> torch.nn.Module:
+    """Build a network around the tensors of a checkpoint; there is no memory for weights that would be replaced.
+
+    Args:
+        full: makes the network
+        shallow: makes it without layers: its buffers, which are no part of a checkpoint, are those of the network
+        tensors: a tensor for every parameter
+        where: for messages
+
+    Raises:
+        ConfigError: names or shapes do not fit.
+    """
+    with torch.device("meta"):
+        network = full()
+    fill(network, tensors, where)
+    for name, buffer in shallow().named_buffers():
+        owner, _, last = name.rpartition(".")
+        network.get_submodule(owner).register_buffer(last, buffer, persistent=False)
+    return network
+
+
+def layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Count the layers whose tensors are called `prefix`0, `prefix`1, ..."""
+    return 1 + max((int(name.removeprefix(prefix).partition(".")[0]) for name in tensors if name.startswith(prefix)), default=-1)

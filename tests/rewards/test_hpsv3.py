@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny_models import MEAN, STD, noise, published
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from tiny_qwen import OWN, marked_tokenizer, qwen_tokenizer, rows_of_patches
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from diffalign import Prompt
 from diffalign.core import ConfigError
@@ -17,14 +17,6 @@ from diffalign.rewards import HPSv3
 from diffalign.rewards.qwen2_vl import patches, working_size
 
 PROMPTS = [Prompt("a red cube"), Prompt("a sign that says $5, in the rain")]
-OWN = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-
-
-def qwen_tokenizer():
-    symbols = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
-    tokenizer = Qwen2Tokenizer(vocab={symbol: place for place, symbol in enumerate(symbols)}, merges=[])
-    tokenizer.add_special_tokens({"additional_special_tokens": OWN})
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +60,13 @@ def reward(folder, **options):
 
 
 def by_hand(made, image, prompt):
-    """One picture through the whole network, cut into patches by loops."""
+    """One picture through the whole network."""
     _, model, head = made
     height, width = working_size(*image.shape[-2:], 256 * 28 * 28)
     picture = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True).clamp(0, 1)[0]
     picture = (picture - MEAN) / STD
-    rows = []
-    for token_row in range(height // 28):
-        for token_column in range(width // 28):
-            for row in range(2):
-                for column in range(2):
-                    top, left = 28 * token_row + 14 * row, 28 * token_column + 14 * column
-                    patch = picture[:, top : top + 14, left : left + 14]
-                    rows.append(torch.stack([patch, patch], dim=1).flatten())  # channel, frame, y, x
     grid = torch.tensor([[1, height // 14, width // 14]])
-    tokenizer = qwen_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": [*OWN, "<|Reward|>"]})
+    tokenizer = marked_tokenizer()
     words = files("diffalign.rewards").joinpath("templates/hpsv3.txt").read_text().replace("$prompt", str(prompt))
     text = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
@@ -93,7 +76,7 @@ def by_hand(made, image, prompt):
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         embeds = model.get_input_embeddings()(ids)
-        seen = model.model.visual(torch.stack(rows), grid_thw=grid)
+        seen = model.model.visual(rows_of_patches(picture, 14), grid_thw=grid)
         embeds[ids == tokenizer.convert_tokens_to_ids("<|image_pad|>")] = getattr(seen, "pooler_output", seen)
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         (place,) = (ids[0] == tokenizer.convert_tokens_to_ids("<|Reward|>")).nonzero().flatten().tolist()
@@ -132,6 +115,8 @@ def test_a_sliver_and_a_prompt_with_a_token_of_the_model_are_refused(made):
         working_size(2, 401, 200704)
     with pytest.raises(ValueError, match=r"cannot read the prompt 'a <\|Reward\|>': <\|Reward\|> is a token of the model's own"):
         reward(made[0])(noise(1, 28, 28), [Prompt("a <|Reward|>")])
+    with pytest.raises(ValueError, match=r"<\|image_pad\|> is a token of the model's own"):
+        reward(made[0])(noise(1, 28, 28), [Prompt("a <|image_pad|>")])
 
 
 def test_what_is_no_checkpoint_of_it_is_refused(made, tmp_path):
