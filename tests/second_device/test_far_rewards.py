@@ -9,13 +9,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rewards"))
 
-import test_clip_based
 import test_geneval
 import test_hps
-import test_image_reward
 import test_remote
 from fake_server import FakeServer, says
-from tiny_models import PROMPTS, bert_tokenizer, clip_folder, clip_tokenizer, noise
+from tiny_models import PROMPTS, aesthetic_head, clip_folder, clip_tokenizer, image_reward_folder, noise
 from torch.nn.functional import interpolate
 
 from diffalign import Prompt
@@ -57,11 +55,10 @@ def folder(tmp_path_factory):
         model.visual_projection.weight.neg_()  # of a negative cosine CLIPScore would see nothing
     model.save_pretrained(root / "turned")
     tokenizer.save_pretrained(root / "turned")
-    test_clip_based.head(root / "head")
+    aesthetic_head(root / "head")
     torch.save(test_hps.checkpoint(), root / "hps" / "HPS_v2.1_compressed.pt")
     clip_tokenizer().save_pretrained(root / "hps")
-    torch.save(test_image_reward.checkpoint(), root / "blip" / "ImageReward.pt")
-    bert_tokenizer().save_pretrained(root / "blip")
+    image_reward_folder(root / "blip")
     test_geneval.tiny_detector(test_geneval.LABELS).save_pretrained(root / "detector")
     return root
 
