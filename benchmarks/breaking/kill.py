@@ -60,7 +60,8 @@ def ring(folder: Path | None) -> AlignmentLoop:
 def resume(folder: Path, total: int) -> None:
     """What `diffalign train --resume` does."""
     loop = ring(folder)
-    start = loop.hooks[1].restore(loop) if checkpoints(folder) or list(folder.glob("step-*.tmp")) else 0
+    # complete ones may still have their temporary name; a run that was killed in its first save has none, and begins anew
+    start = loop.hooks[1].restore(loop) if complete_checkpoints(folder, quiet=True) or checkpoints(folder) else 0
     loop.run(total, start)
 
 
