@@ -276,3 +276,8 @@ def test_changed_files_begin_where_diffusers_does_or_are_refused(tmp_path_factor
         meant = {name: tensor for name, tensor in pairs(PATH, "proj_out").items() if name.split(".", 1)[1].split(".lora")[0] in left}
         theirs = here.start(written(folder, meant, settings))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_an_empty_matrix_under_foreign_names_is_named():
+    with pytest.raises(ValueError, match=r"'layer\.lora_A\.weight' is empty, of shape \[0, 8\]"):
+        converted(None, None, {"layer.lora_B.weight": torch.ones(8, 2), "layer.lora_A.weight": torch.zeros(0, 8)})

@@ -16,8 +16,11 @@ def converted(pipeline: Any, config: Any, tensors: Mapping[str, Tensor]) -> Mapp
         tensors: matrices without alphas, which must have been multiplied in before
 
     Raises:
-        ValueError: diffusers does not know the names, or would drop some of the tensors.
+        ValueError: diffusers does not know the names, or would drop some of the tensors; a tensor is empty.
     """
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            raise ValueError(f"{name!r} is empty, of shape {list(tensor.shape)}")
     numbers = {name: float(number) for number, name in enumerate(tensors, start=1)}
     marked = _renamed(pipeline, config, {name: torch.tensor(numbers[name]).expand(tensor.shape) for name, tensor in tensors.items()})
     kept: set[float] = set()
