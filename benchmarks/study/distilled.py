@@ -37,14 +37,14 @@ import torch
 from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
 from benchmarks.subjects.curve import Curve, Row
+from benchmarks.subjects.handwriting import TREE
 from diffalign import AlignmentLoop, Prompt
 from diffalign.core import Objective, Policy, Progress, PromptSource, Reward, Streams, TrajectorySampler
 from diffalign.digits import ClassReward, DigitReward, DigitsPolicy, ThicknessReward
 from diffalign.objectives import OnPolicyDistillation, SoftmaxTB
 from diffalign.prompts import Mixture, Prompts, Source, read_prompts
-from diffalign.samplers import DeterministicSampler, FixedPlan, TreeSampler
+from diffalign.samplers import DeterministicSampler
 
-TREE = TreeSampler(8, FixedPlan((1, 2, 3), branches=3, eta=0.7))
 PATHS = DeterministicSampler(8, samples=4)
 TASKS: Mapping[str, tuple[str, Reward]] = {
     "even": ("any", ClassReward((0, 2, 4, 6, 8))),

@@ -68,6 +68,13 @@ def forests(policy: Policy, sampler: TrajectorySampler, roots: int) -> Iterator[
         yield sampler.sample(policy, policy.encode([PROMPT] * 8), Progress(0, 1), Streams(77, start))
 
 
+def tilted(shares: Tensor, task: str, beta: float) -> Tensor:
+    """Shares [10] of the digits, and of no digit in what is left of the sum 1, times exp(beta R) / Z: [11]."""
+    reward = torch.cat([reward_of(task).values(), torch.zeros(1, dtype=torch.float64)])
+    weight = torch.cat([shares, 1 - shares.sum(dim=0, keepdim=True)]).clamp(min=0) * (beta * reward).exp()
+    return weight / weight.sum()
+
+
 @torch.no_grad()
 def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) -> Tensor:
     """Class shares [10] of the base tilted by exp(beta R) at each initial noise, and of no digit in what is left of the sum 1.
@@ -75,16 +82,12 @@ def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) ->
     E_root[p_0(c | root) exp(beta R_c) / Z(root)],        p_0(c | root) counted over leaves of independent noise
     """
     policy = DigitsPolicy.from_pretrained("digits", CPS("mean"), device="cpu")
-    reward = torch.cat([reward_of(task).values(), torch.zeros(1, dtype=torch.float64)])
     wide = TreeSampler(8, GivenPlan(Branching((1, leaves, *(1,) * 6), (0.0, 0.7, 0.7, 0.7, *(0.0,) * 4))))  # the law of TREE's leaves
     total = torch.zeros(11, dtype=torch.float64)
     for forest in forests(policy, wide, roots):
         images = policy.decode(forest.samples)
         for group in range(len(forest.condition)):
-            shares = class_shares(images[forest.group == group])
-            base = torch.cat([shares, 1 - shares.sum(dim=0, keepdim=True)]).clamp(min=0)
-            weight = base * (beta * reward).exp()
-            total += weight / weight.sum()
+            total += tilted(class_shares(images[forest.group == group]), task, beta)
     return (total / roots)[:10]
 
 
@@ -93,9 +96,7 @@ def tilt_of_ends(task: str, beta: float) -> Tensor:
     """Class shares [10] of the base's finished samples tilted by exp(beta R): the optimum of losses that see no path."""
     policy = DigitsPolicy.from_pretrained("digits", CPS("mean"), device="cpu")
     shares = class_shares(torch.cat([policy.decode(batch.samples) for batch in forests(policy, ENDS, ROOTS)]))
-    reward = torch.cat([reward_of(task).values(), torch.zeros(1, dtype=torch.float64)])
-    weight = torch.cat([shares, 1 - shares.sum(dim=0, keepdim=True)]).clamp(min=0) * (beta * reward).exp()
-    return (weight / weight.sum())[:10]
+    return tilted(shares, task, beta)[:10]
 
 
 def near(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:

@@ -155,22 +155,20 @@ class HackingAlarm(Hook):
         except Exception as caught:
             error = caught
         agree(loop.devices, error)
-        if self.features is not None:
-            total_diversity, prompts = loop.devices.sum(diversity).tolist()
-            diverse = {"diversity": total_diversity / prompts}
-        else:
-            diverse = {}
         count, total, squares, groups, group_counts, group_totals, products = loop.devices.sum(sums).unbind(dim=1)
         mean = total / count.clamp(min=1)
         spread = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
         # samples of a prompt are alike, so only the sums over prompts are independent
         residuals = (group_totals - 2 * mean * products + mean.square() * group_counts).clamp(min=0)
         errors = (residuals * groups / (groups - 1).clamp(min=1)).sqrt() / count.clamp(min=1)
-        by_name = {
+        judged: dict[str, Any] = {
             name: dict(zip(self.rewards, values.tolist(), strict=True))
             for name, values in (("held_out", mean), ("spread", spread), ("errors", errors))
         }
-        return {**by_name, **diverse, "groups": int(groups.max()) if self.rewards else 0}
+        if self.features is not None:
+            logarithms, prompts = loop.devices.sum(diversity).tolist()
+            judged["diversity"] = logarithms / prompts
+        return {**judged, "groups": int(groups.max()) if self.rewards else 0}
 
     @torch.no_grad()
     def _sums(self, loop: AlignmentLoop, report: Report) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from diffalign.placement import is_there, placed
 from .marked_text import PIXELS, MarkedText, rank_head
 from .pixels import check_batch, normalized, resized
 from .qwen2_vl import MERGED, patches, towers, working_size
-from .weights import every, locate, read_tensors
+from .weights import every, locate, parted, read_tensors
 
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
@@ -97,11 +97,7 @@ def hpsv3_network(tensors: Mapping[str, Tensor], where: str, dtype: torch.dtype)
     Raises:
         ConfigError: names or shapes do not fit.
     """
-    own, head = {}, {}
-    for name, tensor in tensors.items():
-        if name.startswith("rm_head."):
-            head[name.removeprefix("rm_head.")] = tensor
-        elif not name.startswith("lm_head."):  # of the model that writes
-            own[name] = tensor
+    head, others = parted(tensors, "rm_head.")
+    _, own = parted(others, "lm_head.")  # of the model that writes
     marking = rank_head(head, where, "HPSv3")
     return nn.ModuleDict({**towers(own, where, dtype), "head": marking}).requires_grad_(False).eval()

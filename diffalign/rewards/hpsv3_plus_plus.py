@@ -14,7 +14,7 @@ from .marked_text import PIXELS, MarkedText, rank_head
 from .pixels import check_batch, normalized, resized
 from .qwen2_vl import patches, working_size
 from .qwen3_vl import MERGED, PATCH, counted, multiples, qwen3_vl, require_qwen3_vl
-from .weights import every, fill, locate, read_tensors
+from .weights import every, fill, locate, parted, read_tensors
 
 _HALF = (0.5, 0.5, 0.5)
 
@@ -149,8 +149,8 @@ class ConditionedHead(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
         super().__init__()
-        own = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("rm_head.")}
-        head = {name.removeprefix("rm_head."): tensor for name, tensor in tensors.items() if name.startswith("rm_head.")}
+        head, others = parted(tensors, "rm_head.")
+        own = {name: tensor.float() for name, tensor in others.items()}
         rank = rank_head(head, where, "HPSv3++")
         try:
             inside, width = own["cap_encoder.proj.weight"].shape
@@ -190,11 +190,7 @@ def hpsv3_plus_plus_network(tensors: Mapping[str, Tensor], where: str, dtype: to
     Raises:
         ConfigError: names or shapes do not fit.
     """
-    own, head = {}, {}
-    for name, tensor in tensors.items():
-        if name.startswith("model."):
-            own[name.removeprefix("model.")] = tensor
-        elif not name.startswith("lm_head."):  # of the model that writes
-            head[name] = tensor
+    own, others = parted(tensors, "model.")
+    _, head = parted(others, "lm_head.")  # of the model that writes
     marking = ConditionedHead(head, where)
     return nn.ModuleDict({"reader": qwen3_vl(own, f"{where} (model)", dtype, image), "head": marking}).requires_grad_(False).eval()

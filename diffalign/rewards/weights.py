@@ -104,6 +104,12 @@ def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
     return dict(content)
 
 
+def parted(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Part the tensors of a checkpoint: those whose names begin with a prefix, without it, and the others."""
+    inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return inside, {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+
+
 def fill(network: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Put tensors into a network. There must be a tensor for every parameter, and no others.
 

@@ -1,6 +1,7 @@
 """Folders, repositories and files as they are published: variants, pieces, sub-folders, revisions, one file for everything."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_everything_in_one_file(tmp_path_factory, tmp_path):
         torch.testing.assert_close(policy.decode(latents), load(tmp_path / "other").decode(latents))
 
 
-def test_a_file_that_does_not_fit_is_refused(tmp_path_factory, tmp_path):
+def test_a_file_that_does_not_fit_is_refused(tmp_path_factory, tmp_path, monkeypatch):
     folder = saved(tmp_path_factory, "z-image")
     tensors = z_image(DiffusionPipeline.from_pretrained(folder).transformer)
     file = str(tmp_path / "z.safetensors")
@@ -176,6 +177,9 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path_factory, tmp_path):
         ValueError, match=r"got the file .* Give the pipeline that it belongs to as path.* that is 'Tongyi-MAI/Z-Image-Turbo'"
     ):
         load(file)
+    monkeypatch.setenv("HOME", str(Path(file).parent))
+    with pytest.raises(ValueError, match=r"single_file\. By the names in it that is 'Tongyi-MAI/Z-Image-Turbo'"):
+        load(f"~/{Path(file).name}")
     save_file({"weight": torch.zeros(2)}, tmp_path / "unknown.safetensors")
     with pytest.raises(ValueError, match=r"and the file as single_file\.$"):
         load(tmp_path / "unknown.safetensors")

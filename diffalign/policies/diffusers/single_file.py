@@ -33,14 +33,15 @@ def origin(path: str) -> str | None:
     Raises:
         ValueError: it cannot be read.
     """
-    from diffusers.loaders.single_file_utils import fetch_diffusers_config, infer_diffusers_model_type
+    from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, infer_diffusers_model_type
 
     with _opened(path) as content:
         names = list(content.keys())
         known = {name: torch.empty(content.get_slice(name).get_shape(), device="meta") for name in names}
-    if infer_diffusers_model_type(known) == "v1":  # its answer to what it does not know
+    kind = infer_diffusers_model_type(known)
+    if kind == "v1":  # its answer to what it does not know
         return None
-    found: str = fetch_diffusers_config(known)["pretrained_model_name_or_path"]
+    found: str = DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
     return found
 
 

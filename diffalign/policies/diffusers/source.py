@@ -33,8 +33,9 @@ class Source:
     single_file: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        if Path(self.path).expanduser().is_file():
-            belongs = origin(self.path) if Path(self.path).suffix == ".safetensors" else None
+        file = Path(self.path).expanduser()
+        if file.is_file():
+            belongs = origin(str(file)) if file.suffix == ".safetensors" else None
             of = "" if belongs is None else f" By the names in it that is {belongs!r}, or a folder of the same kind."
             raise ValueError(
                 f"policy.path must be the folder or hub id of a pipeline; got the file {self.path!r}. Give the pipeline that it belongs to "
