@@ -90,7 +90,7 @@ ARMS: Mapping[str, Arm] = {
     "crd": ends(lambda policy, beta: CRD(policy)),
     "crd, kl 1.0": ends(lambda policy, beta: CRD(policy, kl=1.0)),
     "ram": ends(lambda policy, beta: RAM(policy, beta=beta)),
-    **{f"ram, beta {strength}": ends(lambda policy, beta, strength=strength: RAM(policy, beta=strength)) for strength in (5.0,)},
+    "ram, beta 5.0": ends(lambda policy, beta: RAM(policy, beta=5.0)),
     **{f"elbo softmax-tb, sigma from {least}": ends(bounded(ELBOSoftmaxTB, sigma_min=least)) for least in (0.05, 0.3)},
     "elbo softmax-tb, flow weighting": ends(bounded(ELBOSoftmaxTB, sigma_min=0.05, weighting="flow")),
     "elbo softmax-tb, 4 midpoint steps": ends(bounded(ELBOSoftmaxTB, sigma_min=0.3), SOLVED),
