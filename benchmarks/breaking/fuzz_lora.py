@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from .fault import FaultError
 from .lora_changes import CHANGES, break_bytes
 from .lora_files import LoraFile, written_by_somebody
-from .lora_truth import Plain, World, alphas_differ, rewritten, same, unspread, world
+from .lora_truth import Plain, World, alphas_differ, multiplied_in, rewritten, same, unspread, world
 
 FAMILIES = ("sd3", "flux-dev", "flux2-klein", "z-image", "qwen-image", "sana", "sd15", "sdxl")
 LINES, LETTERS = 20, 1500
@@ -79,6 +79,8 @@ def _explained(here: World, file: LoraFile, place: Path, mine: dict[str, torch.T
     if same(mine, here.plain(other).changes):
         return "as plain diffusers of the file in float32, without prefixes of DDP and zeros beside the pairs"
     plainly = rewritten(file, place, here.denoiser)
+    if plainly is None and theirs.refused and same(mine, here.plain(multiplied_in(other, place.parent / "multiplied")).changes):
+        return "as plain diffusers of the file with alphas multiplied in; it refuses this one"
     if plainly is None:
         raise FaultError(
             f"{about}: differs from plain diffusers ({theirs.refused or sorted(theirs.changes)}), and no rule says what it means"

@@ -190,6 +190,21 @@ def unspread(file: Path, folder: Path) -> Path:
     return LoraFile("", {name: tensor.float() for name, tensor in tensors.items()}, header).write(folder)
 
 
+def multiplied_in(file: Path, folder: Path) -> Path:
+    """The same file with ComfyUI's shorter prefix and without alphas: the second matrix of a layer is multiplied by alpha / rank."""
+    tensors = {re.sub(r"^model\.(?=diffusion_model\.)", "", name): tensor for name, tensor in load_file(file).items()}
+    for name in [name for name in tensors if name.endswith(".alpha")]:
+        layer = name.removesuffix(".alpha")
+        for first, second in (("lora_A", "lora_B"), ("lora_down", "lora_up")):
+            up, down = f"{layer}.{second}.weight", f"{layer}.{first}.weight"
+            if up in tensors and down in tensors:
+                tensors[up] = tensors[up] * (tensors.pop(name) / len(tensors[down]))
+                break
+    with safe_open(file, "pt") as content:
+        header = content.metadata() or {}
+    return LoraFile("", tensors, header).write(folder)
+
+
 def alphas_differ(file: Path) -> bool:
     """True if layers have alphas of their own. Of a UNet's, plain diffusers takes one for all."""
     tensors = load_file(file)
