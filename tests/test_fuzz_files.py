@@ -53,6 +53,16 @@ def test_a_reader_that_takes_another_scale_is_a_fault(tmp_path, monkeypatch):
         fuzz_lora.case(number, tmp_path)
 
 
+def test_alphas_that_plain_diffusers_leaves_over_are_multiplied_in_to_compare(tmp_path, monkeypatch):
+    here, file, _ = fuzz_lora.made(4725)
+    assert (here.name, file.writer) == ("flux2-klein", "layers under their authors' names")
+    assert fuzz_lora.case(4725, tmp_path) == "as plain diffusers of the file with alphas multiplied in; it refuses this one"
+    start = type(here).started
+    monkeypatch.setattr(type(here), "started", lambda self, file: {name: 1.001 * change for name, change in start(self, file).items()})
+    with pytest.raises(FaultError, match="no rule says what it means"):
+        fuzz_lora.case(4725, tmp_path)
+
+
 def test_the_program_counts_and_goes_on_from_its_record(tmp_path, capsys):
     file = tmp_path / "fuzz.json"
     assert fuzz.main(20, ("prompts", "files"), file) == 0
