@@ -125,7 +125,9 @@ def twice(made: LoraFile, chance: random.Random) -> None:
     name = _name(made, chance)
     stem, prefix, factor = _stem(name), chance.choice(PREFIXES), chance.choice((1.0, 2.0))
     for each in [each for each in made.tensors if _stem(each) == stem]:
-        made.tensors[prefix + each.partition(".")[2] if chance.random() < 0.5 else prefix + each] = made.tensors[each] * factor
+        tensor = made.tensors[each]
+        scaled = (tensor.float() * factor).to(tensor.dtype)  # torch does not multiply float8
+        made.tensors[prefix + each.partition(".")[2] if chance.random() < 0.5 else prefix + each] = scaled
 
 
 def lost(made: LoraFile, chance: random.Random) -> None:
