@@ -4,7 +4,8 @@ Every arm is the run file `shapeworld_tmpo` with another objective or sampler: i
 pictures a step, for a GPU: with `--device cuda --workers 8` at most five minutes an arm and seed; on two cores 10 groups take as long.
 Measured on held-out counts, `--samples` pictures of each from noise that is the same for all arms of a seed, after `--curve` steps too:
 reward, share of exact pictures, L-GMD of all pictures (blur counts there as diversity), and of the exact ones alone L-GMD within a prompt,
-and the effective number of the 16 fields of the picture that their shapes stand in.
+and the effective number of the 16 fields of the picture that their shapes stand in. A search is measured on the first of these prompts,
+what is reported on the next ones.
 
 Runs that the file holds are not run again. Without --seeds it prints the tables of the file: seeds from 100 on are the search, those
 below are reported.
@@ -16,7 +17,7 @@ Args:
     steps: of a run
     groups: prompt groups of a step
     rates: of learning
-    prompts: held-out prompts
+    prompts: held-out prompts, as many for the search as for what is reported
     samples: of each
     curve: steps at which a run is measured before its end
     device: of the network
@@ -175,9 +176,10 @@ def main(
     if workers:
         scored = f"{{reward: 'diffalign.shapeworld:CountReward', workers: {workers}}}"
         more.append(f"--rewards={{class_path: WorkerReward, init_args: {scored}}}")
-    held_out = read_prompts("shapeworld/count-held-out")[:prompts]
-    measure = functools.partial(measured, prompts=held_out, samples=samples)
+    held_out = read_prompts("shapeworld/count-held-out")
     for seed, arm, rate in itertools.product(range(first, first + seeds), arms, rates):
+        asked = held_out[:prompts] if seed >= SEARCH else held_out[prompts : 2 * prompts]
+        measure = functools.partial(measured, prompts=asked, samples=samples)
         about = {"arm": arm, "seed": seed, "steps": steps, "groups": groups, "rate": rate, "prompts": prompts, "samples": samples}
         record.run("runs", about, functools.partial(run, arm, seed, steps, groups, rate, curve, measure, more))
     print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")

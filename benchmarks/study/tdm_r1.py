@@ -12,7 +12,8 @@
     DGPO alone                  the same loss without distillation
 
 `--world shapeworld`: held-out prompts of all four families, of which the run trains on counts; beside the arms the base with 100 and with 8
-network evaluations and the student that they start from, all with the seed's noise. L-GMD is diversity. Minutes to hours.
+network evaluations and the student that they start from, all with the seed's noise. L-GMD is diversity. Minutes to hours. Seeds from 100
+on are a search: measured on prompts of the training, so that nothing is chosen on those that are reported.
 `--set` changes the run file of all arms, and names the rows after it. What a GPU does in eight minutes an arm and seed: `--set
 prompts_per_step=16 sampler.samples=24 total=240`, with the reward in processes where an arm names none (`WorkerReward`).
 `--world ring`: seconds a run; reward, share of samples on rewarded modes, and distance to the nearest mode (0.42 for exact modes).
@@ -20,11 +21,12 @@ prompts_per_step=16 sampler.samples=24 total=240`, with the reward in processes 
 Args:
     world: where
     seeds: runs of each arm
+    first: the first seed; 100 begins a search
     steps: of a run; by default those of the run file, or 800 on the ring
     only: arms
     set: what to change in the run file beside the arm, as OPTION=VALUE (ShapeWorld)
-    prompts: held-out prompts of count, binding, relation and text
-    samples: of each prompt
+    prompts: of count, binding, relation and text, on which it is measured
+    samples: of each prompt; rows of another number than 8 are kept apart
     skip_base: leave out the base with 100 evaluations, the dearest of the baselines
     pretrain: steps of the ring's base
     distil: steps of the ring's student
@@ -58,6 +60,10 @@ Row = dict[str, float]
 Runs = Iterator[tuple[str, int, Callable[[], Row]]]
 """Name and seed of what is measured, and how."""
 FAMILIES = ("count", "binding", "relation", "text")
+SEARCH = 100
+"""The first seed of a search for settings."""
+SAMPLES = 8
+"""Of each prompt, where no other number is named."""
 START = "student, 4 evaluations"
 ETA = 0.8
 ADAM = "{class_path: AdamW, init_args: {lr: %s, betas: [0.0, 0.999], weight_decay: 0.0}}"
@@ -98,9 +104,10 @@ def measured(policy: Policy, steps: int, prompts: Mapping[str, int], samples: in
     """Mean reward, share of exact pictures and L-GMD by family."""
     row: Row = {}
     for family in FAMILIES:
-        held_out = read_prompts(f"shapeworld/{family}-held-out")[: prompts[family]]
+        known = read_prompts(f"shapeworld/{family}" if seed >= SEARCH else f"shapeworld/{family}-held-out")
+        asked = known[:: len(known) // prompts[family]][: prompts[family]] if seed >= SEARCH else known[: prompts[family]]
         rewards = {"reward": CompositionalReward(), "exact": ExactMatch()}
-        result = evaluate(policy, held_out, rewards, samples=samples, steps=steps, seed=seed, pictures=0)
+        result = evaluate(policy, asked, rewards, samples=samples, steps=steps, seed=seed, pictures=0)
         row |= {family: float(result.rewards["reward"].mean()), f"{family} exact": float(result.rewards["exact"].mean())}
         row[f"{family} L-GMD"] = float(result.l_gmd.mean())
     return row
@@ -158,7 +165,7 @@ def ring_row(arm: str, base: Policy, student: TDMPolicy, steps: int, seed: int) 
     return ring_tdm_r1.measured(ring_tdm_r1.points_of(after, 4))
 
 
-def ring_world(only: Sequence[str], seeds: int, steps: int, pretrain: int, distil: int) -> Runs:
+def ring_world(only: Sequence[str], seeds: range, steps: int, pretrain: int, distil: int) -> Runs:
     @functools.cache
     def start(seed: int) -> tuple[Policy, TDMPolicy]:
         base = ring.trained_base(seed, pretrain).fork()
@@ -166,7 +173,7 @@ def ring_world(only: Sequence[str], seeds: int, steps: int, pretrain: int, disti
         assert isinstance(student, TDMPolicy)
         return base, student
 
-    for seed in range(seeds):
+    for seed in seeds:
         yield START, seed, lambda seed=seed: ring_tdm_r1.measured(ring_tdm_r1.points_of(start(seed)[1], 4))
         for arm in only:
             if arm not in ON_SHAPEWORLD:
@@ -174,15 +181,15 @@ def ring_world(only: Sequence[str], seeds: int, steps: int, pretrain: int, disti
 
 
 def shapeworld(
-    only: Sequence[str], seeds: int, steps: int | None, prompts: Sequence[int], samples: int, many_steps: bool, set_: Sequence[str]
+    only: Sequence[str], seeds: range, steps: int | None, prompts: Sequence[int], samples: int, many_steps: bool, set_: Sequence[str]
 ) -> Runs:
     measure = functools.partial(measured, prompts=dict(zip(FAMILIES, prompts, strict=True)), samples=samples)
     for name, make in baselines(many_steps).items():
-        for seed in range(seeds):
+        for seed in seeds:
             yield name, seed, lambda make=make, seed=seed: measure(*make(), seed=seed)
     more = [f"--{change}" for change in set_]
     for arm in only:
-        for seed in range(seeds):
+        for seed in seeds:
             yield " ".join([arm, *set_]), seed, lambda arm=arm, seed=seed: measure(trained(arm, seed, steps, more), 4, seed=seed)
 
 
@@ -216,11 +223,12 @@ def figure_of(worlds: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> Image.Im
 def main(
     world: Literal["shapeworld", "ring"] = "shapeworld",
     seeds: int = 1,
+    first: int = 0,
     steps: int | None = None,
     only: tuple[Literal[*ARMS], ...] = tuple(ARMS),
     set: tuple[str, ...] = (),  # noqa: A002  # names the option
     prompts: tuple[int, int, int, int] = (24, 12, 12, 12),
-    samples: int = 8,
+    samples: int = SAMPLES,
     skip_base: bool = False,
     pretrain: int = 2500,
     distil: int = 400,
@@ -228,11 +236,13 @@ def main(
     figure: Path | None = None,
 ) -> None:
     record = Record(json)
-    found = record.content.setdefault(world, {})
+    section = world if world == "ring" or samples == SAMPLES else f"{world}, {samples} samples"
+    found = record.content.setdefault(f"{section}, search" if first >= SEARCH else section, {})
+    of_seeds = range(first, first + seeds)
     if world == "ring":
-        runs = ring_world(only, seeds, 800 if steps is None else steps, pretrain, distil)
+        runs = ring_world(only, of_seeds, 800 if steps is None else steps, pretrain, distil)
     else:
-        runs = shapeworld(only, seeds, steps, prompts, samples, not skip_base, sorted(set))
+        runs = shapeworld(only, of_seeds, steps, prompts, samples, not skip_base, sorted(set))
     for name, seed, make in runs:
         record.once(found.setdefault(name, {}), str(seed), lambda name=name, seed=seed, make=make: told(name, seed, make()))
     table(
