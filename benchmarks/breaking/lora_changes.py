@@ -159,8 +159,9 @@ def beside_layer(made: LoraFile, chance: random.Random) -> None:
         ),
         *(".lora_A.bias", ".lora_A.other.weight", ".lora_scale", ".rank", ".lora_alpha", ".alphas", ".dora_scale.weight", ".on_input"),
     )
+    width = up.shape[:1]  # none, where a change before left a single number
     value: Tensor = chance.choice(
-        [torch.zeros(len(up)), torch.ones(len(up)), torch.tensor(7.0), torch.tensor(0.0), torch.tensor(-2.0), torch.ones(1)]
+        [torch.zeros(width), torch.ones(width), torch.tensor(7.0), torch.tensor(0.0), torch.tensor(-2.0), torch.ones(1)]
     )
     made.tensors[stem + chance.choice(ends)] = value
 
