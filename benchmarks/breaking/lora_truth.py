@@ -182,9 +182,10 @@ def _settings(made: LoraFile, component: str) -> dict[str, Any]:
 
 
 def unspread(file: Path, folder: Path) -> Path:
-    """The same file in float32, without the prefixes of DDP and torch.compile, and without biases and differences of zeros."""
+    """The same file in float32, without the prefixes of DDP and torch.compile, and without zeros: biases, differences, text encoders."""
     tensors = {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in load_file(file).items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if tensor.any() or not name.endswith((".bias", ".diff", ".diff_b"))}
+    beside = re.compile(r"^text_encoder|\.(bias|diff|diff_b)$")
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.any() or not beside.search(name)}
     with safe_open(file, "pt") as content:
         header = content.metadata() or {}
     return LoraFile("", {name: tensor.float() for name, tensor in tensors.items()}, header).write(folder)

@@ -92,9 +92,14 @@ class PeftSettings:
         Raises:
             ValueError: the settings give another rank.
         """
-        stated = self._of(layer, "rank_pattern", self.values.get("r", rank))
+        from peft import LoraConfig
+
+        stated = self._of(layer, "rank_pattern", self.values.get("r", LoraConfig().r))
         if stated != rank:
-            raise ValueError(f"LoRA.start: {layer!r} has rank {rank}, but rank {stated} in {self.source}; the file and its settings differ")
+            meant = "" if "r" in self.values else " (peft's, because it does not state r)"
+            raise ValueError(
+                f"LoRA.start: {layer!r} has rank {rank}, but rank {stated} in {self.source}{meant}; the file and its settings differ"
+            )
         alpha = self._of(layer, "alpha_pattern", self.values["lora_alpha"])
         return float(alpha / math.sqrt(rank) if self.values.get("use_rslora") else alpha / rank)
 

@@ -124,6 +124,8 @@ def test_headers_that_say_nothing_of_the_denoiser_are_refused(tmp_path):
         here.start(written(tmp_path, pairs(), {"transformer.r": 4}))
     with pytest.raises(ValueError, match=r"must hold peft's settings by name"):
         here.start(written(tmp_path, pairs(), [4]))
+    with pytest.raises(ValueError, match=r"has rank 4, but rank 8 in .* \(peft's, because it does not state r\)"):
+        here.start(written(tmp_path, pairs(), {"transformer.lora_alpha": 4}))
 
 
 def test_sources_that_differ_about_the_scale_are_refused(tmp_path):

@@ -67,7 +67,7 @@ def renamed(folder, change, alpha=None):
 
 def test_names_of_other_writers_are_read(base, student, folder):
     renamed(folder, lambda name: name.replace("transformer.", "base_model.model.", 1))  # peft, whose alpha stands beside
-    (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6}))
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
     torch.testing.assert_close(velocity(load(base, start=str(folder))), velocity(student), rtol=1e-4, atol=1e-5)
     (folder / "adapter_config.json").unlink()
     down_up = {"lora_A": "lora.down", "lora_B": "lora.up"}
