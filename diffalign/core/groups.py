@@ -41,14 +41,17 @@ def group_log_softmax(logits: Tensor, group: Tensor) -> Tensor:
 
 
 def _centred(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Values minus their group's mean, and the mean of the squares of that: [K] each."""
+    """Values minus their group's mean, and the mean of the squares of that: [K] each. Equal values give exact zeros."""
     count = _count(group)
-    centred = values - _reduce(values, group, "mean", count)
+    highest = _reduce(values, group, "amax", count)
+    # the rounded mean of equal numbers may differ from them
+    middle = torch.where(highest == _reduce(values, group, "amin", count), highest, _reduce(values, group, "mean", count))
+    centred = values - middle
     return centred, _reduce(centred.square(), group, "mean", count)
 
 
 def group_std(values: Tensor, group: Tensor) -> Tensor:
-    """Population standard deviation of its group, at each sample: [K] -> [K]."""
+    """Population standard deviation of its group, at each sample: [K] -> [K]. It is exactly 0 for equal values."""
     return _centred(values, group)[1].sqrt()
 
 

@@ -54,6 +54,21 @@ def test_gradients_of_reductions_are_exact(reduce):
     assert torch.autograd.gradcheck(lambda values: reduce(values, torch.tensor([1, 0, 1, 2, 1])), values)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [3, 9, 27])
+def test_equal_values_have_no_spread_at_all(kind, size):
+    constants = torch.linspace(-2, 2, 401, dtype=kind)  # the rounded mean of `size` of them often is another number
+    values, group = constants.repeat_interleave(size), torch.arange(401).repeat_interleave(size)
+    assert torch.equal(group_std(values, group), torch.zeros_like(values))
+    assert torch.equal(group_normalize(values, group), torch.zeros_like(values))
+    assert bool(((values - group_mean(values, group)) != 0).any())
+
+
+def test_a_group_of_numbers_that_are_not_finite_is_not_called_equal():
+    values = torch.tensor([math.nan, math.nan, math.inf, math.inf, 1.0])
+    assert group_std(values, torch.tensor([0, 0, 1, 1, 2])).isnan().tolist() == [True, True, True, True, False]
+
+
 @ALL
 def test_no_samples_are_no_numbers(reduce):
     assert reduce(torch.zeros(0), torch.zeros(0, dtype=torch.long)).shape == (0,)
