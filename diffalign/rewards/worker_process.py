@@ -94,7 +94,10 @@ class WorkerProcess:
             MemoryError: the reward's memory ran out; the process continues.
             RewardError: any other failure.
         """
-        if self._running is None or self._running.poll() is not None:
+        if self._running is not None and _has_ended(self._running):  # since the last call
+            _waited(self._running)
+            self.stop()
+        if self._running is None:
             self.start()
         process = self._running
         if process is None or process.stdin is None or process.stdout is None:
@@ -184,10 +187,15 @@ def _kill_session(process: subprocess.Popen[bytes]) -> None:
         return
 
 
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """True if the process has ended. Its process id stays valid until somebody has waited for it."""
+    return process.returncode is not None or os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
 def _waited(process: subprocess.Popen[bytes]) -> int | None:
     """Wait for the exit code; None if the process does not end by itself. Its children are killed while its process id is still valid."""
     until = time.monotonic() + _PATIENCE
-    while process.returncode is None and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+    while not _has_ended(process):
         if time.monotonic() > until:
             return None
         time.sleep(0.01)

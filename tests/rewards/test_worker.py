@@ -55,6 +55,13 @@ class Faulty:
             os._exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def parent(self, images, prompts):
+        child = os.fork()
+        if child == 0:
+            time.sleep(20)
+            os._exit(0)
+        return [float(child)] * len(images)
+
     def sleeps(self, images, prompts):
         time.sleep(60)
 
@@ -174,6 +181,21 @@ def test_a_process_that_is_late_is_ended(faulty):
     with pytest.raises(ProcessLookupError):
         os.kill(pid, signal.SIG_DFL)
     faulty._processes[0].timeout = 20.0
+
+
+def test_a_process_that_ends_between_two_calls_leaves_nothing_behind(faulty):
+    child = int(ask(faulty, "parent")[0])
+    old = faulty._processes[0]._running
+    os.kill(old.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, old.pid, os.WEXITED | os.WNOWAIT)
+    assert int(ask(faulty, "pid")[0]) != old.pid
+    assert old.stdin.closed
+    assert old.stdout.closed
+    assert old.returncode == -signal.SIGKILL
+    until = time.monotonic() + 5.0
+    while Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < until, "the child of the worker is still there"
+        time.sleep(0.02)
 
 
 def test_what_cannot_be_built_is_known_at_once():
