@@ -1,4 +1,4 @@
-"""Records the session of docs/clicks.md in a headless browser: the votes, the digest of the weights, the picture of the page.
+"""Records the session of docs/clicks.md in a headless browser: the votes, some of the weights, the picture of the page.
 
 The clicks are made by a program that likes even digits: python tools/clicks_session.py docs
 """
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "voting")]
@@ -26,6 +27,8 @@ from diffalign.runs import Checkpoints, Recorder  # noqa: E402
 from diffalign.voting import Page, Votes  # noqa: E402
 
 STEPS = 6
+SHOWN = "network.inward.bias"
+"""Weights that a test compares after a replay."""
 RUN = [f"--total={STEPS}", "--prompts_per_step=4", "--policy.device=cpu"]
 
 
@@ -66,14 +69,14 @@ def main() -> None:
                 tab.click("#send")
             thread.join()
         shutil.copy(folder / "votes.jsonl", target / "clicks_session.jsonl")
-        digests = json.loads((folder / f"step-{STEPS:06d}" / "manifest.json").read_text())["files"]
+        weights = load_file(folder / f"step-{STEPS:06d}" / "policy.safetensors")
         about = {
             "command": f"diffalign train digits_clicks {' '.join(RUN)}",
-            "weights": digests["policy.safetensors"],
+            "weights": {SHOWN: [round(float(value), 7) for value in weights[SHOWN]]},
             "torch": torch.__version__,
             "cpu": torch.backends.cpu.get_cpu_capability(),
         }
-        (target / "clicks_session.json").write_text(json.dumps(about, indent=1) + "\n")
+        (target / "clicks_session.json").write_text(json.dumps(about) + "\n")
 
 
 if __name__ == "__main__":

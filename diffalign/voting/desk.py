@@ -144,7 +144,7 @@ class Desk:
                 "between": list(described(self.record.between())),
             }
             if asked is not None:
-                sent = self.record.sent(asked.step)
+                sent = asked.done()
                 state |= {
                     "answers": asked.answers(person),
                     "missing": [name for name in self.record.people if name not in sent],
@@ -178,7 +178,7 @@ class Desk:
             return {"pause": "pausing", "end": "ending"}[self._stopping]
         if self._round is None:
             return "training"
-        return "sent" if person in self.record.sent(self._round.step) else "voting"
+        return "sent" if person in self._round.done() else "voting"
 
     def _open(self, step: int) -> Round:
         if self._round is None:

@@ -99,7 +99,7 @@ class Page(Voters):
             self._desk.wait(asked, lambda: self._say(asked), self.remind)
 
     def _say(self, asked: Round) -> None:
-        sent = asked.record.sent(asked.step)
+        sent = asked.done()
         for person in (name for name in self.people if name not in sent):
             say(f"step {asked.step + 1} of {asked.total}: waiting for votes at {self.links[person]}")
 

@@ -49,11 +49,11 @@ class Question:
 
 @attrs.define(eq=False)
 class _Step:
-    """Questions and answers of a step."""
+    """Questions and answers of a step; by person the questions that were asked when they sent their votes."""
 
     asked: dict[Question, tuple[Tensor, ...]] = attrs.field(factory=dict)
     answers: dict[Question, dict[str, int]] = attrs.field(factory=dict)
-    sent: set[str] = attrs.field(factory=set)
+    sent: dict[str, set[Question]] = attrs.field(factory=dict)
     agreement: float | None = None
 
 
@@ -145,7 +145,7 @@ class VoteRecord:
         self._write({"step": step, "pictures": list(question.pictures), "prompt": question.prompt, "person": person, "answer": answer})
 
     def send(self, step: int, person: str) -> None:
-        """Record that a person is done with a step."""
+        """Record that a person is done with the questions of a step that have been asked so far."""
         self._write({"step": step, "person": person, "sent": True})
 
     def agree(self, step: int, agreement: float) -> None:
@@ -164,10 +164,12 @@ class VoteRecord:
             kept = {question: {name: answer for name, answer in given.items() if person in (None, name)} for question, given in found}
             return {question: given for question, given in kept.items() if given}
 
-    def sent(self, step: int) -> set[str]:
-        """People who are done with a step."""
+    def sent(self, step: int, questions: Iterable[Question]) -> set[str]:
+        """People who are done with these questions of a step."""
+        wanted = set(questions)
         with self._lock:
-            return set(self._steps.get(step, _Step()).sent)
+            done = self._steps.get(step, _Step()).sent
+            return {person for person in self.people if wanted <= done.get(person, set())}
 
     def agreement(self) -> list[tuple[int, float]]:
         """Share of the answers that the model had foreseen, by step."""
@@ -238,9 +240,8 @@ class VoteRecord:
         step = self._steps.setdefault(line["step"], _Step())
         if "asked" in line:
             step.asked[Question(tuple(line["asked"]), line["prompt"])] = tuple(map(_unpacked, line["features"]))
-            step.sent.clear()  # of a run that began anew with other pictures
         elif "sent" in line:
-            step.sent.add(line["person"])
+            step.sent[line["person"]] = set(step.asked)
         elif "agreement" in line:
             step.agreement = line["agreement"]
         else:

@@ -57,20 +57,24 @@ class Round:
         if answer is not None and answer not in self.ballot.answers:
             raise VoteError(f"answer must be one of {', '.join(map(str, self.ballot.answers))}, or null; got {answer}")
         with self.record.lock:
-            if person in self.record.sent(self.step):
+            if person in self.done():
                 raise VoteError(f"the votes of step {self.step} are sent; they cannot be changed any more")
             self.record.answer(self.step, self.questions[place], person, answer)
 
     def send(self, person: str) -> None:
         """End the step for a person; what has no answer then stays without. A second time changes nothing."""
         with self.record.lock:
-            if person not in self.record.sent(self.step):
+            if person not in self.done():
                 self.record.send(self.step, person)
+
+    def done(self) -> set[str]:
+        """People who are done with the questions."""
+        return self.record.sent(self.step, self.questions)
 
     @property
     def complete(self) -> bool:
-        """True when all people are done with the step."""
-        return self.record.sent(self.step) >= set(self.record.people)
+        """True when all people are done with the questions."""
+        return self.done() >= set(self.record.people)
 
 
 class Voters(ABC):

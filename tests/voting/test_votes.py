@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sessions import loop_of, red, voted, weights
 
 from diffalign.cli import main
@@ -216,17 +217,20 @@ class Impatient(Voters):
         asked.send("simulated")
 
 
-def test_a_run_that_is_killed_goes_on_without_losing_or_repeating_a_vote(tmp_path):
-    whole = loop_of(voted(Impatient(99)))
+@pytest.mark.parametrize("pieces", [{}, {"rollout": Sequential(prompts=1)}])
+@pytest.mark.parametrize("answers", [2, 6])
+def test_a_run_that_is_killed_goes_on_without_losing_or_repeating_a_vote(tmp_path, pieces, answers):
+    whole, all_of_them = loop_of(voted(Impatient(99)), **pieces), 3 * 4 * (2 if pieces else 1)
     whole.run(3, folder=tmp_path / "whole")
-    first, second = Impatient(6), Impatient(99)
+    assert len(whole.rewards.voters.asked) == all_of_them
+    first, second = Impatient(answers), Impatient(99)
     with pytest.raises(KeyboardInterrupt):
-        loop_of(voted(first)).run(3, folder=tmp_path / "killed")
-    loop = loop_of(voted(second))
+        loop_of(voted(first), **pieces).run(3, folder=tmp_path / "killed")
+    loop = loop_of(voted(second), **pieces)
     loop.run(3, folder=tmp_path / "killed", resume=True)
     assert torch.equal(weights(loop), weights(whole))
-    assert len(first.asked) == 6
-    assert len(second.asked) == 6
+    assert len(first.asked) == answers
+    assert len(second.asked) == all_of_them - answers
     assert not set(first.asked) & set(second.asked)
 
 
@@ -359,7 +363,7 @@ def test_a_replayed_session_has_its_people(tmp_path):
 # --- the recorded session of the documents
 
 
-def test_the_recorded_session_gives_the_same_weights_again(tmp_path, monkeypatch):
+def test_the_recorded_session_gives_the_same_pictures_and_weights_again(tmp_path, monkeypatch):
     about = json.loads((DOCS / "clicks_session.json").read_text())
     here = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
     if any(about[name] != value for name, value in here.items()):
@@ -369,5 +373,7 @@ def test_the_recorded_session_gives_the_same_weights_again(tmp_path, monkeypatch
     replay = f"--rewards={{class_path: Votes.replay, init_args: {{file: {DOCS / 'clicks_session.jsonl'}}}}}"
     monkeypatch.chdir(tmp_path)
     assert main([command, *words, "--folder=again", "--check_rows=0", replay]) == 0
-    files = json.loads((tmp_path / "again" / "step-000006" / "manifest.json").read_text())["files"]
-    assert files["policy.safetensors"] == about["weights"]
+    weights = load_file(tmp_path / "again" / "step-000006" / "policy.safetensors")
+    for name, values in about["weights"].items():
+        # processors of other makers round a little; another answer to the last question alone moves these numbers by 1e-05 on average
+        assert float((weights[name] - torch.tensor(values)).abs().mean()) < 2e-6
