@@ -1,4 +1,4 @@
-"""Contact sheets of images: one row per prompt, one column per sample."""
+"""Contact sheets of images: the samples of each prompt under its text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from diffalign.core import Size
 
 _LINE = 18
+_ACROSS = 12
 
 
 def to_image(picture: Tensor, scale: int = 1) -> Image.Image:
@@ -21,19 +22,20 @@ def to_image(picture: Tensor, scale: int = 1) -> Image.Image:
 
 
 def contact_sheet(images: Tensor, labels: Sequence[str], title: str = "") -> Image.Image:
-    """Draw rows of images under their labels.
+    """Draw the images of each prompt under its label, side by side; more than 12 of a prompt stand in several lines.
 
     Args:
         images: [P, n, 3, H, W] in [0, 1]
         labels: P texts
         title: text above the sheet
     """
-    rows, columns, _, height, width = images.shape
+    rows, samples, _, height, width = images.shape
+    lines = max(1, math.ceil(samples / _ACROSS))
+    columns = math.ceil(samples / lines)
     scale = max(1, 96 // max(height, width))
-    cell_width, cell_height, gap = scale * width, scale * height, 4
-    sheet = Image.new(
-        "RGB", (columns * (cell_width + gap) + gap, rows * (cell_height + gap + _LINE) + gap + (_LINE if title else 0)), "white"
-    )
+    gap = 4
+    across, down = scale * width + gap, scale * height + gap
+    sheet = Image.new("RGB", (columns * across + gap, rows * (lines * down + _LINE) + gap + (_LINE if title else 0)), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     top = gap
@@ -43,9 +45,10 @@ def contact_sheet(images: Tensor, labels: Sequence[str], title: str = "") -> Ima
     for row in range(rows):
         draw.text((gap, top), labels[row], fill="black", font=font)
         top += _LINE
-        for column in range(columns):
-            sheet.paste(to_image(images[row, column], scale), (gap + column * (cell_width + gap), top))
-        top += cell_height + gap
+        for sample in range(samples):
+            line, column = divmod(sample, columns)
+            sheet.paste(to_image(images[row, sample], scale), (gap + column * across, top + line * down))
+        top += lines * down
     return sheet
 
 

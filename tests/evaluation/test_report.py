@@ -121,6 +121,15 @@ def test_contact_sheet_places_pictures_in_order():
     assert min(y for _, y in reds(sheet)) > sheet.height / 2
 
 
+def test_many_samples_of_a_prompt_stand_in_several_lines():
+    images = torch.zeros(2, 48, 3, 8, 8)
+    images[0, 12, 0] = 1.0  # the first of the second line
+    sheet = contact_sheet(images, ["first", "second"])
+    assert sheet.size == (4 + 12 * 100, 4 + 2 * (18 + 4 * 100))
+    assert reds(sheet) == [(x, y) for x in range(4, 100) for y in range(4 + 18 + 100, 4 + 18 + 196)]
+    assert contact_sheet(images[:, :13], ["first", "second"]).width == 4 + 7 * 100  # lines of 7 and 6
+
+
 @pytest.mark.parametrize("samples", [1, 2, 4, 5])
 def test_comparison_sheet_has_a_column_for_each_run(samples):
     left, right = torch.zeros(2, samples, 3, 8, 8), torch.zeros(2, samples, 3, 16, 16)
