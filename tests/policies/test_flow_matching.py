@@ -1,6 +1,8 @@
 """A tiny random Stable Diffusion 3 as a policy, held against the plain diffusers pipeline."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -329,3 +331,15 @@ def test_a_pipeline_of_an_unknown_family_is_refused_with_those_known(tmp_path):
         ValueError, match=r"is a MarigoldDepthPipeline, and no adapter serves that class. Known: .*StableDiffusion3Pipeline"
     ):
         FlowMatchingPolicy.from_pretrained(str(tmp_path), device="cpu")
+
+
+def test_loading_a_pipeline_says_nothing_of_packages_that_it_does_not_need():
+    code = """
+from transformers.utils import logging
+from diffalign.policies import FlowMatchingPolicy
+before = logging.get_verbosity()
+FlowMatchingPolicy.from_pretrained("shapeworld", device="cpu")
+assert logging.get_verbosity() == before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""

@@ -80,6 +80,23 @@ def _named(path: str) -> type[Family]:
     return found
 
 
+def _without_notes() -> Any:
+    """Import diffusers without progress bars, and without notes on image processors that want torchvision, which no pipeline here needs."""
+    import diffusers
+    from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
+
+    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        importlib.import_module("diffusers.loaders.ip_adapter")  # names the image processors; all pipelines import it
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return diffusers
+
+
 def load_family(
     source: Source,
     dtype: torch.dtype,
@@ -103,12 +120,7 @@ def load_family(
     Raises:
         ValueError: there is no pipeline, no family serves its class, or the weights do not fit it.
     """
-    import diffusers
-    from diffusers.utils import logging
-    from transformers.utils import logging as transformers_logging
-
-    logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    diffusers = _without_notes()
     config = source.index()
     name = config["_class_name"]
     family = next((family for family in families() if name in family.pipelines), None) if named is None else _named(named)
