@@ -5,7 +5,9 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,8 @@ class World:
         """What plain diffusers makes of the file."""
         texts = [part for name, part in self.pipeline.components.items() if name.startswith("text_encoder") and isinstance(part, nn.Module)]
         try:
-            self.pipeline.load_lora_weights(str(file))
+            with _in_time():
+                self.pipeline.load_lora_weights(str(file))
             changed = any(
                 bool(module.get_delta_weight(adapter).any())
                 for part in texts
@@ -98,6 +101,22 @@ class World:
             network.unload_lora()
         changes = {name: weight - self.weights[name] for name, weight in network.state_dict().items()}
         return {name: change for name, change in changes.items() if bool((change.abs() > 1e-7).any())}
+
+
+@contextmanager
+def _in_time(seconds: float = 10.0) -> Iterator[None]:
+    """Raise TimeoutError in a block that takes this much processor time: some conversions of diffusers do not end at an alpha below 0."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"does not end within {seconds:g} s of processor time")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @attrs.frozen(eq=False)
