@@ -46,7 +46,7 @@ class PeftSettings:
         own = {name.removeprefix(f"{component}."): value for name, value in values.items() if name.startswith(f"{component}.")}
         if not own:
             found = next(iter(values), "nothing")
-            raise ValueError(f"LoRA.start: {source} must hold settings of the {component}, but it has none (first: {found!r})")
+            raise ValueError(f"LoRA.start: {source} must hold settings of the {component}, but it has none (first: {found[:80]!r})")
         return cls.checked(own, source)
 
     @classmethod
@@ -72,7 +72,7 @@ class PeftSettings:
             fine = value in _SAFE[name] if name in _SAFE else not value or (name in usual and usual[name] == value)
             if not fine:
                 raise ValueError(
-                    f"LoRA.start: the setting {name!r} = {str(value)[:80]!r} in {source} is not understood, and may change what the "
+                    f"LoRA.start: the setting {name[:80]!r} = {str(value)[:80]!r} in {source} is not understood, and may change what the "
                     f"tensors mean. {MERGE}"
                 )
         for name in ("rank_pattern", "alpha_pattern"):
@@ -107,8 +107,10 @@ class PeftSettings:
         for pattern, value in (self.values.get(patterns) or {}).items():
             try:
                 found = re.match(rf"(.*\.)?({pattern})$", layer)  # as peft matches
-            except re.error as error:
-                raise ValueError(f"LoRA.start: {patterns!r} in {self.source} holds {pattern!r}, which is no pattern: {error}") from error
+            except (re.error, RecursionError, OverflowError) as error:  # nested too deeply, a repetition too often
+                raise ValueError(
+                    f"LoRA.start: {patterns!r} in {self.source} holds {pattern[:80]!r}, which is no pattern: {error}"
+                ) from error
             if found:
                 return value
         return usual
@@ -163,7 +165,7 @@ def sources(
 
 def _require(fine: bool, name: str, value: Any, source: str) -> None:
     if not fine:
-        raise ValueError(f"LoRA.start: the setting {name!r} in {source} must have a value that peft allows; got {str(value)[:80]!r}")
+        raise ValueError(f"LoRA.start: the setting {name[:80]!r} in {source} must have a value that peft allows; got {str(value)[:80]!r}")
 
 
 def _mapping(text: str, source: str) -> Mapping[str, Any]:

@@ -116,6 +116,19 @@ def test_settings_that_are_not_read_are_named(case, tmp_path):
         world("sd3").start(written(tmp_path, pairs(), settings))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"x" * 5000: 1}, {"alpha_pattern": {"x" * 5000: None}}, {"alpha_pattern": {"(" * 5000: 3}}, {"alpha_pattern": {"a{99999999999}": 3}}],
+)
+def test_messages_stay_short_whatever_stands_in_the_header(tmp_path, settings):
+    with pytest.raises(ValueError, match=r"LoRA.start: ") as refused:
+        world("sd3").start(written(tmp_path, pairs(), {f"transformer.{name}": value for name, value in {**SETTINGS, **settings}.items()}))
+    assert len(str(refused.value)) < 1000
+    with pytest.raises(ValueError, match=r"must hold settings of the transformer") as refused:
+        world("sd3").start(written(tmp_path, pairs(), {"x" * 5000: 4}))
+    assert len(str(refused.value)) < 1000
+
+
 def test_headers_that_say_nothing_of_the_denoiser_are_refused(tmp_path):
     here = world("sd3")
     with pytest.raises(ValueError, match=r"must hold settings of the transformer.*\(first: 'text_encoder.r'\)"):
