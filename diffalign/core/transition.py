@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .types import Density
+from .words import allowed_word
 
 
 @attrs.frozen(eq=False)
@@ -32,7 +33,7 @@ class Gaussian:
 
     mean: Tensor  # [B, *]
     std: Tensor  # [B]
-    density: Density
+    density: Density = attrs.field(validator=allowed_word)
     std_floor: float | None = None
     deviation_limit: float | None = None
 
@@ -112,7 +113,7 @@ class CPS(TransitionKernel):
     Reference: Wang and Yu, arXiv:2509.05952.
     """
 
-    density: Density = "mean"
+    density: Density = attrs.field(default="mean", validator=allowed_word)
 
     def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
         angle = noise_level * (math.pi / 2)
@@ -144,7 +145,7 @@ class FlowSDE(TransitionKernel):
     Reference: Liu et al., Flow-GRPO, arXiv:2505.05470.
     """
 
-    density: Density = "mean"
+    density: Density = attrs.field(default="mean", validator=allowed_word)
     sigma_max: float | None = attrs.field(
         default=None, validator=attrs.validators.optional([attrs.validators.gt(0.0), attrs.validators.lt(1.0)])
     )

@@ -6,6 +6,7 @@ import attrs
 import torch
 
 from diffalign.core import Loss, Outline, Phase, Policy, Scalar, ScoredBatch, scalar
+from diffalign.core.words import allowed_word
 
 from .matching import PathMatching
 from .path_losses import PathLosses
@@ -50,7 +51,7 @@ class GroupForwardKL(PathMatching):
     policy: Policy
     reference: Policy | None = None
     beta: Scalar | Budget | float = 20.0
-    measure: Measure = "relative"
+    measure: Measure = attrs.field(default="relative", validator=allowed_word)
     reference_weight: Scalar | float = 0.0
     spread: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
     level_weights: bool = False

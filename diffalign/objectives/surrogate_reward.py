@@ -9,6 +9,7 @@ from attrs import validators
 from torch import Tensor
 
 from diffalign.core import Condition, Follower, Loss, Objective, Outline, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
+from diffalign.core.words import allowed_word
 
 from .few_step.advantages import Advantage, GroupAdvantage
 from .few_step.attribution import Attribution, Broadcast
@@ -114,7 +115,7 @@ class SurrogateReward(Objective):
     interval: Interval = attrs.field(factory=Overlap)
     reward_interval: Interval = attrs.field(factory=Overlap)
     times: QueryTime = attrs.field(factory=ShiftedTime)
-    shared: Shared = attrs.field(default="group", validator=validators.in_(("batch", "group", "sample")))
+    shared: Shared = attrs.field(default="group", validator=allowed_word)
     reward_floor: float = attrs.field(default=0.3, validator=is_least_sigma)
     surrogate_floor: float = attrs.field(default=0.3, validator=is_least_sigma)
     reward_stages: int | None = attrs.field(default=None, validator=validators.optional(validators.ge(0)))
@@ -122,8 +123,8 @@ class SurrogateReward(Objective):
     surrogate_stages: StageSampler = attrs.field(factory=CleanerStages)
     plan: UpdatePlan = attrs.field(factory=Together)
     rows: int | None = attrs.field(default=None, validator=validators.optional(validators.ge(1)))
-    stages_by: DrawnBy = attrs.field(default="step", validator=validators.in_(("step", "prompt")))
-    reward_noise: Literal["group", "sample"] = attrs.field(default="group", validator=validators.in_(("group", "sample")))
+    stages_by: DrawnBy = attrs.field(default="step", validator=allowed_word)
+    reward_noise: Literal["group", "sample"] = attrs.field(default="group", validator=allowed_word)
     reward_weights: Sequence[float] | None = attrs.field(default=None, converter=weights_of_stages)
     reward_ceiling: float = attrs.field(default=1.0, validator=is_largest_sigma)
     surrogate_ceiling: float = attrs.field(default=1.0, validator=is_largest_sigma)
