@@ -42,8 +42,8 @@ class GroupForwardKL(PathMatching):
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: beta is not positive and finite, the reference is trainable, a group has one sample, or the batch has no stochastic
-            edges.
+        ValueError: beta is not positive and finite, `reference_weight` is a number below 0 or not finite, the reference is trainable, a
+            group has one sample, or the batch has no stochastic edges.
 
     Reference: Uni-TMPO, arXiv:2609.34688.
     """

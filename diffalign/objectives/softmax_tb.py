@@ -60,8 +60,9 @@ class SoftmaxTB(PathMatching):
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: beta is not positive and finite, the reference is trainable, a group has one sample, the batch has no stochastic edges,
-            there are several updates with a kernel of density "sum", or settings exclude each other.
+        ValueError: beta is not positive and finite, `reference_weight` is a number below 0 or not finite, the reference is trainable, a
+            group has one sample, the batch has no stochastic edges, there are several updates with a kernel of density "sum", or settings
+            exclude each other.
 
     Reference: TMPO, arXiv:2605.10983.
     """
