@@ -93,6 +93,7 @@ CHECKED = [  # arguments of check, what is said
     ("run.yaml --sampler.steps 4.5", "sampler.steps must be an integer; got '4.5'"),
     ("run.yaml --sampler.plan.splits [9]", "FixedPlan.splits must lie in [0, 2] for 4 steps"),
     ("run.yaml --sampler.plan.branches 1", "sampler.plan.branches must be >= 2; got 1"),
+    ("run.yaml --sampler.plan.eta 1.5", "the eta of every step must be at most 1 for CPS; step 1 is planned with 1.5"),
     ("run.yaml --sampler.class_path DeterministicSampler", "SoftmaxTB needs stochastic steps"),
     ("run.yaml --total 0", "total must be >= 1; got 0"),
     ("run.yaml --total many", "total must be an integer; got 'many'"),
