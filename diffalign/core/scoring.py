@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .errors import ConfigError, NonFiniteRewardError, RewardError
 from .interfaces import Attended, Demanding, GroupReward, PromptSource, Reward, RewardFunction, Sourced, StepReward
+from .nesting import require_outermost
 from .scores import Partial, Scores
 from .types import Progress, Prompt
 
@@ -26,7 +27,11 @@ def reward_name(reward: object) -> str:
 
 
 def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dict[str, RewardFunction]:
-    """Rewards by name; a single reward gets its own name."""
+    """Rewards by name; a single reward gets its own name.
+
+    Raises:
+        ValueError: there is none, or one cannot be called as a reward, or holds another one that must stand under its own name.
+    """
     named = dict(rewards) if isinstance(rewards, Mapping) else {reward_name(rewards): rewards}
     if not named:
         raise ValueError("rewards must name at least one reward; got none")
@@ -34,6 +39,7 @@ def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dic
         if not callable(reward):
             raise ValueError(f"rewards[{name!r}] must be callable with (images, prompts); got {type(reward).__name__}")
         require_order(name, reward)
+        require_outermost(name, inner(reward))
     return named
 
 
