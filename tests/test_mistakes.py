@@ -114,6 +114,7 @@ CHECKED = [  # arguments of check, what is said
     ("run.yaml --rewards.class_path RemoteReward --rewards.url http://127.0.0.1:9", "Start it first, or correct the url."),
     ("run.yaml --rewards RemoteReward", "rewards.url is missing"),
     ("run.yaml --aggregation StandardizedParts --aggregation.weights {a:1}", "aggregation.weights"),
+    ("run.yaml --aggregation Raw --aggregation.weights {}", "Raw.weights must name at least one reward, or be None"),
     ("run.yaml --prompts.prompts seven", "prompts.prompts must be a list"),
     ("run.yaml --prompts PromptFile --prompts.path nowhere.txt", "prompts.path must be a readable UTF-8 file; got 'nowhere.txt'"),
     ("run.yaml --prompts PromptFile --prompts.path none.txt", "must hold at least one prompt; it is empty"),
