@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, NonFiniteRewardError, RewardError
-from .interfaces import Attended, Demanding, GroupReward, PromptSource, Reward, RewardFunction, Sourced, StepReward
+from .interfaces import Attended, Demanding, GroupReward, PromptSource, Reward, RewardFunction, Served, Sourced, StepReward
 from .nesting import require_outermost
 from .scores import Partial, Scores
 from .types import Progress, Prompt
@@ -84,6 +84,11 @@ class OfSources(Reward):
         """Say whether an image of this prompt is scored."""
         source = Prompt.of(prompt).source
         return source is None or source in self.sources
+
+    def reach(self) -> None:
+        """Check the server of the inner reward."""
+        if isinstance(self.reward, Served):
+            self.reward.reach()
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Ask the inner reward about its own prompts only."""
