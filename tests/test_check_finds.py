@@ -9,10 +9,11 @@ import torch
 
 from diffalign.cli import main
 from diffalign.core import AlignmentLoop, FlowSDE, RewardError, score
+from diffalign.core.scoring import OfSources
 from diffalign.digits import DigitsPolicy
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
 from diffalign.prompts import Prompts
-from diffalign.rewards import Clipped, RemoteReward
+from diffalign.rewards import BinaryLiking, Cached, Clipped, Concurrent, GroupRank, HalvedBatches, RemoteReward, WeightedSum
 from diffalign.rewards.requirements import reach
 from diffalign.samplers import ChainSampler, DeterministicSampler, DrawnSteps
 from diffalign.testing.doubles import TinyPolicy, channel_reward
@@ -125,8 +126,31 @@ def test_a_server_is_reached_or_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as there:
         url = f"http://127.0.0.1:{there.getsockname()[1]}"
         reach([RemoteReward(["http://127.0.0.1:9", url]), channel_reward])
-    with pytest.raises(ValueError, match="must name a server that runs"):
-        reach([Clipped(RemoteReward(url), 0.0, 1.0)])
+    for around in (
+        lambda inner: Clipped(inner, 0.0, 1.0),
+        lambda inner: BinaryLiking(inner, 0.5),
+        Cached,
+        GroupRank,
+        HalvedBatches,
+        lambda inner: Concurrent({"one": inner}),
+        lambda inner: WeightedSum({"one": inner}),
+        lambda inner: OfSources(inner, ("one",)),
+        lambda inner: OfSources(GroupRank(Clipped(inner, 0.0, 1.0)), ("one",)),
+    ):
+        with pytest.raises(ValueError, match="must name a server that runs"):
+            reach([around(RemoteReward(url))])
+        reach([around(channel_reward)])
+
+
+SOURCES = """{class_path: Mixture, init_args: {sources: {
+  odd: {prompts: {class_path: Prompts, init_args: {prompts: [a seven]}}, share: 1, rewards: [far]},
+  even: {prompts: {class_path: Prompts, init_args: {prompts: [a two]}}, share: 1, rewards: [near]}}}}"""
+SERVED = "{near: ClassReward, far: {class_path: RemoteReward, init_args: {url: 'http://127.0.0.1:9'}}}"
+
+
+def test_check_reaches_the_server_of_a_reward_of_one_source(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "run.yaml", f"--prompts={SOURCES}", f"--rewards={SERVED}", "--prompts_per_step", "2"]) == 2
+    assert "RemoteReward.url must name a server that runs" in capsys.readouterr().err
 
 
 # --- rewards, as they are called in a run

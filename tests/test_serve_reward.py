@@ -24,7 +24,13 @@ from diffalign.serving import Settings, application
 PARTS = """
 import time
 import attrs
-from diffalign.core import Reward
+from diffalign.core import Reward, StepReward
+
+class Told(StepReward):
+    def of_step(self, images, prompts, group, progress):
+        return [progress.fraction] * len(images)
+    def __call__(self, images, prompts):
+        return [0.0] * len(images)
 
 @attrs.frozen
 class Slow(Reward):
@@ -112,6 +118,8 @@ def test_a_reward_file_is_read_as_a_run_would_read_it(folder, monkeypatch):
         (["list.yaml"], "list.yaml must hold one reward: its name, or class_path and init_args; got list"),
         (["two.yaml"], "got keys one, two"),
         (["unknown.yaml"], "reward must be"),
+        (["rank.yaml"], "the reward of a server must score each image on its own; got GroupRank, which must see all pictures of a prompt"),
+        (["sum.yaml"], "the reward of a server must score each image on its own; got Told, which must be told the step of a run"),
         (["jpeg.yaml", "--host", "0.0.0.0"], "so clients must have a token: give --token-file"),
         (["jpeg.yaml", "--token-file", "nothing"], "--token-file must be a readable file with a token"),
         (["jpeg.yaml", "--token-file", "empty"], "--token-file empty must hold a token; it is empty"),
@@ -121,10 +129,13 @@ def test_a_reward_file_is_read_as_a_run_would_read_it(folder, monkeypatch):
         (["jpeg.yaml", "--port", "99999"], "cannot listen on 127.0.0.1 port 99999"),
     ],
 )
-def test_what_cannot_be_served_is_one_message(folder, capsys, arguments, message):
+def test_what_cannot_be_served_is_one_message(folder, capsys, monkeypatch, arguments, message):
+    monkeypatch.syspath_prepend(folder)
     (folder / "list.yaml").write_text("[a, b]")
     (folder / "two.yaml").write_text("{one: a, two: b}")
     (folder / "unknown.yaml").write_text("NoSuchReward")
+    (folder / "rank.yaml").write_text("{class_path: GroupRank, init_args: {reward: JPEGCompressibility}}")
+    (folder / "sum.yaml").write_text("{class_path: WeightedSum, init_args: {rewards: {told: served_parts.Told}}}")
     (folder / "empty").write_text("\n")
     (folder / "two-lines").write_text("a\nb\n")
     assert main(["serve-reward", *arguments]) == 2

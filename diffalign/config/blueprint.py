@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import attrs
 
 from ..core import ConfigError
+from ..core.words import allowed_word
 from .errors import refused
 from .parts import import_path
 from .signature import MISSING
@@ -43,7 +44,7 @@ class Part:
     name: str
     target: Any
     arguments: Mapping[str, Any] = attrs.field(factory=dict)
-    how: Literal["call", "partial", "itself"] = "call"
+    how: Literal["call", "partial", "itself"] = attrs.field(default="call", validator=allowed_word)
     linked: tuple[str, ...] = ()
 
 

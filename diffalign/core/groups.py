@@ -4,6 +4,7 @@ Legend: K samples, G groups. `group` [K] holds the group index of each sample; g
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 import torch
@@ -103,6 +104,18 @@ def weighted_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float] | Non
     return torch.stack([weight[name] * parts[name] for name in names]).sum(dim=0)
 
 
+def some_weights(aggregation: Aggregation, attribute: "attrs.Attribute[Any]", value: Mapping[str, float] | None) -> None:
+    """Refuse weights that leave out every reward, by which nothing could be summed.
+
+    Raises:
+        ValueError: they are empty.
+    """
+    if value is not None and not value:
+        raise ValueError(
+            f"{type(aggregation).__name__}.{attribute.name} must name at least one reward, or be None, which weighs each 1; got {value}"
+        )
+
+
 @attrs.frozen
 class Raw(Aggregation):
     """Weighted sum of raw rewards, sum_m w_m R_m, in the rewards' own units.
@@ -114,7 +127,7 @@ class Raw(Aggregation):
         weights: by reward name; None weighs each 1, rewards without a weight are logged but not trained on
     """
 
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float] | None = attrs.field(default=None, validator=some_weights)
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
         return weighted_sum(dense(parts, group), self.weights)
@@ -132,7 +145,7 @@ class StandardizedParts(Aggregation):
         floor: least standard deviation
     """
 
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float] | None = attrs.field(default=None, validator=some_weights)
     floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
@@ -149,7 +162,7 @@ class StandardizedSum(Aggregation):
         floor: least standard deviation
     """
 
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float] | None = attrs.field(default=None, validator=some_weights)
     floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:

@@ -264,6 +264,19 @@ class Demanding(Protocol):
 
 
 @runtime_checkable
+class Served(Protocol):
+    """Reward that asks a server for its scores, or that wraps one."""
+
+    def reach(self) -> None:
+        """Refuse a server that is not there. Nothing is scored.
+
+        Raises:
+            ConfigError: names it, and what happened.
+        """
+        ...
+
+
+@runtime_checkable
 class Attended(Protocol):
     """Reward that must know when a run begins and ends, because it has a page or a file open for instance."""
 

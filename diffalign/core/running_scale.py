@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from .groups import dense, group_mean, weighted_sum
+from .groups import dense, group_mean, some_weights, weighted_sum
 from .interfaces import Aggregation
 from .processes import Devices
 from .scores import Scores
@@ -29,7 +29,7 @@ class RunningScale(Aggregation):
         floor: least scale
     """
 
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float] | None = attrs.field(default=None, validator=some_weights)
     decay: float = attrs.field(default=0.95, validator=[attrs.validators.ge(0.0), attrs.validators.lt(1.0)])
     floor: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0.0))
     _sums: dict[str, float] = attrs.field(factory=dict, init=False)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, NonFiniteRewardError, RewardError
-from .interfaces import Attended, Demanding, GroupReward, PromptSource, Reward, RewardFunction, Sourced, StepReward
+from .interfaces import Attended, Demanding, GroupReward, PromptSource, Reward, RewardFunction, Served, Sourced, StepReward
+from .nesting import require_outermost
 from .scores import Partial, Scores
 from .types import Progress, Prompt
 
@@ -26,7 +27,11 @@ def reward_name(reward: object) -> str:
 
 
 def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dict[str, RewardFunction]:
-    """Rewards by name; a single reward gets its own name."""
+    """Rewards by name; a single reward gets its own name.
+
+    Raises:
+        ValueError: there is none, or one cannot be called as a reward, or holds another one that must stand under its own name.
+    """
     named = dict(rewards) if isinstance(rewards, Mapping) else {reward_name(rewards): rewards}
     if not named:
         raise ValueError("rewards must name at least one reward; got none")
@@ -34,6 +39,7 @@ def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dic
         if not callable(reward):
             raise ValueError(f"rewards[{name!r}] must be callable with (images, prompts); got {type(reward).__name__}")
         require_order(name, reward)
+        require_outermost(name, inner(reward))
     return named
 
 
@@ -78,6 +84,11 @@ class OfSources(Reward):
         """Say whether an image of this prompt is scored."""
         source = Prompt.of(prompt).source
         return source is None or source in self.sources
+
+    def reach(self) -> None:
+        """Check the server of the inner reward."""
+        if isinstance(self.reward, Served):
+            self.reward.reach()
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Ask the inner reward about its own prompts only."""

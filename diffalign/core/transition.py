@@ -5,12 +5,14 @@ Legend: B rows, * latent dimensions, D their number; eta is the noise level of a
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import attrs
 import torch
 from torch import Tensor
 
 from .types import Density
+from .words import allowed_word
 
 
 @attrs.frozen(eq=False)
@@ -32,7 +34,7 @@ class Gaussian:
 
     mean: Tensor  # [B, *]
     std: Tensor  # [B]
-    density: Density
+    density: Density = attrs.field(validator=allowed_word)
     std_floor: float | None = None
     deviation_limit: float | None = None
 
@@ -71,6 +73,9 @@ class TransitionKernel(ABC):
     density: Density = "mean"
     """Log-density convention of the transitions."""
 
+    largest_eta: ClassVar[float] = math.inf
+    """Largest noise level for which the rule holds."""
+
     @abstractmethod
     def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
         """Compute the transition from sigma to sigma_next.
@@ -78,7 +83,7 @@ class TransitionKernel(ABC):
         Args:
             latents, velocity: [B, *]
             sigma, sigma_next: [B], sigma > sigma_next >= 0
-            noise_level: [B] eta >= 0; rows with eta = 0 take the Euler step with std 0
+            noise_level: [B] eta, 0 <= eta <= largest_eta; rows with eta = 0 take the Euler step with std 0
         """
 
 
@@ -104,7 +109,8 @@ class CPS(TransitionKernel):
         x_0 = x - sigma v,   noise = x + (1 - sigma) v,   s = sigma' sin(pi eta / 2)
         x'  = (1 - sigma') x_0 + sqrt(sigma'^2 - s^2) noise + s eps
 
-    eta in [0, 1]; eta = 0 is the Euler step, and a step to sigma' = 0 has no noise at any eta.
+    eta in [0, 1]; eta = 0 is the Euler step, and a step to sigma' = 0 has no noise at any eta. Above 1 the predicted noise would enter with
+    the wrong sign, so samplers refuse it.
 
     Args:
         density: log-density convention of the transitions
@@ -112,7 +118,8 @@ class CPS(TransitionKernel):
     Reference: Wang and Yu, arXiv:2509.05952.
     """
 
-    density: Density = "mean"
+    density: Density = attrs.field(default="mean", validator=allowed_word)
+    largest_eta: ClassVar[float] = 1.0
 
     def step(self, latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, noise_level: Tensor) -> Gaussian:
         angle = noise_level * (math.pi / 2)
@@ -144,7 +151,7 @@ class FlowSDE(TransitionKernel):
     Reference: Liu et al., Flow-GRPO, arXiv:2505.05470.
     """
 
-    density: Density = "mean"
+    density: Density = attrs.field(default="mean", validator=allowed_word)
     sigma_max: float | None = attrs.field(
         default=None, validator=attrs.validators.optional([attrs.validators.gt(0.0), attrs.validators.lt(1.0)])
     )

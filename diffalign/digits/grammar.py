@@ -10,6 +10,7 @@ from typing import Literal
 
 import attrs
 
+from ..core.words import allowed_word
 from .classes import CLASSES, classes_of
 
 Thickness = Literal["thin", "thick"]
@@ -41,7 +42,7 @@ class Wish:
     """
 
     classes: tuple[int, ...] = attrs.field(converter=classes_of)
-    thickness: Thickness | None = attrs.field(default=None, validator=attrs.validators.in_((None, *STROKES)))
+    thickness: Thickness | None = attrs.field(default=None, validator=allowed_word)
 
     def __attrs_post_init__(self) -> None:
         if self.classes not in (*NOUNS.values(), ()) or (not self.classes and self.thickness):

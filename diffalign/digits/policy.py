@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import CPS, CheckpointError, Condition, Policy, Prompt, TransitionKernel, fork_module, shifted_sigmas
+from ..core.words import require_word
 from ..placement import placed
 from .grammar import STROKES, parse
 from .handwriting import SIDE
@@ -78,7 +79,11 @@ class DigitsPolicy(Policy):
         Args:
             folder: output folder, which is created if needed
             dtype: type of the file; with "float32" exactly the same weights are read back
+
+        Raises:
+            ValueError: the type is another.
         """
+        require_word("dtype", dtype, Literal["float32", "float16"])
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         wanted = getattr(torch, dtype)

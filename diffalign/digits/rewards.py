@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError, Prompt, Reward
+from ..core.words import allowed_word
 from .classes import CLASSES, classes_of
 from .grammar import STROKES, Thickness, Wish, parse
 from .handwriting import LEVELS
@@ -119,7 +120,7 @@ class ThicknessReward(Reward):
         ValueError: the target is unknown, or the images are wrong, as in `DigitReward`.
     """
 
-    target: Thickness = attrs.field(default="thick", validator=attrs.validators.in_(STROKES))
+    target: Thickness = attrs.field(default="thick", validator=allowed_word)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         sight = look(images)

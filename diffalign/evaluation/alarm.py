@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffalign.core import AlignmentLoop, Hook, Report, RewardFunction, agree, score
 from diffalign.core.unessential import say
+from diffalign.core.words import allowed_word
 
 from .diversity import vendi_score
 from .features import Features
@@ -83,7 +84,7 @@ class HackingAlarm(Hook):
     """
 
     rewards: Mapping[str, RewardFunction] = attrs.field(factory=dict)
-    action: Action = "warn"
+    action: Action = attrs.field(default="warn", validator=allowed_word)
     window: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(2)))
     images: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     threshold: float = attrs.field(default=4.5, validator=attrs.validators.gt(0.0))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffalign.core import Policy
 from diffalign.core.unessential import unessential
+from diffalign.core.words import require_word
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.diffusers import is_quantized
 
@@ -43,8 +44,7 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
         ValueError: the policy is of neither kind, the format needs adapters and there are none, ComfyUI does not run the family, or the
             base to merge into is quantised.
     """
-    if form not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {form!r}")
+    require_word("format", form, Format)
     inner = pipeline_policy(policy)
     if inner is None:
         return _of_its_own(policy, folder, form, card or Card())

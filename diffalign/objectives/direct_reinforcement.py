@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from diffalign.core import Loss, Objective, Phase, Policy, Scalar, ScoredBatch
+from diffalign.core import Loss, Objective, Outline, Phase, Policy, Scalar, ScoredBatch
 
 from .dgpo import DGPO, RECENT
 from .few_step.directions import Distance, Squared
@@ -106,6 +106,10 @@ class DirectReinforcement(Objective):
     def policies(self) -> Mapping[str, Policy]:
         matching, preference = (part.policies() for part in self._parts)
         return {**matching, **{name: policy for name, policy in preference.items() if name != "policy"}}
+
+    def require(self, outline: Outline) -> None:
+        for part in self._parts:
+            part.require(outline)
 
     def after_step(self) -> None:
         self._parts[1].after_step()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Outline, ScoredBatch
+from diffalign.core.words import allowed_word
 
 from .draws import Draws
 from .forward import ForwardBatch
@@ -66,7 +67,7 @@ class ELBO:
     """
 
     levels: int = attrs.field(default=2, validator=attrs.validators.ge(1))
-    weighting: Weighting = attrs.field(default="likelihood", validator=attrs.validators.in_(tuple(_WEIGHTS)))
+    weighting: Weighting = attrs.field(default="likelihood", validator=allowed_word)
     sigma_min: float = attrs.field(default=0.3, validator=[attrs.validators.gt(0.0), attrs.validators.lt(1.0)])
     shared: bool = False
     antithetic: bool = True

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Loss, Objective, Outline, Phase, Policy, ScoredBatch, group_normalize
+from diffalign.core.words import allowed_word
 
 from .guards import KLMask
 from .path_losses import PathLosses
@@ -69,9 +70,9 @@ class FlowGRPO(Objective):
     policy: Policy
     reference: Policy | None = None
     kl: float = 0.04
-    kl_in: Literal["loss", "reward"] = "loss"
+    kl_in: Literal["loss", "reward"] = attrs.field(default="loss", validator=allowed_word)
     standardize: bool = True
-    deviation: Literal["group", "batch"] = attrs.field(default="group", validator=attrs.validators.in_(("group", "batch")))
+    deviation: Literal["group", "batch"] = attrs.field(default="group", validator=allowed_word)
     clip: float | None = attrs.field(default=1e-3, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     kl_mask: KLMask | None = None
     ratio_norm: bool = False

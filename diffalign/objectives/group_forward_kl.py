@@ -6,6 +6,7 @@ import attrs
 import torch
 
 from diffalign.core import Loss, Outline, Phase, Policy, Scalar, ScoredBatch, scalar
+from diffalign.core.words import allowed_word
 
 from .matching import PathMatching
 from .path_losses import PathLosses
@@ -41,8 +42,8 @@ class GroupForwardKL(PathMatching):
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: beta is not positive and finite, the reference is trainable, a group has one sample, or the batch has no stochastic
-            edges.
+        ValueError: beta is not positive and finite, `reference_weight` is a number below 0 or not finite, the reference is trainable, a
+            group has one sample, or the batch has no stochastic edges.
 
     Reference: Uni-TMPO, arXiv:2609.34688.
     """
@@ -50,7 +51,7 @@ class GroupForwardKL(PathMatching):
     policy: Policy
     reference: Policy | None = None
     beta: Scalar | Budget | float = 20.0
-    measure: Measure = "relative"
+    measure: Measure = attrs.field(default="relative", validator=allowed_word)
     reference_weight: Scalar | float = 0.0
     spread: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
     level_weights: bool = False

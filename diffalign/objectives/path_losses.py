@@ -22,6 +22,7 @@ from diffalign.core import (
     replay_log_prob,
     replay_parents,
 )
+from diffalign.core.words import allowed_word
 
 from .paths import Center, Paths
 from .requirements import require_finite
@@ -83,7 +84,7 @@ class PathLosses:
     policy: Policy
     reference: Policy | None
     numbers: EdgeNumbers | None = None
-    level_weights: Center | None = None
+    level_weights: Center | None = attrs.field(default=None, validator=allowed_word)
     updates: int = 1
     divergence: bool = False
     _known: Known | None = attrs.field(default=None, init=False, repr=False)  # of the batch, from its first update to its last

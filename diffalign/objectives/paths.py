@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffalign.core import Edges, Policy, Scalar, ScoredBatch, group_sum
 
-from .requirements import given_reference
+from .requirements import given_reference, require_weight
 from .terms import reference_constraint
 
 Measure = Literal["relative", "path"]
@@ -30,9 +30,11 @@ def reference_for(policy: Policy, reference: Policy | None, measure: Measure, we
         objective: class of the objective in error messages
 
     Raises:
-        ValueError: the reference is trainable, or it has no use.
+        ValueError: the weight is negative or not finite, the reference is trainable, or it has no use.
     """
-    if measure == "path" and not isinstance(weight, Scalar) and weight <= 0:
+    if not isinstance(weight, Scalar):
+        require_weight(weight, f"{objective}.reference_weight")
+    if measure == "path" and weight == 0:
         if reference is not None:
             raise ValueError(
                 f"{objective}.reference has no use with measure 'path' and reference_weight 0; leave it out, or take measure 'relative'"

@@ -73,6 +73,16 @@ def require_positive(value: float, name: str, reason: str) -> None:
         raise ValueError(f"{name} must be positive: {reason}; got {value:g}")
 
 
+def require_weight(value: float, name: str) -> None:
+    """Refuse a number that is no weight of a penalty.
+
+    Raises:
+        ValueError: the number is negative or not finite.
+    """
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be at least 0 and finite: it is the weight of a penalty; got {value:g}")
+
+
 def require_finite(log_prob: Tensor, trajectories: TrajectoryBatch, child: Tensor, whose: str) -> None:
     """Refuse log-probabilities that are not finite.
 
@@ -114,8 +124,7 @@ def optional_reference(policy: Policy, reference: Policy | None, weight: float, 
     Raises:
         ValueError: the weight is negative, the reference is trainable, or the reference has no use.
     """
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"{weight_name} must be at least 0 and finite: it is the weight of a penalty; got {weight:g}")
+    require_weight(weight, weight_name)
     if weight == 0:
         if reference is not None:
             raise ValueError(f"{weight_name.partition('.')[0]}.reference has no use if {weight_name} is 0; leave it out, or give a weight")

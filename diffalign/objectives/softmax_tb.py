@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Linear, Loss, Outline, Phase, Policy, Scalar, ScoredBatch, scalar
+from diffalign.core.words import allowed_word
 
 from .matching import PathMatching
 from .path_losses import PathLosses
@@ -59,8 +60,9 @@ class SoftmaxTB(PathMatching):
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: beta is not positive and finite, the reference is trainable, a group has one sample, the batch has no stochastic edges,
-            there are several updates with a kernel of density "sum", or settings exclude each other.
+        ValueError: beta is not positive and finite, `reference_weight` is a number below 0 or not finite, the reference is trainable, a
+            group has one sample, the batch has no stochastic edges, there are several updates with a kernel of density "sum", or settings
+            exclude each other.
 
     Reference: TMPO, arXiv:2605.10983.
     """
@@ -68,10 +70,10 @@ class SoftmaxTB(PathMatching):
     policy: Policy
     reference: Policy | None = None
     beta: Scalar | Budget | float = 20.0
-    measure: Measure = "relative"
-    loss: Literal["surrogate", "squared"] = "surrogate"
+    measure: Measure = attrs.field(default="relative", validator=allowed_word)
+    loss: Literal["surrogate", "squared"] = attrs.field(default="surrogate", validator=allowed_word)
     clip: float | None = attrs.field(default=0.2, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
-    center: Center = "group"
+    center: Center = attrs.field(default="group", validator=allowed_word)
     ratio: Ratio = attrs.field(factory=Ratio)
     ratio_norm: RatioNorm | None = None
     reference_weight: Scalar | float = 0.0

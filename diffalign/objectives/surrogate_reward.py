@@ -9,6 +9,7 @@ from attrs import validators
 from torch import Tensor
 
 from diffalign.core import Condition, Follower, Loss, Objective, Outline, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
+from diffalign.core.words import allowed_word
 
 from .few_step.advantages import Advantage, GroupAdvantage
 from .few_step.attribution import Attribution, Broadcast
@@ -19,7 +20,7 @@ from .few_step.intervals import Interval, Overlap
 from .few_step.matching import Predictor, Queries, Shared, fake_losses, scale_of, unguided
 from .few_step.query_times import QueryTime, ShiftedTime
 from .few_step.reach import Reach, is_largest_sigma, is_least_sigma, weights_of_stages
-from .few_step.references import FrozenTeacher, Reference
+from .few_step.references import FrozenTeacher, Reference, started
 from .few_step.reinforcing import Reinforcement, reinforce
 from .few_step.roles import fake_condition, frozen_teacher, moving_fork
 from .few_step.stage_samplers import CleanerStages, EveryStage, StageSampler
@@ -84,7 +85,8 @@ class SurrogateReward(Objective):
 
     Raises:
         ValueError: a movable teacher, fewer than two samples for a prompt, stochastic trajectories under `Broadcast`, a number
-            out of range, bounds without room between them, a scale below that of no guidance.
+            out of range, bounds without room between them, a scale below that of no guidance, a trained baseline that is not the
+            reference.
 
     Reference: TDM-R1, arXiv:2603.07700; DGPO, arXiv:2510.08425.
     """
@@ -114,7 +116,7 @@ class SurrogateReward(Objective):
     interval: Interval = attrs.field(factory=Overlap)
     reward_interval: Interval = attrs.field(factory=Overlap)
     times: QueryTime = attrs.field(factory=ShiftedTime)
-    shared: Shared = attrs.field(default="group", validator=validators.in_(("batch", "group", "sample")))
+    shared: Shared = attrs.field(default="group", validator=allowed_word)
     reward_floor: float = attrs.field(default=0.3, validator=is_least_sigma)
     surrogate_floor: float = attrs.field(default=0.3, validator=is_least_sigma)
     reward_stages: int | None = attrs.field(default=None, validator=validators.optional(validators.ge(0)))
@@ -122,8 +124,8 @@ class SurrogateReward(Objective):
     surrogate_stages: StageSampler = attrs.field(factory=CleanerStages)
     plan: UpdatePlan = attrs.field(factory=Together)
     rows: int | None = attrs.field(default=None, validator=validators.optional(validators.ge(1)))
-    stages_by: DrawnBy = attrs.field(default="step", validator=validators.in_(("step", "prompt")))
-    reward_noise: Literal["group", "sample"] = attrs.field(default="group", validator=validators.in_(("group", "sample")))
+    stages_by: DrawnBy = attrs.field(default="step", validator=allowed_word)
+    reward_noise: Literal["group", "sample"] = attrs.field(default="group", validator=allowed_word)
     reward_weights: Sequence[float] | None = attrs.field(default=None, converter=weights_of_stages)
     reward_ceiling: float = attrs.field(default=1.0, validator=is_largest_sigma)
     surrogate_ceiling: float = attrs.field(default=1.0, validator=is_largest_sigma)
@@ -144,9 +146,7 @@ class SurrogateReward(Objective):
         self._fake = self.fake = moving_fork(self._start, self.fake, "fake", self.policy)
         self._surrogate = self.surrogate = moving_fork(self._start, self.surrogate, "surrogate", self.policy)
         self._old = self._surrogate.fork()
-        self._reference = self.reference.start(self._start, self._surrogate)
-        alike = self.baseline == self.reference
-        self._baseline = self._reference if alike else self.baseline.start(self._start, self._surrogate)
+        self._reference, self._baseline = started(self.reference, self.baseline, self._start, self._surrogate)
         self.guidance = scale_of(self.guidance, self._teacher, "SurrogateReward.guidance")
         self.reward_guidance = scale_of(self.reward_guidance, self._surrogate, "SurrogateReward.reward_guidance")
 

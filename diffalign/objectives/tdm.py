@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Condition, Loss, Objective, Phase, Policy, ScoredBatch
+from diffalign.core.words import allowed_word
 
 from .few_step.directions import Distance, Huber, Normalizer, PerTerm, pull
 from .few_step.fake_targets import CleanTarget, FakeTarget
@@ -65,7 +66,7 @@ class TrajectoryDistributionMatching(Objective):
     negative: str = ""
     interval: Interval = attrs.field(factory=Overlap)
     times: QueryTime = attrs.field(factory=ShiftedTime)
-    shared: Shared = attrs.field(default="sample", validator=attrs.validators.in_(("batch", "group", "sample")))
+    shared: Shared = attrs.field(default="sample", validator=allowed_word)
     fake_target: FakeTarget = attrs.field(factory=CleanTarget)
     fake_regularization: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
     distance: Distance = attrs.field(factory=Huber)

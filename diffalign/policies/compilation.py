@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core.unessential import say
+from diffalign.core.words import allowed_word
 
 _VARIANTS = 64
 """Graphs of one function that torch keeps; beyond its default of 8 a block would silently run as it is."""
@@ -32,7 +33,7 @@ class Compilation:
             the start, which makes slower kernels. False: none, so that each number of rows is compiled
     """
 
-    scope: Literal["blocks", "network"] = "blocks"
+    scope: Literal["blocks", "network"] = attrs.field(default="blocks", validator=allowed_word)
     backend: str = "inductor"
     dynamic: bool | None = None
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module
 from diffalign.core.forking import view_of
+from diffalign.core.words import require_word
 from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention
@@ -35,8 +36,8 @@ class FlowMatchingPolicy(Policy):
         encodings: cache of encoded texts; None keeps them in memory
         compilation: compilation that was applied to the network and is applied to forks
         host: holds the network's weights until they are sharded; None if they are in place
-        compute: type in which float32 weights are multiplied (torch.autocast), if this is faster on the device; None takes float32
-        attention: name of the attention backend that was set, for the record
+        compute: type in which float32 weights are multiplied, if this is faster on the device; None takes float32
+        attention: name of the attention backend that was set
     """
 
     def __init__(
@@ -141,8 +142,9 @@ class FlowMatchingPolicy(Policy):
         """
         lora = LoRA(**lora) if isinstance(lora, dict) else lora  # as in a run file
         dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-        if dtype not in get_args(Dtype):
-            raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}; got {dtype!r}")
+        require_word("dtype", dtype, Dtype)
+        require_word("quantization", quantization, Quantization | None)
+        require_word("compute", compute, Literal["bfloat16"] | None)
         if lora is not None and not isinstance(lora, LoRA):
             raise ValueError(f"lora must be a LoRA, a dict of its arguments, or None; got {type(lora).__name__}")
         if lora is None and quantization is not None:

@@ -10,6 +10,8 @@ import attrs
 import torch
 from torch import nn
 
+from diffalign.core.words import allowed_word
+
 from .saved_names import Layers, layer_paths
 from .warm_start import SavedAdapters
 
@@ -51,7 +53,7 @@ class LoRA:
     rank: int = attrs.field(default=16, validator=attrs.validators.ge(1))
     alpha: int = attrs.field(default=32, validator=attrs.validators.ge(1))
     targets: Sequence[str] | None = attrs.field(default=None, converter=attrs.converters.optional(_listed))
-    init: Literal["zero", "gaussian"] = "gaussian"
+    init: Literal["zero", "gaussian"] = attrs.field(default="gaussian", validator=allowed_word)
     start: str | None = None
     start_scale: float = attrs.field(default=1.0, validator=_finite)
 

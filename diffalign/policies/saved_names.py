@@ -8,6 +8,8 @@ from typing import Literal
 import attrs
 from torch import Tensor, nn
 
+from diffalign.core.words import allowed_word
+
 Kind = Literal["down", "up", "alpha", "magnitude", "beside"]
 
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
@@ -44,7 +46,7 @@ class Name:
     whole: str
     plain: str
     layer: str
-    kind: Kind | None
+    kind: Kind | None = attrs.field(validator=allowed_word)
     end: str
     adapter: str | None
     text: bool

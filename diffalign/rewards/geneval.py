@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Prompt, Reward
+from diffalign.core.words import allowed_word
 from diffalign.placement import is_there
 from diffalign.vocabulary import COLORS
 
@@ -64,7 +65,7 @@ class GenEval(Reward):
     counting_threshold: float = attrs.field(default=0.9, validator=_SHARE)
     max_objects: int = attrs.field(default=16, validator=attrs.validators.ge(1))
     slack: float = attrs.field(default=0.1, validator=attrs.validators.ge(0.0))
-    credit: Literal["graded", "correct"] = attrs.field(default="graded", validator=attrs.validators.in_(("graded", "correct")))
+    credit: Literal["graded", "correct"] = attrs.field(default="graded", validator=allowed_word)
     side: int = 800
     batch: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     device: str | None = attrs.field(default=None, validator=is_there)

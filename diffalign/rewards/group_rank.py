@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffalign.core import GroupReward, Partial, Prompt, RewardFunction, score
 
-from .requirements import require
+from .requirements import reach, require
 
 
 @attrs.frozen(eq=False)
@@ -26,6 +26,10 @@ class GroupRank(GroupReward):
     """
 
     reward: RewardFunction
+
+    def reach(self) -> None:
+        """Check the server of the inner reward."""
+        reach([self.reward])
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Ask the inner reward."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core import Prompt, Reward
+from diffalign.core.words import allowed_word
 from diffalign.placement import is_there, placed
 
 from .marked_text import PIXELS, MarkedText, rank_head
@@ -48,7 +49,7 @@ class HPSv3(Reward):
     file: str = "HPSv3.safetensors"
     tokenizer: str = "Qwen/Qwen2-VL-7B-Instruct"
     batch: int = attrs.field(default=8, validator=attrs.validators.ge(1))
-    dtype: Literal["bfloat16", "float32"] = attrs.field(default="bfloat16", validator=attrs.validators.in_(("bfloat16", "float32")))
+    dtype: Literal["bfloat16", "float32"] = attrs.field(default="bfloat16", validator=allowed_word)
     device: str | None = attrs.field(default=None, validator=is_there)
     _text: MarkedText = attrs.field(init=False, repr=False)
     _network: nn.ModuleDict = attrs.field(init=False, repr=False)

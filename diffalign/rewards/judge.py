@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import ConfigError, Prompt, Reward, RewardError
+from diffalign.core.words import allowed_word
 
 from .bearer import authorization
 from .connections import Connections
@@ -65,7 +66,7 @@ class Judge(Reward):
     template: str | None = None
     low: float = 0.0
     high: float = 10.0
-    answer_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    answer_format: Literal["json_schema", "json_object", "none"] = attrs.field(default="json_schema", validator=allowed_word)
     max_tokens: int = attrs.field(default=512, validator=attrs.validators.ge(1))
     temperature: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
     timeout: float = attrs.field(default=120.0, validator=attrs.validators.gt(0.0))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Partial, Prompt, Reward, RewardError, RewardFunction, Scores
+from diffalign.core.nesting import require_single
 
 from .requirements import reach, require
 
@@ -31,11 +32,15 @@ class HalvedBatches(Reward):
         reward: a reward that scores each image on its own, so that batches do not change scores
 
     Raises:
+        ValueError: the reward must see whole groups, or be told the step.
         RewardError: (in a call) memory runs out for a single image.
     """
 
     reward: RewardFunction
     _fits: int | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        require_single("HalvedBatches.reward", self.reward, "Put HalvedBatches inside it, around what takes the memory.")
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
         scores: list[Scores] = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import ConfigError, Prompt, Reward
+from diffalign.core.words import allowed_word
 
 from .pixels import check_batch
 from .reading import RapidReader, Reader, TesseractReader
@@ -43,8 +44,8 @@ class OCR(Reward):
     Reference: edit distance as in Liu et al., Flow-GRPO, arXiv:2505.05470.
     """
 
-    match: Literal["edit", "partial", "exact"] = attrs.field(default="edit", validator=attrs.validators.in_(("edit", "partial", "exact")))
-    engine: Literal["rapidocr", "tesseract"] = attrs.field(default="rapidocr", validator=attrs.validators.in_(("rapidocr", "tesseract")))
+    match: Literal["edit", "partial", "exact"] = attrs.field(default="edit", validator=allowed_word)
+    engine: Literal["rapidocr", "tesseract"] = attrs.field(default="rapidocr", validator=allowed_word)
     key: str = "text"
     ignore_case: bool = True
     reader: Reader | None = None

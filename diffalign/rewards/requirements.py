@@ -1,21 +1,9 @@
 """Requirements of rewards on their prompts, checked before any image is drawn."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
 
 from diffalign.core import Demanding, Prompt
-
-
-@runtime_checkable
-class Served(Protocol):
-    """Reward that asks a server for its scores, or that wraps one."""
-
-    def reach(self) -> None:
-        """Refuse a server that is not there. Nothing is scored.
-
-        Raises:
-            ConfigError: names it, and what happened.
-        """
+from diffalign.core.interfaces import Served
 
 
 def reach(rewards: Iterable[object]) -> None:

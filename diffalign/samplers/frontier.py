@@ -40,7 +40,8 @@ def roll_out(
         A forest with P * branching.leaves leaves. It takes T network calls if `rows` allows.
 
     Raises:
-        ValueError: the plan wants noise at a step where the kernel has none, or the condition is not on the device of the weights.
+        ValueError: the plan wants noise at a step where the kernel has none, or more than it has, or the condition is not on the device of
+            the weights.
     """
     policy = policy.sized(condition.size)
     sigmas = _grid(policy, branching)
@@ -110,7 +111,8 @@ def foreseen(policy: Policy, branching: Branching) -> Outline:
     """Describe a rollout of this branching, without drawing it.
 
     Raises:
-        ValueError: the policy's grid has no such number of steps, or a noisy step lies where the kernel gives no noise.
+        ValueError: the policy's grid has no such number of steps, a noisy step lies where the kernel gives no noise, or its eta is too
+            large for it.
     """
     return Outline(branching.leaves, branching.noise_levels, _grid(policy, branching))
 
@@ -126,7 +128,7 @@ def _grid(policy: Policy, branching: Branching) -> Tensor:
     """Read the policy's sigmas for these steps, on the host: [T+1].
 
     Raises:
-        ValueError: their number does not fit the steps, or a noisy step lies where the kernel gives no noise.
+        ValueError: their number does not fit the steps, a noisy step lies where the kernel gives no noise, or its eta is too large for it.
     """
     steps = len(branching.children)
     sigmas = policy.sigmas(steps).cpu()
@@ -135,6 +137,11 @@ def _grid(policy: Policy, branching: Branching) -> Tensor:
     for step, eta in enumerate(branching.noise_levels):
         if eta == 0:
             continue
+        if eta > policy.kernel.largest_eta:
+            raise ValueError(
+                f"the eta of every step must be at most {policy.kernel.largest_eta:g} for {type(policy.kernel).__name__}; step {step} is "
+                f"planned with {eta}. Take a smaller eta, or FlowSDE, which has no such limit."
+            )
         point, start, end = torch.zeros(1, 1, dtype=sigmas.dtype), sigmas[step : step + 1], sigmas[step + 1 : step + 2]
         if not float(policy.kernel.step(point, point, start, end, torch.full((1,), eta)).std) > 0:
             raise ValueError(

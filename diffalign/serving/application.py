@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .. import __version__
-from ..core import RewardError, RewardFunction
+from ..core import ConfigError, RewardError, RewardFunction
+from ..core.nesting import require_single
 from ..placement import is_there, placed
 from ..rewards.wire import ABOUT, HEALTH, SCORE, VERSION, Limits, ScoreRequest, WireError, encode_error, encode_scores, read_request
 from .batching import Batcher
@@ -64,7 +65,14 @@ def application(reward: RewardFunction, name: str, settings: Settings) -> Starle
         reward: reward that scores one batch at a time
         name: name of the reward in answers
         settings: settings of the server
+
+    Raises:
+        ConfigError: the reward must see whole groups, or be told the step of a run; requests hold neither.
     """
+    try:
+        require_single("the reward of a server", reward, "Serve what is inside it, and name it among the rewards of the run.")
+    except ValueError as error:
+        raise ConfigError(f"serve-reward: {error}") from error
     service = _Service(reward, name, settings)
     routes = [
         Route(SCORE, service.score, methods=["POST"]),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.core import Condition, Gaussian, Guided, Policy, PolicyAround
+from diffalign.core.words import require_word
 
 Fault = Literal["sigma", "adapter", "condition", "cache", "guidance", "dropout", "type", "noise level"]
 FAULTS: tuple[Fault, ...] = ("sigma", "adapter", "condition", "cache", "guidance", "dropout", "type", "noise level")
@@ -28,10 +29,14 @@ class BrokenReplay(PolicyAround):
         fault: one of the above
         calls: number of calls that are right
         steps: number of steps of the grid, for the fault "sigma"
+
+    Raises:
+        ValueError: the fault is none of these.
     """
 
     def __init__(self, policy: Policy, fault: Fault, calls: int, steps: int | None = None) -> None:
         super().__init__(policy)
+        require_word("BrokenReplay.fault", fault, Fault)
         self.fault, self.calls, self.steps = fault, calls, calls if steps is None else steps
         self._left = calls
         self._kept: dict[int, Tensor] = {}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from diffalign.core import (
     Raw,
+    RunningScale,
     StandardizedParts,
     StandardizedSum,
     group_log_softmax,
@@ -135,6 +136,14 @@ def test_a_constant_reward_contributes_nothing_where_parts_are_standardised():
 def test_a_weight_for_no_reward_is_refused(aggregation):
     with pytest.raises(ValueError, match=r"aggregation.weights names the reward 'c', but the rewards are a, b"):
         aggregation(PARTS, GROUP)
+
+
+@pytest.mark.parametrize("kind", [Raw, StandardizedParts, StandardizedSum, RunningScale])
+def test_weights_that_leave_out_every_reward_are_refused(kind):
+    with pytest.raises(ValueError, match=rf"^{kind.__name__}\.weights must name at least one reward, or be None, .*; got {{}}$"):
+        kind({})
+    assert kind().weights is None
+    assert kind({"r": 0.0}).weights == {"r": 0.0}
 
 
 @pytest.mark.parametrize("kind", [StandardizedParts, StandardizedSum])

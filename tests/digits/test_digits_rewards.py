@@ -133,7 +133,7 @@ class TestThickness:
         assert (thick.diff() > 0).all()
         torch.testing.assert_close(thin + thick, torch.ones(3))
         assert ThicknessReward("thin")(torch.zeros(1, 3, 8, 8), prompts()).tolist() == [0]
-        with pytest.raises(ValueError, match="'target' must be in"):
+        with pytest.raises(ValueError, match=r"ThicknessReward\.target must be one of thin, thick; got 'bold'"):
             ThicknessReward("bold")
 
 

@@ -9,7 +9,7 @@ from diffalign.core import Prompt
 from diffalign.objectives import DGPO, DirectReinforcement, TrajectoryDistributionMatching
 from diffalign.objectives.few_step import InOrder, Squared
 from diffalign.prompts import Prompts
-from diffalign.samplers import DeterministicSampler
+from diffalign.samplers import DeterministicSampler, DrawnSteps
 from diffalign.testing import channel_reward
 
 
@@ -51,3 +51,18 @@ def test_a_run_moves_both_roles_and_the_old_weights():
 def test_a_weight_of_nothing_is_refused():
     with pytest.raises(ValueError, match="weight"):
         DirectReinforcement(tiny_student(), weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "levels", "message"),
+    [
+        (DeterministicSampler(4, samples=1), 2, "DGPO needs at least 2 samples per prompt to compare; the sampler draws 1"),
+        (DrawnSteps((4,), samples=1), 2, "DGPO needs at least 2 samples per prompt to compare; the sampler draws 1"),
+        (DeterministicSampler(4, samples=3), 9, r"DGPO\.levels must be at most the number of noise levels of the rollout"),
+    ],
+    ids=["one sample", "one sample of drawn steps", "few levels"],
+)
+def test_what_dgpo_would_refuse_in_the_first_update_is_refused_before_anything_is_drawn(sampler, levels, message):
+    objective = DirectReinforcement(tiny_student(), levels=levels)
+    with pytest.raises(ValueError, match=message):
+        AlignmentLoop(objective, sampler, channel_reward, Prompts([Prompt("a")]), prompts_per_step=1)

@@ -417,6 +417,14 @@ def test_options_that_make_no_sense_are_refused(options, message):
         SoftmaxTB(TinyPolicy(), **options)
 
 
+@pytest.mark.parametrize("measure", ["relative", "path"])
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+@pytest.mark.parametrize("objective", [SoftmaxTB, GroupForwardKL])
+def test_a_weight_of_the_reference_that_would_be_no_constraint_is_refused(objective, weight, measure):
+    with pytest.raises(ValueError, match=rf"^{objective.__name__}\.reference_weight must be at least 0 and finite: .*; got {weight:g}$"):
+        objective(TinyPolicy(), measure=measure, reference_weight=weight)
+
+
 def test_a_reference_that_could_move_is_refused():
     policy = TinyPolicy()
     with pytest.raises(ValueError, match=r"reference must be frozen: 2 parameters require grad"):

@@ -7,7 +7,15 @@ from few_step_cases import LinearPolicy, MirroredStage
 from diffalign import AlignmentLoop
 from diffalign.core import Hook
 from diffalign.objectives import SurrogateReward
-from diffalign.objectives.few_step import FinalStage, GroupAdvantage, NoTrustRegion, RewardWeighted, StudentScore
+from diffalign.objectives.few_step import (
+    FinalStage,
+    FrozenTeacher,
+    GroupAdvantage,
+    MovingReference,
+    NoTrustRegion,
+    RewardWeighted,
+    StudentScore,
+)
 from diffalign.policies import GaussianMixturePolicy, TDMPolicy
 from diffalign.prompts import Prompts
 
@@ -83,3 +91,15 @@ def test_the_student_score_is_a_role_and_one_with_an_equal_baseline():
     assert list(objective.phases()[0].trains) == ["reference", "surrogate", "fake", "generator"]
     apart = SurrogateReward(student, teacher, reference=StudentScore())
     assert apart._baseline is apart.teacher
+
+
+@pytest.mark.parametrize("reference", [FrozenTeacher(), MovingReference()], ids=lambda rule: type(rule).__name__)
+def test_a_baseline_that_nobody_would_train_is_refused(reference):
+    student = TDMPolicy(LinearPolicy((MEAN,), SCALE), steps=1)
+    teacher = GaussianMixturePolicy(torch.zeros(1, 1, dtype=torch.float64), SCALE).fork()
+    with pytest.raises(
+        ValueError,
+        match=rf"^SurrogateReward\.baseline StudentScore must be the reference as well, .* is {type(reference).__name__}\. "
+        r"Give reference=StudentScore\(\) too\.$",
+    ):
+        SurrogateReward(student, teacher, reference=reference, baseline=StudentScore())

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from benchmarks.study import tdm_r1 as study
 from diffalign import config
 from diffalign.core import CPS
 from diffalign.objectives import DGPO, DirectReinforcement, SurrogateReward
 from diffalign.objectives.few_step import CleanerStages, FinalStage, MonteCarlo, MovingReference
+from diffalign.prompts import read_prompts
 from diffalign.samplers import ChainSampler
 from diffalign.shapeworld import CountReward, ExactMatch
 
@@ -28,10 +31,22 @@ def test_every_arm_on_the_ring(tmp_path, capsys):
 def test_the_baselines_on_shapeworld(tmp_path, capsys):
     file = tmp_path / "study.json"
     study.main(skip_base=True, prompts=(1, 1, 1, 1), samples=2, json=file, only=())
-    rows = json.loads(file.read_text())["shapeworld"]
+    rows = json.loads(file.read_text())["shapeworld, 2 samples"]
     assert list(rows) == ["base, 8 evaluations", study.START]
     assert rows[study.START]["0"]["relation"] > rows["base, 8 evaluations"]["0"]["relation"]
     assert "binding L-GMD" in capsys.readouterr().out
+
+
+def test_a_search_is_measured_on_prompts_of_the_training(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(study, "evaluate", lambda policy, prompts, *args, **options: asked.extend(map(str, prompts)))
+    for seed in (study.SEARCH, 0):
+        with pytest.raises(AttributeError):  # nothing was measured
+            study.measured(None, 4, dict.fromkeys(study.FAMILIES, 3), 2, seed)
+    trained, held_out = ({str(prompt) for prompt in read_prompts(f"shapeworld/count{end}")} for end in ("", "-held-out"))
+    assert len(asked) == 6
+    assert set(asked[:3]) <= trained
+    assert set(asked[3:]) <= held_out
 
 
 def test_arms_change_what_their_names_say():

@@ -142,7 +142,7 @@ def test_the_default_is_graded_and_batches_change_nothing(folders, images):
 
 
 def test_another_credit_is_refused(folders):
-    with pytest.raises(ValueError, match="'credit' must be in"):
+    with pytest.raises(ValueError, match=r"GenEval\.credit must be one of graded, correct; got 'partial'"):
         GenEval(folders[0], folders[1], credit="partial")
 
 

@@ -5,6 +5,7 @@ import torch
 
 from diffalign import Prompt
 from diffalign.core import ConfigError, Partial, RewardError
+from diffalign.rewards import GroupRank
 from diffalign.rewards.memory import HalvedBatches, is_out_of_memory
 
 IMAGES = torch.rand(11, 3, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -58,6 +59,15 @@ def test_pieces_of_the_wrong_shape_are_refused():
 
     with pytest.raises(RewardError, match=r"the shape for 5 images must be \(5,\); got \(5, 1\)"):
         HalvedBatches(odd)(IMAGES, PROMPTS)
+
+
+def test_a_reward_that_must_see_whole_groups_is_not_cut():
+    with pytest.raises(
+        ValueError, match=r"^HalvedBatches\.reward must score each image on its own; got GroupRank, .*Put HalvedBatches inside"
+    ):
+        HalvedBatches(GroupRank(Small(2, MemoryError())))
+    ranks = GroupRank(HalvedBatches(Small(2, MemoryError())))
+    assert ranks(IMAGES[:4], PROMPTS[:4]).tolist() == [0.5] * 4
 
 
 def test_what_the_reward_needs_is_passed_on():

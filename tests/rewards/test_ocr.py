@@ -179,5 +179,5 @@ def test_a_failure_of_tesseract_is_no_empty_text(tmp_path, monkeypatch):
 
 
 def test_a_made_up_engine_is_refused():
-    with pytest.raises(ValueError, match="'engine' must be in"):
+    with pytest.raises(ValueError, match=r"OCR\.engine must be one of rapidocr, tesseract; got 'easy'"):
         OCR(engine="easy")

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 
 from diffalign import Prompt
-from diffalign.core import CPS, ROOT, Euler, FlowSDE, Guided, Progress, Streams
+from diffalign.core import CPS, ROOT, Euler, FlowSDE, Gaussian, Guided, Progress, Streams, TransitionKernel
+from diffalign.core.transition import expand
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, FixedPlan, TreeSampler, roll_out
 from diffalign.testing import GivenPlan, TinyPolicy
@@ -224,6 +225,25 @@ def test_a_stochastic_step_to_sigma_0_is_refused_where_the_kernel_has_no_noise()
 def test_a_kernel_without_noise_refuses_a_stochastic_plan():
     with pytest.raises(ValueError, match="Use CPS or FlowSDE"):
         draw(TinyPolicy(kernel=Euler()), TREE)
+
+
+def test_more_noise_than_the_kernel_has_is_refused():
+    """Above eta 1 the cosine of CPS is negative: the predicted noise would enter with the wrong sign."""
+    plan = Branching((1, 2, 1), (0.0, 1.2, 0.0))
+    with pytest.raises(ValueError, match=r"^the eta of every step must be at most 1 for CPS; step 1 is planned with 1\.2\."):
+        draw(TinyPolicy(), plan)
+    with pytest.raises(ValueError, match="must be at most 1 for CPS"):
+        ChainSampler(4, 3, eta=1.5).outline(TinyPolicy())
+    assert draw(TinyPolicy(), Branching((1, 2, 1), (0.0, 1.0, 0.0))).log_prob.isfinite().all()
+    assert draw(TinyPolicy(kernel=FlowSDE()), plan).log_prob.isfinite().all()
+
+
+def test_a_kernel_that_states_no_largest_eta_takes_any():
+    class Doubled(TransitionKernel):
+        def step(self, latents, velocity, sigma, sigma_next, noise_level):
+            return Gaussian(latents + expand(sigma_next - sigma, latents) * velocity, 2 * noise_level, self.density)
+
+    assert draw(TinyPolicy(kernel=Doubled()), Branching((1, 2, 1), (0.0, 5.0, 0.0))).log_prob.isfinite().all()
 
 
 def test_flow_sde_refuses_a_stochastic_first_step():

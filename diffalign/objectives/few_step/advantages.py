@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import group_mean, group_std
+from diffalign.core.words import allowed_word
 
 from ..requirements import group_has_spread
 
@@ -39,7 +40,7 @@ class GroupAdvantage(Advantage):
         bound: largest |A|; where it bites, the advantages of a group no longer sum to 0. None does not clip
     """
 
-    scale: Literal["batch", "group", "none"] = "batch"
+    scale: Literal["batch", "group", "none"] = attrs.field(default="batch", validator=allowed_word)
     epsilon: float = attrs.field(default=1e-4, validator=attrs.validators.gt(0))
     bound: float | None = attrs.field(default=5.0, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffalign.core import Condition, Guidance, Guided, Loss, Policy, Streams
 from diffalign.core.transition import expand
+from diffalign.core.words import allowed_word
 
 from .fake_targets import FakeTarget, NoisedEnds
 from .intervals import Interval
@@ -71,7 +72,7 @@ class Queries:
     interval: Interval
     times: QueryTime
     floor: float = 0.0
-    shared: Shared = "batch"
+    shared: Shared = attrs.field(default="batch", validator=allowed_word)
     noise_by_group: bool = False
     ceiling: float = 1.0
 

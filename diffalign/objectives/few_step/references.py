@@ -95,3 +95,21 @@ class StudentScore(Reference):
 
     def follow(self, reference: Policy, surrogate: Policy, progress: Progress) -> None:
         pass
+
+
+def started(reference: Reference, baseline: Reference, teacher: Policy, surrogate: Policy) -> tuple[Policy, Policy]:
+    """Weights of the reference and of the baseline before the first step; the same where both follow one rule.
+
+    Raises:
+        ValueError: the baseline must be trained, and the reference, which alone is a role that is, is another one.
+    """
+    weights = reference.start(teacher, surrogate)
+    if baseline == reference:
+        return weights, weights
+    if baseline.trained:
+        kind = type(baseline).__name__
+        raise ValueError(
+            f"SurrogateReward.baseline {kind} must be the reference as well, because only the reference is trained; the reference is "
+            f"{type(reference).__name__}. Give reference={kind}() too."
+        )
+    return weights, baseline.start(teacher, surrogate)
