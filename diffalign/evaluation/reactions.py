@@ -9,7 +9,7 @@ from typing import Any, Literal
 import attrs
 from torch import Tensor
 
-from diffalign.core import Aggregation, AlignmentLoop, Interrupted, Stateful
+from diffalign.core import Aggregation, AlignmentLoop, Devices, Interrupted, Stateful
 
 Action = Literal["warn", "stop", "temper"]
 
@@ -85,6 +85,9 @@ class Tempered(Aggregation):
     def __init__(self, aggregation: Aggregation, factor: float) -> None:
         self.aggregation, self.factor = aggregation, factor
         self.weights = aggregation.weights
+
+    def observe(self, parts: Mapping[str, Tensor], group: Tensor, devices: Devices) -> None:
+        self.aggregation.observe(parts, group, devices)
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
         return self.factor * self.aggregation(parts, group)

@@ -8,9 +8,9 @@ import torch
 from painted import contrast, legible, likes_loud, likes_red, meant, painted_loop
 from ring import rewarded, ring_loop
 
-from diffalign.core import Aggregation, Interrupted, Progress, RewardError, StandardizedSum
+from diffalign.core import Aggregation, Interrupted, Progress, RewardError, RunningScale, StandardizedSum
 from diffalign.evaluation import Features, HackingAlarm, vendi_score
-from diffalign.evaluation.reactions import Tempered
+from diffalign.evaluation.reactions import Temper, Tempered
 from diffalign.runs.recording import Recorder
 
 JUDGES = {"legible": legible, "contrast": contrast}
@@ -216,6 +216,18 @@ def test_a_tempered_aggregation_passes_its_state_on():
     outer.restore({"kept": 3})
     assert (inner.kept, outer.state()) == (3, {"kept": 3})
     assert Tempered(StandardizedSum(), 0.5).state() == {}
+
+
+def test_a_tempered_running_scale_goes_on_observing():
+    tempered, plain = ring_loop(), ring_loop()
+    for loop in (tempered, plain):
+        loop.aggregation = RunningScale()
+        loop.advance(1)
+    Temper(0.5).act(tempered)
+    for loop in (tempered, plain):  # from equal weights, so that the scores are equal
+        loop.advance(2, 1)
+    assert isinstance(tempered.aggregation, Tempered)
+    assert tempered.aggregation.state() == plain.aggregation.state()
 
 
 def test_a_judge_that_fails_is_named():
