@@ -182,13 +182,14 @@ class Press:
         return self.inner(images, prompts)
 
 
-def test_a_second_ctrl_c_keeps_the_last_finished_step_exactly(tmp_path: Path) -> None:
-    def made(folder, hooks=()):
-        torch.manual_seed(0)
-        loop = ring_loop(folder, hooks)
-        loop.aggregation = RunningScale()  # has a state that the step under way moves
-        return loop
+def made(folder, hooks=()):
+    torch.manual_seed(0)
+    loop = ring_loop(folder, hooks)
+    loop.aggregation = RunningScale()  # has a state that the step under way moves
+    return loop
 
+
+def test_a_second_ctrl_c_keeps_the_last_finished_step_exactly(tmp_path: Path) -> None:
     whole = made(tmp_path)
     whole.run(5)
     first = made(tmp_path, [Checkpoints(tmp_path, every=100)])
@@ -202,6 +203,33 @@ def test_a_second_ctrl_c_keeps_the_last_finished_step_exactly(tmp_path: Path) ->
     second = made(tmp_path)
     assert load(second, saved[0]) == 3
     second.run(5, 3)
+    assert all(torch.equal(mine, other) for mine, other in zip(weights(second), weights(whole), strict=True))
+
+
+@attrs.frozen
+class PressAfter(Hook):
+    """Presses Ctrl-C twice after some steps, before the hooks behind it see the last of them."""
+
+    steps: int
+
+    def step(self, loop, report):
+        if report.step + 1 == self.steps:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_second_ctrl_c_among_the_hooks_keeps_the_step_that_they_see(tmp_path: Path, steps) -> None:
+    whole = made(tmp_path)
+    whole.run(5)
+    first = made(tmp_path, [PressAfter(steps), Checkpoints(tmp_path, every=100)])
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        first.run(5)
+    assert not isinstance(stopped.value, Interrupted)
+    second = made(tmp_path)
+    assert load(second, complete_checkpoints(tmp_path)[-1]) == steps
+    assert second.aggregation.state() == first.aggregation.state()
+    second.run(5, steps)
     assert all(torch.equal(mine, other) for mine, other in zip(weights(second), weights(whole), strict=True))
 
 
