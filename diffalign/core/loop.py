@@ -134,7 +134,7 @@ class AlignmentLoop:
     _lockstep: Lockstep = attrs.field(init=False, repr=False)
     _update: Update = attrs.field(init=False, repr=False)
     _request: StopRequest = attrs.field(factory=StopRequest, init=False, repr=False)
-    _observed: int = attrs.field(default=-1, init=False, repr=False)
+    _observed: bool = attrs.field(default=False, init=False, repr=False)
 
     def trained(self) -> dict[str, Policy]:
         """Trained weights by role, over all phases."""
@@ -211,6 +211,7 @@ class AlignmentLoop:
 
     def step(self, prompts: Sequence[Prompt], progress: Progress) -> Report:
         """Do one step on the global list of prompts, of which this process takes its share."""
+        self._observed = False
         while True:
             ledger = Ledger()
             try:
@@ -236,9 +237,9 @@ class AlignmentLoop:
         self._expect_calls()
         with together(self.devices, self._lockstep):
             trajectories, parts, images = self._roll_out(prompts, progress, streams, ledger, metrics)
-        if progress.step != self._observed:  # a repeated step is observed once
+        if not self._observed:  # a repeated step is observed once
             self.aggregation.observe(parts, trajectories.group, self.devices)
-            self._observed = progress.step
+            self._observed = True
         with together(self.devices, self._lockstep):
             rewards = self.aggregation(parts, trajectories.group)
             batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
