@@ -116,6 +116,34 @@ def test_tempering_weakens_the_reward_and_survives_a_resume(tmp_path):
     assert len((tmp_path / "watch.jsonl").read_text().splitlines()) == 13
 
 
+@pytest.mark.parametrize("given", [StandardizedSum(), Tempered(StandardizedSum(), 0.25)])
+def test_a_loop_that_goes_on_as_the_same_object_is_tempered_once(tmp_path, given):
+    hook = HackingAlarm({"judge": Falling(6)}, action="temper", window=3, factor=0.5)
+    loop = ring_loop(hooks=[hook])
+    loop.aggregation = given
+    loop._rewards = {"rising": Rising()}
+    loop.run(12, folder=tmp_path)
+    rung = [alarm.step for alarm in hook.alarms]
+    assert len(rung) == 1
+    loop.run(13, folder=tmp_path, resume=True)
+    assert [alarm.step for alarm in hook.alarms] == rung
+    assert isinstance(loop.aggregation, Tempered)
+    assert (loop.aggregation.aggregation, loop.aggregation.factor) == (given, 0.5)
+    hook.start(loop, rung[0] - 1, 12)  # from a checkpoint before the alarm
+    assert loop.aggregation is given
+
+
+def test_a_loop_without_a_folder_stays_tempered_until_it_begins_anew():
+    hook = HackingAlarm(action="temper")
+    loop = ring_loop(hooks=[hook])
+    given = loop.aggregation
+    Temper(0.5).act(loop)
+    hook.start(loop, 1, 2)
+    assert isinstance(loop.aggregation, Tempered)
+    hook.start(loop, 0, 2)
+    assert loop.aggregation is given
+
+
 def test_an_alarm_rings_once_and_resume_after_a_stop_goes_on(tmp_path):
     hook = HackingAlarm({"judge": Falling(6)}, action="stop", window=3)
     loop = ring_loop(tmp_path, [hook])
