@@ -250,8 +250,9 @@ class AlignmentLoop:
             metrics.add("lr_factor", torch.tensor(factor), 1)
         self._expect_calls()
         policy = self.objective.policy
+        roles = {"policy": policy, **self.policies()}
         try:
-            self._update(batch, ledger, {"policy": policy, **self.policies()}, metrics)
+            self._update(batch, ledger, roles, metrics)
         except NonFiniteError as error:
             error.evidence = Evidence.of(progress.step, tuple(self.trained()), trajectories, batch)
             raise
@@ -260,7 +261,7 @@ class AlignmentLoop:
         if self.average is not None:
             self.average.update(policy, progress.step)
         self.ledger.add(ledger)
-        for name, (total, count) in (self.meter.read(ledger, self.trained()) if self.meter is not None else {}).items():
+        for name, (total, count) in (self.meter.read(ledger, self._update.trained_among(roles)) if self.meter is not None else {}).items():
             metrics.add(name, torch.tensor(total), torch.tensor(count))
         result = metrics.means(self.devices)
         self.reward = result["reward"]
