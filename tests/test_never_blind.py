@@ -13,7 +13,8 @@ from ring import ring_loop
 
 from diffalign.core import Hook, Interrupted, RunningScale
 from diffalign.core.interrupt import stop_between_steps
-from diffalign.evaluation import write_report
+from diffalign.evaluation import evaluate, write_report
+from diffalign.runs import pictures
 from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints, load
 from diffalign.runs.console import UNKNOWN, Console
 from diffalign.runs.pictures import FirstAndLast
@@ -41,6 +42,20 @@ def test_the_first_and_the_last_step_are_drawn_from_equal_noise(tmp_path: Path) 
     again = ring_loop(tmp_path / "again", [FirstAndLast(tmp_path / "again")])
     again.run(1)
     assert (tmp_path / "again" / "images" / "drawn-000000.png").read_bytes() == files[0].read_bytes()
+
+
+def test_pictures_are_drawn_by_the_processes_of_the_run_in_step(tmp_path: Path, monkeypatch) -> None:
+    given = []
+
+    def noted(*arguments, **options):
+        given.append(options)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(pictures, "evaluate", noted)
+    loop = ring_loop(tmp_path, [FirstAndLast(tmp_path)])
+    loop.advance(1)
+    assert len(given) == 2
+    assert all((options["devices"], options["lockstep"]) == (loop.devices, loop.lockstep) for options in given)
 
 
 def test_a_picture_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys) -> None:

@@ -119,10 +119,10 @@ class AlignmentLoop:
             )
         if self.average is not None:
             self.average.start(self.objective.policy)
-        self._lockstep = Free()
-        self._update = Update(self.objective, phases, self.running, self.devices, self._lockstep, self.max_grad_norm, self._hold)
+        self.lockstep = Free()
+        self._update = Update(self.objective, phases, self.running, self.devices, self.lockstep, self.max_grad_norm, self._hold)
         if self.sharding is not None:  # here all forks exist and no optimizer does
-            self._lockstep = self._update.lockstep = self.sharding.shard(self.policies(), self.devices)
+            self.lockstep = self._update.lockstep = self.sharding.shard(self.policies(), self.devices)
         for role, policy in self.trained().items():
             parameters = trainable(role, policy)
             refuse_dropout(role, policy)
@@ -131,7 +131,7 @@ class AlignmentLoop:
 
     # slots need fields
     _rewards: dict[str, RewardFunction] = attrs.field(init=False, repr=False)
-    _lockstep: Lockstep = attrs.field(init=False, repr=False)
+    lockstep: Lockstep = attrs.field(init=False, repr=False)
     _update: Update = attrs.field(init=False, repr=False)
     _request: StopRequest = attrs.field(factory=StopRequest, init=False, repr=False)
     _observed: bool = attrs.field(default=False, init=False, repr=False)
@@ -188,7 +188,7 @@ class AlignmentLoop:
             self._request = request
             try:
                 for hook in hooks:  # a hook may fail in one process only (the first one writes to a disk): then all stop
-                    with together(self.devices, self._lockstep):
+                    with together(self.devices, self.lockstep):
                         hook.start(self, start, total)
                 request.honour(self.devices)
                 for step in range(start, total):
@@ -197,7 +197,7 @@ class AlignmentLoop:
                     step += 1  # noqa: PLW2901  steps done
                     request.release()
                     for hook in hooks:
-                        with together(self.devices, self._lockstep):
+                        with together(self.devices, self.lockstep):
                             hook.step(self, report)
                     request.honour(self.devices)
             except BaseException as error:
@@ -235,12 +235,12 @@ class AlignmentLoop:
     def _attempt(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger) -> Report:
         metrics, streams = Metrics(), Streams(self.seed, progress.step)
         self._expect_calls()
-        with together(self.devices, self._lockstep):
+        with together(self.devices, self.lockstep):
             trajectories, parts, images = self._roll_out(prompts, progress, streams, ledger, metrics)
         if not self._observed:  # a repeated step is observed once
             self.aggregation.observe(parts, trajectories.group, self.devices)
             self._observed = True
-        with together(self.devices, self._lockstep):
+        with together(self.devices, self.lockstep):
             rewards = self.aggregation(parts, trajectories.group)
             batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
             metrics.describe(batch, self.aggregation.weights)
