@@ -14,7 +14,17 @@ from diffalign.processes.devices import connect, described
 
 HERE = Path(__file__).parent
 EQUAL = ("tmpo", "tdm_r1", "sharded-tmpo", "sharded-recomputed", "sharded-tdm_r1")
-FAULTS = ("nan_reward", "nan_weight", "full_disk", "small_memory", "stops", "sharded-nan_reward", "sharded-nan_weight")
+FAULTS = (
+    "nan_reward",
+    "nan_weight",
+    "full_disk",
+    "small_memory",
+    "stops",
+    "sharded-nan_reward",
+    "sharded-nan_weight",
+    "held_out",
+    "sharded-held_out",
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +71,17 @@ def test_a_reward_that_is_not_finite_in_one_process_stops_both(folder, case):
     assert second.startswith("NonFiniteRewardError: reward returned nan for image 0 of ")
     assert first == second.replace("NonFiniteRewardError: ", "NonFiniteError: process 1 of 2: ")
     same_weights(folder, case)
+
+
+@pytest.mark.parametrize("case", ["held_out", "sharded-held_out"])
+def test_a_reward_of_an_evaluation_that_fails_in_one_process_stops_both(folder, case):
+    first, second = said(folder, case)
+    assert second.startswith("RewardError: reward 'odd' raised ValueError for 2 images: no licence")
+    assert first == second.replace("RewardError: ", "RewardError: process 1 of 2: ")
+    same_weights(folder, case)
+    one, other = (torch.load(folder / case / f"before-{rank}.pt", weights_only=True) for rank in range(2))
+    assert one.shape == (5, 2)
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("case", ["nan_weight", "sharded-nan_weight"])

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import attrs
 import pytest
 import torch
+from ring import ring_loop
 
-from diffalign.core import AlignmentLoop, Average, Cosine, FlowSDE, Hook, Interrupted, Loss, Objective, Phase
+from diffalign.core import AlignmentLoop, Average, Cosine, FlowSDE, Hook, Interrupted, Loss, Objective, Phase, RunningScale
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, SoftmaxTB, SurrogateReward, TrajectoryDistributionMatching
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.prompts import Prompts
-from diffalign.runs.checkpoints import Checkpoints
+from diffalign.runs.checkpoints import Checkpoints, load, save
 from diffalign.samplers import ChainSampler, DeterministicSampler, FixedPlan, TreeSampler
 from diffalign.shapeworld.networks import pipeline
 from diffalign.testing import TinyPolicy, channel_reward
@@ -131,6 +132,19 @@ def test_a_resumed_run_is_the_whole_one(name, tmp_path):
         for index, entries in optimizer.state_dict()["state"].items():
             assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(again[index][key])) for key, value in entries.items())
     assert resumed.reward == whole.reward
+
+
+def test_a_step_that_is_done_again_after_a_restore_is_observed_again(tmp_path):
+    loop = ring_loop()
+    loop.aggregation = RunningScale()
+    loop.advance(2)
+    save(loop, tmp_path / "step-000002", 2, "")
+    loop.advance(3, 2)
+    observed = loop.aggregation.state()
+    expected = {key: parameter.detach().clone() for key, parameter in tensors(loop).items()}
+    loop.advance(3, load(loop, tmp_path / "step-000002"))
+    assert loop.aggregation.state() == observed
+    assert all(torch.equal(parameter, expected[key]) for key, parameter in tensors(loop).items())
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name != "Follower"])

@@ -13,7 +13,8 @@ from ring import ring_loop
 
 from diffalign.core import Hook, Interrupted, RunningScale
 from diffalign.core.interrupt import stop_between_steps
-from diffalign.evaluation import write_report
+from diffalign.evaluation import evaluate, write_report
+from diffalign.runs import pictures
 from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints, load
 from diffalign.runs.console import UNKNOWN, Console
 from diffalign.runs.pictures import FirstAndLast
@@ -41,6 +42,20 @@ def test_the_first_and_the_last_step_are_drawn_from_equal_noise(tmp_path: Path) 
     again = ring_loop(tmp_path / "again", [FirstAndLast(tmp_path / "again")])
     again.run(1)
     assert (tmp_path / "again" / "images" / "drawn-000000.png").read_bytes() == files[0].read_bytes()
+
+
+def test_pictures_are_drawn_by_the_processes_of_the_run_in_step(tmp_path: Path, monkeypatch) -> None:
+    given = []
+
+    def noted(*arguments, **options):
+        given.append(options)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(pictures, "evaluate", noted)
+    loop = ring_loop(tmp_path, [FirstAndLast(tmp_path)])
+    loop.advance(1)
+    assert len(given) == 2
+    assert all((options["devices"], options["lockstep"]) == (loop.devices, loop.lockstep) for options in given)
 
 
 def test_a_picture_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys) -> None:
@@ -182,13 +197,14 @@ class Press:
         return self.inner(images, prompts)
 
 
-def test_a_second_ctrl_c_keeps_the_last_finished_step_exactly(tmp_path: Path) -> None:
-    def made(folder, hooks=()):
-        torch.manual_seed(0)
-        loop = ring_loop(folder, hooks)
-        loop.aggregation = RunningScale()  # has a state that the step under way moves
-        return loop
+def made(folder, hooks=()):
+    torch.manual_seed(0)
+    loop = ring_loop(folder, hooks)
+    loop.aggregation = RunningScale()  # has a state that the step under way moves
+    return loop
 
+
+def test_a_second_ctrl_c_keeps_the_last_finished_step_exactly(tmp_path: Path) -> None:
     whole = made(tmp_path)
     whole.run(5)
     first = made(tmp_path, [Checkpoints(tmp_path, every=100)])
@@ -202,6 +218,33 @@ def test_a_second_ctrl_c_keeps_the_last_finished_step_exactly(tmp_path: Path) ->
     second = made(tmp_path)
     assert load(second, saved[0]) == 3
     second.run(5, 3)
+    assert all(torch.equal(mine, other) for mine, other in zip(weights(second), weights(whole), strict=True))
+
+
+@attrs.frozen
+class PressAfter(Hook):
+    """Presses Ctrl-C twice after some steps, before the hooks behind it see the last of them."""
+
+    steps: int
+
+    def step(self, loop, report):
+        if report.step + 1 == self.steps:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_second_ctrl_c_among_the_hooks_keeps_the_step_that_they_see(tmp_path: Path, steps) -> None:
+    whole = made(tmp_path)
+    whole.run(5)
+    first = made(tmp_path, [PressAfter(steps), Checkpoints(tmp_path, every=100)])
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        first.run(5)
+    assert not isinstance(stopped.value, Interrupted)
+    second = made(tmp_path)
+    assert load(second, complete_checkpoints(tmp_path)[-1]) == steps
+    assert second.aggregation.state() == first.aggregation.state()
+    second.run(5, steps)
     assert all(torch.equal(mine, other) for mine, other in zip(weights(second), weights(whole), strict=True))
 
 

@@ -7,11 +7,15 @@ import torch
 from test_roofline import build
 
 from diffalign.cli import main
-from diffalign.core import Ledger, Policy, Progress
+from diffalign.core import AlignmentLoop, Ledger, Policy, Progress
 from diffalign.costs.limits import counted_of
 from diffalign.costs.utilisation import Utilisation, meter_of
+from diffalign.objectives import TrajectoryDistributionMatching
+from diffalign.policies import TDMPolicy
+from diffalign.prompts import Prompts
 from diffalign.runs.console import _of_peak
-from diffalign.testing import TinyPolicy
+from diffalign.samplers import DeterministicSampler
+from diffalign.testing import TinyPolicy, channel_reward
 
 
 def test_what_counts_is_what_the_mathematics_needs():
@@ -45,6 +49,21 @@ def test_a_step_gives_its_share(monkeypatch):
     useful = 8 * (row.forward.useful + row.backward.useful) + report.ledger.rows["reference/update"] * row.forward.useful
     assert report.metrics["mfu/update"] == pytest.approx(useful / report.ledger.seconds["update"] / 1e6)
     assert _of_peak(report.metrics).startswith("  of peak ")
+
+
+def test_the_backward_pass_of_a_student_counts_whatever_its_role_is_called():
+    student = TDMPolicy(TinyPolicy(), steps=4)
+    loop = AlignmentLoop(
+        TrajectoryDistributionMatching(student), DeterministicSampler(4, samples=3), channel_reward, Prompts(["a", "b"]), prompts_per_step=2
+    )
+    assert "policy" not in loop.trained()
+    loop.meter = Utilisation(forward=2.0, backward=3.0, peak=1.0)
+    report = loop.step(loop.prompts.draw(0, 2), Progress(0, 1))
+    ledger = report.ledger
+    assert ledger.tracked["policy/update"] == ledger.rows["policy/update"] > 0
+    trained = ledger.tracked["policy/update"] + ledger.tracked["fake/update"]
+    useful = trained * (2.0 + 3.0) + ledger.rows["teacher/update"] * 2.0
+    assert report.metrics["mfu/update"] == pytest.approx(useful / ledger.seconds["update"])
 
 
 def test_nothing_is_counted_on_a_cpu_unless_it_is_asked_for():

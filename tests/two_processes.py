@@ -8,6 +8,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from diffalign.core import AlignmentLoop, Average, Hook, SingleProcess
+from diffalign.evaluation import HeldOutEvaluation
 from diffalign.objectives import DiffusionNFT, SoftmaxTB, SurrogateReward
 from diffalign.policies import TDMPolicy
 from diffalign.processes.devices import connect, disconnect
@@ -68,7 +69,7 @@ def train(name, folder, steps=5):
     loop.run(steps)
     moved = {verb: count - before.get(verb, 0) for verb, count in getattr(loop.devices, "moved", {}).items()}
     local = sum(p.to_local().numel() for policy in loop.policies().values() for p in policy.parameters() if isinstance(p, DTensor))
-    facts = {"moved": moved, "padded": getattr(loop._lockstep, "padded", 0), "sharded": local, "reward": loop.reward}
+    facts = {"moved": moved, "padded": getattr(loop.lockstep, "padded", 0), "sharded": local, "reward": loop.reward}
     torch.save({"weights": weights(loop), **facts}, folder / f"{name}-{loop.devices.rank}.pt")
 
 
@@ -111,6 +112,22 @@ def nan_reward(folder, devices):
         return scores * float("nan") if devices.rank == 1 and len(calls) == 3 else scores
 
     said(_loop(rewards=reward), folder, devices)
+
+
+def held_out(folder, devices):
+    """In the second process a reward of the evaluation after two steps fails; the first goes on to the next prompt."""
+    (folder / f"prompts-{devices.rank}.txt").write_text("a\nb\nc\nd\ne\n")
+    evaluation = HeldOutEvaluation(str(folder / f"prompts-{devices.rank}.txt"), every=2, samples=2, steps=2, rows=2)
+
+    def odd(images, prompts):
+        if devices.rank == 1 and evaluation.results:
+            raise ValueError("no licence")
+        return channel_reward(images, prompts)
+
+    evaluation.rewards = {"odd": odd}
+    loop = _loop([evaluation])
+    said(loop, folder, devices)
+    torch.save(evaluation.results[0].rewards["odd"], folder / f"before-{devices.rank}.pt")
 
 
 def nan_weight(folder, devices):
@@ -170,6 +187,7 @@ def small_memory(folder, devices):
 
 FAULTS = {
     "nan_reward": nan_reward,
+    "held_out": held_out,
     "nan_weight": nan_weight,
     "dies": dies,
     "full_disk": full_disk,

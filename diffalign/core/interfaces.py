@@ -303,7 +303,7 @@ class Meter(Protocol):
 
         Args:
             ledger: seconds, rows and calls of the step in this process
-            trained: roles whose weights are trained
+            trained: roles of the ledger whose weights are trained
 
         Returns:
             Metric name -> (numerator, denominator). Both are summed over the processes, then divided.

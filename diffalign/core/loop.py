@@ -119,10 +119,10 @@ class AlignmentLoop:
             )
         if self.average is not None:
             self.average.start(self.objective.policy)
-        self._lockstep = Free()
-        self._update = Update(self.objective, phases, self.running, self.devices, self._lockstep, self.max_grad_norm, self._hold)
+        self.lockstep = Free()
+        self._update = Update(self.objective, phases, self.running, self.devices, self.lockstep, self.max_grad_norm, self._hold)
         if self.sharding is not None:  # here all forks exist and no optimizer does
-            self._lockstep = self._update.lockstep = self.sharding.shard(self.policies(), self.devices)
+            self.lockstep = self._update.lockstep = self.sharding.shard(self.policies(), self.devices)
         for role, policy in self.trained().items():
             parameters = trainable(role, policy)
             refuse_dropout(role, policy)
@@ -131,10 +131,10 @@ class AlignmentLoop:
 
     # slots need fields
     _rewards: dict[str, RewardFunction] = attrs.field(init=False, repr=False)
-    _lockstep: Lockstep = attrs.field(init=False, repr=False)
+    lockstep: Lockstep = attrs.field(init=False, repr=False)
     _update: Update = attrs.field(init=False, repr=False)
     _request: StopRequest = attrs.field(factory=StopRequest, init=False, repr=False)
-    _observed: int = attrs.field(default=-1, init=False, repr=False)
+    _observed: bool = attrs.field(default=False, init=False, repr=False)
 
     def trained(self) -> dict[str, Policy]:
         """Trained weights by role, over all phases."""
@@ -188,7 +188,7 @@ class AlignmentLoop:
             self._request = request
             try:
                 for hook in hooks:  # a hook may fail in one process only (the first one writes to a disk): then all stop
-                    with together(self.devices, self._lockstep):
+                    with together(self.devices, self.lockstep):
                         hook.start(self, start, total)
                 request.honour(self.devices)
                 for step in range(start, total):
@@ -197,7 +197,7 @@ class AlignmentLoop:
                     step += 1  # noqa: PLW2901  steps done
                     request.release()
                     for hook in hooks:
-                        with together(self.devices, self._lockstep):
+                        with together(self.devices, self.lockstep):
                             hook.step(self, report)
                     request.honour(self.devices)
             except BaseException as error:
@@ -211,6 +211,7 @@ class AlignmentLoop:
 
     def step(self, prompts: Sequence[Prompt], progress: Progress) -> Report:
         """Do one step on the global list of prompts, of which this process takes its share."""
+        self._observed = False
         while True:
             ledger = Ledger()
             try:
@@ -234,12 +235,12 @@ class AlignmentLoop:
     def _attempt(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger) -> Report:
         metrics, streams = Metrics(), Streams(self.seed, progress.step)
         self._expect_calls()
-        with together(self.devices, self._lockstep):
+        with together(self.devices, self.lockstep):
             trajectories, parts, images = self._roll_out(prompts, progress, streams, ledger, metrics)
-        if progress.step != self._observed:  # a repeated step is observed once
+        if not self._observed:  # a repeated step is observed once
             self.aggregation.observe(parts, trajectories.group, self.devices)
-            self._observed = progress.step
-        with together(self.devices, self._lockstep):
+            self._observed = True
+        with together(self.devices, self.lockstep):
             rewards = self.aggregation(parts, trajectories.group)
             batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
             metrics.describe(batch, self.aggregation.weights)
@@ -249,8 +250,9 @@ class AlignmentLoop:
             metrics.add("lr_factor", torch.tensor(factor), 1)
         self._expect_calls()
         policy = self.objective.policy
+        roles = {"policy": policy, **self.policies()}
         try:
-            self._update(batch, ledger, {"policy": policy, **self.policies()}, metrics)
+            self._update(batch, ledger, roles, metrics)
         except NonFiniteError as error:
             error.evidence = Evidence.of(progress.step, tuple(self.trained()), trajectories, batch)
             raise
@@ -259,7 +261,7 @@ class AlignmentLoop:
         if self.average is not None:
             self.average.update(policy, progress.step)
         self.ledger.add(ledger)
-        for name, (total, count) in (self.meter.read(ledger, self.trained()) if self.meter is not None else {}).items():
+        for name, (total, count) in (self.meter.read(ledger, self._update.trained_among(roles)) if self.meter is not None else {}).items():
             metrics.add(name, torch.tensor(total), torch.tensor(count))
         result = metrics.means(self.devices)
         self.reward = result["reward"]

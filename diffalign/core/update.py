@@ -47,6 +47,11 @@ class Update:
         """Trained weights by role, over all phases."""
         return {role: policy for phase in self.phases for role, policy in phase.trains.items()}
 
+    def trained_among(self, roles: Mapping[str, Policy]) -> set[str]:
+        """Names among `roles` whose network rows are those of trained weights, which the objective may train under another name."""
+        counters = {id(policy.counter) for policy in self.trained().values()}
+        return {role for role, policy in roles.items() if id(policy.counter) in counters}
+
     def __call__(self, batch: ScoredBatch, ledger: Ledger, roles: Mapping[str, Policy], metrics: Metrics) -> None:
         """Run all phases on one batch.
 

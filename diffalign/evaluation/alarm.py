@@ -15,7 +15,7 @@ from diffalign.core.words import allowed_word
 
 from .diversity import vendi_score
 from .features import Features
-from .reactions import Action, reaction
+from .reactions import Action, reaction, take_back
 from .recorded import read_lines, read_list
 from .rule import Rule
 
@@ -106,6 +106,8 @@ class HackingAlarm(Hook):
             self.alarms = [Alarm(**entry) for entry in read_list(loop.folder / ALARMS) if entry["step"] <= step]
         for alarm in self.alarms:
             self._silence(alarm, total)
+        if loop.folder is not None or step == 0:  # without a folder, the loop alone knows what was done to it
+            take_back(loop)
         for action, _ in {(alarm.action, alarm.step) for alarm in self.alarms}:
             reaction(action, self.factor).resume(loop)
         loop.devices.barrier()  # all processes have read the files before one writes them

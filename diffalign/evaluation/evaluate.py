@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffalign.core import (
     Devices,
+    Lockstep,
     Policy,
     Progress,
     Prompt,
@@ -22,7 +23,8 @@ from diffalign.core import (
     score,
 )
 from diffalign.core.groups import filled
-from diffalign.core.processes import agree
+from diffalign.core.processes import Free
+from diffalign.core.processes import together as stopped_together
 from diffalign.core.scoring import together
 from diffalign.samplers import DeterministicSampler
 
@@ -50,6 +52,7 @@ def evaluate(
     rows: int = 128,
     pictures: int = 6,
     devices: Devices | None = None,
+    lockstep: Lockstep | None = None,
     rounds: Rounds | None = None,
 ) -> Evaluation:
     """Sample every prompt deterministically from fixed noise, score the samples, and measure diversity.
@@ -75,6 +78,8 @@ def evaluate(
         rows: network rows per call, and also prompts * samples per round
         pictures: number of prompts whose images are kept
         devices: the processes that share the work; by default only this one
+        lockstep: keeps their network calls in step where the weights are sharded over them; in a run it is `loop.lockstep`. None is for
+            processes that each have all weights
         rounds: storage of finished rounds, from which an evaluation continues; None keeps none
 
     Raises:
@@ -91,31 +96,28 @@ def evaluate(
         drawn = sum(place < pictures for place in ids)
         some = tuple(Prompt.of(prompts[place]) for place in ids)
         task = _Task(policy, some, tuple(ids), rewards, features, samples, steps, seed, rows, -(-drawn // devices.size), devices)
-        table = _measured(task, settings, drawn, rounds)
+        table = _measured(task, settings, drawn, rounds, lockstep or Free())
         parts.append((ids, {**table, "images": table["images"][:drawn]}))
     table = merged(parts, [size for size in sizes if size is not None])
     images = table.pop("images")
     return _result(step, tuple(prompts), table, images, settings)
 
 
-def _measured(task: "_Task", settings: Mapping[str, int], pictures: int, rounds: Rounds | None) -> dict[str, Tensor]:
+def _measured(task: "_Task", settings: Mapping[str, int], pictures: int, rounds: Rounds | None, lockstep: Lockstep) -> dict[str, Tensor]:
     """Measure the prompts of a task, in their order."""
     devices, local = task.devices, -(-len(task.prompts) // task.devices.size)  # equally many in every process; some repeat a prompt
     share = min(max(1, task.rows // task.samples), local)
     kept = None if rounds is None else rounds.under({**settings, **task.names(), "share": share, "pictures": pictures})
-    error: Exception | None = None
-    done: list[dict[str, Tensor]] = []
-    try:
+    with stopped_together(devices, lockstep):
         known = _known(kept, task, share, local)
-        agreed = -int(devices.maximum(torch.tensor(-len(known))))  # sharded weights need the same calls in all processes
+    agreed = -int(devices.maximum(torch.tensor(-len(known))))  # sharded weights need the same calls in all processes
+    done: list[dict[str, Tensor]] = []
+    with stopped_together(devices, lockstep):
         for start in range(0, local, share):
             place = start // share
             done.append(known[place] if place < agreed else task.round(start, min(start + share, local)))
             if kept is not None and place >= agreed:
                 kept.save(task.file(place), done[-1])
-    except Exception as caught:
-        error = caught
-    agree(devices, error)
     return {name: task.gathered(torch.cat([entry[name] for entry in done])) for name in done[0]}
 
 

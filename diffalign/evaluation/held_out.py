@@ -88,6 +88,7 @@ class HeldOutEvaluation(Hook):
                 rows=self.rows,
                 pictures=self.pictures,
                 devices=loop.devices,
+                lockstep=loop.lockstep,
             )
         result = attrs.evolve(result, repeated=self.every is not None)
         self.results.append(result)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import attrs
 from torch import Tensor
 
-from diffalign.core import Aggregation, AlignmentLoop, Interrupted, Stateful
+from diffalign.core import Aggregation, AlignmentLoop, Devices, Interrupted, Stateful
 
 Action = Literal["warn", "stop", "temper"]
 
@@ -58,7 +58,9 @@ class Temper(Reaction):
     again: bool = attrs.field(default=True, init=False)
 
     def act(self, loop: AlignmentLoop) -> None:
-        loop.aggregation = Tempered(loop.aggregation, self.factor)
+        tempered = Tempered(loop.aggregation, self.factor)
+        tempered.by_alarm = True
+        loop.aggregation = tempered
 
     def resume(self, loop: AlignmentLoop) -> None:
         self.act(loop)
@@ -80,11 +82,19 @@ class Tempered(Aggregation):
     Args:
         aggregation: aggregation that is scaled; its state, if any, is passed on unchanged
         factor: positive factor
+
+    Attributes:
+        by_alarm: whether an alarm has put it around the aggregation of a run, and not the user
     """
+
+    by_alarm: bool = False
 
     def __init__(self, aggregation: Aggregation, factor: float) -> None:
         self.aggregation, self.factor = aggregation, factor
         self.weights = aggregation.weights
+
+    def observe(self, parts: Mapping[str, Tensor], group: Tensor, devices: Devices) -> None:
+        self.aggregation.observe(parts, group, devices)
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
         return self.factor * self.aggregation(parts, group)
@@ -97,3 +107,9 @@ class Tempered(Aggregation):
         """Take back what `state()` gave."""
         if state and isinstance(self.aggregation, Stateful):
             self.aggregation.restore(state)
+
+
+def take_back(loop: AlignmentLoop) -> None:
+    """Take back what reactions have changed in a loop that goes on as the same object, so that they can be resumed from the record."""
+    while isinstance(loop.aggregation, Tempered) and loop.aggregation.by_alarm:
+        loop.aggregation = loop.aggregation.aggregation

@@ -52,8 +52,8 @@ class Checkpoints(Hook):
     keep: int = attrs.field(default=2, validator=attrs.validators.ge(1))
     _saved: int | None = attrs.field(default=None, init=False)
     _rewards: list[float] = attrs.field(factory=list, init=False)
-    _finished: Mapping[str, Any] | None = attrs.field(default=None, init=False)
-    """State of the parts after the last finished step, which the step under way may have moved on."""
+    _finished: tuple[int, Mapping[str, Any]] | None = attrs.field(default=None, init=False)
+    """Steps done, and the state of the parts after them, which the step under way may have moved on."""
 
     def restore(self, loop: AlignmentLoop) -> int:
         """Load the last complete checkpoint of the folder; returns the number of steps done.
@@ -114,7 +114,7 @@ class Checkpoints(Hook):
             self._rewards = _rewards_of(self.folder / f"step-{step:06d}")
             self._judge(loop, step, step % self.every == 0)  # a crash between a checkpoint and the best
             self._saved = step
-        self._note(loop)
+        self._note(loop, step)
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         self._rewards = [*self._rewards, report.metrics["reward"]][-self.every :]
@@ -123,20 +123,22 @@ class Checkpoints(Hook):
         if due:
             self._save(loop, done)
         self._judge(loop, done, due)
-        self._note(loop)
+        self._note(loop, done)
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         # weights and optimizers fit together at the end, and when a signal waited for the end of its step; not after an error
         if (error is None or isinstance(error, Interrupted)) and step != self._saved:
             self._save(loop, step)
         elif isinstance(error, KeyboardInterrupt) and step and step != self._saved and self._finished is not None:
-            self._save(loop, step, self._finished)  # a second signal: weights have not moved since the last finished step
+            # a second signal: weights have not moved since the last finished step; nor has anything, if it came while hooks saw that step
+            noted, state = self._finished
+            self._save(loop, step, state if noted == step else None)
         if error is None and step:
             self._judge(loop, step, True)
 
-    def _note(self, loop: AlignmentLoop) -> None:
+    def _note(self, loop: AlignmentLoop, step: int) -> None:
         """Keep the small state of a finished step; of several processes one alone may be interrupted, so that none can save."""
-        self._finished = state_of(loop) if loop.devices.size == 1 else None
+        self._finished = (step, state_of(loop)) if loop.devices.size == 1 else None
 
     def _last(self) -> Path:
         found = complete_checkpoints(self.folder)

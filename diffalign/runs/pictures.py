@@ -78,5 +78,6 @@ def drawn(loop: AlignmentLoop, step: int, prompts: int, samples: int, seed: int)
             rows=loop.chunk,
             pictures=len(chosen),
             devices=loop.devices,
+            lockstep=loop.lockstep,
         )
     return contact_sheet(result.images, [str(prompt) for prompt in chosen])

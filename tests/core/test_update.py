@@ -6,7 +6,17 @@ import torch
 from safetensors.torch import load_file
 
 from diffalign import AlignmentLoop
-from diffalign.core import Loss, NonFiniteError, NonFiniteRewardError, Objective, Phase, Progress, SingleProcess, TrajectorySampler
+from diffalign.core import (
+    Loss,
+    NonFiniteError,
+    NonFiniteRewardError,
+    Objective,
+    Phase,
+    Progress,
+    RunningScale,
+    SingleProcess,
+    TrajectorySampler,
+)
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.runs.offending import keep_offending_batch
@@ -176,6 +186,14 @@ def test_out_of_memory_halves_the_rows_until_they_fit_and_changes_no_result(caps
         ]
         or said
     )
+
+
+def test_a_step_that_is_repeated_for_memory_is_observed_once():
+    loop = build(SoftmaxTB(Small(fits=3), TinyPolicy().fork()), aggregation=RunningScale())
+    loop.advance(2)
+    assert loop.objective.rows == 2  # the update was repeated, after the scores were observed
+    (weight,) = loop.aggregation.state()["weights"].values()
+    assert weight == pytest.approx(1 - 0.95**2)
 
 
 def test_memory_that_rewards_run_out_of_halves_the_images(capsys):

@@ -8,9 +8,9 @@ import torch
 from painted import contrast, legible, likes_loud, likes_red, meant, painted_loop
 from ring import rewarded, ring_loop
 
-from diffalign.core import Aggregation, Interrupted, Progress, RewardError, StandardizedSum
+from diffalign.core import Aggregation, Interrupted, Progress, RewardError, RunningScale, StandardizedSum
 from diffalign.evaluation import Features, HackingAlarm, vendi_score
-from diffalign.evaluation.reactions import Tempered
+from diffalign.evaluation.reactions import Temper, Tempered
 from diffalign.runs.recording import Recorder
 
 JUDGES = {"legible": legible, "contrast": contrast}
@@ -116,6 +116,34 @@ def test_tempering_weakens_the_reward_and_survives_a_resume(tmp_path):
     assert len((tmp_path / "watch.jsonl").read_text().splitlines()) == 13
 
 
+@pytest.mark.parametrize("given", [StandardizedSum(), Tempered(StandardizedSum(), 0.25)])
+def test_a_loop_that_goes_on_as_the_same_object_is_tempered_once(tmp_path, given):
+    hook = HackingAlarm({"judge": Falling(6)}, action="temper", window=3, factor=0.5)
+    loop = ring_loop(hooks=[hook])
+    loop.aggregation = given
+    loop._rewards = {"rising": Rising()}
+    loop.run(12, folder=tmp_path)
+    rung = [alarm.step for alarm in hook.alarms]
+    assert len(rung) == 1
+    loop.run(13, folder=tmp_path, resume=True)
+    assert [alarm.step for alarm in hook.alarms] == rung
+    assert isinstance(loop.aggregation, Tempered)
+    assert (loop.aggregation.aggregation, loop.aggregation.factor) == (given, 0.5)
+    hook.start(loop, rung[0] - 1, 12)  # from a checkpoint before the alarm
+    assert loop.aggregation is given
+
+
+def test_a_loop_without_a_folder_stays_tempered_until_it_begins_anew():
+    hook = HackingAlarm(action="temper")
+    loop = ring_loop(hooks=[hook])
+    given = loop.aggregation
+    Temper(0.5).act(loop)
+    hook.start(loop, 1, 2)
+    assert isinstance(loop.aggregation, Tempered)
+    hook.start(loop, 0, 2)
+    assert loop.aggregation is given
+
+
 def test_an_alarm_rings_once_and_resume_after_a_stop_goes_on(tmp_path):
     hook = HackingAlarm({"judge": Falling(6)}, action="stop", window=3)
     loop = ring_loop(tmp_path, [hook])
@@ -216,6 +244,18 @@ def test_a_tempered_aggregation_passes_its_state_on():
     outer.restore({"kept": 3})
     assert (inner.kept, outer.state()) == (3, {"kept": 3})
     assert Tempered(StandardizedSum(), 0.5).state() == {}
+
+
+def test_a_tempered_running_scale_goes_on_observing():
+    tempered, plain = ring_loop(), ring_loop()
+    for loop in (tempered, plain):
+        loop.aggregation = RunningScale()
+        loop.advance(1)
+    Temper(0.5).act(tempered)
+    for loop in (tempered, plain):  # from equal weights, so that the scores are equal
+        loop.advance(2, 1)
+    assert isinstance(tempered.aggregation, Tempered)
+    assert tempered.aggregation.state() == plain.aggregation.state()
 
 
 def test_a_judge_that_fails_is_named():

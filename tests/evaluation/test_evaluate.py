@@ -5,9 +5,10 @@ import pytest
 import torch
 from ring import MODES, rewarded
 
-from diffalign.core import Prompt
+from diffalign.core import Prompt, RewardError
 from diffalign.evaluation import PixelFeatures, Rounds, cosine_distance, evaluate
 from diffalign.policies import GaussianMixturePolicy
+from diffalign.processes.lockstep import AnnouncedCalls
 from diffalign.testing.doubles import TinyPolicy, channel_reward
 
 PROMPTS = [Prompt(name) for name in ("a", "bb", "ccc", "dddd", "eeeee")]
@@ -151,6 +152,56 @@ def test_an_error_in_one_process_stops_all():
 
     for result in in_threads(2, work):
         assert "no licence" in str(result)
+
+
+def announced(policy, devices):
+    """Keeps calls in step as sharded weights need it; these here are whole."""
+    return AnnouncedCalls.over({"policy": policy}, devices, [])
+
+
+def test_an_error_in_one_process_is_told_to_those_that_wait_in_a_sharded_call():
+    def work(devices):
+        def reward(images, prompts):
+            if devices.rank == 1:
+                raise ValueError("no licence")
+            return brightness(images, prompts)
+
+        policy = TinyPolicy()  # of three rounds, the other process begins the second
+        return evaluate(policy, PROMPTS, {"odd": reward}, samples=2, rows=2, devices=devices, lockstep=announced(policy, devices))
+
+    first, second = in_threads(2, work)
+    assert isinstance(first, RewardError)
+    assert isinstance(second, RewardError)
+    assert str(second).startswith("reward 'odd' raised ValueError for 2 images: no licence")
+    assert str(first) == f"process 1 of 2: {second}"
+
+
+def test_calls_that_are_kept_in_step_give_the_same_numbers():
+    def work(devices):
+        policy = TinyPolicy()
+        lockstep = announced(policy, devices)
+        result = evaluate(policy, PROMPTS, {"near": channel_reward}, samples=3, steps=4, rows=6, devices=devices, lockstep=lockstep)
+        assert lockstep.padded == 0, "no process makes a call for another"
+        return result
+
+    alone = evaluate(TinyPolicy(), PROMPTS, {"near": channel_reward}, samples=3, steps=4, rows=6)
+    for result in in_threads(2, work):
+        equal(alone, result, atol=1e-6)
+
+
+def test_a_round_that_one_process_cannot_read_stops_all(tmp_path):
+    class Unreadable(Rounds):
+        def under(self, settings):
+            return self
+
+        def load(self, name):
+            raise OSError("bad sector")
+
+    def work(devices):
+        kind = Unreadable if devices.rank == 1 else Rounds
+        return evaluate(TinyPolicy(), PROMPTS, {}, samples=2, steps=2, devices=devices, rounds=kind(tmp_path, "weights 1"))
+
+    assert [str(result) for result in in_threads(2, work)] == ["process 1 of 2: bad sector", "bad sector"]
 
 
 @attrs.define(eq=False)
