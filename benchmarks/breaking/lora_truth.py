@@ -187,7 +187,10 @@ def rewritten(made: LoraFile, file: Path, denoiser: Denoiser) -> LoraFile | None
 
 
 def _settings(made: LoraFile, component: str) -> dict[str, Any]:
-    """Settings of peft for the denoiser, without those that only describe, and those that are off and that peft does not know."""
+    """Settings of peft for the denoiser, without those that only describe, are null, or are off and unknown to peft.
+
+    `lora_bias` is left out, too: this form has no biases, and peft merges none into layers that have none.
+    """
     from peft import LoraConfig
 
     values = made.beside
@@ -196,8 +199,9 @@ def _settings(made: LoraFile, component: str) -> dict[str, Any]:
         values = {name.removeprefix(f"{component}."): value for name, value in values.items() if name.startswith(f"{component}.")}
     if not isinstance(values, dict):
         return {}
-    known = LoraConfig.__dataclass_fields__.keys() - DESCRIBING
-    return {name: value for name, value in values.items() if name in known or (value and name not in DESCRIBING)}
+    known = LoraConfig.__dataclass_fields__.keys() - DESCRIBING - {"lora_bias"}
+    given = {name: value for name, value in values.items() if value is not None and name != "lora_bias"}
+    return {name: value for name, value in given.items() if name in known or (value and name not in DESCRIBING)}
 
 
 def unspread(file: Path, folder: Path) -> Path:

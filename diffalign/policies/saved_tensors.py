@@ -14,6 +14,8 @@ FILE = "pytorch_lora_weights.safetensors"
 """Name of the file that diffusers writes into a folder."""
 PEFT_FILE = "adapter_model.safetensors"
 
+_LONGEST = 300
+"""Letters of a name. Messages hold several."""
 _NAMED = "the tensors of a file must be named by layer, as pipeline.save_lora_weights and peft name them"
 
 
@@ -36,6 +38,11 @@ class FoundTensors:
         """
         parts: dict[str, dict[str, tuple[Name, Tensor]]] = {"down": {}, "up": {}, "alpha": {}}
         adapters = set()
+        if long := next((whole for whole in tensors if len(whole) > _LONGEST), None):
+            raise ValueError(
+                f"LoRA.start: names of tensors must have at most {_LONGEST} letters, as layers have; one of {file} has {len(long)} "
+                f"({long[:80]!r}...)"
+            )
         if not any("." in whole for whole in tensors):
             first = next(iter(tensors), "nothing")
             raise ValueError(f"LoRA.start: {_NAMED}, down and up for each; {file} holds {len(tensors)} tensors (first: {first!r})")

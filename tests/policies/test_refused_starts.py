@@ -129,6 +129,12 @@ def test_messages_stay_short_whatever_stands_in_the_header(tmp_path, settings):
     assert len(str(refused.value)) < 1000
 
 
+def test_a_name_that_no_layer_can_have_is_not_repeated_whole(tmp_path):
+    with pytest.raises(ValueError, match=r"names of tensors must have at most 300 letters.*one of .* has 5000") as refused:
+        world("sd3").start(written(tmp_path, {**pairs(), "x" * 5000: torch.ones(1)}))
+    assert len(str(refused.value)) < 1000
+
+
 def test_headers_that_say_nothing_of_the_denoiser_are_refused(tmp_path):
     here = world("sd3")
     with pytest.raises(ValueError, match=r"must hold settings of the transformer.*\(first: 'text_encoder.r'\)"):
