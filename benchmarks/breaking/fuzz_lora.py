@@ -79,9 +79,9 @@ def _explained(here: World, file: LoraFile, place: Path, mine: dict[str, torch.T
     if same(mine, here.plain(other).changes):
         return "as plain diffusers of the file in float32, without prefixes of DDP and zeros beside the pairs"
     plainly = rewritten(file, place, here.denoiser)
-    if plainly is None and theirs.refused and same(mine, here.plain(multiplied_in(other, place.parent / "multiplied")).changes):
-        return "as plain diffusers of the file with alphas multiplied in; it refuses this one"
     if plainly is None:
+        if theirs.refused and same(mine, here.plain(multiplied_in(other, place.parent / "multiplied")).changes):
+            return "as plain diffusers of the file with alphas multiplied in; it refuses this one"
         raise FaultError(
             f"{about}: differs from plain diffusers ({theirs.refused or sorted(theirs.changes)}), and no rule says what it means"
         )

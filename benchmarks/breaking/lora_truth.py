@@ -28,7 +28,16 @@ RANK = 12
 
 DESCRIBING = {
     *("task_type", "inference_mode", "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "megatron_core"),
-    *("lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "qalora_group_size", "runtime_config"),
+    *(
+        "lora_dropout",
+        "lora_bias",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "qalora_group_size",
+        "runtime_config",
+    ),
 }
 """Settings of peft without a meaning for adapters that exist."""
 
@@ -187,10 +196,7 @@ def rewritten(made: LoraFile, file: Path, denoiser: Denoiser) -> LoraFile | None
 
 
 def _settings(made: LoraFile, component: str) -> dict[str, Any]:
-    """Settings of peft for the denoiser, without those that only describe, are null, or are off and unknown to peft.
-
-    `lora_bias` is left out, too: this form has no biases, and peft merges none into layers that have none.
-    """
+    """Settings of peft for the denoiser, without those that only describe, are null, or are off and unknown to peft."""
     from peft import LoraConfig
 
     values = made.beside
@@ -199,8 +205,8 @@ def _settings(made: LoraFile, component: str) -> dict[str, Any]:
         values = {name.removeprefix(f"{component}."): value for name, value in values.items() if name.startswith(f"{component}.")}
     if not isinstance(values, dict):
         return {}
-    known = LoraConfig.__dataclass_fields__.keys() - DESCRIBING - {"lora_bias"}
-    given = {name: value for name, value in values.items() if value is not None and name != "lora_bias"}
+    known = LoraConfig.__dataclass_fields__.keys() - DESCRIBING
+    given = {name: value for name, value in values.items() if value is not None}
     return {name: value for name, value in given.items() if name in known or (value and name not in DESCRIBING)}
 
 
@@ -209,9 +215,7 @@ def unspread(file: Path, folder: Path) -> Path:
     tensors = {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in load_file(file).items()}
     beside = re.compile(r"^text_encoder|\.(bias|diff|diff_b)$")
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.any() or not beside.search(name)}
-    with safe_open(file, "pt") as content:
-        header = content.metadata() or {}
-    return LoraFile("", {name: tensor.float() for name, tensor in tensors.items()}, header).write(folder)
+    return LoraFile("", {name: tensor.float() for name, tensor in tensors.items()}, _header(file)).write(folder)
 
 
 def multiplied_in(file: Path, folder: Path) -> Path:
@@ -224,9 +228,12 @@ def multiplied_in(file: Path, folder: Path) -> Path:
             if up in tensors and down in tensors:
                 tensors[up] = tensors[up] * (tensors.pop(name) / len(tensors[down]))
                 break
+    return LoraFile("", tensors, _header(file)).write(folder)
+
+
+def _header(file: Path) -> dict[str, str]:
     with safe_open(file, "pt") as content:
-        header = content.metadata() or {}
-    return LoraFile("", tensors, header).write(folder)
+        return content.metadata() or {}
 
 
 def alphas_differ(file: Path) -> bool:

@@ -104,8 +104,11 @@ def measured(policy: Policy, steps: int, prompts: Mapping[str, int], samples: in
     """Mean reward, share of exact pictures and L-GMD by family."""
     row: Row = {}
     for family in FAMILIES:
-        known = read_prompts(f"shapeworld/{family}" if seed >= SEARCH else f"shapeworld/{family}-held-out")
-        asked = known[:: len(known) // prompts[family]][: prompts[family]] if seed >= SEARCH else known[: prompts[family]]
+        if seed >= SEARCH:
+            known = read_prompts(f"shapeworld/{family}")
+            asked = known[:: len(known) // prompts[family]][: prompts[family]]
+        else:
+            asked = read_prompts(f"shapeworld/{family}-held-out")[: prompts[family]]
         rewards = {"reward": CompositionalReward(), "exact": ExactMatch()}
         result = evaluate(policy, asked, rewards, samples=samples, steps=steps, seed=seed, pictures=0)
         row |= {family: float(result.rewards["reward"].mean()), f"{family} exact": float(result.rewards["exact"].mean())}
