@@ -1,7 +1,8 @@
 """Compilation of a denoiser and its forks by torch.compile: one program for each class of modules."""
 
 import functools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from types import MethodType
 from typing import Any, Literal
 
@@ -20,9 +21,14 @@ _VARIANTS = 64
 class Compilation:
     """Compiles a denoiser in place. All blocks of one class, and all forks, share one compiled function, which takes weights as inputs.
 
-    torch makes a graph for each structure of a block (SD3.5-M has three: with a second attention, without, and the last), and for each of
-    these more: gradients on or off, weights that are trained or frozen, adapters on or off, one row or several. The number of rows is a
-    symbol from two on. So the number of graphs does not grow with blocks, forks, prompts or levels of a tree.
+    torch makes a graph for each structure of a block (SD3.5-M has two that repeat: with a second attention and without), and for each of
+    these more: gradients on or off, weights that are trained or frozen, adapters on or off. The number of rows is a symbol. So the number
+    of graphs does not grow with blocks, forks, prompts or levels of a tree. Where a graph would serve few calls, none is made, and the
+    block runs as it is:
+
+    - a block whose structure no other block of the network has (the last one of SD3.5-M);
+    - a call of one row without gradient, since torch compiles one row apart: such calls wait for the host, which `CallGraphs` takes away;
+    - the first block of an update, whose input carries no gradient as that of the others does.
 
     Where torch cannot compile a class, it runs as it is from there on; a line says so once.
 
@@ -43,7 +49,7 @@ class Compilation:
         Raises:
             ValueError: no repeated blocks are known, or torch has no such backend.
         """
-        parts = [network] if self.scope == "network" else list(_blocks(network))
+        parts = [network] if self.scope == "network" else _repeated(list(_blocks(network)))
         if not parts:
             raise ValueError(f"Compilation.scope 'blocks' needs repeated blocks, and {type(network).__name__} has none; take 'network'")
         for part in parts:
@@ -72,13 +78,22 @@ class _Program:
             self.compiled = torch.compile(self.plain, backend=compilation.backend, dynamic=compilation.dynamic)
         except exc.InvalidBackend as error:
             raise ValueError(f"Compilation.backend must be one of {', '.join(list_backends())}; got {compilation.backend!r}") from error
+        self.shared = compilation.scope == "blocks" and compilation.dynamic is not False
         self.mark: Any = maybe_mark_dynamic if compilation.dynamic is None else None
         self.refusal: type[Exception] = exc.TorchDynamoException
         self.failed = False
 
+    def _seldom(self, module: nn.Module, tensors: Sequence[Tensor]) -> bool:
+        """Whether a graph would be made that few calls use."""
+        if not self.shared or not tensors:
+            return False
+        if not torch.is_grad_enabled():
+            return len(tensors[0]) == 1
+        return not any(tensor.requires_grad for tensor in tensors) and any(weight.requires_grad for weight in module.parameters())
+
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
-        if self.failed or any(tensor.is_meta for tensor in tensors):  # operators without memory are only counted
+        if self.failed or any(tensor.is_meta for tensor in tensors) or self._seldom(module, tensors):  # without memory: only counted
             return self.plain(module, *args, **kwargs)
         for tensor in tensors if self.mark is not None else ():
             if tensor.shape[0] == tensors[0].shape[0]:
@@ -99,6 +114,18 @@ class _Program:
 @functools.cache
 def _program(kind: type[nn.Module], compilation: Compilation) -> _Program:
     return _Program(kind, compilation)
+
+
+def _repeated(blocks: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """Those whose structure other blocks have too; all, if there are none."""
+    structures = [_structure(block) for block in blocks]
+    times = Counter(structures)
+    return [block for block, structure in zip(blocks, structures, strict=True) if times[structure] > 1] or blocks
+
+
+def _structure(block: nn.Module) -> Hashable:
+    modules = tuple((name, type(module)) for name, module in block.named_modules())
+    return modules, tuple((name, tuple(weight.shape)) for name, weight in block.named_parameters())
 
 
 def _blocks(network: Any) -> Iterator[nn.Module]:

@@ -92,20 +92,20 @@ def graphs():
 
 
 def test_graphs_grow_neither_with_blocks_nor_with_rows_nor_with_forks():
-    """Two graphs, one row and several, for each state of weights and gradients. The first block's input has no gradient: two more."""
+    """One graph for each state of weights and gradients. One row is compiled apart, and only where gradients are on."""
     blocks = 4
     plain, made = network(blocks), network(blocks)
     Compilation(backend="eager").apply(made)
     frozen, trained, bare = fork_module(made, own(made), trainable=False), fork_module(made, own(made), trainable=True), pristine(made)
     expected = 0
-    for each, new in ((made, 2), (trained, 0), (frozen, 2), (bare, 2)):
+    for each, new in ((made, 1), (trained, 0), (frozen, 1), (bare, 1)):
         expected += new
         with torch.no_grad():
             for rows in TREE:
                 reference = pristine(plain) if each is bare else plain
                 torch.testing.assert_close(call(each, rows), call(reference, rows))
         assert graphs() == expected
-    for each, new in ((made, 4), (trained, 0)):
+    for each, new in ((made, 2), (trained, 0)):
         expected += new
         for rows in TREE:
             mine, theirs = gradients(each, rows), gradients(plain, rows)
@@ -117,8 +117,30 @@ def test_graphs_grow_neither_with_blocks_nor_with_rows_nor_with_forks():
     with torch.no_grad():
         for each in (fork_module(made, own(made), trainable=False), fork_module(trained, own(made), trainable=True), pristine(trained)):
             call(each, 18)
-    assert graphs() == 10
+    assert graphs() == 5
     assert not counters["graph_break"]
+
+
+def test_a_block_like_no_other_runs_as_it_is():
+    plain, made = network(3), network(3)
+    for each in (plain, made):
+        each.blocks[2].up = nn.Sequential(each.blocks[2].up)
+    Compilation(backend="eager").apply(made)
+    assert [compiled(block) for block in made.blocks] == [True, True, False]
+    with torch.no_grad():
+        torch.testing.assert_close(call(made, 3), call(plain, 3))
+    assert graphs() == 1
+
+
+def test_a_block_whose_input_carries_a_gradient_is_compiled_first_or_not():
+    """As where an embedding is trained: then no block differs from the others."""
+    plain, made = network(2), network(2)
+    Compilation(backend="eager").apply(made)
+    drawn = torch.Generator().manual_seed(0)
+    hidden, shift = torch.randn(3, 6, 4, generator=drawn).requires_grad_(), torch.randn(3, 4, generator=drawn)
+    found = [torch.autograd.grad(each(hidden, shift).square().sum(), hidden)[0] for each in (made, plain)]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert graphs() == 1
 
 
 def test_without_symbols_each_number_of_rows_is_compiled():
@@ -150,7 +172,7 @@ def test_recomputed_activations_have_the_same_gradients():
         assert mine.keys() == theirs.keys()
         for name, gradient in mine.items():
             torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-5)
-    assert graphs() == 2
+    assert graphs() == 1
 
 
 def test_a_copy_calls_its_own_weights():
@@ -198,7 +220,7 @@ def test_a_refusal_of_torch_is_said_once_and_the_run_goes_on(backend, reason, ca
 
 
 def test_memory_that_runs_out_while_compiling_is_the_loops_to_handle(capsys):
-    made = network(1)
+    made = network(2)
     Compilation(backend="runs_out_of_memory").apply(made)
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError, match="too many rows"):
