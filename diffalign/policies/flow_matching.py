@@ -1,6 +1,6 @@
 """Policies over diffusers pipelines."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,18 +10,17 @@ from torch import Tensor, nn
 
 from diffalign.core import CPS, Condition, HostWeights, Policy, Prompt, Sharding, Size, TransitionKernel, fork_module
 from diffalign.core.forking import view_of
-from diffalign.core.words import require_word
 from diffalign.placement import placed
 
 from .arithmetic import keep_float32, set_attention
+from .call_graphs import CallGraphs
+from .choices import Dtype, enable, read_choices, sides
 from .compilation import Compilation
 from .diffusers import Family, Quantization, Setting, Source, load_family, require_pipeline
 from .encodings import Encodings, Texts, encoder_revision
 from .left_out import LeftOut, add_nothing, switch
 from .lora import ADAPTER, LoRA
 from .products import multiplied_in
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class FlowMatchingPolicy(Policy):
@@ -38,6 +37,7 @@ class FlowMatchingPolicy(Policy):
         host: holds the network's weights until they are sharded; None if they are in place
         compute: type in which float32 weights are multiplied, if this is faster on the device; None takes float32
         attention: name of the attention backend that was set
+        graphs: records calls that wait for the host; None records none
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class FlowMatchingPolicy(Policy):
         host: HostWeights | None = None,
         compute: torch.dtype | None = None,
         attention: str | None = None,
+        graphs: CallGraphs | None = None,
     ) -> None:
         if grid is not None and not family.free_grid:
             raise ValueError(f"grid must be left out for a {type(family).__name__}: its network knows only the levels of its training")
@@ -65,6 +66,8 @@ class FlowMatchingPolicy(Policy):
         self.host = host
         self.compute = compute
         self.attention = attention
+        self.graphs = graphs
+        self._recorded = None if graphs is None else graphs.of(network)
         self._left_out: LeftOut | None = None
 
     require_found = staticmethod(require_pipeline)
@@ -83,6 +86,7 @@ class FlowMatchingPolicy(Policy):
         guidance: float | None = None,
         checkpointing: bool = False,
         compilation: Compilation | None = None,
+        graphs: CallGraphs | None = None,
         attention: str | None = None,
         offload: bool = False,
         slicing: bool = False,
@@ -113,6 +117,7 @@ class FlowMatchingPolicy(Policy):
                 guidance, wrap the policy in Guided instead
             checkpointing: recompute activations in the backward pass: less memory, a third more time
             compilation: torch.compile, for forks too
+            graphs: on a CUDA device, records calls that wait for the host and replays them, for forks too; `{}` with defaults
             attention: diffusers' name of an attention backend, for all networks of the process. None lets torch choose, but on a GPU never
                 cuDNN's kernel, whose backward pass has known faults; "native" lets torch choose among all; "_native_cudnn" takes only
                 cuDNN's. Backends of other packages ("flash", ...) work for FLUX, Z-Image and Qwen-Image
@@ -140,32 +145,16 @@ class FlowMatchingPolicy(Policy):
             ValueError: the pipeline class is unknown, files are missing or are not those that the model needs, the device does not exist,
                 the family does not have a setting, or half-precision or quantised weights would be trained.
         """
-        lora = LoRA(**lora) if isinstance(lora, dict) else lora  # as in a run file
-        dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-        require_word("dtype", dtype, Dtype)
-        require_word("quantization", quantization, Quantization | None)
-        require_word("compute", compute, Literal["bfloat16"] | None)
-        if lora is not None and not isinstance(lora, LoRA):
-            raise ValueError(f"lora must be a LoRA, a dict of its arguments, or None; got {type(lora).__name__}")
-        if lora is None and quantization is not None:
-            raise ValueError(
-                f"quantization must be left out when all weights are trained, because {quantization} has no gradient; or give lora"
-            )
-        if lora is None and dtype != "float32":
-            raise ValueError(
-                f"dtype must be float32 when all weights are trained (an optimizer loses small steps in {dtype}); or give lora"
-            )
-        if compute is not None and dtype != "float32":
-            raise ValueError(f"compute must be left out if dtype is {dtype}: it is the type in which float32 weights are multiplied")
+        lora, dtype = read_choices(lora, dtype, quantization, compute)
         place = placed(device)
-        setting = Setting(_sides(resolution), max_sequence_length, guidance, offload)
+        setting = Setting(sides(resolution), max_sequence_length, guidance, offload)
         host = None if sharding is None or quantization is not None else sharding.host
         source = Source(path, variant, revision, subfolder, single_file)
         loaded = load_family(source, getattr(torch, dtype), place, setting, quantization, host, family)
         adapter, network = loaded.family, loaded.network
         for wanted, verb in ((slicing, "slicing"), (tiling, "tiling")):
             if wanted:
-                _enable(adapter, verb)
+                enable(adapter, verb)
         network.eval()
         set_attention(network, attention, place)
         if dtype == "float32" and compute is None:
@@ -181,7 +170,7 @@ class FlowMatchingPolicy(Policy):
             compilation.apply(network)
         encodings = None if cache is None else Encodings(adapter, Path(cache), encoder_revision(loaded.folder, loaded.encoders))
         multiplied = None if compute is None else getattr(torch, compute)
-        return cls(network, adapter, kernel, grid, None, encodings, compilation, host, multiplied, attention)
+        return cls(network, adapter, kernel, grid, None, encodings, compilation, host, multiplied, attention, graphs)
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         tensors = self.encodings.of([str(prompt) for prompt in prompts], self.device)
@@ -206,12 +195,17 @@ class FlowMatchingPolicy(Policy):
                 "`sharding`, or load the policy without it."
             )
         self.counter.add(len(latents))
-        if self._left_out is not None:
-            self._left_out.holds()  # else they are on from here
+        bare = self._left_out is not None and self._left_out.holds()  # else they are on from here
         compute = multiplied_in(self.compute, latents.device)
-        with nullcontext() if compute is None else torch.autocast(latents.device.type, compute):
-            velocity = self.family.velocity(self.network, latents, sigma, condition.tensors)
-        return velocity.to(latents.dtype)
+
+        def computed(latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+            with nullcontext() if compute is None else torch.autocast(latents.device.type, compute):
+                velocity = self.family.velocity(self.network, latents, sigma, tensors)
+            return velocity.to(latents.dtype)
+
+        if self._recorded is None:
+            return computed(latents, sigma, condition.tensors)
+        return self._recorded(computed, (self.family, compute, bare, self.network.training), latents, sigma, condition.tensors)
 
     def sized(self, size: Size | None) -> Policy:
         if size is None or size == self.family.size:
@@ -242,7 +236,7 @@ class FlowMatchingPolicy(Policy):
             left_out = LeftOut.of(network, [parameters[name] for name in self.adapters], trained=trainable)
         if self.compilation is not None:
             self.compilation.apply(network)
-        chosen = (self.encodings, self.compilation, self.host, self.compute, self.attention)
+        chosen = (self.encodings, self.compilation, self.host, self.compute, self.attention, self.graphs)
         twin = type(self)(network, self.family, self.kernel, self.grid, self.own, *chosen)
         twin._left_out = left_out
         self.shares_tensors = twin.shares_tensors = True
@@ -293,19 +287,3 @@ class FlowMatchingPolicy(Policy):
             f"{component}_lora_adapter_metadata": network.peft_config[ADAPTER].to_dict(),  # it holds the alpha
         }
         type(self.family.pipeline).save_lora_weights(folder, safe_serialization=True, **weights)
-
-
-def _sides(resolution: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if resolution is None:
-        return None
-    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
-    if len(sides) != 2:
-        raise ValueError(f"resolution must be one side or [height, width] in pixels; got {resolution}")
-    return sides[0], sides[1]
-
-
-def _enable(family: Family, verb: str) -> None:
-    enable = getattr(family.pipeline.vae, f"enable_{verb}", None)
-    if enable is None:
-        raise ValueError(f"{verb} must be off: the autoencoder {type(family.pipeline.vae).__name__} does not have it")
-    enable()

@@ -1,0 +1,238 @@
+"""Network calls that wait for the host: recorded once for each shape, and replayed."""
+
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from diffalign.core.spread import is_spread
+from diffalign.core.unessential import say_once
+
+from .cuda_recorder import CudaRecorder, Recorder
+
+Compute = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+"""(latents [B, *], sigma [B], tensors of the condition) -> velocity [B, *]."""
+
+_TURN = threading.Lock()
+"""Held while a recording is filled, replayed and read: recordings share memory, and other threads may call networks too."""
+
+
+@attrs.frozen
+class CallGraphs:
+    """Records network calls that wait for the host as CUDA graphs, and replays them.
+
+    A GPU does the kernels of a small call faster than the host starts them: one row of SD3.5-M takes 59 ms, its kernels take 16 ms; a call
+    of the embedded pipeline takes 18 ms, its kernels 3 to 5 ms (one H100). A graph starts all of them at once, and computes the same bits.
+
+    When a shape comes for the second time, the call is timed. If the host was at work for more than `bound` of it, the call is recorded,
+    and from then on replayed. Calls with gradient are recorded forward and backward; their activations then keep their memory, so only
+    small ones are. While the backward pass of a recording is still to come, further calls of its shape run as they are.
+
+    Without CUDA, and where weights are spread over processes, nothing is recorded. A network that cannot be recorded runs as it is from
+    there on, and a line says why.
+
+    Args:
+        bound: share of the host in the time of a call from which on it is recorded
+        most: recordings of a policy at most
+        held: share of the device's memory that the activations of a recorded call may hold
+
+    Reference: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    """
+
+    bound: float = attrs.field(default=0.8, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
+    most: int = attrs.field(default=64, validator=attrs.validators.ge(1))
+    held: float = attrs.field(default=0.01, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+
+    def of(self, network: nn.Module) -> "RecordedCalls":
+        """Make what records the calls of a network."""
+        return RecordedCalls(network, self, CudaRecorder())
+
+
+@attrs.define(eq=False)
+class RecordedCalls:
+    """Calls of one network that are replayed where they were recorded.
+
+    Args:
+        network: whose weights the calls read
+        settings: what is recorded
+        recorder: records on the device
+        device: kind of the devices on which calls are recorded
+    """
+
+    network: nn.Module
+    settings: CallGraphs
+    recorder: Recorder
+    device: str = "cuda"
+    _known: dict[Hashable, "_Call | None"] = attrs.field(factory=dict, init=False)
+    _seen: set[Hashable] = attrs.field(factory=set, init=False)
+    _pool: object = attrs.field(default=None, init=False)
+    _refused: set[bool] = attrs.field(factory=set, init=False)
+
+    def __call__(self, compute: Compute, state: Hashable, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Compute the velocity, by a recording where there is one.
+
+        Args:
+            compute: the call as it is
+            state: all beside inputs and weights that the call depends on
+            latents, sigma, tensors: its inputs
+        """
+        names, inputs = tuple(tensors), (latents, sigma, *tensors.values())
+        gradient = torch.is_grad_enabled()
+        if gradient in self._refused or any(tensor.device.type != self.device or tensor.requires_grad for tensor in inputs):
+            return compute(latents, sigma, tensors)
+        key = (state, gradient, names, tuple((tensor.shape, tensor.dtype) for tensor in inputs))
+
+        def work(given: Sequence[Tensor]) -> Tensor:
+            return compute(given[0], given[1], dict(zip(names, given[2:], strict=True)))
+
+        with _TURN:
+            if key not in self._known:
+                return self._first(key, work, inputs)
+            call = self._known[key]
+            if call is not None and call.moved():
+                del self._known[key]
+                call = None
+            if call is not None and not call.waits():
+                return call(inputs)
+        return work(inputs)
+
+    def _first(self, key: Hashable, work: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        """Compute a call that was not decided on; the second time decides."""
+        if key not in self._seen:
+            self._seen.add(key)
+            return work(inputs)
+        result, share, held = self.recorder.timed(lambda: work(inputs))
+        recorded = sum(call is not None for call in self._known.values())
+        self._known[key] = None
+        if share >= self.settings.bound and held <= self.settings.held and recorded < self.settings.most:
+            self._known[key] = self._record(work, inputs)
+        return result
+
+    def _record(self, work: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor]) -> "_Call | None":
+        weights = [*self.network.parameters(), *self.network.buffers()]
+        gradient = torch.is_grad_enabled()
+        if any(is_spread(weight) for weight in weights):
+            self._refused = {False, True}
+            return None
+        kind = _WithGradient if gradient and any(weight.requires_grad for weight in weights) else _Plain
+        if self._pool is None:
+            self._pool = self.recorder.pool()
+        try:
+            return kind(self.recorder, work, inputs, weights, self._pool)
+        except RuntimeError as error:  # memory that runs out is one, too: the call has just run as it is
+            self._refused.add(gradient)
+            lines = str(error).strip().splitlines() or [""]
+            calls = f"calls of {type(self.network).__name__} {'with' if gradient else 'without'} gradient"
+            say_once(f"call graphs: {calls} cannot be recorded and run as they are ({type(error).__name__}: {lines[0][:300]})")
+            return None
+
+
+class _Call(ABC):
+    """A recorded call: inputs in a fixed place, weights where they were."""
+
+    def __init__(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        self.inputs = [tensor.detach().clone() for tensor in inputs]
+        self.weights = weights
+        self.places = [weight.data_ptr() for weight in weights]
+
+    def moved(self) -> bool:
+        """Whether a weight is elsewhere than it was recorded."""
+        return any(weight.data_ptr() != place for weight, place in zip(self.weights, self.places, strict=True))
+
+    def waits(self) -> bool:
+        """Whether the recording's memory is still needed."""
+        return False
+
+    def fill(self, inputs: Sequence[Tensor]) -> None:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given)
+
+    @abstractmethod
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor: ...
+
+
+class _Plain(_Call):
+    """A recorded call without gradient."""
+
+    def __init__(self, recorder: Recorder, work: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor], pool: object):
+        super().__init__(inputs, weights)
+        recorder.warm(lambda: work(self.inputs))
+        self.output, self.replay = recorder.record(lambda: work(self.inputs), pool)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        self.fill(inputs)
+        self.replay()
+        return self.output.clone()  # type: ignore[no-any-return]
+
+
+class _WithGradient(_Call):
+    """A recorded call whose backward pass is recorded, too. Between the two its memory must not be written."""
+
+    def __init__(self, recorder: Recorder, work: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor], pool: object):
+        super().__init__(inputs, weights)
+        self.trained = [weight for weight in weights if weight.requires_grad]
+        self.live: Tensor | None = None
+        self.turn: weakref.ref[_Turn] | None = None
+        apart = recorder.pool()  # other recordings would write over the activations
+
+        def forward() -> Tensor:
+            self.live = work(self.inputs)
+            return self.live
+
+        def backward() -> list[Tensor | None]:
+            assert self.live is not None
+            found = torch.autograd.grad(self.live, self.trained, self.gradient, allow_unused=True)
+            self.live = None
+            return list(found)
+
+        self.gradient = torch.empty(0)
+        recorder.warm(lambda: self._both(forward, backward))
+        self.output, self.replay = recorder.record(forward, apart)
+        self.output = self.output.detach()
+        self.found, self.go_back = recorder.record(backward, apart)
+
+    def _both(self, forward: Callable[[], Tensor], backward: Callable[[], object]) -> None:
+        self.gradient = torch.zeros_like(forward().detach())
+        backward()
+
+    def waits(self) -> bool:
+        return self.turn is not None and self.turn() is not None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        result: Tensor = _Replayed.apply(self, inputs, *self.trained)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Turn:
+    """From a forward pass to its backward pass; gone when autograd forgets the call."""
+
+
+class _Replayed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: _WithGradient, inputs: Sequence[Tensor], *trained: Tensor) -> Tensor:
+        ctx.call, ctx.turn = call, _Turn()
+        call.turn = weakref.ref(ctx.turn)
+        call.fill(inputs)
+        call.replay()
+        velocity: Tensor = call.output.clone()
+        return velocity
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        call: _WithGradient = ctx.call
+        with _TURN:
+            if call.turn is None or call.turn() is not ctx.turn:
+                raise RuntimeError(
+                    "the backward pass of a recorded call runs once. Compute the call again, or leave `graphs` out of the policy."
+                )
+            call.gradient.copy_(gradient)
+            call.go_back()
+            call.turn = None
+            return (None, None, *(None if found is None else found.clone() for found in call.found))

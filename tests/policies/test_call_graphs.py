@@ -1,0 +1,303 @@
+"""Recorded calls: the numbers of the calls as they are, at any moment, on a recorder of the CPU that works again where a GPU replays."""
+
+import gc
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+from diffalign.policies import CallGraphs, LoRA
+from diffalign.policies.call_graphs import RecordedCalls
+from diffalign.policies.cuda_recorder import Recorder
+
+
+class Again(Recorder):
+    """Computes again, from the inputs of the first time and into the same memory, as a replay does."""
+
+    def __init__(self, share=1.0, held=0.0, refuses=None):
+        self.share, self.held, self.refuses = share, held, refuses
+        self.recorded = self.replayed = self.pools = 0
+
+    def timed(self, work):
+        return work(), self.share, self.held
+
+    def warm(self, work):
+        work()
+
+    def record(self, work, pool):
+        if self.refuses is not None and torch.is_grad_enabled() in self.refuses:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        self.recorded += 1
+        first, gradient = work(), torch.is_grad_enabled()
+
+        def replay():
+            self.replayed += 1
+            with torch.set_grad_enabled(gradient):  # kernels know of no modes
+                again = work()
+            with torch.no_grad():
+                for old, new in zip(*((each if isinstance(each, list) else [each]) for each in (first, again)), strict=True):
+                    if old is not None:
+                        old.detach().copy_(new)
+
+        return first, replay
+
+    def pool(self):
+        self.pools += 1
+        return self.pools
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.unused = nn.Linear(3, 3), nn.Parameter(torch.zeros(2))
+        self.calls = 0
+
+    def forward(self, latents, sigma, asked):
+        self.calls += 1
+        return torch.tanh(self.inner(latents)) * sigma[:, None] + asked
+
+
+def recorded(recorder, **settings):
+    torch.manual_seed(0)
+    network = Network()
+    calls = RecordedCalls(network, CallGraphs(**settings), recorder, device="cpu")
+    return network, lambda *inputs, state=0: calls(lambda x, s, c: network(x, s, c["asked"]), state, *inputs)
+
+
+def inputs(rows, seed=0):
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, 3, generator=drawn), torch.rand(rows, generator=drawn), {"asked": torch.randn(rows, 3, generator=drawn)}
+
+
+def plain(network, given):
+    return network(given[0], given[1], given[2]["asked"])
+
+
+@torch.no_grad()
+def test_the_third_call_of_a_shape_is_replayed_and_computes_the_same():
+    recorder = Again()
+    network, call = recorded(recorder)
+    for seed in range(6):
+        for rows in (1, 4):
+            given = inputs(rows, seed)
+            assert torch.equal(call(*given), plain(network, given))
+        assert recorder.recorded == (0 if seed == 0 else 2)
+        assert recorder.replayed == 2 * max(0, seed - 1)
+    assert recorder.pools == 1
+
+
+@torch.no_grad()
+def test_a_result_is_not_overwritten_by_the_next_call():
+    network, call = recorded(Again())
+    results = [(call(*inputs(4, seed)), plain(network, inputs(4, seed))) for seed in range(6)]
+    assert all(torch.equal(found, expected) for found, expected in results)
+
+
+@torch.no_grad()
+def test_weights_that_are_written_are_used_and_weights_that_moved_are_recorded_anew():
+    recorder = Again()
+    network, call = recorded(recorder)
+    for seed in range(4):
+        call(*inputs(4, seed))
+    network.inner.weight.mul_(2)
+    assert torch.equal(call(*inputs(4, 9)), plain(network, inputs(4, 9)))
+    assert recorder.recorded == 1
+    network.inner.weight.data = network.inner.weight.data * 3
+    for seed in range(3):
+        assert torch.equal(call(*inputs(4, seed)), plain(network, inputs(4, seed)))
+    assert recorder.recorded == 2
+
+
+@torch.no_grad()
+def test_another_state_is_another_call():
+    recorder = Again()
+    _, call = recorded(recorder)
+    for _ in range(3):
+        for state in ("adapters", "none"):
+            call(*inputs(4), state=state)
+    assert recorder.recorded == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("recorder", "settings"),
+    [(Again(share=0.79), {}), (Again(held=0.011), {}), (Again(share=0.5), {"bound": 0.51}), (Again(), {"most": 1})],
+)
+def test_what_is_not_worth_it_is_not_recorded(recorder, settings):
+    network, call = recorded(recorder, **settings)
+    for seed in range(4):
+        for rows in (2, 3) if settings.get("most") else (2,):
+            assert torch.equal(call(*inputs(rows, seed)), plain(network, inputs(rows, seed)))
+    assert recorder.recorded == settings.get("most", 0)
+
+
+def test_gradients_are_those_of_the_call_as_it_is():
+    recorder = Again()
+    network, call = recorded(recorder)
+    for seed in range(5):
+        given = inputs(4, seed)
+        velocity = call(*given)
+        velocity.square().sum().backward()
+        found = {name: weight.grad for name, weight in network.named_parameters()}
+        network.zero_grad(set_to_none=True)
+        expected = plain(network, given)
+        expected.square().sum().backward()
+        assert torch.equal(velocity, expected)
+        for name, weight in network.named_parameters():
+            assert (found[name] is None) == (weight.grad is None)
+            assert weight.grad is None or torch.equal(found[name], weight.grad)
+        network.zero_grad(set_to_none=True)
+    assert recorder.recorded == 2  # forward and backward
+    assert recorder.pools == 2  # activations have memory of their own
+
+
+def test_gradients_of_pieces_add_up():
+    network, call = recorded(Again())
+    for seed in range(3):
+        call(*inputs(4, seed)).sum().backward()
+    network.zero_grad(set_to_none=True)
+    for seed in (3, 4, 5):
+        call(*inputs(4, seed)).square().sum().backward()
+    found = network.inner.weight.grad.clone()
+    network.zero_grad(set_to_none=True)
+    for seed in (3, 4, 5):
+        plain(network, inputs(4, seed)).square().sum().backward()
+    assert torch.equal(found, network.inner.weight.grad)
+
+
+def test_a_call_before_the_backward_pass_of_the_last_one_runs_as_it_is():
+    recorder = Again()
+    network, call = recorded(recorder)
+    for seed in range(3):
+        call(*inputs(4, seed)).sum().backward()
+    network.zero_grad(set_to_none=True)
+    before = recorder.replayed
+    several = [call(*inputs(4, seed)) for seed in (3, 4, 5)]
+    assert recorder.replayed == before + 1
+    sum(each.square().sum() for each in several).backward()
+    found = network.inner.weight.grad.clone()
+    network.zero_grad(set_to_none=True)
+    sum(plain(network, inputs(4, seed)).square().sum() for seed in (3, 4, 5)).backward()
+    torch.testing.assert_close(found, network.inner.weight.grad)
+    call(*inputs(4, 6))  # its graph is dropped: the next call is replayed again
+    gc.collect()
+    before = recorder.replayed
+    call(*inputs(4, 7))
+    assert recorder.replayed == before + 1
+
+
+def test_a_second_backward_pass_is_refused():
+    _, call = recorded(Again())
+    for seed in range(3):
+        loss = call(*inputs(4, seed)).sum()
+        loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="the backward pass of a recorded call runs once"):
+        loss.backward()
+
+
+def test_inputs_that_carry_gradient_run_as_they_are():
+    recorder = Again()
+    network, call = recorded(recorder)
+    for _ in range(4):
+        latents, sigma, asked = inputs(4)
+        latents.requires_grad_()
+        found = torch.autograd.grad(call(latents, sigma, asked).sum(), latents)[0]
+        torch.testing.assert_close(found, torch.autograd.grad(plain(network, (latents, sigma, asked)).sum(), latents)[0])
+    assert recorder.recorded == 0
+
+
+def test_a_network_that_is_not_trained_needs_no_backward_pass():
+    recorder = Again()
+    network, call = recorded(recorder)
+    network.requires_grad_(False)
+    for seed in range(4):
+        assert torch.equal(call(*inputs(4, seed)), plain(network, inputs(4, seed)))
+    assert recorder.recorded == 1
+
+
+def test_a_refusal_is_said_once_and_the_calls_run_as_they_are(capsys):
+    recorder = Again(refuses=(True,))
+    network, call = recorded(recorder)
+    for seed in range(4):
+        for rows in (2, 3):
+            call(*inputs(rows, seed)).square().sum().backward()
+            found = network.inner.weight.grad.clone()
+            network.zero_grad(set_to_none=True)
+            plain(network, inputs(rows, seed)).square().sum().backward()
+            assert torch.equal(found, network.inner.weight.grad)
+            network.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                assert torch.equal(call(*inputs(rows, seed)), plain(network, inputs(rows, seed)))
+    assert recorder.recorded == 2  # those without gradient
+    said = capsys.readouterr().err
+    assert said.count("call graphs: calls of Network with gradient cannot be recorded and run as they are") == 1
+    assert "(RuntimeError: operation not permitted when stream is capturing)" in said
+
+
+@pytest.mark.parametrize("wrong", [{"bound": 0.0}, {"bound": 1.1}, {"most": 0}, {"held": -0.1}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CallGraphs(**wrong)
+
+
+def test_without_cuda_nothing_is_recorded(load):
+    policy = load("sd3", graphs=CallGraphs())
+    condition = policy.encode(["a red cube", "two green cats"])
+    latents = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    sigma = policy.sigmas(4)[[1, 2]]
+    with torch.no_grad():
+        found = [policy.velocity(latents, sigma, condition) for _ in range(3)]
+        assert torch.equal(found[0], load("sd3").velocity(latents, sigma, condition))
+    assert not policy._recorded._seen
+
+
+def on_the_cpu(policy):
+    """The policy with a recorder that works here."""
+    policy._recorded = attrs.evolve(policy._recorded, recorder=Again(), device="cpu")
+    return policy._recorded.recorder
+
+
+def test_every_fork_records_its_own_calls_and_sees_its_adapters(load):
+    policy, plain = (load("sd3", lora=LoRA(rank=2), **more) for more in ({"graphs": CallGraphs()}, {}))
+    condition = policy.encode(["a red cube", "two green cats"])
+    latents = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    sigma = policy.sigmas(4)[[1, 2]]
+    pairs = [(policy, plain), (policy.fork(), plain.fork()), (policy.fork(pristine=True), plain.fork(pristine=True))]
+    for mine, theirs in pairs:
+        recorder = on_the_cpu(mine)
+        with torch.no_grad():
+            for turn in range(4):
+                assert torch.equal(mine.velocity(latents, sigma, condition), theirs.velocity(latents, sigma, condition))
+                if turn == 2:  # B of every adapter: those that were left out are on from here
+                    for each in (mine, theirs):
+                        drawn = torch.Generator().manual_seed(1)
+                        for name, parameter in each.own_parameters().items():
+                            if "lora_B" in name:
+                                parameter.normal_(generator=drawn)
+        assert recorder.replayed >= 1
+    sizes = {len(mine._recorded._known) for mine, _ in pairs[:2]}
+    assert sizes == {1}
+
+
+def test_a_training_step_is_the_same(load):
+    """Two pieces of an update, with a reference, through recorded calls."""
+    found = []
+    for settings in ({"graphs": CallGraphs()}, {}):
+        policy = load("sd3", lora=LoRA(rank=2), **settings)
+        if settings:
+            recorder = on_the_cpu(policy)
+        condition = policy.encode(["a red cube", "two green cats"])
+        before = [parameter.detach().clone() for parameter in policy.trainable_parameters().values()]
+        optimizer = torch.optim.SGD(policy.trainable_parameters().values(), lr=1e-4)
+        for step in range(4):
+            for piece in range(2):
+                latents = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(2 * step + piece))
+                policy.velocity(latents, policy.sigmas(4)[[1, 2]], condition).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        found.append([parameter.detach() for parameter in policy.trainable_parameters().values()])
+    assert recorder.recorded == 2
+    assert recorder.replayed == 2 * 6
+    assert not any(torch.equal(mine, first) for mine, first in zip(found[0][1::2], before[1::2], strict=True))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
