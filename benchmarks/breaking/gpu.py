@@ -9,6 +9,7 @@
   demo        some steps of the built-in TMPO run; seconds a step, and how often the host waits for the device
   filled      row budgets that fill the memory: how they grow, and whether their peaks are foretold
   compile     SD3.5-M's shape compiled, with and without gradient and adapters: seconds, graphs, and the same numbers as without
+  graphs      recorded calls and a training run with them: the bits of those without, and their seconds
   tf32        what TF32 in convolutions does to a replay in another batch shape
   together    three runs at once: seconds a step, with the threads that a run takes, and with one for each core; only if it is named
 
@@ -31,7 +32,7 @@ import torch
 from benchmarks.breaking.device_matrix import CASES, gap
 from benchmarks.breaking.gpu_contract import contract, faults
 from benchmarks.breaking.gpu_machine import demo, memory, tf32, together
-from benchmarks.breaking.gpu_speed import compiled, filled
+from benchmarks.breaking.gpu_speed import compiled, filled, replayed
 from benchmarks.breaking.gpu_subjects import GPU, Options, Row, embedded
 from benchmarks.record import write
 from diffalign import AlignmentLoop
@@ -129,6 +130,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "tf32": tf32,
     "filled": filled,
     "compile": compiled,
+    "graphs": replayed,
     "together": together,
     "attention": attention,
 }

@@ -1,4 +1,4 @@
-"""What the GPU check asks of speed: compilation that ends and computes the same, and row budgets that fill the memory."""
+"""What the GPU check asks of speed: compilation that ends, replayed calls, both with the same numbers, and budgets that fill the memory."""
 
 import time
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ import torch
 
 from benchmarks.breaking.gpu_subjects import Options, Row, embedded
 from benchmarks.cost.tree_steps import synchronize
-from benchmarks.subjects.random_families import SD35_MEDIUM, TINY_SD35, condition_of, policy_of
+from benchmarks.subjects.random_families import SD35_MEDIUM, TINY_SD35, Shape, condition_of, policy_of
 from diffalign import AlignmentLoop
 from diffalign.core import Hook, Report, StandardizedSum
 from diffalign.costs.filling import Filling
 from diffalign.objectives import SoftmaxTB
-from diffalign.policies import FlowMatchingPolicy
+from diffalign.policies import CallGraphs, FlowMatchingPolicy
 from diffalign.policies.compilation import Compilation
 from diffalign.prompts import PromptFile
 from diffalign.samplers import FixedPlan, TreeSampler
@@ -61,6 +61,82 @@ def compiled(options: Options) -> Iterator[Row]:
             }
     seconds = time.perf_counter() - whole
     yield {"case": "all", "ok": seconds < WARM_UP or not cuda, "seconds": round(seconds, 1), "graphs": counters["stats"]["unique_graphs"]}
+
+
+def replayed(options: Options) -> Iterator[Row]:
+    """Calls and whole training runs with recorded calls and without: equal to the bit, and their seconds."""
+    if not options.device.startswith("cuda"):
+        yield {"case": "graphs", "ok": True, "skipped": "needs CUDA"}
+        return
+    for name, shape, dtype, sizes in (
+        ("embedded", None, torch.float32, (16, 48, 144)),
+        ("SD3.5-M", SD35_MEDIUM, torch.bfloat16, (1, 3, 9)),
+        ("SD3.5-M, compiled", SD35_MEDIUM, torch.bfloat16, (1, 3, 9)),
+    )[: 1 if options.tiny else 3]:
+        compilation = Compilation() if "compiled" in name else None
+        with_graphs, plain = (
+            embedded(options, graphs=graphs)
+            if shape is None
+            else policy_of(shape, dtype, options.device, compilation=compilation, graphs=graphs)
+            for graphs in (CallGraphs(), None)
+        )
+        for rows in sizes:
+            for gradient in (False, True):
+                found, seconds = [], []
+                for policy in (with_graphs, plain):
+                    for _ in range(3):
+                        found.append(_velocity_and_gradients(policy, shape, rows, gradient))
+                    start = time.perf_counter()
+                    _velocity_and_gradients(policy, shape, rows, gradient)
+                    seconds.append(round(1e3 * (time.perf_counter() - start), 2))
+                mine, theirs = found[2], found[5]
+                gap = max(float((one - other).norm() / other.norm().clamp_min(1e-30)) for one, other in zip(mine, theirs, strict=True))
+                case = f"{name}, {rows} rows{', with gradient' if gradient else ''}"
+                limit = 2e-2 if gradient and dtype == torch.bfloat16 else 1e-6  # flash attention adds up gradients in any order
+                yield {"case": case, "ok": gap < limit, "gap": gap, "ms": seconds[0], "plain_ms": seconds[1]}
+        known, kinds = with_graphs._recorded._known.items(), {"without gradient": False, "with gradient": True}
+        kept = {kind: sum(call is not None for key, call in known if key[1] == on) for kind, on in kinds.items()}
+        yield {"case": f"{name}, recorded", "ok": kept["without gradient"] > 0, **kept}
+        del with_graphs, plain
+        torch.cuda.empty_cache()
+    weights, steps = [], []
+    for graphs in (CallGraphs(), None):
+        policy = embedded(options, graphs=graphs)
+        loop = _tmpo(policy, options)
+        loop.advance(4)
+        start = time.perf_counter()
+        loop.advance(10, 4)
+        synchronize(policy.device)
+        steps.append(round((time.perf_counter() - start) / 6, 3))
+        weights.append([tensor.detach().clone() for tensor in policy.trainable_parameters().values()])
+    unequal = sum(not torch.equal(mine, theirs) for mine, theirs in zip(*weights, strict=True))
+    yield {"case": "ten steps of TMPO", "ok": unequal == 0, "unequal": unequal, "step_s": steps[0], "plain_step_s": steps[1]}
+
+
+def _tmpo(policy: FlowMatchingPolicy, options: Options) -> AlignmentLoop:
+    return AlignmentLoop(
+        SoftmaxTB(policy),
+        TreeSampler(8, FixedPlan((1, 2))),
+        CountReward(),
+        PromptFile("shapeworld/count"),
+        prompts_per_step=4 if options.tiny else 16,
+        aggregation=StandardizedSum(),
+    )
+
+
+def _velocity_and_gradients(policy: FlowMatchingPolicy, shape: Shape | None, rows: int, gradient: bool) -> list[torch.Tensor]:
+    drawn = torch.Generator().manual_seed(rows)
+    latents = torch.randn(rows, *policy.latent_shape, generator=drawn).to(policy.device)
+    one = policy.encode(["three red circles"]) if shape is None else condition_of(shape, policy)
+    with torch.set_grad_enabled(gradient):
+        sigma = torch.full((rows,), 0.7, device=policy.device)
+        velocity = policy.velocity(latents, sigma, one.select(torch.zeros(rows, dtype=torch.long)))
+        if gradient:
+            velocity.float().square().mean().backward()
+    found = [velocity.detach(), *(tensor.grad for tensor in policy.trainable_parameters().values() if tensor.grad is not None)]
+    policy.zero_grad(set_to_none=True)
+    synchronize(policy.device)
+    return found
 
 
 def _called(policy: FlowMatchingPolicy, shape: object, rows: int, gradient: bool) -> torch.Tensor:

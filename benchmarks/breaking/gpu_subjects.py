@@ -13,7 +13,7 @@ from diffalign.prompts import PromptFile
 
 Row = dict[str, Any]
 """What came of a case: its name, whether it holds, and numbers."""
-PARTS = ("matrix", "contract", "faults", "resume", "memory", "demo", "tf32", "attention", "filled", "compile", "together")
+PARTS = ("matrix", "contract", "faults", "resume", "memory", "demo", "tf32", "attention", "filled", "compile", "graphs", "together")
 SHAPES = ("flux", "sd3", "tiny-flux", "tiny-sd3")
 GPU = torch.cuda.is_available()
 SOME = attrs.validators.min_len(1)

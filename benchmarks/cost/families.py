@@ -7,6 +7,7 @@ the same step:
   diffalign                 TreeSampler and SoftmaxTB, the update in pieces of --rows network rows
   filled                    the same with as many rows at once as the memory holds: all, then half as many until they fit
   filled, compile           that under torch.compile, block by block; warm_up_s says what the first step took
+  filled, compile, graphs   and calls that wait for the host recorded and replayed (CallGraphs)
   checkpointing             the same with recomputed activations, the update in one piece
   compile                   `diffalign` under torch.compile, block by block
   checkpointing, compile    both
@@ -45,7 +46,7 @@ from benchmarks.subjects.random_families import (
 from diffalign.core import Progress, Streams
 from diffalign.core.contract import check_first_step
 from diffalign.costs.live import LiveBytes
-from diffalign.policies import FlowMatchingPolicy
+from diffalign.policies import CallGraphs, FlowMatchingPolicy
 from diffalign.policies.compilation import Compilation
 from diffalign.samplers import FixedPlan, TreeSampler
 
@@ -71,6 +72,7 @@ class Way:
         whole: the update in one piece, instead of pieces of --rows
         dense: in the order of the release
         filled: as many rows at once as fit
+        graphs: calls that wait for the host are recorded and replayed
     """
 
     name: str
@@ -79,12 +81,14 @@ class Way:
     whole: bool = False
     dense: bool = False
     filled: bool = False
+    graphs: bool = False
 
 
 WAYS = (
     Way("diffalign"),
     Way("filled", filled=True),
     Way("filled, compile", filled=True, compiled=True),
+    Way("filled, compile, graphs", filled=True, compiled=True, graphs=True),
     Way("checkpointing", checkpointing=True, whole=True),
     Way("compile", compiled=True),
     Way("checkpointing, compile", checkpointing=True, compiled=True, whole=True),
@@ -107,6 +111,7 @@ class Options:
         most: seconds after which nothing further begins
         device: of the networks
         dtype: of the weights; null is bfloat16, and float32 for tiny networks
+        first: rows at once with which `filled` begins; null is all
         rows: network rows a piece of the update
         rollout_rows: network rows a call of the rollout
         sub_batch: leaves a call of the release's update
@@ -123,6 +128,7 @@ class Options:
     most: float = 300.0
     device: str = "cuda" if GPU else "cpu"
     dtype: Literal["bfloat16", "float32"] | None = None
+    first: int | None = None
     rows: int = 2
     rollout_rows: int = 27
     sub_batch: int = SUB_BATCH
@@ -163,7 +169,7 @@ def step_of(
 
 def fitting(way: Way, shape: Shape, model: Counted, options: Options, prompts: int) -> dict[str, float | None]:
     """The numbers of one way, with half the rows at once as long as they do not fit, where it is to fill the memory."""
-    budget = None
+    budget = options.first if way.filled else None
     while True:
         try:
             return measure(way, shape, model, options, prompts, budget)
@@ -180,7 +186,9 @@ def measure(
 ) -> dict[str, float | None]:
     """The numbers of one way; the first step warms up, and compiles."""
     compilation = Compilation(backend=options.backend) if way.compiled else None
-    policy = policy_of(shape, getattr(torch, options.number()), options.device, way.checkpointing, compilation)
+    policy = policy_of(
+        shape, getattr(torch, options.number()), options.device, way.checkpointing, compilation, CallGraphs() if way.graphs else None
+    )
     gradient = GradientRows()
     gradient.watch(policy.network)
     rollout, update = step_of(way, shape, policy, options, prompts, budget)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffalign import Prompt
 from diffalign.core import CPS, Condition
-from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.policies import CallGraphs, FlowMatchingPolicy, LoRA
 from diffalign.policies.arithmetic import keep_float32, set_attention
 from diffalign.policies.compilation import Compilation
 from diffalign.policies.diffusers import Family, Setting
@@ -85,7 +85,12 @@ def pipeline(shape: Shape, dtype: torch.dtype, device: str) -> FluxPipeline | St
 
 
 def policy_of(
-    shape: Shape, dtype: torch.dtype, device: str, checkpointing: bool = False, compilation: Compilation | None = None
+    shape: Shape,
+    dtype: torch.dtype,
+    device: str,
+    checkpointing: bool = False,
+    compilation: Compilation | None = None,
+    graphs: CallGraphs | None = None,
 ) -> FlowMatchingPolicy:
     """A policy as `FlowMatchingPolicy.from_pretrained` makes it from a folder, on random weights."""
     torch.manual_seed(0)
@@ -100,7 +105,7 @@ def policy_of(
         network.enable_gradient_checkpointing()
     if compilation is not None:
         compilation.apply(network)
-    return FlowMatchingPolicy(network, family, CPS("squared"), compilation=compilation)
+    return FlowMatchingPolicy(network, family, CPS("squared"), compilation=compilation, graphs=graphs)
 
 
 def condition_of(shape: Shape, policy: FlowMatchingPolicy) -> Condition:
