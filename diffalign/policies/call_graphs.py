@@ -31,8 +31,7 @@ class CallGraphs:
     of the embedded pipeline takes 18 ms, its kernels 3 to 5 ms (one H100). A graph starts all of them at once, and computes the same bits.
 
     When a shape comes for the second time, the call is timed. If the host was at work for more than `bound` of it, the call is recorded,
-    and from then on replayed. Calls with gradient are recorded forward and backward; their activations then keep their memory, so only
-    small ones are. While the backward pass of a recording is still to come, further calls of its shape run as they are.
+    and from then on replayed.
 
     Without CUDA, and where weights are spread over processes, nothing is recorded. A network that cannot be recorded runs as it is from
     there on, and a line says why.
@@ -40,6 +39,9 @@ class CallGraphs:
     Args:
         bound: share of the host in the time of a call from which on it is recorded
         most: recordings of a policy at most
+        gradients: record calls with gradient too, forward and backward. They keep the memory of their activations, so only small ones are.
+            While the backward pass of a recording is still to come, further calls of its shape run as they are. This has not run on a GPU
+            yet: `python -m benchmarks break gpu --only graphs` compares it with calls as they are
         held: share of the device's memory that the activations of a recorded call may hold
 
     Reference: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
@@ -47,6 +49,7 @@ class CallGraphs:
 
     bound: float = attrs.field(default=0.8, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
     most: int = attrs.field(default=64, validator=attrs.validators.ge(1))
+    gradients: bool = False
     held: float = attrs.field(default=0.01, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
 
     def of(self, network: nn.Module) -> "RecordedCalls":
@@ -84,7 +87,11 @@ class RecordedCalls:
         """
         names, inputs = tuple(tensors), (latents, sigma, *tensors.values())
         gradient = torch.is_grad_enabled()
-        if gradient in self._refused or any(tensor.device.type != self.device or tensor.requires_grad for tensor in inputs):
+        if (
+            (gradient and not self.settings.gradients)
+            or gradient in self._refused
+            or any(tensor.device.type != self.device or tensor.requires_grad for tensor in inputs)
+        ):
             return compute(latents, sigma, tensors)
         key = (state, gradient, names, tuple((tensor.shape, tensor.dtype) for tensor in inputs))
 
@@ -120,11 +127,12 @@ class RecordedCalls:
         if any(is_spread(weight) for weight in weights):
             self._refused = {False, True}
             return None
-        kind = _WithGradient if gradient and any(weight.requires_grad for weight in weights) else _Plain
         if self._pool is None:
             self._pool = self.recorder.pool()
         try:
-            return kind(self.recorder, work, inputs, weights, self._pool)
+            if gradient and any(weight.requires_grad for weight in weights):
+                return _WithGradient(self.recorder, work, inputs, weights, self.network)
+            return _Plain(self.recorder, work, inputs, weights, self._pool)
         except RuntimeError as error:  # memory that runs out is one, too: the call has just run as it is
             self._refused.add(gradient)
             lines = str(error).strip().splitlines() or [""]
@@ -174,24 +182,30 @@ class _Plain(_Call):
 class _WithGradient(_Call):
     """A recorded call whose backward pass is recorded, too. Between the two its memory must not be written."""
 
-    def __init__(self, recorder: Recorder, work: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor], pool: object):
+    def __init__(
+        self, recorder: Recorder, work: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor], network: nn.Module
+    ):
         super().__init__(inputs, weights)
-        self.trained = [weight for weight in weights if weight.requires_grad]
-        self.live: Tensor | None = None
         self.turn: weakref.ref[_Turn] | None = None
-        apart = recorder.pool()  # other recordings would write over the activations
+        live: Tensor | None = None
 
         def forward() -> Tensor:
-            self.live = work(self.inputs)
-            return self.live
+            nonlocal live
+            with stand_ins:
+                live = work(self.inputs)
+            return live
 
         def backward() -> list[Tensor | None]:
-            assert self.live is not None
-            found = torch.autograd.grad(self.live, self.trained, self.gradient, allow_unused=True)
-            self.live = None
+            nonlocal live
+            assert live is not None
+            found = torch.autograd.grad(live, stand_ins.parameters, self.gradient, allow_unused=True)
+            live = None
             return list(found)
 
+        stand_ins = _StandIns(network)
+        self.trained = stand_ins.trained
         self.gradient = torch.empty(0)
+        apart = recorder.pool()  # other recordings would write over the activations
         recorder.warm(lambda: self._both(forward, backward))
         self.output, self.replay = recorder.record(forward, apart)
         self.output = self.output.detach()
@@ -207,6 +221,31 @@ class _WithGradient(_Call):
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         result: Tensor = _Replayed.apply(self, inputs, *self.trained)  # type: ignore[no-untyped-call]
         return result
+
+
+class _StandIns:
+    """New parameters in the place of the trained ones, on the same memory.
+
+    Autograd remembers the stream of a parameter as long as a graph of it is alive; while a recording runs, it would wait for that stream.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        held: dict[nn.Parameter, nn.Parameter] = {}  # tied weights have several places
+        self.places: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                if parameter.requires_grad:
+                    new = held.setdefault(parameter, nn.Parameter(parameter.detach()))
+                    self.places.append((module, name, parameter, new))
+        self.trained, self.parameters = list(held), list(held.values())
+
+    def __enter__(self) -> None:
+        for module, name, _, new in self.places:
+            module._parameters[name] = new
+
+    def __exit__(self, *error: object) -> None:
+        for module, name, parameter, _ in self.places:
+            module._parameters[name] = parameter
 
 
 class _Turn:

@@ -61,7 +61,7 @@ class Network(nn.Module):
 def recorded(recorder, **settings):
     torch.manual_seed(0)
     network = Network()
-    calls = RecordedCalls(network, CallGraphs(**settings), recorder, device="cpu")
+    calls = RecordedCalls(network, CallGraphs(**{"gradients": True, **settings}), recorder, device="cpu")
     return network, lambda *inputs, state=0: calls(lambda x, s, c: network(x, s, c["asked"]), state, *inputs)
 
 
@@ -150,6 +150,33 @@ def test_gradients_are_those_of_the_call_as_it_is():
         network.zero_grad(set_to_none=True)
     assert recorder.recorded == 2  # forward and backward
     assert recorder.pools == 2  # activations have memory of their own
+
+
+def test_gradients_are_not_recorded_unless_it_is_asked_for():
+    recorder = Again()
+    network, call = recorded(recorder, gradients=False)
+    for seed in range(4):
+        call(*inputs(4, seed)).sum().backward()
+        with torch.no_grad():
+            call(*inputs(4, seed))
+    assert recorder.recorded == 1
+    assert network.calls == 4 + 6  # without gradient: two, one to warm up, one to record, and this recorder's own two
+
+
+def test_a_weight_in_two_places_has_one_gradient():
+    network, _ = recorded(Again())
+    network.other = nn.Module()
+    network.other.weight = network.inner.weight
+    calls = RecordedCalls(network, CallGraphs(gradients=True), Again(), device="cpu")
+    for seed in range(4):
+        network.zero_grad(set_to_none=True)
+        calls(lambda x, s, c: network(x @ network.other.weight, s, c["asked"]), 0, *inputs(4, seed)).square().sum().backward()
+    found = network.inner.weight.grad.clone()
+    network.zero_grad(set_to_none=True)
+    latents, sigma, asked = inputs(4, 3)
+    network(latents @ network.other.weight, sigma, asked["asked"]).square().sum().backward()
+    torch.testing.assert_close(found, network.inner.weight.grad)
+    assert network.other.weight is network.inner.weight
 
 
 def test_gradients_of_pieces_add_up():
@@ -283,7 +310,7 @@ def test_every_fork_records_its_own_calls_and_sees_its_adapters(load):
 def test_a_training_step_is_the_same(load):
     """Two pieces of an update, with a reference, through recorded calls."""
     found = []
-    for settings in ({"graphs": CallGraphs()}, {}):
+    for settings in ({"graphs": CallGraphs(gradients=True)}, {}):
         policy = load("sd3", lora=LoRA(rank=2), **settings)
         if settings:
             recorder = on_the_cpu(policy)
