@@ -15,13 +15,13 @@ from diffalign.cli import main
 from diffalign.core import Guided, Progress
 from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.cards import CARDS, Card, asked, card, recognised
-from diffalign.costs.expected import Reached
+from diffalign.costs.expected import COMPILED, EAGER, Reached, reached_by
 from diffalign.costs.limits import counted_of, work_of
 from diffalign.costs.operators import Call, Operator, counting
 from diffalign.costs.roofline import Work, bounds, expected, pieces
 from diffalign.costs.rows import Counted
 from diffalign.objectives import SoftmaxTB
-from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.policies import CallGraphs, Compilation, FlowMatchingPolicy, LoRA
 from diffalign.prompts import Prompts
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
@@ -30,11 +30,18 @@ SLOW = Card("slow", half=2e6, single=1e6, bandwidth=1e5)
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    torch.manual_seed(0)
-    return FlowMatchingPolicy.from_pretrained(
-        saved(tmp_path_factory, "sd3"), resolution=32, lora=LoRA(rank=2), max_sequence_length=24, device="cpu", dtype="bfloat16"
-    )
+def load(tmp_path_factory):
+    def loaded(**settings):
+        torch.manual_seed(0)
+        given = {"resolution": 32, "lora": LoRA(rank=2), "max_sequence_length": 24, "device": "cpu", "dtype": "bfloat16", **settings}
+        return FlowMatchingPolicy.from_pretrained(saved(tmp_path_factory, "sd3"), **given)
+
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def policy(load):
+    return load()
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +193,48 @@ def test_what_is_expected_adds_up(counted):
     small = Call((Operator("add", "elementwise", full, 0.0, 0.0, 0),) * 5)
     assert reached.call(small, SLOW) == pytest.approx(5 * 2e-3)  # the host is slower than the device
     work = Work(rollout=(1, 2), update=(2,), beside=(3,))
-    rollout, update = expected(counted, work, SLOW, reached)
+    rollout, update = expected(counted, work, SLOW, (reached, reached))
     one, two, three = (counted(rows) for rows in (1, 2, 3))
     assert rollout.seconds == pytest.approx(reached.call(one.forward, SLOW) + reached.call(two.forward, SLOW))
     assert update.seconds == pytest.approx(sum(reached.call(call, SLOW) for call in (two.forward, two.backward, three.forward)))
     assert (rollout.useful, update.useful) == tuple(bound.useful for bound in bounds(counted, work, SLOW))
+
+
+def test_calls_with_and_without_gradient_may_reach_different_shares(counted):
+    work = Work(rollout=(1, 2), update=(2,), beside=(3,))
+    alone, tracked = attrs.evolve(EAGER, host=0.0), EAGER
+    rollout, update = expected(counted, work, SLOW, (alone, tracked))
+    one, two, three = (counted(rows) for rows in (1, 2, 3))
+    assert rollout.seconds == pytest.approx(alone.call(one.forward, SLOW) + alone.call(two.forward, SLOW))
+    assert update.seconds == pytest.approx(
+        tracked.call(two.forward, SLOW) + tracked.call(two.backward, SLOW) + alone.call(three.forward, SLOW)
+    )
+
+
+def test_a_compiler_takes_away_what_is_no_product():
+    half = torch.bfloat16
+    elementwise = Operator("mul", "elementwise", half, 0.0, 0.0, 40_000)
+    for operator in (Operator("mm", "product", half, 1e6, 1e6, 10), Operator("attention", "attention", half, 1e6, 1e6, 10)):
+        assert COMPILED.operator(operator, SLOW) == EAGER.operator(operator, SLOW)
+    assert COMPILED.operator(elementwise, SLOW) == pytest.approx(0.46 * EAGER.operator(elementwise, SLOW))
+
+
+def test_what_a_policy_reaches_is_what_it_was_built_with(load):
+    for settings, gradient in (({}, EAGER), ({"compilation": Compilation(backend="eager")}, COMPILED)):
+        for graphs in (None, CallGraphs()):
+            alone, tracked = reached_by(Guided(load(graphs=graphs, **settings), 2.0))
+            assert tracked == gradient
+            assert alone == (gradient if graphs is None else attrs.evolve(gradient, host=0.0))
+    assert reached_by(TinyPolicy()) == (EAGER, EAGER)
+
+
+def test_check_says_what_is_expected_of_a_compiled_run(load):
+    plain, made = (load(**more) for more in ({}, {"compilation": Compilation(backend="eager")}))
+    texts = [line(capacity(build(policy), Cluster(card=card("h100"))), "expected on h100") for policy in (plain, made)]
+    assert "; not compiled, no decoding, no rewards" in texts[0]
+    assert "; compiled, no decoding, no rewards" in texts[1]
+    seconds = [float(text.split(" s a step")[0].split()[-1]) for text in texts]
+    assert seconds[1] < 0.8 * seconds[0]
 
 
 def test_check_says_what_one_more_prompt_costs(policy):
@@ -244,7 +288,7 @@ def test_torchs_names_of_cards(name, expected):
 def test_what_is_expected_is_within_a_fifth_of_what_was_measured(capsys):
     model = "SD3.5-M 512", "none"
     roofline.compare({model: roofline.counted(published_shapes.MODELS[model[0]], model[1])}, CARDS["h100"])
-    (row,) = capsys.readouterr().out.splitlines()[2:]
+    row = capsys.readouterr().out.splitlines()[2]
     milliseconds, bound, expected_milliseconds = (float(row.split()[place]) for place in (4, 5, 7))
     assert milliseconds == 255
     assert bound < 0.6 * milliseconds  # the bound is no forecast

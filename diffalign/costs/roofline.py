@@ -1,6 +1,7 @@
-"""Time of a step on a card from operations and bytes: its lower bound, and what is expected in torch's eager mode."""
+"""Time of a step on a card from operations and bytes: its lower bound, and what is expected."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -73,35 +74,40 @@ def bounds(counted: Counted, work: Work, card: Card, *, fused: bool = False) -> 
     return _stages(counted, work, card, lambda call: call.seconds(card, fused=fused))
 
 
-def expected(counted: Counted, work: Work, card: Card, reached: Reached = EAGER) -> tuple[Bound, Bound]:
-    """Expect rollout and update in torch's eager mode: the same sums, with what kernels reach and what starting them takes.
+def expected(counted: Counted, work: Work, card: Card, reached: tuple[Reached, Reached] = (EAGER, EAGER)) -> tuple[Bound, Bound]:
+    """Expect rollout and update: the same sums, with what kernels reach and what starting them takes.
 
     Args:
         counted: calls of the policy that is trained
         work: network calls of the step
         card: card on which it runs
-        reached: shares of the data sheet that kernels reach
+        reached: shares of the data sheet that kernels reach in calls without gradient, and in those with
     """
-    return _stages(counted, work, card, lambda call: reached.call(call, card))
+    return _stages(counted, work, card, *(functools.partial(each.call, card=card) for each in reached))
 
 
-def _stages(counted: Counted, work: Work, card: Card, seconds: Callable[[Call], float]) -> tuple[Bound, Bound]:
-    known: dict[int, tuple[Bound, Bound]] = {}
+def _stages(
+    counted: Counted, work: Work, card: Card, alone: Callable[[Call], float], tracked: Callable[[Call], float] | None = None
+) -> tuple[Bound, Bound]:
+    """Rollout and update by the seconds of a call without gradient, and of one with it where they differ."""
 
-    def calls(rows: int) -> tuple[Bound, Bound]:
-        if rows not in known:
-            both = counted(rows)
-            forward, backward = (Bound(seconds(call), call.useful, len(call.operators)) for call in (both.forward, both.backward))
-            known[rows] = forward, backward
-        return known[rows]
+    @functools.cache
+    def seen(rows: int) -> Bound:
+        call = counted(rows).forward
+        return Bound(alone(call), call.useful, len(call.operators))
 
-    beside = _added(calls(rows)[0] for rows in work.beside)
-    trained = _added(part for rows in work.update for part in calls(rows))
+    @functools.cache
+    def both(rows: int) -> Bound:
+        seconds = alone if tracked is None else tracked
+        found = counted(rows)
+        return _added(Bound(seconds(call), call.useful, len(call.operators)) for call in (found.forward, found.backward))
+
+    beside, trained = _added(map(seen, work.beside)), _added(map(both, work.update))
     optimizer = work.trained * _OPTIMIZER_BYTES / card.bandwidth
     update = Bound(trained.seconds + beside.seconds + optimizer, trained.useful, trained.operators + beside.operators)
-    return _added(calls(rows)[0] for rows in work.rollout), update
+    return _added(map(seen, work.rollout)), update
 
 
-def _added(parts: Iterator[Bound]) -> Bound:
+def _added(parts: Iterable[Bound]) -> Bound:
     found = list(parts)
     return Bound(sum(b.seconds for b in found), sum(b.useful for b in found), sum(b.operators for b in found))
