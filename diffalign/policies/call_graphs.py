@@ -87,11 +87,9 @@ class RecordedCalls:
         """
         names, inputs = tuple(tensors), (latents, sigma, *tensors.values())
         gradient = torch.is_grad_enabled()
-        if (
-            (gradient and not self.settings.gradients)
-            or gradient in self._refused
-            or any(tensor.device.type != self.device or tensor.requires_grad for tensor in inputs)
-        ):
+        off = gradient in self._refused or (gradient and not self.settings.gradients)
+        off |= torch.is_autocast_enabled(self.device)  # the caller's keeps casts of weights beyond a call
+        if off or any(tensor.device.type != self.device or tensor.requires_grad for tensor in inputs):
             return compute(latents, sigma, tensors)
         key = (state, gradient, names, tuple((tensor.shape, tensor.dtype) for tensor in inputs))
 

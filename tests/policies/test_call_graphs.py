@@ -234,6 +234,16 @@ def test_inputs_that_carry_gradient_run_as_they_are():
     assert recorder.recorded == 0
 
 
+@torch.no_grad()
+def test_under_autocast_of_the_caller_calls_run_as_they_are():
+    recorder = Again()
+    _, call = recorded(recorder)
+    with torch.autocast("cpu", torch.bfloat16):
+        for seed in range(4):
+            call(*inputs(4, seed))
+    assert recorder.recorded == 0
+
+
 def test_a_network_that_is_not_trained_needs_no_backward_pass():
     recorder = Again()
     network, call = recorded(recorder)
