@@ -64,7 +64,7 @@ COMPILED = attrs.evolve(EAGER, rest=0.46, host=11.8e-6)
 
 
 def reached_by(policy: Policy) -> tuple[Reached, Reached]:
-    """What calls of a policy reach: those without gradient, and those with."""
+    """Find what calls of a policy reach: those without gradient, and those with."""
     while isinstance(policy, PolicyAround):
         policy = policy.policy
     if not isinstance(policy, FlowMatchingPolicy):

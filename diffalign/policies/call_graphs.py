@@ -62,8 +62,8 @@ class RecordedCalls:
     """Calls of one network that are replayed where they were recorded.
 
     Args:
-        network: whose weights the calls read
-        settings: what is recorded
+        network: the network whose weights the calls read
+        settings: choice of what is recorded
         recorder: records on the device
         device: kind of the devices on which calls are recorded
     """
@@ -148,11 +148,11 @@ class _Call(ABC):
         self.places = [weight.data_ptr() for weight in weights]
 
     def moved(self) -> bool:
-        """Whether a weight is elsewhere than it was recorded."""
+        """True if a weight is elsewhere than it was recorded."""
         return any(weight.data_ptr() != place for weight, place in zip(self.weights, self.places, strict=True))
 
     def waits(self) -> bool:
-        """Whether the recording's memory is still needed."""
+        """True if the recording's memory is still needed."""
         return False
 
     def fill(self, inputs: Sequence[Tensor]) -> None:
@@ -247,7 +247,7 @@ class _StandIns:
 
 
 class _Turn:
-    """From a forward pass to its backward pass; gone when autograd forgets the call."""
+    """Time from a forward pass to its backward pass; it is gone when autograd forgets the call."""
 
 
 class _Replayed(torch.autograd.Function):

@@ -19,8 +19,8 @@ def read_choices(lora: Any, dtype: Any, quantization: str | None, compute: str |
     Args:
         lora: adapters, a dict of their arguments as in a run file, or None
         dtype: name of a type, or torch's type
-        quantization: of the base
-        compute: type of the products
+        quantization: name of the quantisation of the base
+        compute: name of the type of the products
 
     Raises:
         ValueError: a word is unknown, or half-precision or quantised weights would be trained.
