@@ -84,7 +84,7 @@ class _Program:
         self.failed = False
 
     def _seldom(self, module: nn.Module, tensors: Sequence[Tensor]) -> bool:
-        """Whether a graph would be made that few calls use."""
+        """True if a graph would be made that few calls use."""
         if not self.shared or not tensors:
             return False
         if not torch.is_grad_enabled():
@@ -117,7 +117,7 @@ def _program(kind: type[nn.Module], compilation: Compilation) -> _Program:
 
 
 def _repeated(blocks: Sequence[nn.Module]) -> Sequence[nn.Module]:
-    """Those whose structure other blocks have too; all, if there are none."""
+    """Select blocks whose structure other blocks have too; all, if there are none."""
     structures = [_structure(block) for block in blocks]
     times = Counter(structures)
     return [block for block, structure in zip(blocks, structures, strict=True) if times[structure] > 1] or blocks

@@ -1,4 +1,4 @@
-"""Recording of work on a device, so that its kernels can be started again all at once."""
+"""Recording of the kernels of a piece of work, so that they can be started again all at once."""
 
 import time
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Recorder(ABC):
-    """What recording needs of a device."""
+    """Recording of work on a device."""
 
     @abstractmethod
     def timed(self, work: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
