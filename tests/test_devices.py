@@ -13,7 +13,7 @@ from diffalign.core import SingleProcess
 from diffalign.processes.devices import connect, described
 
 HERE = Path(__file__).parent
-EQUAL = ("tmpo", "tdm_r1", "sharded-tmpo", "sharded-recomputed", "sharded-tdm_r1")
+EQUAL = ("tmpo", "tdm_r1", "distilled", "sharded-tmpo", "sharded-recomputed", "sharded-tdm_r1", "sharded-distilled")
 FAULTS = (
     "nan_reward",
     "nan_weight",
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The same trainings in this process."""
-    return two_processes.trained_alone(two_processes.train, tmp_path_factory.mktemp("one"))
+    return two_processes.trained_alone(two_processes.train, tmp_path_factory.mktemp("one"), ("tmpo", "tdm_r1", "distilled"))
 
 
 @pytest.mark.parametrize("case", EQUAL)

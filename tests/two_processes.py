@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from diffalign.core import AlignmentLoop, Average, Hook, SingleProcess
+from diffalign.core import AlignmentLoop, Average, Hook, Prompt, SingleProcess
 from diffalign.evaluation import HeldOutEvaluation
-from diffalign.objectives import DiffusionNFT, SoftmaxTB, SurrogateReward
+from diffalign.objectives import DiffusionNFT, OnPolicyDistillation, SoftmaxTB, SurrogateReward
 from diffalign.policies import TDMPolicy
 from diffalign.processes.devices import connect, disconnect
 from diffalign.processes.sharding import FullySharded
@@ -35,6 +35,19 @@ def tdm_r1(**options):
     return AlignmentLoop(objective, DeterministicSampler(4, 3, rows=5), channel_reward, PROMPTS, **settings())
 
 
+def distilled():
+    """Two teachers beside the student, each with adapters of its own. Of three prompts a process may have those of one teacher alone."""
+    student = TinyPolicy()
+    teachers = {}
+    for seed, name in enumerate(("one", "two")):
+        teachers[name] = student.fork()
+        with torch.no_grad():
+            teachers[name].network.lora_B.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    prompts = [Prompt(text, {"teacher": name}) for text, name in zip("abcde", ("one", "two", "one", "two", "two"), strict=True)]
+    objective = OnPolicyDistillation(student, teachers, by="teacher", rows=4)
+    return AlignmentLoop(objective, DeterministicSampler(4, 3, rows=5), channel_reward, Prompts(prompts), **settings())
+
+
 SETTINGS = {}
 
 
@@ -48,7 +61,7 @@ def weights(loop):
     return {name: parameter.detach().clone() for name, parameter in own.items()}
 
 
-LOOPS = {"tmpo": tmpo, "recomputed": lambda: tmpo(checkpointing=True), "nft": nft, "tdm_r1": tdm_r1}
+LOOPS = {"tmpo": tmpo, "recomputed": lambda: tmpo(checkpointing=True), "nft": nft, "tdm_r1": tdm_r1, "distilled": distilled}
 
 
 class At(Hook):
@@ -90,12 +103,12 @@ def run(folder, cases, train, trainings, others):
     disconnect(devices)
 
 
-def trained_alone(train, folder):
-    """What the trainings of both programs give in one process."""
+def trained_alone(train, folder, names=("tmpo", "tdm_r1")):
+    """What trainings give in one process."""
     SETTINGS.update(devices=SingleProcess(), sharding=None)
-    for name in ("tmpo", "tdm_r1"):
+    for name in names:
         train(name, folder)
-    return {name: torch.load(folder / f"{name}-0.pt", weights_only=True) for name in ("tmpo", "tdm_r1")}
+    return {name: torch.load(folder / f"{name}-0.pt", weights_only=True) for name in names}
 
 
 def _loop(hooks=(), rewards=channel_reward, objective=None):
