@@ -70,6 +70,7 @@ ARMS: Mapping[str, Sequence[str]] = {
     "flow-grpo, kl 1 / 20": (objective("FlowGRPO", kl=0.05, standardize="false"),),
     "flow-grpo, kl 1 / 20, chains": (objective("FlowGRPO", kl=0.05, standardize="false"), CHAINS % 9),
     "diffusion-nft": (objective("DiffusionNFT"), ENDS),
+    "diffusion-nft, kl 0.1": (objective("DiffusionNFT", kl=0.1), ENDS),
     "dgpo": (objective("DGPO"), ENDS),
     "awm": (objective("AWM"), ENDS),
     "crd": (objective("CRD"), ENDS),
