@@ -4,7 +4,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import torch
@@ -19,8 +19,29 @@ from .cuda_recorder import CudaRecorder, Recorder
 Compute = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 """(latents [B, *], sigma [B], tensors of the condition) -> velocity [B, *]."""
 
-_TURN = threading.Lock()
-"""Held while a recording is filled, replayed and read: recordings share memory, and other threads may call networks too."""
+
+class _OneAtATime:
+    """Lock for filling, replaying and reading a recording: recordings share memory, and other threads may call networks too."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.owner: int | None = None
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        self.owner = threading.get_ident()
+
+    def __exit__(self, *error: object) -> None:
+        self.owner = None
+        self.lock.release()
+
+    @property
+    def mine(self) -> bool:
+        """True within a call of this thread that is being recorded or timed."""
+        return self.owner == threading.get_ident()
+
+
+_TURN = _OneAtATime()
 
 
 @attrs.frozen
@@ -33,8 +54,10 @@ class CallGraphs:
     When a shape comes for the second time, the call is timed. If the host was at work for more than `bound` of it, the call is recorded,
     and from then on replayed.
 
-    Without CUDA, and where weights are spread over processes, nothing is recorded. A network that cannot be recorded runs as it is from
-    there on, and a line says why.
+    Recorded are the calls on the current CUDA device. Where weights are spread over processes, under a caller's autocast and in inference
+    mode nothing is. A network that waits for the device within a call cannot be recorded: it runs as it is from there on, and a line says
+    why. A recording reads weights, and no Python. Weights that are written are seen; where they were replaced, moved, or are trained from
+    now on, calls are recorded anew. Adapters of the network that you switch or scale by hand are not seen.
 
     Args:
         bound: share of the host in the time of a call from which on it is recorded
@@ -42,7 +65,7 @@ class CallGraphs:
         gradients: record calls with gradient too, forward and backward. They keep the memory of their activations, so only small ones are.
             While the backward pass of a recording is still to come, further calls of its shape run as they are. This has not run on a GPU
             yet: `python -m benchmarks break gpu --only graphs` compares it with calls as they are
-        held: share of the device's memory that the activations of a recorded call may hold
+        held: share of the device's memory that the activations of the recorded calls of a policy may hold
 
     Reference: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
@@ -50,7 +73,7 @@ class CallGraphs:
     bound: float = attrs.field(default=0.8, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
     most: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     gradients: bool = False
-    held: float = attrs.field(default=0.01, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    held: float = attrs.field(default=0.02, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
 
     def of(self, network: nn.Module) -> "RecordedCalls":
         """Make what records the calls of a network."""
@@ -65,17 +88,16 @@ class RecordedCalls:
         network: the network whose weights the calls read
         settings: choice of what is recorded
         recorder: records on the device
-        device: kind of the devices on which calls are recorded
     """
 
     network: nn.Module
     settings: CallGraphs
     recorder: Recorder
-    device: str = "cuda"
-    _known: dict[Hashable, "_Call | None"] = attrs.field(factory=dict, init=False)
-    _seen: set[Hashable] = attrs.field(factory=set, init=False)
+    _known: dict["_Key", "_Call | None"] = attrs.field(factory=dict, init=False)
+    _seen: set["_Key"] = attrs.field(factory=set, init=False)
     _pool: object = attrs.field(default=None, init=False)
     _refused: set[bool] = attrs.field(factory=set, init=False)
+    _held: float = attrs.field(default=0.0, init=False)
 
     def __call__(self, compute: Compute, state: Hashable, latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Compute the velocity, by a recording where there is one.
@@ -87,11 +109,9 @@ class RecordedCalls:
         """
         names, inputs = tuple(tensors), (latents, sigma, *tensors.values())
         gradient = torch.is_grad_enabled()
-        off = gradient in self._refused or (gradient and not self.settings.gradients)
-        off |= torch.is_autocast_enabled(self.device)  # the caller's keeps casts of weights beyond a call
-        if off or any(tensor.device.type != self.device or tensor.requires_grad for tensor in inputs):
+        if not self._may_record(gradient, inputs):
             return compute(latents, sigma, tensors)
-        key = (state, gradient, names, tuple((tensor.shape, tensor.dtype) for tensor in inputs))
+        key = _Key(state, gradient, names, tuple((tensor.shape, tensor.dtype) for tensor in inputs))
 
         def work(given: Sequence[Tensor]) -> Tensor:
             return compute(given[0], given[1], dict(zip(names, given[2:], strict=True)))
@@ -100,56 +120,103 @@ class RecordedCalls:
             if key not in self._known:
                 return self._first(key, work, inputs)
             call = self._known[key]
-            if call is not None and call.moved():
+            if call is not None and not call.weights.stand():
+                self._held -= call.held
                 del self._known[key]
                 call = None
             if call is not None and not call.waits():
                 return call(inputs)
         return work(inputs)
 
-    def _first(self, key: Hashable, work: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    def _may_record(self, gradient: bool, inputs: Sequence[Tensor]) -> bool:
+        if gradient in self._refused or (gradient and not self.settings.gradients) or _TURN.mine or torch.is_inference_mode_enabled():
+            return False
+        if torch.is_autocast_enabled(inputs[0].device.type):  # the caller's keeps casts of weights beyond a call
+            return False
+        return all(self.recorder.works_on(tensor.device) and not tensor.requires_grad for tensor in inputs)
+
+    def _first(self, key: "_Key", work: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """Compute a call that was not decided on; the second time decides."""
         if key not in self._seen:
             self._seen.add(key)
             return work(inputs)
         result, share, held = self.recorder.timed(lambda: work(inputs))
+        held = held if key.gradient else 0.0  # without gradient only the result is held
         recorded = sum(call is not None for call in self._known.values())
         self._known[key] = None
-        if share >= self.settings.bound and held <= self.settings.held and recorded < self.settings.most:
-            self._known[key] = self._record(work, inputs)
+        if share >= self.settings.bound and self._held + held <= self.settings.held and recorded < self.settings.most:
+            self._record(key, work, inputs, held)
         return result
 
-    def _record(self, work: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor]) -> "_Call | None":
-        weights = [*self.network.parameters(), *self.network.buffers()]
-        gradient = torch.is_grad_enabled()
-        if any(is_spread(weight) for weight in weights):
+    def _record(self, key: "_Key", work: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor], held: float) -> None:
+        weights = _Weights(self.network)
+        if weights.spread():
             self._refused = {False, True}
-            return None
+            return
         if self._pool is None:
             self._pool = self.recorder.pool()
         try:
-            if gradient and any(weight.requires_grad for weight in weights):
-                return _WithGradient(self.recorder, work, inputs, weights, self.network)
-            return _Plain(self.recorder, work, inputs, weights, self._pool)
-        except RuntimeError as error:  # memory that runs out is one, too: the call has just run as it is
-            self._refused.add(gradient)
+            if key.gradient and weights.trained():
+                self._known[key] = _WithGradient(self.recorder, work, inputs, weights, held, self.network)
+            else:
+                self._known[key] = _Plain(self.recorder, work, inputs, weights, held, self._pool)
+        except torch.OutOfMemoryError:  # this one runs as it is
+            return
+        except RuntimeError as error:
+            self._refused.add(key.gradient)
+            self._known = {other: call for other, call in self._known.items() if other.gradient != key.gradient}
             lines = str(error).strip().splitlines() or [""]
-            calls = f"calls of {type(self.network).__name__} {'with' if gradient else 'without'} gradient"
+            calls = f"calls of {type(self.network).__name__} {'with' if key.gradient else 'without'} gradient"
             say_once(f"call graphs: {calls} cannot be recorded and run as they are ({type(error).__name__}: {lines[0][:300]})")
-            return None
+            return
+        self._held += held
+
+
+class _Key(NamedTuple):
+    """What tells one recording from another: all beside weights on which the kernels of a call depend."""
+
+    state: Hashable
+    gradient: bool
+    names: tuple[str, ...]
+    kinds: tuple[tuple[torch.Size, torch.dtype], ...]
+
+
+class _Weights:
+    """Weights of a network where a recording reads them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.modules = [(module._modules, name, child) for module in network.modules() for name, child in module._modules.items()]
+        self.tensors = [
+            (held, name, tensor, tensor.data_ptr(), tensor.requires_grad)
+            for module in network.modules()
+            for held in (module._parameters, module._buffers)
+            for name, tensor in held.items()
+            if tensor is not None
+        ]
+
+    def stand(self) -> bool:
+        """True if all are where they were, and the same are trained."""
+        return all(held.get(name) is child for held, name, child in self.modules) and all(
+            held.get(name) is tensor and tensor.data_ptr() == place and tensor.requires_grad == trained
+            for held, name, tensor, place, trained in self.tensors
+        )
+
+    def spread(self) -> bool:
+        """True if processes share them."""
+        return any(is_spread(tensor) for _, _, tensor, _, _ in self.tensors)
+
+    def trained(self) -> bool:
+        """True if one carries a gradient."""
+        return any(trained for *_, trained in self.tensors)
 
 
 class _Call(ABC):
     """A recorded call: inputs in a fixed place, weights where they were."""
 
-    def __init__(self, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], weights: _Weights, held: float) -> None:
         self.inputs = [tensor.detach().clone() for tensor in inputs]
         self.weights = weights
-        self.places = [weight.data_ptr() for weight in weights]
-
-    def moved(self) -> bool:
-        """True if a weight is elsewhere than it was recorded."""
-        return any(weight.data_ptr() != place for weight, place in zip(self.weights, self.places, strict=True))
+        self.held = held
 
     def waits(self) -> bool:
         """True if the recording's memory is still needed."""
@@ -166,8 +233,10 @@ class _Call(ABC):
 class _Plain(_Call):
     """A recorded call without gradient."""
 
-    def __init__(self, recorder: Recorder, work: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor], pool: object):
-        super().__init__(inputs, weights)
+    def __init__(
+        self, recorder: Recorder, work: Callable[..., Tensor], inputs: Sequence[Tensor], weights: _Weights, held: float, pool: object
+    ):
+        super().__init__(inputs, weights, held)
         recorder.warm(lambda: work(self.inputs))
         self.output, self.replay = recorder.record(lambda: work(self.inputs), pool)
 
@@ -181,9 +250,9 @@ class _WithGradient(_Call):
     """A recorded call whose backward pass is recorded, too. Between the two its memory must not be written."""
 
     def __init__(
-        self, recorder: Recorder, work: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor], network: nn.Module
+        self, recorder: Recorder, work: Callable[..., Tensor], inputs: Sequence[Tensor], weights: _Weights, held: float, network: nn.Module
     ):
-        super().__init__(inputs, weights)
+        super().__init__(inputs, weights, held)
         self.turn: weakref.ref[_Turn] | None = None
         live: Tensor | None = None
 
@@ -264,12 +333,13 @@ class _Replayed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         call: _WithGradient = ctx.call
-        with _TURN:
-            if call.turn is None or call.turn() is not ctx.turn:
-                raise RuntimeError(
-                    "the backward pass of a recorded call runs once. Compute the call again, or leave `graphs` out of the policy."
-                )
-            call.gradient.copy_(gradient)
-            call.go_back()
-            call.turn = None
-            return (None, None, *(None if found is None else found.clone() for found in call.found))
+        if call.turn is None or call.turn() is not ctx.turn:
+            raise RuntimeError(
+                "the backward pass of a recorded call runs once. Compute the call again, or leave `graphs` out of the policy."
+            )
+        # no lock: its memory is its own until the turn is over, and a thread that records may need the one that runs this
+        call.gradient.copy_(gradient)
+        call.go_back()
+        found = (None, None, *(None if found is None else found.clone() for found in call.found))
+        call.turn = None
+        return found

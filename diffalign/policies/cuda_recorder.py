@@ -13,6 +13,10 @@ class Recorder(ABC):
     """Recording of work on a device."""
 
     @abstractmethod
+    def works_on(self, device: torch.device) -> bool:
+        """True for a device whose work can be recorded here and now."""
+
+    @abstractmethod
     def timed(self, work: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
         """Work, and wait until the device has done it.
 
@@ -48,6 +52,9 @@ class Recorder(ABC):
 class CudaRecorder(Recorder):
     """CUDA graphs of the current device."""
 
+    def works_on(self, device: torch.device) -> bool:
+        return device.type == "cuda" and device.index == torch.cuda.current_device()
+
     def timed(self, work: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
         torch.cuda.synchronize()
         before, begin = torch.cuda.memory_allocated(), time.perf_counter()
@@ -67,7 +74,8 @@ class CudaRecorder(Recorder):
 
     def record(self, work: Callable[[], Any], pool: Any) -> tuple[Any, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
+        before = torch.cuda.stream(torch.cuda.current_stream())  # a recording that fails leaves its own stream behind
+        with before, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
             result = work()
         return result, graph.replay
 

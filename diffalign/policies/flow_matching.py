@@ -206,7 +206,7 @@ class FlowMatchingPolicy(Policy):
 
         if self._recorded is None:
             return computed(latents, sigma, condition.tensors)
-        return self._recorded(computed, (self.family, compute, bare, self.network.training), latents, sigma, condition.tensors)
+        return self._recorded(computed, (self.family.size, compute, bare, self.network.training), latents, sigma, condition.tensors)
 
     def sized(self, size: Size | None) -> Policy:
         if size is None or size == self.family.size:

@@ -1,50 +1,16 @@
-"""Recorded calls: the numbers of the calls as they are, at any moment, on a recorder of the CPU that works again where a GPU replays."""
+"""Recorded calls: the numbers of the calls as they are, at any moment, on a recorder of the CPU that runs operators again as a GPU does."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import pytest
 import torch
+from tape import Tape
 from torch import nn
 
 from diffalign.policies import CallGraphs, LoRA
 from diffalign.policies.call_graphs import RecordedCalls
-from diffalign.policies.cuda_recorder import Recorder
-
-
-class Again(Recorder):
-    """Computes again, from the inputs of the first time and into the same memory, as a replay does."""
-
-    def __init__(self, share=1.0, held=0.0, refuses=None):
-        self.share, self.held, self.refuses = share, held, refuses
-        self.recorded = self.replayed = self.pools = 0
-
-    def timed(self, work):
-        return work(), self.share, self.held
-
-    def warm(self, work):
-        work()
-
-    def record(self, work, pool):
-        if self.refuses is not None and torch.is_grad_enabled() in self.refuses:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
-        self.recorded += 1
-        first, gradient = work(), torch.is_grad_enabled()
-
-        def replay():
-            self.replayed += 1
-            with torch.set_grad_enabled(gradient):  # kernels know of no modes
-                again = work()
-            with torch.no_grad():
-                for old, new in zip(*((each if isinstance(each, list) else [each]) for each in (first, again)), strict=True):
-                    if old is not None:
-                        old.detach().copy_(new)
-
-        return first, replay
-
-    def pool(self):
-        self.pools += 1
-        return self.pools
 
 
 class Network(nn.Module):
@@ -61,7 +27,7 @@ class Network(nn.Module):
 def recorded(recorder, **settings):
     torch.manual_seed(0)
     network = Network()
-    calls = RecordedCalls(network, CallGraphs(**{"gradients": True, **settings}), recorder, device="cpu")
+    calls = RecordedCalls(network, CallGraphs(**{"gradients": True, **settings}), recorder)
     return network, lambda *inputs, state=0: calls(lambda x, s, c: network(x, s, c["asked"]), state, *inputs)
 
 
@@ -76,7 +42,7 @@ def plain(network, given):
 
 @torch.no_grad()
 def test_the_third_call_of_a_shape_is_replayed_and_computes_the_same():
-    recorder = Again()
+    recorder = Tape()
     network, call = recorded(recorder)
     for seed in range(6):
         for rows in (1, 4):
@@ -89,14 +55,14 @@ def test_the_third_call_of_a_shape_is_replayed_and_computes_the_same():
 
 @torch.no_grad()
 def test_a_result_is_not_overwritten_by_the_next_call():
-    network, call = recorded(Again())
+    network, call = recorded(Tape())
     results = [(call(*inputs(4, seed)), plain(network, inputs(4, seed))) for seed in range(6)]
     assert all(torch.equal(found, expected) for found, expected in results)
 
 
 @torch.no_grad()
 def test_weights_that_are_written_are_used_and_weights_that_moved_are_recorded_anew():
-    recorder = Again()
+    recorder = Tape()
     network, call = recorded(recorder)
     for seed in range(4):
         call(*inputs(4, seed))
@@ -111,7 +77,7 @@ def test_weights_that_are_written_are_used_and_weights_that_moved_are_recorded_a
 
 @torch.no_grad()
 def test_another_state_is_another_call():
-    recorder = Again()
+    recorder = Tape()
     _, call = recorded(recorder)
     for _ in range(3):
         for state in ("adapters", "none"):
@@ -122,7 +88,7 @@ def test_another_state_is_another_call():
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("recorder", "settings"),
-    [(Again(share=0.79), {}), (Again(held=0.011), {}), (Again(share=0.5), {"bound": 0.51}), (Again(), {"most": 1})],
+    [(Tape(share=0.79), {}), (Tape(share=0.5), {"bound": 0.51}), (Tape(), {"most": 1})],
 )
 def test_what_is_not_worth_it_is_not_recorded(recorder, settings):
     network, call = recorded(recorder, **settings)
@@ -133,7 +99,7 @@ def test_what_is_not_worth_it_is_not_recorded(recorder, settings):
 
 
 def test_gradients_are_those_of_the_call_as_it_is():
-    recorder = Again()
+    recorder = Tape()
     network, call = recorded(recorder)
     for seed in range(5):
         given = inputs(4, seed)
@@ -153,21 +119,21 @@ def test_gradients_are_those_of_the_call_as_it_is():
 
 
 def test_gradients_are_not_recorded_unless_it_is_asked_for():
-    recorder = Again()
+    recorder = Tape()
     network, call = recorded(recorder, gradients=False)
     for seed in range(4):
         call(*inputs(4, seed)).sum().backward()
         with torch.no_grad():
             call(*inputs(4, seed))
     assert recorder.recorded == 1
-    assert network.calls == 4 + 6  # without gradient: two, one to warm up, one to record, and this recorder's own two
+    assert network.calls == 4 + 4  # without gradient: two, one to warm up and one to record
 
 
 def test_a_weight_in_two_places_has_one_gradient():
-    network, _ = recorded(Again())
+    network, _ = recorded(Tape())
     network.other = nn.Module()
     network.other.weight = network.inner.weight
-    calls = RecordedCalls(network, CallGraphs(gradients=True), Again(), device="cpu")
+    calls = RecordedCalls(network, CallGraphs(gradients=True), Tape())
     for seed in range(4):
         network.zero_grad(set_to_none=True)
         calls(lambda x, s, c: network(x @ network.other.weight, s, c["asked"]), 0, *inputs(4, seed)).square().sum().backward()
@@ -180,7 +146,7 @@ def test_a_weight_in_two_places_has_one_gradient():
 
 
 def test_gradients_of_pieces_add_up():
-    network, call = recorded(Again())
+    network, call = recorded(Tape())
     for seed in range(3):
         call(*inputs(4, seed)).sum().backward()
     network.zero_grad(set_to_none=True)
@@ -194,7 +160,7 @@ def test_gradients_of_pieces_add_up():
 
 
 def test_a_call_before_the_backward_pass_of_the_last_one_runs_as_it_is():
-    recorder = Again()
+    recorder = Tape()
     network, call = recorded(recorder)
     for seed in range(3):
         call(*inputs(4, seed)).sum().backward()
@@ -215,7 +181,7 @@ def test_a_call_before_the_backward_pass_of_the_last_one_runs_as_it_is():
 
 
 def test_a_second_backward_pass_is_refused():
-    _, call = recorded(Again())
+    _, call = recorded(Tape())
     for seed in range(3):
         loss = call(*inputs(4, seed)).sum()
         loss.backward(retain_graph=True)
@@ -223,8 +189,130 @@ def test_a_second_backward_pass_is_refused():
         loss.backward()
 
 
+@torch.no_grad()
+def test_weights_that_are_replaced_are_seen():
+    recorder = Tape()
+    network, call = recorded(recorder)
+    for turn in range(4):
+        for seed in range(3):
+            assert torch.equal(call(*inputs(4, seed)), plain(network, inputs(4, seed)))
+        if turn == 0:
+            network.inner.weight = nn.Parameter(torch.randn(3, 3))
+        elif turn == 1:
+            network.load_state_dict({name: 2 * tensor for name, tensor in network.state_dict().items()}, assign=True)
+        elif turn == 2:
+            network.inner = nn.Linear(3, 3)
+    assert recorder.recorded == 4
+
+
+def test_weights_that_are_trained_from_now_on_have_gradients():
+    network, call = recorded(Tape())
+    network.requires_grad_(False)
+    network.inner.weight.requires_grad_()
+    for seed in range(3):
+        call(*inputs(4, seed)).sum().backward()
+    network.inner.bias.requires_grad_()
+    for seed in range(4):
+        network.zero_grad(set_to_none=True)
+        call(*inputs(4, seed)).square().sum().backward()
+    found = network.inner.bias.grad.clone()
+    network.zero_grad(set_to_none=True)
+    plain(network, inputs(4, 3)).square().sum().backward()
+    assert torch.equal(found, network.inner.bias.grad)
+
+
+def test_calls_in_inference_mode_run_as_they_are():
+    recorder = Tape()
+    network, call = recorded(recorder)
+    for turn in range(2):
+        for seed in range(4):
+            with torch.inference_mode() if turn == 0 else torch.no_grad():
+                assert torch.equal(call(*inputs(4, seed)), plain(network, inputs(4, seed)))
+        assert recorder.recorded == turn
+
+
+@torch.no_grad()
+def test_a_call_within_a_call_runs_as_it_is():
+    torch.manual_seed(0)
+    network, recorder = Network(), Tape()
+    calls = RecordedCalls(network, CallGraphs(), recorder)
+
+    def inner(latents, sigma, tensors):
+        return network(latents, sigma, tensors["asked"])
+
+    def outer(latents, sigma, tensors):
+        return calls(inner, "inner", calls(inner, "inner", latents, sigma, tensors), sigma, tensors)
+
+    for seed in range(4):
+        latents, sigma, tensors = inputs(4, seed)
+        assert torch.equal(calls(outer, "outer", latents, sigma, tensors), inner(inner(latents, sigma, tensors), sigma, tensors))
+
+
+@torch.no_grad()
+def test_a_call_that_fails_leaves_the_others_free():
+    torch.manual_seed(0)
+    network = Network()
+    calls = RecordedCalls(network, CallGraphs(), Tape())
+
+    def fails(latents, sigma, tensors):
+        raise ValueError("no such prompt")
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no such prompt"):
+            calls(fails, 0, *inputs(4))
+        assert torch.equal(calls(lambda x, s, c: network(x, s, c["asked"]), 1, *inputs(4)), plain(network, inputs(4)))
+
+
+@torch.no_grad()
+def test_two_threads_do_not_mix_their_calls():
+    network, call = recorded(Tape())
+    given = [inputs(4, seed) for seed in range(40)]
+    expected = [plain(network, each) for each in given]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda each: call(*each), given))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+def test_memory_of_activations_counts_over_all_recordings():
+    recorder = Tape(held=0.008)
+    network, call = recorded(recorder, held=0.02)
+    for rows in (2, 3, 4):
+        for seed in range(3):
+            call(*inputs(rows, seed)).sum().backward()
+    assert recorder.recorded == 2 * 2
+    network.inner.weight.data = network.inner.weight.data.clone()
+    for _ in range(3):
+        call(*inputs(2)).sum().backward()  # its first recording is forgotten, and its memory counts no more
+    assert recorder.recorded == 3 * 2
+
+
+@torch.no_grad()
+def test_memory_that_runs_out_while_recording_costs_that_call_alone(capsys):
+    recorder = Tape(refuses=(False,), error=torch.OutOfMemoryError)
+    network, call = recorded(recorder)
+    for seed in range(3):
+        assert torch.equal(call(*inputs(2, seed)), plain(network, inputs(2, seed)))
+    recorder.refuses = ()
+    for seed in range(3):
+        for rows in (2, 3):
+            assert torch.equal(call(*inputs(rows, seed)), plain(network, inputs(rows, seed)))
+    assert recorder.recorded == 1
+    assert "cannot be recorded" not in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_weights_that_processes_share_are_not_recorded():
+    recorder = Tape()
+    network, call = recorded(recorder)
+    network.inner.weight.full_tensor = lambda: network.inner.weight
+    for seed in range(4):
+        for rows in (2, 3):
+            assert torch.equal(call(*inputs(rows, seed)), plain(network, inputs(rows, seed)))
+    assert recorder.recorded == 0
+
+
 def test_inputs_that_carry_gradient_run_as_they_are():
-    recorder = Again()
+    recorder = Tape()
     network, call = recorded(recorder)
     for _ in range(4):
         latents, sigma, asked = inputs(4)
@@ -236,7 +324,7 @@ def test_inputs_that_carry_gradient_run_as_they_are():
 
 @torch.no_grad()
 def test_under_autocast_of_the_caller_calls_run_as_they_are():
-    recorder = Again()
+    recorder = Tape()
     _, call = recorded(recorder)
     with torch.autocast("cpu", torch.bfloat16):
         for seed in range(4):
@@ -245,7 +333,7 @@ def test_under_autocast_of_the_caller_calls_run_as_they_are():
 
 
 def test_a_network_that_is_not_trained_needs_no_backward_pass():
-    recorder = Again()
+    recorder = Tape()
     network, call = recorded(recorder)
     network.requires_grad_(False)
     for seed in range(4):
@@ -254,7 +342,7 @@ def test_a_network_that_is_not_trained_needs_no_backward_pass():
 
 
 def test_a_refusal_is_said_once_and_the_calls_run_as_they_are(capsys):
-    recorder = Again(refuses=(True,))
+    recorder = Tape(refuses=(True,))
     network, call = recorded(recorder)
     for seed in range(4):
         for rows in (2, 3):
@@ -291,7 +379,7 @@ def test_without_cuda_nothing_is_recorded(load):
 
 def on_the_cpu(policy):
     """The policy with a recorder that works here."""
-    policy._recorded = attrs.evolve(policy._recorded, recorder=Again(), device="cpu")
+    policy._recorded = attrs.evolve(policy._recorded, recorder=Tape())
     return policy._recorded.recorder
 
 
@@ -315,6 +403,38 @@ def test_every_fork_records_its_own_calls_and_sees_its_adapters(load):
         assert recorder.replayed >= 1
     sizes = {len(mine._recorded._known) for mine, _ in pairs[:2]}
     assert sizes == {1}
+
+
+def test_images_of_another_size_are_recorded_once(load):
+    policy = load("sd3", graphs=CallGraphs())
+    recorder = on_the_cpu(policy)
+    condition = policy.encode(["a red cube", "two green cats"])
+    for seed in range(4):
+        view = policy.sized((64, 32))  # a rollout makes one
+        assert view is not policy
+        for each in (view, policy):
+            latents = torch.randn(2, *each.latent_shape, generator=torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                each.velocity(latents, each.sigmas(4)[[1, 2]], condition)
+    assert recorder.recorded == 2
+    assert recorder.replayed == 2 * 2
+
+
+def test_a_recorded_call_in_bfloat16_sees_weights_that_are_written(load, monkeypatch):
+    """autocast keeps the casts of weights within its context; a recording must cast them anew."""
+    monkeypatch.setattr("diffalign.policies.products.cpu_has_bfloat16", lambda: True)
+    policy, plain_policy = (load("sd3", compute="bfloat16", lora=LoRA(rank=2), **more) for more in ({"graphs": CallGraphs()}, {}))
+    recorder = on_the_cpu(policy)
+    condition = policy.encode(["a red cube", "two green cats"])
+    latents = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    for _ in range(4):
+        with torch.no_grad():
+            found, expected = (each.velocity(latents, each.sigmas(4)[[1, 2]], condition) for each in (policy, plain_policy))
+            assert torch.equal(found, expected)
+            for each in (policy, plain_policy):
+                for name, parameter in each.own_parameters().items():
+                    parameter.add_(0.05 if "lora_B" in name else 0.0)
+    assert recorder.replayed == 2
 
 
 def test_a_training_step_is_the_same(load):
