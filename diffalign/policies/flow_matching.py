@@ -199,8 +199,7 @@ class FlowMatchingPolicy(Policy):
         compute = multiplied_in(self.compute, latents.device)
 
         def computed(latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-            kept = self._recorded is None  # else a recording would read casts of weights that were made before it
-            with nullcontext() if compute is None else torch.autocast(latents.device.type, compute, cache_enabled=kept):
+            with nullcontext() if compute is None else torch.autocast(latents.device.type, compute):
                 velocity = self.family.velocity(self.network, latents, sigma, tensors)
             return velocity.to(latents.dtype)
 

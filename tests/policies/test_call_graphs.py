@@ -1,6 +1,7 @@
 """Recorded calls: the numbers of the calls as they are, at any moment, on a recorder of the CPU that runs operators again as a GPU does."""
 
 import gc
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import attrs
@@ -266,10 +267,13 @@ def test_a_call_that_fails_leaves_the_others_free():
 @torch.no_grad()
 def test_two_threads_do_not_mix_their_calls():
     network, call = recorded(Tape())
-    given = [inputs(4, seed) for seed in range(40)]
+    given = [inputs(4, seed) for seed in range(200)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     expected = [plain(network, each) for each in given]
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda each: call(*each), given))
+    sys.setswitchinterval(before)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
