@@ -50,7 +50,7 @@ coverage: install $(VENV)/.quantized
 bench: install
 	$(BIN)/python -m benchmarks cost overhead
 
-# on a machine with a GPU (any torch with CUDA; without a network: make wheels-gpu): what must be true there, in some five minutes on an H100.
+# on a machine with a GPU (any torch with CUDA; without a network: make wheels-gpu): what must be true there, in some eight minutes on an H100.
 # PARTS="contract demo" chooses; without a GPU it takes the pretended device and tiny models
 PARTS ?=
 GPU_PYTHON ?= python3

@@ -15,7 +15,7 @@ from diffalign.cli import main
 from diffalign.core import Guided, Progress
 from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.cards import CARDS, Card, asked, card, recognised
-from diffalign.costs.expected import COMPILED, EAGER, Reached, reached_by
+from diffalign.costs.expected import COMPILED, EAGER, Manner, Reached
 from diffalign.costs.limits import counted_of, work_of
 from diffalign.costs.operators import Call, Operator, counting
 from diffalign.costs.roofline import Work, bounds, expected, pieces
@@ -193,7 +193,7 @@ def test_what_is_expected_adds_up(counted):
     small = Call((Operator("add", "elementwise", full, 0.0, 0.0, 0),) * 5)
     assert reached.call(small, SLOW) == pytest.approx(5 * 2e-3)  # the host is slower than the device
     work = Work(rollout=(1, 2), update=(2,), beside=(3,))
-    rollout, update = expected(counted, work, SLOW, (reached, reached))
+    rollout, update = expected(counted, work, SLOW, Manner(reached, reached, reached))
     one, two, three = (counted(rows) for rows in (1, 2, 3))
     assert rollout.seconds == pytest.approx(reached.call(one.forward, SLOW) + reached.call(two.forward, SLOW))
     assert update.seconds == pytest.approx(sum(reached.call(call, SLOW) for call in (two.forward, two.backward, three.forward)))
@@ -202,10 +202,10 @@ def test_what_is_expected_adds_up(counted):
 
 def test_calls_with_and_without_gradient_may_reach_different_shares(counted):
     work = Work(rollout=(1, 2), update=(2,), beside=(3,))
-    alone, tracked = attrs.evolve(EAGER, host=0.0), EAGER
-    rollout, update = expected(counted, work, SLOW, (alone, tracked))
+    single, alone, tracked = attrs.evolve(EAGER, kernel=1e-3), attrs.evolve(EAGER, host=0.0), EAGER
+    rollout, update = expected(counted, work, SLOW, Manner(single, alone, tracked))
     one, two, three = (counted(rows) for rows in (1, 2, 3))
-    assert rollout.seconds == pytest.approx(alone.call(one.forward, SLOW) + alone.call(two.forward, SLOW))
+    assert rollout.seconds == pytest.approx(single.call(one.forward, SLOW) + alone.call(two.forward, SLOW))
     assert update.seconds == pytest.approx(
         tracked.call(two.forward, SLOW) + tracked.call(two.backward, SLOW) + alone.call(three.forward, SLOW)
     )
@@ -220,12 +220,14 @@ def test_a_compiler_takes_away_what_is_no_product():
 
 
 def test_what_a_policy_reaches_is_what_it_was_built_with(load):
-    for settings, gradient in (({}, EAGER), ({"compilation": Compilation(backend="eager")}, COMPILED)):
-        for graphs in (None, CallGraphs()):
-            alone, tracked = reached_by(Guided(load(graphs=graphs, **settings), 2.0))
-            assert tracked == gradient
-            assert alone == (gradient if graphs is None else attrs.evolve(gradient, host=0.0))
-    assert reached_by(TinyPolicy()) == (EAGER, EAGER)
+    some, every = Compilation(backend="eager"), Compilation(backend="eager", dynamic=False)
+    for compilation, single, several in ((None, EAGER, EAGER), (some, EAGER, COMPILED), (every, COMPILED, COMPILED)):
+        for graphs in (None, CallGraphs(), CallGraphs(gradients=True)):
+            found = Manner.of(Guided(load(graphs=graphs, compilation=compilation), 2.0))
+            waits = {"host": 0.0} if graphs is not None else {}
+            tracked = attrs.evolve(several, host=0.0) if graphs is not None and graphs.gradients else several
+            assert found == Manner(attrs.evolve(single, **waits), attrs.evolve(several, **waits), tracked)
+    assert Manner.of(TinyPolicy()) == Manner()
 
 
 def test_check_says_what_is_expected_of_a_compiled_run(load):

@@ -72,10 +72,10 @@ LATER = (
     ("FLUX.1-dev 512", EAGER, 27, False, 1596.8),
     ("FLUX.1-dev 512", EAGER, 2, True, 406.1),
     ("FLUX.1-dev 512", EAGER, 6, True, 835.5),
-    ("FLUX.1-dev 512", COMPILED, 1, False, 92.9),
 )
 """Model, what it reaches, rows, backward too, milliseconds: adapters with products in bfloat16, measured after the constants were fitted
-(`cost calls`, another H100 of the same kind, benchmarks/results/calls_h100.json). `COMPILED` was set by two of them."""
+(another H100 of the same kind: `cost calls`, benchmarks/results/calls_h100.json; 13 rows compiled: `cost families`, families_h100.json).
+`COMPILED` was set by two of them."""
 
 
 def counted(model: Published, adapters: str) -> Counted:

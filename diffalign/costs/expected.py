@@ -63,11 +63,35 @@ COMPILED = attrs.evolve(EAGER, rest=0.46, host=11.8e-6)
 """Blocks under torch.compile: `rest` is that of a forward pass of 27 rows of Stable Diffusion 3.5 Medium, `host` that of 3 rows."""
 
 
-def reached_by(policy: Policy) -> tuple[Reached, Reached]:
-    """Find what calls of a policy reach: those without gradient, and those with."""
-    while isinstance(policy, PolicyAround):
-        policy = policy.policy
-    if not isinstance(policy, FlowMatchingPolicy):
-        return EAGER, EAGER
-    reached = EAGER if policy.compilation is None else COMPILED
-    return reached if policy.graphs is None else attrs.evolve(reached, host=0.0), reached
+@attrs.frozen
+class Manner:
+    """Shares that the calls of a policy reach.
+
+    Args:
+        single: calls of one row without gradient, which `Compilation` leaves out
+        several: calls of several rows without gradient
+        tracked: calls with gradient
+    """
+
+    single: Reached = EAGER
+    several: Reached = EAGER
+    tracked: Reached = EAGER
+
+    @classmethod
+    def of(cls, policy: Policy) -> "Manner":
+        """Find it by what the policy was built with. Recorded calls do not wait for the host."""
+        while isinstance(policy, PolicyAround):
+            policy = policy.policy
+        if not isinstance(policy, FlowMatchingPolicy):
+            return cls()
+        compiled = EAGER if policy.compilation is None else COMPILED
+        single = compiled if policy.compilation is not None and policy.compilation.every_call else EAGER
+        found = (single, compiled, compiled)
+        if policy.graphs is None:
+            return cls(*found)
+        recorded = (True, True, policy.graphs.gradients)
+        return cls(*(attrs.evolve(each, host=0.0) if without else each for each, without in zip(found, recorded, strict=True)))
+
+    def alone(self, rows: int) -> Reached:
+        """Choose by the rows of a call without gradient."""
+        return self.single if rows == 1 else self.several

@@ -7,7 +7,7 @@ from ..core.budget import rows_of
 from ..samplers import Branching
 from .activations import counted_of, evaluations
 from .cards import Card
-from .expected import reached_by
+from .expected import Manner
 from .roofline import Work, bounds, expected, pieces
 from .rows import Counted
 
@@ -57,15 +57,15 @@ def limits(
     counted, work = counted or counted_of(loop, policy), work_of(loop, tree, update, devices)
     peak = card.peak(policy.precision)
     apart = bounds(counted, work, card)
-    reached = reached_by(policy)
-    rollout, update_expected = expected(counted, work, card, reached)
+    manner = Manner.of(policy)
+    rollout, update_expected = expected(counted, work, card, manner)
     step = rollout.seconds + update_expected.seconds
     yield (
         f"expected on {card.name}",
         (
             f"{step:.3g} s a step ({3600 / step:,.0f} an hour): rollout {rollout.seconds:.3g} s ({rollout.share(peak):.0%} of "
             f"{peak / 1e12:.4g} TFLOP/s), update {update_expected.seconds:.3g} s ({update_expected.share(peak):.0%}); "
-            f"{'not compiled' if reached[1].rest == 1 else 'compiled'}, no decoding, no rewards"
+            f"{'not compiled' if manner.several.rest == 1 else 'compiled'}, no decoding, no rewards"
         ),
     )
     for name, fused in ((f"least on {card.name}", False), ("fused", True)):
@@ -80,7 +80,7 @@ def limits(
             ),
         )
     operators = sum(bound.operators for bound in apart)
-    larger = sum(bound.seconds for bound in expected(counted, work_of(loop, tree, update, devices, more=1), card, reached))
+    larger = sum(bound.seconds for bound in expected(counted, work_of(loop, tree, update, devices, more=1), card, manner))
     groups = -(-loop.prompts_per_step // devices)
     yield (
         "one more prompt",

@@ -6,9 +6,15 @@ from collections.abc import Callable, Iterable
 import attrs
 
 from .cards import Card
-from .expected import EAGER, Reached
+from .expected import Manner
 from .operators import Call
 from .rows import Counted
+
+_Seconds = Callable[[Call, int], float]
+"""Seconds of a call of some rows."""
+
+EAGERLY = Manner()
+"""torch's eager mode, in which the host starts each operator."""
 
 _OPTIMIZER_BYTES = 28
 """AdamW reads weight, gradient and two moments of a number and writes all but the gradient, in float32."""
@@ -71,36 +77,44 @@ def bounds(counted: Counted, work: Work, card: Card, *, fused: bool = False) -> 
 
     Reference: Williams et al., Roofline, Communications of the ACM 52(4), 2009.
     """
-    return _stages(counted, work, card, lambda call: call.seconds(card, fused=fused))
+
+    def seconds(call: Call, rows: int) -> float:
+        return call.seconds(card, fused=fused)
+
+    return _stages(counted, work, card, seconds, seconds)
 
 
-def expected(counted: Counted, work: Work, card: Card, reached: tuple[Reached, Reached] = (EAGER, EAGER)) -> tuple[Bound, Bound]:
+def expected(counted: Counted, work: Work, card: Card, manner: Manner = EAGERLY) -> tuple[Bound, Bound]:
     """Expect rollout and update: the same sums, with what kernels reach and what starting them takes.
 
     Args:
         counted: calls of the policy that is trained
         work: network calls of the step
         card: card on which it runs
-        reached: shares of the data sheet that kernels reach in calls without gradient, and in those with
+        manner: shares of the data sheet that calls reach
     """
-    return _stages(counted, work, card, *(functools.partial(each.call, card=card) for each in reached))
+
+    def alone(call: Call, rows: int) -> float:
+        return manner.alone(rows).call(call, card)
+
+    def tracked(call: Call, rows: int) -> float:
+        return manner.tracked.call(call, card)
+
+    return _stages(counted, work, card, alone, tracked)
 
 
-def _stages(
-    counted: Counted, work: Work, card: Card, alone: Callable[[Call], float], tracked: Callable[[Call], float] | None = None
-) -> tuple[Bound, Bound]:
-    """Rollout and update by the seconds of a call without gradient, and of one with it where they differ."""
+def _stages(counted: Counted, work: Work, card: Card, alone: _Seconds, tracked: _Seconds) -> tuple[Bound, Bound]:
+    """Rollout and update by the seconds of a call without gradient, and of one with it."""
 
     @functools.cache
     def seen(rows: int) -> Bound:
         call = counted(rows).forward
-        return Bound(alone(call), call.useful, len(call.operators))
+        return Bound(alone(call, rows), call.useful, len(call.operators))
 
     @functools.cache
     def both(rows: int) -> Bound:
-        seconds = alone if tracked is None else tracked
         found = counted(rows)
-        return _added(Bound(seconds(call), call.useful, len(call.operators)) for call in (found.forward, found.backward))
+        return _added(Bound(tracked(call, rows), call.useful, len(call.operators)) for call in (found.forward, found.backward))
 
     beside, trained = _added(map(seen, work.beside)), _added(map(both, work.update))
     optimizer = work.trained * _OPTIMIZER_BYTES / card.bandwidth

@@ -173,7 +173,7 @@ class RecordedCalls:
 
 
 class _Key(NamedTuple):
-    """What tells one recording from another: all beside weights on which the kernels of a call depend."""
+    """Mark of a recording: all beside weights on which the kernels of a call depend."""
 
     state: Hashable
     gradient: bool

@@ -43,6 +43,11 @@ class Compilation:
     backend: str = "inductor"
     dynamic: bool | None = None
 
+    @property
+    def every_call(self) -> bool:
+        """True if calls that few graphs would serve are compiled as well."""
+        return self.scope == "network" or self.dynamic is False
+
     def apply(self, network: nn.Module) -> None:
         """Compile the modules that are not compiled yet. Nothing is computed before their first call.
 
@@ -78,7 +83,7 @@ class _Program:
             self.compiled = torch.compile(self.plain, backend=compilation.backend, dynamic=compilation.dynamic)
         except exc.InvalidBackend as error:
             raise ValueError(f"Compilation.backend must be one of {', '.join(list_backends())}; got {compilation.backend!r}") from error
-        self.shared = compilation.scope == "blocks" and compilation.dynamic is not False
+        self.shared = not compilation.every_call
         self.mark: Any = maybe_mark_dynamic if compilation.dynamic is None else None
         self.refusal: type[Exception] = exc.TorchDynamoException
         self.failed = False
