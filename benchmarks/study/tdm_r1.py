@@ -135,9 +135,10 @@ def baselines(many_steps: bool) -> dict[str, Callable[[], tuple[Policy, int]]]:
 
 
 def changes(arm: str, more: Sequence[str] = ()) -> list[str]:
-    """What is changed in the run file: by all arms, then by one, which keeps the number of samples."""
-    samples = config.parse("shapeworld_tdm_r1", list(more)).tree["sampler"].arguments["samples"]
-    return [*more, *(change.replace("SAMPLES", str(samples)) for change in ARMS[arm])]
+    """What is changed in the run file: by one arm, which keeps the number of samples, then by all."""
+    told = [change for change in more if change.startswith("--sampler")]
+    samples = config.parse("shapeworld_tdm_r1", told).tree["sampler"].arguments["samples"]
+    return [*(change.replace("SAMPLES", str(samples)) for change in ARMS[arm]), *more]
 
 
 def trained(arm: str, seed: int, steps: int | None, more: Sequence[str]) -> Policy:
