@@ -30,15 +30,15 @@ def test_a_student_is_distilled_and_then_reinforced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = ["--total", "2", "--prompts_per_step", "2", "--policy.policy.device", "cpu", "--evaluation.samples", "8"]
     assert main(["train", "digits_tdm", "--sampler.samples", "2", *short]) == 0
-    assert main(["train", "digits_tdm_r1", "--sampler.samples", "8", "--objective.plan.warmup", "0", *short]) == 0
     base = DigitsPolicy.from_pretrained("digits", device="cpu")
-    first, second = (TDMPolicy.from_saved(base.fork(), f"runs/{name}/student") for name in ("digits_tdm", "digits_tdm_r1"))
-    moved = [
-        any(not torch.equal(old, new) for old, new in zip(one.parameters(), other.parameters(), strict=True))
-        for one, other in ((base, first), (first, second))
-    ]
-    assert moved == [True, True]
-    assert [entry["step"] for entry in json.loads((tmp_path / "runs/digits_tdm_r1/evaluation.json").read_text())] == [0, 2]
+    first = TDMPolicy.from_saved(base.fork(), "runs/digits_tdm/student")
+    students = [(base, first)]
+    for name in ("digits_tdm_r1", "digits_tdm_direct"):
+        assert main(["train", name, "--sampler.samples", "8", "--objective.plan.warmup", "0", *short]) == 0
+        students.append((first, TDMPolicy.from_saved(base.fork(), f"runs/{name}/student")))
+        assert [entry["step"] for entry in json.loads((tmp_path / "runs" / name / "evaluation.json").read_text())] == [0, 2]
+    for one, other in students:
+        assert any(not torch.equal(old, new) for old, new in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_its_weights_are_exported_and_read_again(tmp_path, monkeypatch, capsys):
