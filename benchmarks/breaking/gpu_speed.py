@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.breaking.gpu_subjects import Options, Row, embedded
 from benchmarks.cost.tree_steps import synchronize
-from benchmarks.subjects.random_families import SD35_MEDIUM, TINY_SD35, Shape, condition_of, policy_of
+from benchmarks.subjects.random_families import SD35_MEDIUM, TINY_SD35, Shape, condition_of, inputs_of, policy_of
 from diffalign import AlignmentLoop
 from diffalign.core import Hook, Report, StandardizedSum
 from diffalign.costs.filling import Filling
@@ -42,12 +42,12 @@ def compiled(options: Options) -> Iterator[Row]:
         for gradient in (False, True)[: 1 + (name in ("policy", "fork to train"))]:
             sizes = (3, 2, 6, 1) if gradient else (3, 9, 27, 1)
             before, start = counters["stats"]["unique_graphs"], time.perf_counter()
-            found = [_called(acting, shape, rows, gradient) for rows in sizes]
+            found = [_called(acting, shape, rows, gradient)[0].float() for rows in sizes]
             seconds, start = time.perf_counter() - start, time.perf_counter()
             for rows in sizes:
                 _called(acting, shape, rows, gradient)
             again, start = time.perf_counter() - start, time.perf_counter()
-            expected = [_called(plain, shape, rows, gradient) for rows in sizes]
+            expected = [_called(plain, shape, rows, gradient)[0].float() for rows in sizes]
             eager = time.perf_counter() - start
             gap = max(float((one - other).norm() / other.norm()) for one, other in zip(found, expected, strict=True))
             yield {
@@ -85,17 +85,16 @@ def replayed(options: Options) -> Iterator[Row]:
                 found, seconds = [], []
                 for policy in (with_graphs, plain):
                     for seed in range(3):  # other inputs than those that were recorded
-                        _velocity_and_gradients(policy, shape, rows, gradient, seed)
+                        _called(policy, shape, rows, gradient, seed)
                     start = time.perf_counter()
-                    found.append(_velocity_and_gradients(policy, shape, rows, gradient, 3))
+                    found.append(_called(policy, shape, rows, gradient, 3))
                     seconds.append(round(1e3 * (time.perf_counter() - start), 2))
                 mine, theirs = found
                 gap = max(float((one - other).norm() / other.norm().clamp_min(1e-30)) for one, other in zip(mine, theirs, strict=True))
                 case = f"{name}, {rows} rows{', with gradient' if gradient else ''}"
                 limit = 2e-2 if gradient and dtype == torch.bfloat16 else 1e-6  # flash attention adds up gradients in any order
                 yield {"case": case, "ok": gap < limit, "gap": gap, "ms": seconds[0], "plain_ms": seconds[1]}
-        known, kinds = with_graphs._recorded._known.items(), {"without gradient": False, "with gradient": True}
-        kept = {kind: sum(call is not None for key, call in known if key[1] == on) for kind, on in kinds.items()}
+        kept = {kind: with_graphs._recorded.count(on) for kind, on in (("without gradient", False), ("with gradient", True))}
         small = shape is None  # activations of the others are too large to be kept
         yield {"case": f"{name}, recorded", "ok": kept["without gradient"] > 0 and (kept["with gradient"] > 0 or not small), **kept}
         del with_graphs, plain
@@ -103,7 +102,7 @@ def replayed(options: Options) -> Iterator[Row]:
     weights, steps, kept = [], [], {}
     for graphs in (CallGraphs(), CallGraphs(gradients=True), None):
         policy = embedded(options, graphs=graphs)
-        loop = _tmpo(policy, options)
+        loop = _tmpo(policy, (1, 2), 4 if options.tiny else 16)
         loop.advance(4)
         start = time.perf_counter()
         loop.advance(10, 4)
@@ -111,7 +110,7 @@ def replayed(options: Options) -> Iterator[Row]:
         steps.append(round((time.perf_counter() - start) / 6, 3))
         weights.append([tensor.detach().clone() for tensor in policy.trainable_parameters().values()])
         if graphs is not None:
-            kept[graphs.gradients] = sum(call is not None for call in policy._recorded._known.values())
+            kept[graphs.gradients] = policy._recorded.count(graphs.gradients)
     for name, mine, step in zip(("", ", gradients too"), weights, steps, strict=False):
         unequal = sum(not torch.equal(one, other) for one, other in zip(mine, weights[-1], strict=True))
         recorded = kept[bool(name)]
@@ -119,43 +118,28 @@ def replayed(options: Options) -> Iterator[Row]:
         yield row | {"step_s": step, "plain_step_s": steps[-1]}
 
 
-def _tmpo(policy: FlowMatchingPolicy, options: Options) -> AlignmentLoop:
+def _tmpo(policy: FlowMatchingPolicy, splits: tuple[int, ...], prompts: int) -> AlignmentLoop:
     return AlignmentLoop(
         SoftmaxTB(policy),
-        TreeSampler(8, FixedPlan((1, 2))),
+        TreeSampler(8, FixedPlan(splits)),
         CountReward(),
         PromptFile("shapeworld/count"),
-        prompts_per_step=4 if options.tiny else 16,
+        prompts_per_step=prompts,
         aggregation=StandardizedSum(),
     )
 
 
-def _velocity_and_gradients(policy: FlowMatchingPolicy, shape: Shape | None, rows: int, gradient: bool, seed: int) -> list[torch.Tensor]:
-    drawn = torch.Generator().manual_seed(1000 * rows + seed)
-    latents = torch.randn(rows, *policy.latent_shape, generator=drawn).to(policy.device)
-    one = policy.encode(["three red circles"]) if shape is None else condition_of(shape, policy)
+def _called(policy: FlowMatchingPolicy, shape: Shape | None, rows: int, gradient: bool, seed: int = 0) -> list[torch.Tensor]:
+    """The velocity, and the gradients if they are on."""
+    condition = policy.encode(["three red circles"]) if shape is None else condition_of(shape, policy)
     with torch.set_grad_enabled(gradient):
-        sigma = torch.full((rows,), 0.7, device=policy.device)
-        velocity = policy.velocity(latents, sigma, one.select(torch.zeros(rows, dtype=torch.long)))
+        velocity = policy.velocity(*inputs_of(policy, condition, rows, seed))
         if gradient:
             velocity.float().square().mean().backward()
     found = [velocity.detach(), *(tensor.grad for tensor in policy.trainable_parameters().values() if tensor.grad is not None)]
     policy.zero_grad(set_to_none=True)
     synchronize(policy.device)
     return found
-
-
-def _called(policy: FlowMatchingPolicy, shape: object, rows: int, gradient: bool) -> torch.Tensor:
-    drawn = torch.Generator().manual_seed(rows)
-    latents = torch.randn(rows, *policy.latent_shape, generator=drawn).to(policy.device)
-    condition = condition_of(shape, policy).select(torch.zeros(rows, dtype=torch.long))
-    with torch.set_grad_enabled(gradient):
-        velocity = policy.velocity(latents, torch.full((rows,), 0.7, device=policy.device), condition)
-        if gradient:
-            velocity.float().square().mean().backward()
-            policy.zero_grad(set_to_none=True)
-    synchronize(policy.device)
-    return velocity.detach().float()
 
 
 @attrs.define(eq=False)
@@ -176,14 +160,7 @@ def filled(options: Options) -> Iterator[Row]:
         yield {"case": "filled", "ok": True, "skipped": "needs CUDA's allocator"}
         return
     noted = _Budgets()
-    loop = AlignmentLoop(
-        SoftmaxTB(embedded(options)),
-        TreeSampler(8, FixedPlan((1, 2, 3))),
-        CountReward(),
-        PromptFile("shapeworld/count"),
-        prompts_per_step=4 if options.tiny else 32,
-        aggregation=StandardizedSum(),
-    )
+    loop = _tmpo(embedded(options), (1, 2, 3), 4 if options.tiny else 32)
     loop.advance(6, also=(Filling(), noted))
     first, last = noted.found[0], noted.found[-1]
     for step, row in enumerate(noted.found):

@@ -27,7 +27,7 @@ import torch
 from benchmarks.cost.families import GPU, H200, LARGE, TINY
 from benchmarks.cost.tree_steps import synchronize
 from benchmarks.record import write
-from benchmarks.subjects.random_families import Counted, Shape, condition_of, counted, policy_of
+from benchmarks.subjects.random_families import Counted, Shape, condition_of, counted, inputs_of, policy_of
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.compilation import Compilation
 from diffalign.policies.cuda_recorder import CudaRecorder
@@ -49,11 +49,7 @@ def milliseconds(call: Callable[[], object], device: torch.device, repeats: int)
 
 
 def velocity_of(policy: FlowMatchingPolicy, shape: Shape, rows: int) -> Call:
-    drawn = torch.Generator().manual_seed(rows)
-    latents = torch.randn(rows, *policy.latent_shape, generator=drawn).to(policy.device)
-    sigma = torch.full((rows,), 0.7, device=policy.device)
-    condition = condition_of(shape, policy).select(torch.zeros(rows, dtype=torch.long))
-    return lambda: policy.velocity(latents, sigma, condition)
+    return functools.partial(policy.velocity, *inputs_of(policy, condition_of(shape, policy), rows))
 
 
 def both_passes(policy: FlowMatchingPolicy, call: Call) -> None:

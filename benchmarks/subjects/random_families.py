@@ -117,6 +117,13 @@ def condition_of(shape: Shape, policy: FlowMatchingPolicy) -> Condition:
     return Condition((Prompt("three red circles"),), torch.arange(1), tensors)
 
 
+def inputs_of(policy: FlowMatchingPolicy, condition: Condition, rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Condition]:
+    """Latents, sigmas and conditions of a call of that many rows of one text; other latents for other rows and seeds."""
+    drawn = torch.Generator().manual_seed(1000 * rows + seed)
+    latents = torch.randn(rows, *policy.latent_shape, generator=drawn).to(policy.device)
+    return latents, torch.full((rows,), 0.7, device=policy.device), condition.select(torch.zeros(rows, dtype=torch.long))
+
+
 @attrs.frozen
 class Counted:
     """A shape on the meta device, where tensors have sizes alone.

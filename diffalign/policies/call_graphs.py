@@ -128,6 +128,10 @@ class RecordedCalls:
                 return call(inputs)
         return work(inputs)
 
+    def count(self, gradient: bool) -> int:
+        """Count the recordings of calls with or without gradient."""
+        return sum(call is not None for key, call in self._known.items() if key.gradient == gradient)
+
     def _may_record(self, gradient: bool, inputs: Sequence[Tensor]) -> bool:
         if gradient in self._refused or (gradient and not self.settings.gradients) or _TURN.mine or torch.is_inference_mode_enabled():
             return False
@@ -142,7 +146,7 @@ class RecordedCalls:
             return work(inputs)
         result, share, held = self.recorder.timed(lambda: work(inputs))
         held = held if key.gradient else 0.0  # without gradient only the result is held
-        recorded = sum(call is not None for call in self._known.values())
+        recorded = self.count(gradient=False) + self.count(gradient=True)
         self._known[key] = None
         if share >= self.settings.bound and self._held + held <= self.settings.held and recorded < self.settings.most:
             self._record(key, work, inputs, held)
