@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         loop, hook = job.build_evaluated()
         evaluation = hook if isinstance(hook, HeldOutEvaluation) else None
         beside = [] if evaluation is None else [*evaluation.rewards.values(), *evaluation.features.values()]
-        reach([*loop.named_rewards().values(), *beside])
+        reach([*loop.named_rewards().values(), *beside, *loop.hooks])
     print(job.yaml())
     activations = Activations.of(loop)
     print(forecast(loop, job.tree["total"], activations, saved))

@@ -130,7 +130,7 @@ class Run:
         held_out = getattr(made["evaluation"], "held_out", ())
         try:
             rewards = rewards_by_source(named_rewards(made["rewards"]), made["prompts"])
-            require(rewards.values(), list(map(Prompt.of, prompts)))
+            require([*rewards.values(), *made["hooks"]], list(map(Prompt.of, prompts)))
             _check_sources(made["prompts"], held_out)
         except ConfigError:
             raise

@@ -252,7 +252,7 @@ class Sourced(Protocol):
 
 @runtime_checkable
 class Demanding(Protocol):
-    """Reward that needs more of a prompt than its text (metadata, a text in quotes), or that wraps such a reward."""
+    """Reward that needs more of a prompt than its text (metadata, a text in quotes), or a part that holds such rewards."""
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that cannot be scored.
@@ -265,7 +265,7 @@ class Demanding(Protocol):
 
 @runtime_checkable
 class Served(Protocol):
-    """Reward that asks a server for its scores, or that wraps one."""
+    """Reward that asks a server for its scores, or a part that holds such rewards."""
 
     def reach(self) -> None:
         """Refuse a server that is not there. Nothing is scored.

@@ -9,9 +9,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import AlignmentLoop, Hook, Report, RewardFunction, agree, score
+from diffalign.core import AlignmentLoop, ConfigError, Hook, Prompt, Report, RewardFunction, agree, score
 from diffalign.core.unessential import say
 from diffalign.core.words import allowed_word
+from diffalign.rewards.requirements import reach, require
 
 from .diversity import vendi_score
 from .features import Features
@@ -96,6 +97,21 @@ class HackingAlarm(Hook):
     alarms: list[Alarm] = attrs.field(factory=list, init=False)
     _watched: list[dict[str, Any]] = attrs.field(factory=list, init=False, repr=False)
     _quiet: dict[str, float] = attrs.field(factory=dict, init=False, repr=False)
+
+    def reach(self) -> None:
+        """Refuse held-out rewards whose server is not there."""
+        reach(self.rewards.values())
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that a held-out reward cannot score.
+
+        Raises:
+            ConfigError: the message names the first such prompt and what it lacks.
+        """
+        try:
+            require(self.rewards.values(), prompts)
+        except ConfigError as error:
+            raise ConfigError(f"HackingAlarm.rewards: {error}") from error
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         if names := set(self.rewards) & set(loop.named_rewards()):

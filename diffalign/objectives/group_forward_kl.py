@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import attrs
 import torch
 
-from diffalign.core import Loss, Outline, Phase, Policy, Scalar, ScoredBatch, scalar
+from diffalign.core import Loss, Outline, Phase, Policy, Scalar, ScoredBatch
 from diffalign.core.words import allowed_word
 
 from .matching import PathMatching
 from .path_losses import PathLosses
 from .paths import Measure, Paths, reference_for
-from .requirements import group_has_spread, require_comparable, require_comparable_outline
+from .requirements import group_has_spread, require_comparable, require_comparable_outline, weight_at
 from .temperature import Budget, Temperature
 from .terms import effective_share, group_forward_kl
 
@@ -42,7 +42,7 @@ class GroupForwardKL(PathMatching):
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: beta is not positive and finite, `reference_weight` is a number below 0 or not finite, the reference is trainable, a
+        ValueError: beta is not positive and finite, `reference_weight` is below 0 or not finite, the reference is trainable, a
             group has one sample, or the batch has no stochastic edges.
 
     Reference: Uni-TMPO, arXiv:2609.34688.
@@ -93,7 +93,7 @@ class GroupForwardKL(PathMatching):
             **self._distance(paths, matched, logits),
         }
         if paths.reference is not None:
-            weight = scalar(self.reference_weight)(batch.progress)
+            weight = weight_at(self.reference_weight, batch.progress, "GroupForwardKL.reference_weight")
             if weight > 0:
                 constraint = paths.constraint()
                 value = value + weight * paths.mean_over_groups(constraint)

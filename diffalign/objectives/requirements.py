@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffalign.core import NonFiniteError, Outline, Policy, TrajectoryBatch, require_frozen
+from diffalign.core import NonFiniteError, Outline, Policy, Progress, Scalar, TrajectoryBatch, require_frozen, scalar
 
 
 def require_comparable_outline(outline: Outline, objective: str) -> None:
@@ -81,6 +81,17 @@ def require_weight(value: float, name: str) -> None:
     """
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be at least 0 and finite: it is the weight of a penalty; got {value:g}")
+
+
+def weight_at(weight: Scalar | float, progress: Progress, name: str) -> float:
+    """Weight of a penalty at a step.
+
+    Raises:
+        ValueError: a schedule gives a number that is negative or not finite.
+    """
+    value = scalar(weight)(progress)
+    require_weight(value, f"{name} at step {progress.step}")
+    return value
 
 
 def require_finite(log_prob: Tensor, trajectories: TrajectoryBatch, child: Tensor, whose: str) -> None:

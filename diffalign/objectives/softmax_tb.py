@@ -7,14 +7,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Linear, Loss, Outline, Phase, Policy, Scalar, ScoredBatch, scalar
+from diffalign.core import Linear, Loss, Outline, Phase, Policy, Scalar, ScoredBatch
 from diffalign.core.words import allowed_word
 
 from .matching import PathMatching
 from .path_losses import PathLosses
 from .paths import Center, Measure, Paths, reference_for
 from .ratio import Ratio, RatioNorm, Shift, shift_numbers
-from .requirements import group_has_spread, require_comparable, require_comparable_outline
+from .requirements import group_has_spread, require_comparable, require_comparable_outline, weight_at
 from .temperature import Budget, Temperature
 from .terms import centered, clipped_surrogate, effective_share, softmax_tb, tb_residual
 
@@ -60,7 +60,7 @@ class SoftmaxTB(PathMatching):
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: beta is not positive and finite, `reference_weight` is a number below 0 or not finite, the reference is trainable, a
+        ValueError: beta is not positive and finite, `reference_weight` is below 0 or not finite, the reference is trainable, a
             group has one sample, the batch has no stochastic edges, there are several updates with a kernel of density "sum", or settings
             exclude each other.
 
@@ -160,7 +160,7 @@ class SoftmaxTB(PathMatching):
             kept = group_has_spread(batch.rewards, group).to(kept)
         value = paths.mean_over_groups(per_sample * kept)
         metrics = self._metrics(paths, matched, logits, ratio, advantage, kept, beta)
-        weight = scalar(self.reference_weight)(batch.progress)
+        weight = weight_at(self.reference_weight, batch.progress, "SoftmaxTB.reference_weight")
         if weight > 0:
             constraint = paths.constraint()
             value = value + weight * paths.mean_over_groups(constraint)

@@ -1,5 +1,6 @@
 """Network calls that wait for the host: recorded once for each shape, and replayed."""
 
+import copy
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -127,6 +128,10 @@ class RecordedCalls:
             if call is not None and not call.waits():
                 return call(inputs)
         return work(inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RecordedCalls":
+        """Record the copied network's calls anew: a recording reads the weights of this one."""
+        return RecordedCalls(copy.deepcopy(self.network, memo), self.settings, copy.deepcopy(self.recorder, memo))
 
     def count(self, gradient: bool) -> int:
         """Count the recordings of calls with or without gradient."""

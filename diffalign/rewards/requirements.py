@@ -6,23 +6,23 @@ from diffalign.core import Demanding, Prompt
 from diffalign.core.interfaces import Served
 
 
-def reach(rewards: Iterable[object]) -> None:
-    """Ask every reward that has a server whether it is there.
+def reach(parts: Iterable[object]) -> None:
+    """Ask every reward that has a server whether it is there, and every part that holds rewards.
 
     Raises:
         ConfigError: one is not.
     """
-    for reward in rewards:
-        if isinstance(reward, Served):
-            reward.reach()
+    for part in parts:
+        if isinstance(part, Served):
+            part.reach()
 
 
-def require(rewards: Iterable[object], prompts: Sequence[Prompt]) -> None:
-    """Check that prompts have what each reward needs. Rewards that are not `Demanding` take any prompt.
+def require(parts: Iterable[object], prompts: Sequence[Prompt]) -> None:
+    """Check that prompts have what each reward needs, by itself or in a part that holds it. What is not `Demanding` takes any prompt.
 
     Raises:
         ConfigError: a prompt lacks what a reward needs.
     """
-    for reward in rewards:
-        if isinstance(reward, Demanding):
-            reward.require(prompts)
+    for part in parts:
+        if isinstance(part, Demanding):
+            part.require(prompts)

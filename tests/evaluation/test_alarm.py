@@ -8,6 +8,7 @@ import torch
 from painted import contrast, legible, likes_loud, likes_red, meant, painted_loop
 from ring import rewarded, ring_loop
 
+from diffalign.cli import main
 from diffalign.core import Aggregation, Interrupted, Progress, RewardError, RunningScale, StandardizedSum
 from diffalign.evaluation import Features, HackingAlarm, vendi_score
 from diffalign.evaluation.reactions import Temper, Tempered
@@ -44,6 +45,16 @@ def test_no_alarm_rings_in_a_healthy_run(seed, tmp_path):
     first, last = (sum(line["held_out"]["legible"] for line in some) / 20 for some in (lines[:20], lines[-20:]))
     assert last > first + 0.03, "it did learn"
     assert json.loads((tmp_path / "alarms.json").read_text()) == []
+
+
+def test_servers_and_prompts_of_held_out_rewards_are_looked_at_before_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gone = "--hooks=[{class_path: HackingAlarm, init_args: {rewards: {far: {class_path: RemoteReward, init_args: {url: 'http://127.0.0.1:9'}}}}}]"
+    assert main(["check", "digits_tmpo", "--policy.device", "cpu", gone]) == 2
+    assert "127.0.0.1:9" in capsys.readouterr().err
+    needy = "--hooks=[{class_path: HackingAlarm, init_args: {rewards: {text: OCR}}}]"
+    assert main(["check", "digits_tmpo", "--policy.device", "cpu", needy]) == 2
+    assert "HackingAlarm.rewards: OCR needs the text that an image should show: prompt 'a thick digit' has no" in capsys.readouterr().err
 
 
 def test_held_out_rewards_see_the_samples_with_their_prompts():

@@ -8,7 +8,7 @@ import torch
 from tiny import PROMOTED, TREE, assert_same, batch_of, gradient, pair, shuffled
 
 from diffalign import Prompt
-from diffalign.core import CPS, FlowSDE, NonFiniteError, Progress, ScoredBatch, Streams
+from diffalign.core import CPS, FlowSDE, Linear, NonFiniteError, Progress, ScoredBatch, Streams
 from diffalign.objectives import FlowGRPO, GroupForwardKL, Ratio, SoftmaxTB
 from diffalign.samplers import Branching, TreeSampler
 from diffalign.testing import GivenPlan, TinyPolicy
@@ -125,6 +125,17 @@ def test_the_constraint_pulls_towards_the_reference(kind):
     back = torch.cat([(there[name] - mine).flatten() for name, mine in policy.trainable_parameters().items()])
     assert float(extra @ back) < 0  # a step against the gradient leads back
     assert_same(gradient(kind(policy, reference, measure="path", reference_weight=10.0), batch) - gradient(free, batch), 2 * extra)
+
+
+@pytest.mark.parametrize("kind", [SoftmaxTB, GroupForwardKL])
+def test_a_schedule_that_turns_the_constraint_around_is_refused_at_that_step(kind):
+    policy, reference = pair()
+    falling = kind(policy, reference, reference_weight=Linear(2.0, -1.0, 3))
+    batch = batch_of(policy)
+    assert float(gradient(falling, attrs.evolve(batch, progress=Progress(2, 4))).norm()) > 0
+    message = rf"^{kind.__name__}\.reference_weight at step 3 must be at least 0 and finite: .*; got -1$"
+    with pytest.raises(ValueError, match=message):
+        gradient(falling, attrs.evolve(batch, progress=Progress(3, 4)))
 
 
 @pytest.mark.parametrize("kind", [SoftmaxTB, GroupForwardKL])

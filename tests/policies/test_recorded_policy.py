@@ -1,5 +1,7 @@
 """A policy whose calls are recorded: forks, adapters, sizes, types and training, each as without recordings."""
 
+import copy
+
 import attrs
 import torch
 from tape import Tape
@@ -99,3 +101,24 @@ def test_a_training_step_is_the_same(load):
     assert recorder.replayed == 2 * 6
     assert not any(torch.equal(mine, first) for mine, first in zip(found[0][1::2], before[1::2], strict=True))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+
+
+def test_a_copy_records_the_calls_of_its_own_weights(load):
+    policy = load("sd3", lora=LoRA(rank=2), graphs=CallGraphs())
+    on_the_cpu(policy)
+    condition = policy.encode(["a red cube", "two green cats"])
+    latents = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    sigma = policy.sigmas(4)[[1, 2]]
+    with torch.no_grad():
+        before = [policy.velocity(latents, sigma, condition) for _ in range(3)][-1]
+        copied = copy.deepcopy(policy)
+        assert copied._recorded.network is copied.network
+        assert policy._recorded.count(gradient=False) == 1
+        assert copied._recorded.count(gradient=False) == 0
+        for name, parameter in copied.own_parameters().items():
+            if "lora_B" in name:
+                parameter.add_(0.5)
+        after = [copied.velocity(latents, sigma, condition) for _ in range(3)][-1]
+        assert copied._recorded.count(gradient=False) == 1
+        assert not torch.equal(before, after)
+        assert torch.equal(before, policy.velocity(latents, sigma, condition))
