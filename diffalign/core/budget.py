@@ -73,13 +73,14 @@ def shrink(
         fewer = max(1, chunk // 2)
         said = f"out of memory while decoding or scoring: chunk is {fewer} {everywhere}"
         return Budgets(sampler, rows_of(objective), fewer, said)
-    rows = largest // 2
     owner = {2: sampler, 3: objective}.get(stage)
-    if not has_rows(owner) or rows < 1 or rows >= (rows_of(owner) or largest):
-        if stage > 1 and largest == 1:
+    present = min(largest, rows_of(owner) or largest)  # the contract's calls may be larger than the budget
+    rows = present // 2
+    if not has_rows(owner) or rows < 1:
+        if stage > 1 and present == 1:
             said = f"One network row of the {failed or 'step'} does not fit the memory of this device. Try {_smaller(stage)}."
         else:
-            said = f"Nothing is left to halve. Try {_advice(stage, 2)}."
+            said = f"Nothing is left to halve. Try {_advice(stage, present)}."
         raise torch.OutOfMemoryError(f"{error}\n{said}") from error
     what = "sampler" if stage == 2 else "objective"
     said = f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} {everywhere}"

@@ -9,6 +9,9 @@ from .errors import NonFiniteError
 from .policy import Policy
 from .types import ROOT, TrajectoryBatch
 
+_MOST = 64
+"""Rows of a call of the search at most."""
+
 
 def require_finite(role: str, policy: Policy, trajectories: TrajectoryBatch, step: int) -> None:
     """Refuse a rollout with a number that is not finite.
@@ -41,17 +44,24 @@ def require_finite(role: str, policy: Policy, trajectories: TrajectoryBatch, ste
     )
 
 
-def blame(policies: Mapping[str, Policy], trajectories: TrajectoryBatch, rows: int = 64) -> str:
+def blame(policies: Mapping[str, Policy], trajectories: TrajectoryBatch) -> str:
     """Find where a loss or gradient that is not finite may come from: the first state of a batch with a velocity that is not finite.
 
     Args:
         policies: role -> weights
         trajectories: the batch
-        rows: network rows per call
 
     Returns:
-        A sentence with role, level, sigma and prompt. If all velocities are finite, the sentence says so and names the prompts.
+        A sentence with role, level, sigma and prompt. If all velocities are finite, the sentence says so and names the prompts. No call has
+        more rows than the calls of the step, and where memory runs out even so, the sentence says that it is not known.
     """
+    try:
+        return _blame(policies, trajectories, min(_MOST, max((policy.counter.largest for policy in policies.values()), default=0) or _MOST))
+    except torch.OutOfMemoryError:  # the number that is not finite is the error, and must not be hidden by this search
+        return "Where it came from is not known: memory ran out in the search."
+
+
+def _blame(policies: Mapping[str, Policy], trajectories: TrajectoryBatch, rows: int) -> str:
     inner = (trajectories.level < len(trajectories.sigmas) - 1).nonzero().squeeze(1)
     for role, policy in policies.items():
         for nodes in inner.split(rows):

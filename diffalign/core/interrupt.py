@@ -49,8 +49,8 @@ class StopRequest:
         self._held = True
 
     def release(self) -> None:
-        """End what `hold` began: weights and optimizers fit together again."""
-        self._held = False
+        """End a step, and what `hold` began in it: weights and optimizers fit together again."""
+        self._held, self.step = False, None
 
     def take(self, number: int) -> None:
         """Receive a signal.

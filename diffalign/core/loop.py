@@ -75,7 +75,7 @@ class AlignmentLoop:
         chunk: images that are decoded and scored at once
         check_rows: network rows that the first-step contract may spend per step; None repeats all calls of the rollout at the first step,
             and one whole call at every later step; 0 switches the contract off
-        keep_images: number of images in a report
+        keep_images: images in a report
         folder: folder in which hooks write the run's files; None if there is none
         sharding: shards weights over the processes; None keeps all weights in each process
         meter: computes metrics of the time that a step took, as `diffalign.costs.utilisation` does; None adds no such metrics
@@ -97,7 +97,7 @@ class AlignmentLoop:
     rollout: Rollout = attrs.field(factory=Sequential)
     chunk: int = attrs.field(default=64, validator=attrs.validators.ge(1))
     check_rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
-    keep_images: int = 16
+    keep_images: int = attrs.field(default=16, validator=attrs.validators.ge(0))
     folder: Path | None = None
     sharding: Sharding | None = None
     meter: Meter | None = None

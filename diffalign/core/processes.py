@@ -142,8 +142,9 @@ def agree(devices: Devices, error: Exception | None) -> None:
         error: error of this process; None if it has not failed
 
     Raises:
-        Exception: `error` itself, or an error of the same kind that names the process that failed and repeats its message. A
-            `BrokenCallError` is raised at once: the others are blocked, and only notice that this process ends.
+        Exception: `error` itself; in processes that have not failed, or otherwise than the worst one, an error of its kind that names that
+            process and repeats its message. A `BrokenCallError` is raised at once: the others are blocked, and only notice that this
+            process ends.
     """
     if isinstance(error, BrokenCallError):
         raise error
@@ -152,8 +153,8 @@ def agree(devices: Devices, error: Exception | None) -> None:
         if worst := max(kinds):
             texts = gather_texts(devices, str(error or ""))
             rank = kinds.index(worst)
-            if error is None or isinstance(error, PeerFailed):
-                raise _KINDS[worst - 1](f"process {rank} of {devices.size}: {texts[rank]}")
+            if _kind(error) != worst:  # one kind in all processes: memory that ran out is tried again, in all or in none
+                raise _KINDS[worst - 1](f"process {rank} of {devices.size}: {texts[rank]}") from error
     if error is not None:
         raise error
 

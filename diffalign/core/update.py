@@ -65,7 +65,7 @@ class Update:
             NonFiniteError: a loss or gradient is not finite, in this process or another. Everything is as it was before the call.
         """
         several = sum(phase.repeats * len(phase.trains) for phase in self.phases) > 1
-        undo = Undo.remember(self.objective, self.trained(), self.running) if several else None
+        undo = self._remember() if several else None
         try:
             for phase in self.phases:
                 for update in range(phase.repeats):
@@ -77,6 +77,22 @@ class Update:
             if undo is not None:
                 undo()
             raise
+
+    def _remember(self) -> Undo:
+        """Copy what the update may change.
+
+        Raises:
+            RuntimeError: memory ran out, in this process or another. Fewer rows at once would not help.
+        """
+        with together(self.devices, self.lockstep):
+            try:
+                return Undo.remember(self.objective, self.trained(), self.running)
+            except torch.OutOfMemoryError as error:
+                raise RuntimeError(
+                    f"{error}\nMemory ran out while weights and optimizers were copied, so that an update that fails half-way can be taken "
+                    "back. Nothing was updated. Train fewer weights (LoRA), keep the weights on more devices (--shard), or draw fewer "
+                    "--prompts_per_step."
+                ) from error
 
     def _forget_gradients(self) -> None:
         for optimizer in self.running.values():

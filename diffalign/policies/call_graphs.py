@@ -122,8 +122,7 @@ class RecordedCalls:
                 return self._first(key, work, inputs)
             call = self._known[key]
             if call is not None and not call.weights.stand():
-                self._held -= call.held
-                del self._known[key]
+                self._forget_what_moved()
                 call = None
             if call is not None and not call.waits():
                 return call(inputs)
@@ -149,13 +148,24 @@ class RecordedCalls:
         if key not in self._seen:
             self._seen.add(key)
             return work(inputs)
+        if self.count(gradient=False) + self.count(gradient=True) >= self.settings.most:
+            oldest = next(call for call in self._known.values() if call is not None)
+            if oldest.weights.stand():
+                return work(inputs)  # undecided: a place may become free
+            self._forget_what_moved()
         result, share, held = self.recorder.timed(lambda: work(inputs))
         held = held if key.gradient else 0.0  # without gradient only the result is held
-        recorded = self.count(gradient=False) + self.count(gradient=True)
         self._known[key] = None
-        if share >= self.settings.bound and self._held + held <= self.settings.held and recorded < self.settings.most:
+        if share >= self.settings.bound and self._held + held <= self.settings.held:
             self._record(key, work, inputs, held)
         return result
+
+    def _forget_what_moved(self) -> None:
+        """Give back the places and the memory of recordings whose weights are no longer where they were."""
+        moved = {key: call for key, call in self._known.items() if call is not None and not call.weights.stand()}
+        for key, call in moved.items():
+            self._held -= call.held
+            del self._known[key]
 
     def _record(self, key: "_Key", work: Callable[[Sequence[Tensor]], Tensor], inputs: Sequence[Tensor], held: float) -> None:
         weights = _Weights(self.network)

@@ -4,7 +4,7 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -16,6 +16,9 @@ from ..core import Devices, ProcessError, SingleProcess
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+_BUCKET = 2**26
+"""Bytes of gradients that are summed at once: a collective needs twice as many beside them."""
 
 
 @attrs.define(eq=False)
@@ -73,7 +76,7 @@ class TorchDevices:
         return torch.cat([part[:count] for part, count in zip(self._gather("gather", padded), rows, strict=True)])
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over processes, in one collective per dtype.
+        """Replace each gradient by its sum over processes, in collectives of about `_BUCKET` bytes of one dtype.
 
         A parameter without a gradient in any process keeps none, so that an optimizer skips it, as in a single process.
         """
@@ -83,10 +86,10 @@ class TorchDevices:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         for dtype in sorted({parameter.dtype for parameter in active}, key=str):
-            gradients = [p.grad for p in active if p.dtype == dtype and p.grad is not None]
-            total = self._reduce("sum_gradients", torch.cat([gradient.flatten() for gradient in gradients]), dist.ReduceOp.SUM)
-            for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+            for gradients in _buckets([p.grad for p in active if p.dtype == dtype and p.grad is not None]):
+                total = self._reduce("sum_gradients", torch.cat([gradient.flatten() for gradient in gradients]), dist.ReduceOp.SUM)
+                for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients]), strict=True):
+                    gradient.copy_(part.view_as(gradient))
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -153,6 +156,20 @@ def disconnect(devices: Devices) -> None:
     dist.destroy_process_group()
     if sys.exception() is None:  # an error keeps its frames alive, and must be printed before a launcher ends this process
         gc.collect()  # sharded modules refer to the group, and to themselves
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Cut a list of gradients where `_BUCKET` bytes are full. Each piece has at least one."""
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if bucket and size + gradient.nbytes > _BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.nbytes
+    if bucket:
+        yield bucket
 
 
 def described(devices: Devices, prompts_per_step: int) -> str:

@@ -31,6 +31,17 @@ def test_the_second_signal_interrupts():
     assert seen == [signal.SIGTERM]
 
 
+def test_the_answer_names_the_step_that_is_not_done_yet(capfd):
+    """While hooks run, an evaluation for instance, the step before is done and will be saved."""
+    for in_step, said in ((True, "finishing step 7; again: stop now, without saving that step"), (False, "stopping before the next step;")):
+        with stop_between_steps() as request:
+            request.step = 7
+            if not in_step:
+                request.release()
+            os.kill(os.getpid(), signal.SIGINT)
+        assert capfd.readouterr().err.startswith(said)
+
+
 def test_handlers_are_put_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with stop_between_steps():

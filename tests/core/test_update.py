@@ -16,11 +16,13 @@ from diffalign.core import (
     RunningScale,
     SingleProcess,
     TrajectorySampler,
+    finite,
 )
-from diffalign.objectives import SoftmaxTB
+from diffalign.core.budget import shrink
+from diffalign.objectives import FlowGRPO, SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.runs.offending import keep_offending_batch
-from diffalign.samplers import FixedPlan, TreeSampler
+from diffalign.samplers import ChainSampler, FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
 
 PROMPTS = Prompts(["a red cube", "two blue stars"], shuffle=False)
@@ -212,6 +214,37 @@ def test_where_nothing_is_left_to_halve_the_error_says_what_to_try():
     said = r"tried to allocate 1 rows\nOne network row of the rollout does not fit .* Try --policy.dtype bfloat16"
     with pytest.raises(torch.OutOfMemoryError, match=said):
         build(SoftmaxTB(Small(fits=0), TinyPolicy().fork())).run(1)
+
+
+def test_calls_that_are_larger_than_the_budget_do_not_end_the_halving():
+    sampler = ChainSampler(rows=4)
+    given = (SoftmaxTB(TinyPolicy()), 64, SingleProcess())
+    budgets = shrink(sampler, *given, "contract", 8, torch.OutOfMemoryError("full"), False)  # a row twice, for its rounding
+    assert budgets.sampler.rows == 2
+    with pytest.raises(torch.OutOfMemoryError, match="One network row of the contract does not fit"):
+        shrink(attrs.evolve(sampler, rows=1), *given, "contract", 2, torch.OutOfMemoryError("full"), False)
+
+
+class Broken(Small):
+    """NaN where there is a gradient."""
+
+    def velocity(self, latents, sigma, condition):
+        velocity = super().velocity(latents, sigma, condition)
+        return velocity * float("nan") if torch.is_grad_enabled() else velocity
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_number_that_is_not_finite_is_the_error_even_where_memory_is_short(full, monkeypatch):
+    """The search for its place makes calls as small as those of the step; where even they do not fit, it says so."""
+
+    def no_room(*_):
+        raise torch.OutOfMemoryError("full")
+
+    if full:
+        monkeypatch.setattr(finite, "_first_bad_velocity", no_room)
+    where = "Where it came from is not known: memory ran out" if full else "The velocities at the states of the batch are finite"
+    with pytest.raises(NonFiniteError, match=rf"role 'policy', step 0: loss is nan\. {where}"):
+        build(FlowGRPO(Broken(fits=3), rows=3), attrs.evolve(TREE, rows=3)).run(1)
 
 
 def test_a_sampler_without_a_budget_is_not_repeated_for_ever():

@@ -76,6 +76,21 @@ def test_weights_that_are_written_are_used_and_weights_that_moved_are_recorded_a
 
 
 @torch.no_grad()
+def test_recordings_of_weights_that_moved_give_their_places_to_other_shapes():
+    recorder = Tape()
+    network, call = recorded(recorder, most=2)
+    for rows in (2, 3, 4):
+        for seed in range(3):
+            call(*inputs(rows, seed))
+    assert recorder.recorded == 2
+    network.inner.weight.data = network.inner.weight.data.clone()
+    for rows in (4, 5):
+        for seed in range(3):
+            assert torch.equal(call(*inputs(rows, seed)), plain(network, inputs(rows, seed)))
+    assert recorder.recorded == 4
+
+
+@torch.no_grad()
 def test_another_state_is_another_call():
     recorder = Tape()
     _, call = recorded(recorder)
