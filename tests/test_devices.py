@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import two_processes
 from started import start_two
+from torch import nn
 from torchrun import launch
 
 from diffalign.core import SingleProcess
+from diffalign.processes import devices
 from diffalign.processes.devices import connect, described
 
 HERE = Path(__file__).parent
@@ -123,6 +126,27 @@ def test_a_process_that_dies_ends_the_other_with_a_message_within_a_minute(tmp_p
     message = (tmp_path / "dies" / "said-0").read_text()
     assert message.startswith("ProcessError: process 0 of 2 lost contact with another process in ")
     assert "continue by --resume" in message
+
+
+def test_gradients_are_summed_in_pieces_that_need_little_memory(monkeypatch):
+    summed = []
+
+    def twice(values, how):
+        if values.is_floating_point():
+            summed.append(values.numel())
+            values.mul_(2)
+
+    monkeypatch.setattr(dist, "all_reduce", twice)
+    monkeypatch.setattr(devices, "_BUCKET", 4 * 10)
+    sizes = (4, 5, 3, 40, 2)
+    parameters = [nn.Parameter(torch.zeros(size)) for size in sizes] + [nn.Parameter(torch.zeros(7))]
+    for place, (parameter, size) in enumerate(zip(parameters, sizes, strict=False)):
+        parameter.grad = torch.arange(size) + 10.0 * place
+    before = [parameter.grad.clone() for parameter in parameters[:-1]]
+    devices.TorchDevices(0, 2, torch.device("cpu"), "gloo").sum_gradients(parameters)
+    assert summed == [4 + 5, 3, 40, 2]  # a gradient is never cut
+    assert all(torch.equal(parameter.grad, 2 * mine) for parameter, mine in zip(parameters, before, strict=False))
+    assert parameters[-1].grad is None  # no process has it
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):
