@@ -23,6 +23,18 @@ def placed(device: str) -> torch.device:
     return place
 
 
+def taken(device: str) -> torch.device:
+    """Find the device of a policy by its name, and make it the current one of this thread: its memory is counted, and calls on it are recorded.
+
+    Raises:
+        ValueError: as `placed`.
+    """
+    place, kind = placed(device), torch.accelerator.current_accelerator()
+    if kind is not None and place.type == kind.type and place.index is not None:
+        torch.accelerator.set_device_index(place.index)
+    return place
+
+
 def is_there(instance: object, attribute: object, device: str | None) -> None:
     """Check a field of an attrs class: None, or a name that `placed` accepts."""
     if device is not None:

@@ -58,10 +58,14 @@ class CudaMemory:
         return int(free + torch.cuda.memory_reserved(self.device)) - self.used()
 
 
-@functools.cache
 def current_memory() -> CudaMemory | None:
     """Memory of the current CUDA device; None where there is none."""
-    return CudaMemory(torch.cuda.current_device()) if torch.cuda.is_available() else None
+    return _memory(torch.cuda.current_device()) if torch.cuda.is_available() else None
+
+
+@functools.cache
+def _memory(device: int) -> CudaMemory:
+    return CudaMemory(device)
 
 
 @attrs.frozen

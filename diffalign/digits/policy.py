@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..core import CPS, CheckpointError, Condition, Policy, Prompt, TransitionKernel, fork_module, shifted_sigmas
 from ..core.words import require_word
-from ..placement import placed
+from ..placement import taken
 from .grammar import STROKES, parse
 from .handwriting import SIDE
 from .networks import VelocityNetwork
@@ -67,7 +67,7 @@ class DigitsPolicy(Policy):
             CheckpointError: the folder holds no such flow, or one of another world, or tensors with other names or shapes.
             ValueError: the device does not exist.
         """
-        place = placed(device)
+        place = taken(device)
         folder = EMBEDDED if path == WORLD else Path(path)
         network = _built(_read_config(folder), folder)
         _fill(network, folder / "velocity.safetensors")
