@@ -8,7 +8,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .core import AlignmentLoop, Hook, Prompt, ShiftedGrid, StandardizedSum
+    from .core import AlignmentLoop, Hook, Prompt, Raw, ShiftedGrid, StandardizedSum
     from .objectives import SoftmaxTB
     from .policies import FlowMatchingPolicy, LoRA
     from .prompts import PromptFile
@@ -24,6 +24,7 @@ __all__ = [
     "LoRA",
     "Prompt",
     "PromptFile",
+    "Raw",
     "ShiftedGrid",
     "SoftmaxTB",
     "StandardizedSum",
@@ -38,6 +39,7 @@ _ROOMS = {
     "LoRA": "policies",
     "Prompt": "core",
     "PromptFile": "prompts",
+    "Raw": "core",
     "ShiftedGrid": "core",
     "SoftmaxTB": "objectives",
     "StandardizedSum": "core",

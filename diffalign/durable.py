@@ -3,7 +3,11 @@
 import errno
 import os
 import shutil
+import stat
+from collections.abc import Mapping
 from pathlib import Path
+
+from .core.unessential import unessential
 
 
 def sync(path: Path) -> None:
@@ -51,6 +55,7 @@ def publish(temporary: Path, folder: Path) -> None:
 
     After a crash there is the old folder, or the new one under its old or its new name.
     """
+    give_usual_mode(temporary)
     for file in temporary.iterdir():
         sync(file)
     sync(temporary)
@@ -63,6 +68,28 @@ def publish(temporary: Path, folder: Path) -> None:
     else:
         temporary.rename(folder)
     sync(folder.parent)
+
+
+def weights(folder: Path) -> dict[Path, int]:
+    """Files of weights in a folder, each with the time of its last change."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+
+
+def give_usual_mode(folder: Path, before: Mapping[Path, int] | None = None) -> None:
+    """Give new weights in a folder the mode of any other new file. safetensors lets nobody but their owner read them.
+
+    Args:
+        folder: folder of the weights
+        before: `weights` of the folder before they were written; those files keep their mode
+    """
+    probe = folder / "mode.tmp"
+    with unessential(f"others' right to read the weights in {folder}"):  # some file systems know no modes
+        probe.touch()
+        usual = stat.S_IMODE(probe.stat().st_mode)
+        probe.unlink()
+        for file, changed in weights(folder).items():
+            if (before or {}).get(file) != changed and stat.S_IMODE(file.stat().st_mode) != usual:
+                file.chmod(usual)
 
 
 def discard(folder: Path) -> None:

@@ -24,7 +24,7 @@ def placed(device: str) -> torch.device:
 
 
 def taken(device: str) -> torch.device:
-    """Find the device of a policy by its name, and make it the current one of this thread: its memory is counted, and calls on it are recorded.
+    """Find the device of a policy by its name, and make it the current one: its memory is counted, calls on it are recorded.
 
     Raises:
         ValueError: as `placed`.

@@ -1,6 +1,7 @@
 """Plug-in of pytest: `pytest --diffalign mypackage:MyObjective` runs the contract of a part, with one test per property."""
 
-import importlib
+import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
         from .testing.elsewhere import prepare_second_device
 
         prepare_second_device()  # must come before any backward pass
+        if os.getcwd() not in sys.path and "" not in sys.path:  # as `diffalign check-part` does, to find a part in this folder
+            sys.path.append(os.getcwd())
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,18 +33,23 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 def _items(session: pytest.Session, path: str) -> Iterable[pytest.Item]:
     from .testing.parts import examination
 
-    known = examination(_loaded(path))
+    try:
+        known = examination(_loaded(path))
+    except ValueError as error:
+        raise pytest.UsageError(f"{OPTION} {path}: {error}") from error
     for known_property in known.properties:
         name = f"{path}[{known_property.name}]"
         yield PropertyItem.from_parent(session, name=name, subject=known.subject, known=known_property)
 
 
 def _loaded(path: str) -> Any:
-    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    from .config.parts import find, suggestion
+
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise pytest.UsageError(f"{OPTION} {path}: must be PACKAGE.MODULE:NAME of something that can be imported; {error}") from error
+        return find(path)
+    except LookupError as error:
+        said = str(error) or suggestion(path, ())
+        raise pytest.UsageError(f"{OPTION} {path}: must be PACKAGE.MODULE:NAME of something that can be imported. {said}") from error
 
 
 class PropertyItem(pytest.Item):

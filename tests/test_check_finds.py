@@ -9,12 +9,12 @@ import torch
 
 from diffalign.cli import main
 from diffalign.core import AlignmentLoop, FlowSDE, RewardError, score
+from diffalign.core.demands import reach
 from diffalign.core.scoring import OfSources
 from diffalign.digits import DigitsPolicy
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.rewards import BinaryLiking, Cached, Clipped, Concurrent, GroupRank, HalvedBatches, RemoteReward, WeightedSum
-from diffalign.rewards.requirements import reach
 from diffalign.samplers import ChainSampler, DeterministicSampler, DrawnSteps
 from diffalign.testing.doubles import TinyPolicy, channel_reward
 

@@ -247,7 +247,7 @@ def test_errors_of_the_file(content: str, message: str, workplace: Path, capsys:
 
 def test_a_run_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "toy.yml"]) == 2
-    assert capsys.readouterr().err.startswith("error: RUN 'toy.yml': there is no such file. Built in: ")
+    assert capsys.readouterr().err.startswith("error: RUN 'toy.yml': there is no such file. Did you mean toy.yaml? Built in: ")
     assert main(["check", "shapeworld_tmop"]) == 2
     assert "Did you mean shapeworld_tmpo?" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 # ruff: noqa: E501  a table with one case a line
 """Run files: names, values, overrides, round trips, and every way in which one can be wrong."""
 
+import code
 import enum
 import math
 import re
@@ -288,6 +289,7 @@ def test_uncommon_types_go_around() -> None:
     assert config.parse_text(run.yaml()).build().rewards == run.build().rewards
     assert refusal("--rewards", given, "--rewards.share", "3") == "rewards.share must be float restricted to be ≥0 and ≤1; got '3'"
     assert refusal("--rewards", given, "--rewards.level", "x").startswith("rewards.level must be ")
+    assert refusal("--rewards", given, "--rewards.mode", "SLWO") == "rewards.mode must be 'FAST' or 'SLOW'; got 'SLWO'"
     assert refusal("--rewards", given, "--rewards.name", "''").startswith("rewards.name must be ")
 
 
@@ -409,7 +411,9 @@ def test_null_on_the_command_line_drops_an_entry_of_a_mapping() -> None:
     assert parse("--rewards.b=null", "--rewards.b=test_config.first_channel", text=SEVERAL).tree["rewards"].keys() == {"a", "b"}
     assert parse("--rewards.c=test_config.first_channel", "--rewards.c=null", text=SEVERAL).tree == parse(text=SEVERAL).tree
     weighted = SEVERAL + "aggregation: {class_path: Raw, init_args: {weights: {a: 1, b: 2}}}\n"
-    assert refusal("--rewards.b=null", text=weighted, build=True).startswith("aggregation.weights.b must be the name of a reward, a.")
+    assert refusal("--rewards.b=null", text=weighted, build=True).startswith(
+        "aggregation.weights.b: no reward is called 'b'; the run has a."
+    )
     assert parse("--rewards.b=null", "--aggregation.weights.b=null", text=weighted).build().aggregation == Raw({"a": 1.0})
 
 
@@ -576,7 +580,7 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--sampler=treesampler", r".*Did you mean TreeSampler\?.*"),
         ("--sampler=CountReward", r"sampler must be a TrajectorySampler; the class 'CountReward' is none\. Known: .*"),
         ("--sampler=test_config.first_channel", r"sampler must be a TrajectorySampler; the function 'test_config.first_channel' is not declared to return one\..*"),
-        ("--sampler=diffalign.core.TrajectorySampler", r"sampler must be a TrajectorySampler; the class 'diffalign.core.TrajectorySampler' is abstract\..*"),
+        ("--sampler=diffalign.core.TrajectorySampler", r"sampler must be a TrajectorySampler; the class 'diffalign.core.TrajectorySampler' is abstract: it lacks sample\..*"),
         ("--sampler=test_config.PLAN", r"sampler must be a TrajectorySampler; 'test_config.PLAN' is an object of class FixedPlan\..*"),
         ("--sampler={class_path: 3}", r"sampler must be a TrajectorySampler, named by class_path; got 3"),
         ("--sampler={class_path: TreeSampler, steps: 3}", r"sampler\.steps must stand under init_args: only class_path and init_args are allowed here\."),
@@ -586,6 +590,16 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--evaluation.every=5", r"evaluation\.prompts is missing: HeldOutEvaluation needs it \(text or a mapping \(each text\)\)\."),
         ("--evaluation={init_args: {every: 5}}", r"evaluation must name its class: class_path, one of .*HeldOutEvaluation.*; got the keys init_args"),
         ("--optimizers={policy: {rate: 1}}", r"optimizers\.policy\.rate is no parameter of AdamW, which takes lr, .*"),
+        ("--sampler={class_path: TreeSampler, init_args: {steps: 4}", r"--sampler, line 1: expected ',' or '}', but got '<stream end>'"),
+        ("--sampler.class_path={TreeSampler", r"--sampler\.class_path, line 1: expected ',' or '}', but got '<stream end>'"),
+        ("--sampler.plan={splits: [1]", r"--sampler\.plan, line 1: expected ',' or '}', but got '<stream end>'"),
+        ("--rewards={a: test_config.first_channel, a: x}", r"--rewards, line 1: key 'a' appears a second time \(first in line 1\); keep one"),
+        ("--hooks=[Ema", r"--hooks, line 1: expected ',' or '\]', but got '<stream end>'"),
+        ("--sampler.plan.splits=[1, 2", r"--sampler\.plan\.splits, line 1: expected ',' or '\]', but got '<stream end>'"),
+        ("--optimizers=2e-4", r"optimizers must be a role with its optimizer; got the number 0\.0002\. Write optimizers: {default: {lr: 0\.0002}}"),
+        ("--optimizers={lr: 2e-4}", r"optimizers\.lr must be a role .*; got the number 0\.0002\. Write optimizers: {default: {lr: 0\.0002}}"),
+        ("--optimizers={policy: 2e-4}", r"optimizers\.policy must be a role .*\. Write optimizers: {policy: {lr: 0\.0002}}"),
+        ("--optimizers.policy=1", r"optimizers\.policy must be a role .*\. Write optimizers: {policy: {lr: 1}}"),
         ("--sampler=[1]", r"sampler must be a TrajectorySampler; got '\[1\]'"),
         ("--rewards=no_such_module.thing", r"rewards must be a Reward, a function or .*; got 'no_such_module.thing': there is no module 'no_such_module'"),
         ("--rewards=no_such_module:thing", r".*: there is no module 'no_such_module'"),
@@ -602,6 +616,7 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--total=", r"total must be an integer; got ''"),
         ("--hooks=3", r"hooks must be a list \(each a Hook\); got '3'"),
         ("--policy.means.7=3", r"--policy\.means\.7: '7' must be an index into a list of 2, from 0"),
+        ("--policy.means.²=3", r"--policy\.means\.²: '²' must be an index into a list of 2, from 0"),
         ("sampler", r"the command line must override by --key value; got 'sampler'"),
         ("--sampler", r"--sampler must be followed by a value; got nothing"),
         ("--sampler..x=3", r"the command line must override by --key value with a dotted key; got '--sampler\.\.x=3'"),
@@ -624,7 +639,7 @@ def test_what_cannot_be_read(override: str, message: str) -> None:
         ("--average.decay=1.5", r"average.decay must be < 1; got 1.5"),
         ("--optimizers.generator=SGD", r"optimizers has an entry 'generator'; the roles are policy, or 'default' for all"),
         ("--optimizers.default.lr=-1", r"optimizers.default: Invalid learning rate: -1.0"),
-        ("--aggregation.weights={first_chanel: 1}", r"aggregation.weights.first_chanel must be the name of a reward, first_channel. Did you mean first_channel?"),
+        ("--aggregation.weights={first_chanel: 1}", r"aggregation.weights.first_chanel: no reward is called 'first_chanel'; the run has first_channel. Did you mean first_channel?"),
     ],
 )  # fmt: skip
 def test_what_constructors_refuse(override: str, message: str) -> None:
@@ -635,15 +650,76 @@ def test_modules_that_fail_when_they_are_imported(tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "they_raise.py").write_text("raise RuntimeError('no licence')")
     (tmp_path / "they_need.py").write_text("import what_is_not_installed")
-    assert refusal("--rewards", "they_raise.thing").endswith(": module 'they_raise' cannot be imported: RuntimeError: no licence")
-    assert refusal("--rewards", "they_need:thing").endswith(
-        ": module 'they_need' cannot be imported: No module named 'what_is_not_installed'"
+    assert refusal("--rewards", "they_raise.thing").endswith(
+        f": module 'they_raise' cannot be imported: RuntimeError: no licence ({tmp_path / 'they_raise.py'}, line 1)"
     )
+    assert refusal("--rewards", "they_need:thing").endswith(
+        f": module 'they_need' cannot be imported: No module named 'what_is_not_installed' ({tmp_path / 'they_need.py'}, line 1)"
+    )
+
+
+OWN = """import attrs
+
+from diffalign.core import ConfigError, Reward
+
+
+class Keyed(Reward):
+    def __init__(self, key="key"):
+        self.key = {}[key]
+
+    def __call__(self, images, prompts): ...
+
+
+class Parsed(Keyed):
+    def __init__(self, number="seven"):
+        self.number = int(number)
+
+
+class Refusing(Keyed):
+    def __init__(self):
+        raise ConfigError("Refusing.number must be 7; got 8")
+
+
+@attrs.frozen
+class Checked(Keyed):
+    number: int = attrs.field(default=0, validator=attrs.validators.ge(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Keyed", "rewards: own_errors.Keyed raised KeyError: 'key' ({file}, line 8; --debug shows the traceback)"),
+        (
+            "Parsed",
+            "rewards: own_errors.Parsed: invalid literal for int() with base 10: 'seven' ({file}, line 15; --debug shows the traceback)",
+        ),
+        ("Refusing", "rewards: Refusing.number must be 7; got 8"),
+        ("Checked", "rewards.number must be >= 1; got 0"),
+    ],
+)
+def test_an_error_in_ones_own_constructor_has_its_class_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_errors", raising=False)
+    (tmp_path / "own_errors.py").write_text(OWN)
+    assert refusal(f"--rewards=own_errors.{name}", build=True) == message.format(file=tmp_path / "own_errors.py")
+
+
+def test_a_module_that_hides_ones_own_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_empty.py").write_text("")
+    assert refusal("--rewards=code.LowInk").endswith(
+        f": 'code' has no 'LowInk'. It is Python's own module, {code.__file__}: give your file another name."
+    )
+    assert refusal("--rewards=own_empty.LowInk").endswith(f": 'own_empty' has no 'LowInk'. The module is {tmp_path / 'own_empty.py'}.")
 
 
 def test_text_on_the_command_line_need_not_be_yaml() -> None:
     assert parse("--prompts.prompts.0", "a: b: {").build().prompts.prompts == ("a: b: {", "two")
     assert parse("--prompts.prompts.1", "7").build().prompts.prompts == ("one", "7")
+    assert parse("--prompts.prompts.1", "{a brace").build().prompts.prompts == ("one", "{a brace")
 
 
 def test_a_missing_prompt_file_is_named_with_its_place() -> None:

@@ -11,6 +11,8 @@ from diffalign.core import AlignmentLoop
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
+from diffalign.samplers import DeterministicSampler
+from diffalign.testing import ConstantReward
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +34,17 @@ def test_parts_of_the_extension_guide_run_together():
     for objective in (names["Reinforce"](policy), names["Reinforce"](policy, rows=2), SoftmaxTB(policy)):
         AlignmentLoop(objective, names["WideFirst"](), reward, Prompts(["a"])).run(1)
     assert not torch.equal(policy.means, before)
+
+
+def test_the_objective_of_the_extension_guide_refuses_what_it_cannot_replay_and_has_the_property_that_is_shown():
+    names: dict = {}
+    for snippet in snippets("docs/extending.md")[2:4]:
+        exec(compile(snippet, "docs/extending.md", "exec"), names)
+    with pytest.raises(ValueError, match="Reinforce needs stochastic steps"):
+        AlignmentLoop(
+            names["Reinforce"](GaussianMixturePolicy(MODES, 0.3)), DeterministicSampler(4, samples=3), ConstantReward(), Prompts(["a"])
+        )
+    names["test_the_level_of_the_rewards_does_not_matter"]()
 
 
 def test_links_between_documents_lead_somewhere():

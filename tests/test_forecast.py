@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffalign import AlignmentLoop
-from diffalign.core import Loss, Objective, Overlapped, Phase, Progress, Sequential
+from diffalign.core import Guided, Loss, Objective, Overlapped, Phase, Progress, Sequential
 from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.forecast import forecast
 from diffalign.objectives import AWM, DGPO, ELBO, DiffusionNFT, ELBOSoftmaxTB, FlowGRPO, GroupForwardKL, SoftmaxTB
@@ -72,3 +72,32 @@ def test_the_calls_of_a_rollout_are_those_of_a_step(rollout, rows):
     loop = build(SoftmaxTB(TinyPolicy()), TreeSampler(5, FixedPlan((1, 2)), rows=rows), rollout=rollout)
     calls = int(line(forecast(loop, 10), "rollout").split(" in ")[1].split()[0])
     assert loop.step(loop.prompts.draw(0, 3), Progress(0, 10)).ledger.calls["policy/rollout"] == calls
+
+
+class Led(SoftmaxTB):
+    """Rolls out with guidance, and trains without."""
+
+    def behavior(self):
+        return Guided(self.policy, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "times", "rows"),
+    [
+        (lambda: SoftmaxTB(Guided(TinyPolicy(), 3.0)), (2, 2), None),
+        (lambda: SoftmaxTB(Guided(TinyPolicy(), 3.0), rows=2), (2, 2), 4),
+        (lambda: SoftmaxTB(Guided(TinyPolicy(), 1.0)), (1, 1), None),
+        (lambda: Led(TinyPolicy()), (2, 1), None),
+    ],
+    ids=["guided", "in pieces", "not guided", "guided in the rollout alone"],
+)
+def test_rows_and_calls_under_guidance_are_those_of_a_step(objective, times, rows):
+    loop = build(objective(), TreeSampler(5, FixedPlan((1, 2)), rows=rows), check_rows=0)
+    text, tree = forecast(loop, 10), loop.sampler.branching()
+    ledger = loop.step(loop.prompts.draw(0, 3), Progress(0, 10)).ledger
+    assert ledger.rows["policy/rollout"] == times[0] * 3 * tree.rollout_rows
+    rows, calls = ledger.rows["policy/rollout"], ledger.calls["policy/rollout"]
+    assert f" {times[0] * tree.rollout_rows} network rows a prompt, {rows} a step in {calls} calls" in line(text, "rollout")
+    assert f" {times[1] * tree.replay_rows} network rows a prompt for " in line(text, "replay")
+    assert f", {ledger.tracked['policy/update']} a step, per policy and update" in line(text, "replay")
+    assert ledger.tracked["policy/update"] == times[1] * 3 * tree.replay_rows

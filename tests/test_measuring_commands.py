@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,10 @@ def test_rewards_of_all_runs_are_scored(trained):
     [
         (["compare", "runs/slow"], "compare needs two or more runs with different names; got slow"),
         (["compare", "runs/slow", "runs/slow"], "different names; got slow, slow"),
+        (["compare", "runs/slow", "runs/../runs/slow/"], "different names; got slow, slow"),
+        (["evaluate", "runs/slow/step-000009"], "there is no such checkpoint. runs/slow has best, step-000002 and step-000004."),
+        (["evaluate", "toy.yml"], "RUN 'toy.yml': there is no such file. Did you mean toy.yaml?"),
+        (["evaluate", "runs/slwo"], "RUN 'runs/slwo': there is no such file. Did you mean slow?"),
         (["compare", "runs/slow", "runs/fast", "--total", "3"], "compare takes runs and nothing else; got --total 3"),
         (["evaluate", "runs/slow", "--samples", "1"], "--samples must be at least 2"),
         (["evaluate", "runs/slow", "--reward", "nothing.here"], "--reward must be"),
@@ -164,6 +169,19 @@ def test_errors_are_one_message(arguments, message, trained, capsys):
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(trained):
+    for folder in ("one/a", "two/a"):
+        shutil.copytree(trained / "runs/slow", trained / folder / "slow")
+    few = ["--samples", "2", "--steps", "2", "--out", "alike"]
+    runs = ["one/a/slow", "two/a/slow", "one/a/slow/best", "two/a/slow/best", "runs/fast"]
+    assert main(["compare", *runs, *few]) == 0
+    found = json.loads((trained / "alike/compare.json").read_text())["runs"]
+    assert list(found) == ["one/a/slow", "two/a/slow", "one/a/slow/best", "two/a/slow/best", "fast"]
+    shutil.copy(trained / "toy.yaml", trained / "slow.yaml")
+    assert main(["compare", "slow.yaml", "runs/slow", *few]) == 0
+    assert list(json.loads((trained / "alike/compare.json").read_text())["runs"]) == ["slow.yaml", "runs/slow"]
 
 
 def test_a_folder_without_a_checkpoint_is_refused(trained, capsys):

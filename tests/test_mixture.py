@@ -12,9 +12,9 @@ from started import start, start_two
 from diffalign import AlignmentLoop, Prompt, config
 from diffalign.cli import main
 from diffalign.core import ConfigError, Overlapped, Progress, SingleProcess, StandardizedParts
+from diffalign.core.demands import require
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Mixture, Prompts, Source
-from diffalign.rewards.requirements import require
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
 
@@ -91,7 +91,7 @@ def test_what_is_no_mixture_is_refused(sources, message):
         Mixture(sources)
 
 
-@pytest.mark.parametrize("options", [{"share": 0.0}, {"rewards": []}, {"rewards": ["a", "a"]}, {"rewards": "channel"}])
+@pytest.mark.parametrize("options", [{"share": 0.0}, {"rewards": ["a", "a"]}, {"rewards": "channel"}])
 def test_what_is_no_source_is_refused(options):
     with pytest.raises(ValueError, match=r"share|rewards"):
         Source(LETTERS, **options)
@@ -155,6 +155,25 @@ def test_a_step_without_a_source_has_no_number_of_it():
     report = build(prompts_per_step=1).step(MIXED.draw(0, 1), Progress(0, 1))
     assert "reward/channel" in report.metrics
     assert not any("digits" in name or name == "reward/other" for name in report.metrics)
+
+
+def test_prompts_without_rewards_are_no_zeros():
+    held = Mixture({"letters": Source(LETTERS, 2, ["channel"]), "digits": Source(DIGITS, 1, [])})
+    report = build(held, rewards={"channel": channel_reward}).step(held.draw(0, 3), Progress(0, 1))
+    batch, metrics = report.batch, report.metrics
+    letters = batch.parts.partial("channel").applies
+    assert torch.equal(batch.scored, letters)
+    assert 0 < int(letters.sum()) < len(letters)
+    assert torch.equal(batch.rewards[~letters], torch.zeros(int((~letters).sum())))
+    mine = batch.rewards[letters]
+    assert metrics["reward"] == metrics["reward/channel"] == metrics["source/letters/reward"] == pytest.approx(float(mine.mean()), rel=1e-5)
+    assert metrics["reward/group_std"] == metrics["reward/group_std/letters"]
+    assert batch.deviation == pytest.approx(float(mine.double().std(unbiased=False)), rel=1e-6)
+    assert metrics["source/digits/share"] == pytest.approx(1 / 3)
+    assert {name for name in metrics if "digits" in name} == {"source/digits/share", "diversity/l_gmd/digits"}
+    alone = build(held, rewards={"channel": channel_reward}, prompts_per_step=1)
+    report = alone.step([held.prompts[-1]], Progress(0, 1))  # a step without a rewarded prompt
+    assert (report.metrics["reward"], report.batch.deviation, int(report.batch.scored.sum())) == (0.0, 0.0, 0)
 
 
 def test_a_run_without_sources_has_the_metrics_it_had():

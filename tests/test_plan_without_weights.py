@@ -1,6 +1,7 @@
 """Plans of published models whose weights are nowhere near, and the one message about all that is missing."""
 
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -11,17 +12,18 @@ from tiny_pipelines import saved
 
 from diffalign import config
 from diffalign.cli import main
-from diffalign.core import hub
+from diffalign.core import ConfigError, hub
 from diffalign.costs import unloaded as costs_unloaded
 from diffalign.costs.activations import Activations
 from diffalign.costs.beside import beside_bytes
+from diffalign.costs.expected import Manner
 from diffalign.costs.live import LiveBytes
-from diffalign.costs.planned import planned
+from diffalign.costs.planned import NOT_PLANNED, planned
 from diffalign.costs.rows import Counted
 from diffalign.costs.shapes import PUBLISHED
 from diffalign.costs.sizes import tensor_bytes
 from diffalign.costs.unloaded import PLACES, saved_bytes, shape_of, unloaded
-from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.policies import CallGraphs, Compilation, FlowMatchingPolicy, LoRA
 from diffalign.prompts import Prompts
 
 GIB = 2**30
@@ -121,6 +123,41 @@ def test_weights_in_four_bits_take_less(run, shallow):
     assert blocks - saved_bytes(policy, "int8") == pytest.approx(blocks / 2, rel=0.05)
     assert saved_bytes(policy, None) == 0
     assert planned(config.parse(run("quantization: nf4"))).saved > 1e7
+
+
+def test_a_compiled_and_recorded_run_is_planned_as_one(run, shallow, capsys):
+    file = run("compilation: {backend: eager}, graphs: {}")
+    policy = planned(config.parse(file)).loop.objective.policy
+    assert (policy.compilation, policy.graphs) == (Compilation(backend="eager"), CallGraphs())
+    plain = planned(config.parse(run())).loop.objective.policy
+    assert Manner.of(policy).several.rest < Manner.of(plain).several.rest
+    assert Manner.of(policy).single.host == 0.0 < Manner.of(plain).single.host
+    assert main(["check", run("compilation: {backend: eager}, graphs: {}"), "--no-weights", "--device", "h100"]) == 0
+    assert "; compiled, no decoding, no rewards" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora": None, "dtype": "bfloat16"}, "dtype must be float32 when all weights are trained"),
+        ({"lora": None, "dtype": "float32", "quantization": "nf4"}, "quantization must be left out when all weights are trained"),
+        ({"lora": {"rank": 4}, "dtype": "bfloat16", "compute": "bfloat16"}, "compute must be left out if dtype is bfloat16"),
+    ],
+)
+def test_a_plan_refuses_what_training_refuses(settings, message, run, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        unloaded("Sana-1.6B", **settings)
+    with pytest.raises(ValueError, match=message):
+        FlowMatchingPolicy.from_pretrained(str(tmp_path), device="cpu", **settings)
+    given = [word for name, value in settings.items() for word in (f"--policy.{name}", "null" if value is None else str(value))]
+    with pytest.raises(ConfigError, match=f"policy.*{message}"):
+        planned(config.parse(run(), given))
+
+
+def test_no_argument_of_a_policy_is_forgotten_in_its_plan():
+    asked = inspect.signature(FlowMatchingPolicy.from_pretrained).parameters
+    assert asked.keys() == inspect.signature(unloaded).parameters.keys() | NOT_PLANNED
+    assert not inspect.signature(unloaded).parameters.keys() & NOT_PLANNED
 
 
 def test_texts_of_a_plan_are_as_long_as_those_of_the_run(shallow):

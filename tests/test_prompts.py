@@ -55,6 +55,12 @@ def test_no_prompts_are_refused():
         Prompts([])
 
 
+@pytest.mark.parametrize("text", ["three red circles", Prompt("three red circles")])
+def test_one_text_is_no_list_of_its_letters(text):
+    with pytest.raises(ValueError, match=r"must be a list of texts; got the text 'three red circles'. Put it in a list: \['three red cir"):
+        Prompts(text)
+
+
 def written(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")

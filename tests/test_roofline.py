@@ -252,6 +252,14 @@ def test_check_says_what_one_more_prompt_costs(policy):
     assert sum(more.update) - sum(now.update) == update
 
 
+def test_one_more_prompt_under_guidance_has_the_rows_of_a_step(policy):
+    loop = build(Guided(policy, 3.0), check_rows=0)
+    said = line(capacity(loop, Cluster(card=card("h100"))), "one more prompt")
+    rows = loop.step(loop.prompts.draw(0, 2), Progress(0, 1)).ledger
+    rolled, updated = rows.rows["policy/rollout"] // 2, rows.tracked["policy/update"] // 2
+    assert f"{rolled} rows of rollout and {updated} of update more" in said
+
+
 def test_unknown_cards_are_refused(capsys):
     with pytest.raises(ValueError, match=r"device must be one of h100-pcie, .*; got 'h1000'. Give --teraflops and --bandwidth of another"):
         card("h1000")
@@ -259,6 +267,17 @@ def test_unknown_cards_are_refused(capsys):
     assert "device must be one of" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--bandwidth goes with --teraflops, or with --device NAME"):
         asked(None, None, 3.0)
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "fast"])
+def test_a_speed_is_a_number_above_0(command, number, capsys):
+    options = ("--teraflops", "--bandwidth", "--memory") if command == "check" else ("--teraflops",)
+    for option in options:
+        with pytest.raises(SystemExit) as end:
+            main([command, "digits_tmpo", f"{option}={number}"])
+        assert end.value.code == 2
+        assert f"error: argument {option}: must be a number above 0; got '{number}'" in capsys.readouterr().err
 
 
 def test_a_card_may_be_given_by_its_numbers():
@@ -278,8 +297,21 @@ def test_a_card_may_be_given_by_its_numbers():
         ("NVIDIA H200", "h200"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("A100-PCIE-40GB", "a100-40gb"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA L40S", "l40s"),
         ("NVIDIA GeForce RTX 4090", "4090"),
+        ("NVIDIA GeForce RTX 3090", "3090"),
         ("Tesla V100", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA A100-SXM-64GB", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
     ],
 )
 def test_torchs_names_of_cards(name, expected):

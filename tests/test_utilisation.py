@@ -14,7 +14,7 @@ from diffalign.objectives import TrajectoryDistributionMatching
 from diffalign.policies import TDMPolicy
 from diffalign.prompts import Prompts
 from diffalign.runs.console import _of_peak
-from diffalign.samplers import DeterministicSampler
+from diffalign.samplers import DeterministicSampler, FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
 
 
@@ -64,6 +64,32 @@ def test_the_backward_pass_of_a_student_counts_whatever_its_role_is_called():
     trained = ledger.tracked["policy/update"] + ledger.tracked["fake/update"]
     useful = trained * (2.0 + 3.0) + ledger.rows["teacher/update"] * 2.0
     assert report.metrics["mfu/update"] == pytest.approx(useful / ledger.seconds["update"])
+
+
+def test_the_backward_pass_of_a_kept_graph_counts_where_it_is_done():
+    ledger = Ledger(
+        seconds={"rollout": 2.0, "update": 4.0},
+        rows={"policy/rollout": 10, "reference/update": 4},
+        tracked={"policy/rollout": 4, "reference/update": 0},
+    )
+    meter = Utilisation(forward=5.0, backward=7.0, peak=100.0)
+    assert meter.read(ledger, {"policy"}) == {"mfu/rollout": (50.0, 200.0), "mfu/update": (4 * 7.0 + 4 * 5.0, 400.0)}
+    del ledger.rows["reference/update"]  # the update may have no row of its own
+    assert meter.read(ledger, {"policy"})["mfu/update"] == (4 * 7.0, 400.0)
+    assert meter.read(ledger, set())["mfu/rollout"] == (50.0, 200.0)
+
+
+def test_a_kept_graph_does_the_same_work_as_a_replay_but_its_forward_pass():
+    found = []
+    for keep in (False, True):
+        loop = build(TinyPolicy(), check_rows=0)
+        loop.sampler = TreeSampler(4, FixedPlan(splits=(1, 2)), keep_graph=keep)
+        ledger = loop.step(loop.prompts.draw(0, 2), Progress(0, 1)).ledger
+        found.append({name: useful for name, (useful, _) in Utilisation(2.0, 3.0, 1.0).read(ledger, loop.trained()).items()})
+    plain, kept = found
+    assert ledger.tracked["policy/rollout"] == 8
+    assert kept["mfu/rollout"] == plain["mfu/rollout"]
+    assert plain["mfu/update"] - kept["mfu/update"] == 8 * 2.0
 
 
 def test_nothing_is_counted_on_a_cpu_unless_it_is_asked_for():

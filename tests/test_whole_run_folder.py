@@ -147,6 +147,25 @@ def test_a_source_that_changes_between_start_and_resume_is_named(
     assert (tmp_path / "elsewhere" / "runs" / "mine" / CODE / "own_package" / "constants.py").read_text() == "TWO = 3\n"
 
 
+def test_own_files_that_a_run_folder_leaves_aside_are_named(
+    tmp_path: Path, began: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    monkeypatch.chdir(work)
+    assert main(["train", "mine.yaml"]) == 0
+    more = ["--resume", "--total", "2", "--new-total"]
+    forget_modules(monkeypatch, began)
+    capsys.readouterr()
+    assert main(["train", "runs/mine", *more]) == 0
+    assert "own parts" not in capsys.readouterr().err  # nothing differs
+    (work / "own_package" / "constants.py").write_text("TWO = 3\n")
+    forget_modules(monkeypatch, began)
+    assert main(["evaluate", "runs/mine", "--prompts", "texts/mine.txt", "--samples", "2", "--steps", "2"]) == 0
+    line = "warning: own parts come from runs/mine/code; ./own_package/constants.py differs and is not used"
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+    assert (work / "runs" / "mine" / CODE / "own_package" / "constants.py").read_text() == PACKAGE["constants.py"]
+
+
 def test_libraries_and_this_package_are_no_sources() -> None:
     assert sources(["torch", "json", "diffalign.core", "attrs", "__main__"]) == {}
 

@@ -3,19 +3,21 @@
 import argparse
 from collections.abc import Sequence
 
-from .options import positive, run_argument
+from .options import positive, positive_real, run_argument
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     run_argument(parser)
     parser.add_argument("--devices", type=positive, default=1, metavar="N", help="plan for N processes with a device each (%(default)s)")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of a device, to compute the row budget that fits")
-    parser.add_argument("--teraflops", type=float, metavar="N", help="speed of a device in TFLOP/s; by default measured on this machine")
+    parser.add_argument("--memory", type=positive_real, metavar="GIB", help="memory of a device, to compute the row budget that fits")
+    parser.add_argument(
+        "--teraflops", type=positive_real, metavar="N", help="speed of a device in TFLOP/s; by default measured on this machine"
+    )
     parser.add_argument(
         "--device", metavar="NAME", help="name of a device (h100, h200, a100, 4090, ...), to compute the least time of a step on it"
     )
     parser.add_argument(
-        "--bandwidth", type=float, metavar="TB/S", help="memory bandwidth of a device that has no name here; with --teraflops"
+        "--bandwidth", type=positive_real, metavar="TB/S", help="memory bandwidth of a device that has no name here; with --teraflops"
     )
     parser.add_argument("--try", dest="attempt", action="store_true", help="also do one step on two prompts, two rows at a time")
     parser.add_argument(
@@ -36,7 +38,6 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..costs.forecast import forecast
     from ..costs.planned import planned
     from ..evaluation import HeldOutEvaluation
-    from ..rewards.requirements import reach
 
     try:
         known = asked(options.device, options.teraflops, options.bandwidth)
@@ -52,8 +53,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     else:
         loop, hook = job.build_evaluated()
         evaluation = hook if isinstance(hook, HeldOutEvaluation) else None
-        beside = [] if evaluation is None else [*evaluation.rewards.values(), *evaluation.features.values()]
-        reach([*loop.named_rewards().values(), *beside, *loop.hooks])
+        loop.reach()
     print(job.yaml())
     activations = Activations.of(loop)
     print(forecast(loop, job.tree["total"], activations, saved))

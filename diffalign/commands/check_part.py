@@ -32,7 +32,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for finding in findings:
         print(finding)
     failed = sum(bool(finding.failure) for finding in findings)
-    print(f"{len(findings) - failed} of {len(findings)} properties hold")
+    skipped = sum(bool(finding.skipped) for finding in findings)
+    print(f"{len(findings) - failed - skipped} of {len(findings)} properties hold{f', {skipped} skipped' if skipped else ''}")
     if known.kind == "reward" and not failed:
         from ..testing.reward_contract import measure
 

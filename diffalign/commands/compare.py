@@ -1,6 +1,7 @@
 """Compare runs on the same prompts and noise, and at equal steps, rows and seconds."""
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from .subject import Subject
 
     refuse_overrides("compare", "runs", overrides)
-    subjects = [Subject.of(text) for text in options.runs]
+    subjects = _told_apart([Subject.of(text) for text in options.runs], options.runs)
     names = [subject.name for subject in subjects]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(f"compare needs two or more runs with different names; got {', '.join(names)}")
@@ -50,6 +51,30 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     finally:
         disconnect(devices)
     return 0
+
+
+def _told_apart(subjects: "Sequence[Subject]", texts: Sequence[str]) -> "list[Subject]":
+    """Lengthen equal names by as much of the paths as tells the runs apart. A run that is given twice keeps its name."""
+    import attrs
+
+    left = [_longer_names(subject, text) for subject, text in zip(subjects, texts, strict=True)]
+    names = [subject.name for subject in subjects]
+    while equal := [place for place, name in enumerate(names) if names.count(name) > 1]:
+        if not all(left[place] for place in equal):
+            return list(subjects)
+        for place in equal:
+            names[place] = left[place].pop(0)
+    return [attrs.evolve(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
+
+
+def _longer_names(subject: "Subject", text: str) -> list[str]:
+    """The name with its suffix, for a run file, then with one folder above it, with two, ..."""
+    from ..config.files import locate
+
+    path = Path(text) if subject.folder is not None else locate(text)
+    parts = Path(os.path.normpath(path.absolute())).parts[1:]
+    shortest = 1 if subject.folder is None else subject.name.count("/") + 2
+    return ["/".join(parts[-length:]) for length in range(shortest, len(parts) + 1)]
 
 
 def _evaluated(subjects: "Sequence[Subject]", options: argparse.Namespace, devices: "Devices") -> "dict[str, Evaluation]":

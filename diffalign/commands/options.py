@@ -1,6 +1,7 @@
 """Arguments and answers that several commands share."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,17 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
+    return number
+
+
+def positive_real(text: str) -> float:
+    """Parse a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0; got {text!r}")
     return number
 
 

@@ -110,9 +110,9 @@ class Measuring:
             ConfigError: there are no prompts, a reward cannot score some of them, or a part cannot be built.
         """
         from ..core import ConfigError
+        from ..core.demands import require
         from ..evaluation.evaluate import DEFAULT_FEATURES
         from ..evaluation.held_out import read_held_out
-        from ..rewards.requirements import require
 
         hook = subject.evaluation()
         asked = built_rewards(options.reward)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .options import run_argument, say
+from .options import positive_real, run_argument, say
 
 if TYPE_CHECKING:
     from ..config import Run
@@ -18,7 +18,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-total", action="store_true", help="with --resume: accept another total; schedules then use the new total")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the run folder")
     parser.add_argument(
-        "--teraflops", type=float, metavar="N", help="peak speed of a device in TFLOP/s, for the metrics mfu/*; known for usual GPUs"
+        "--teraflops",
+        type=positive_real,
+        metavar="N",
+        help="peak speed of a device in TFLOP/s, for the metrics mfu/*; known for usual GPUs",
     )
     parser.add_argument("--open", action="store_true", help="open the page of a run that asks people for votes in the browser")
     parser.add_argument(
@@ -87,7 +90,8 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
         saved = complete_checkpoints(job.folder, quiet=True)
         kept = keep_offending_batch(error, job.folder, devices.rank)
         where = f" The batch is in {kept}." if kept else ""
-        raise type(error)(f"{error} Last good checkpoint: {saved[-1] if saved else 'none yet'}.{where}") from error
+        said = str(error).rstrip(".")
+        raise type(error)(f"{said}. Last good checkpoint: {saved[-1] if saved else 'none yet'}.{where}") from error
     return 0
 
 

@@ -113,7 +113,7 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
     try:
         return node.target(**arguments, **{name: links[name] for name in node.linked if name in links})
     except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
-        raise refused(node.where, error) from error
+        raise refused(node.where, error, node.name) from error
 
 
 def build_all(nodes: Mapping[str, Any], errors: list[ConfigError]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..core import ConfigError
+from ..core.own_line import own_line
 
 
 class ConfigWarning(UserWarning):
-    """Warning about a value of a configuration that is not used."""
+    """Warning about a value of a configuration, or a file beside it, that is not used."""
 
 
 _ATTRS = re.compile(r"^'(\w+)' must be (.+?)(?:: | \(got )(.+?)\)?$", re.DOTALL)
@@ -43,17 +44,23 @@ def together(errors: Sequence[ConfigError]) -> ConfigError:
     return ConfigError("\n".join([f"{len(errors)} parts of the run cannot be built:", *dict.fromkeys(lines)]))
 
 
-def refused(where: str, error: BaseException) -> ConfigError:
-    """Convert an error of a constructor to a ConfigError that begins with the place of the part.
+def refused(where: str, error: BaseException, made: str = "") -> ConfigError:
+    """Convert an error of a constructor to a ConfigError that begins with the place of the part, and names the line in a user's own code.
 
     Args:
         where: dotted path of the part, "" for the run itself
         error: the error that was raised
+        made: name of what was called
     """
     text = str(error.args[0]) if error.args and isinstance(error.args[0], str) and isinstance(error, ValueError | TypeError) else str(error)
     if found := _ATTRS.match(text):  # validators of attrs name only the field, not its class or place
         name, bound, got = found.groups()
         return ConfigError(f"{where}{'.' if where else ''}{name} must be {bound}; got {got}")
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    line = "" if isinstance(error, ConfigError) else own_line(error)
+    if not isinstance(error, ValueError):
+        text = f"{made}{' raised ' * bool(made)}{type(error).__name__}: {text}"
+    elif line and made and not text.startswith((f"{where}.", made.rpartition(".")[2])):
+        text = f"{made}: {text}"
+    text += f" ({line}; --debug shows the traceback)" if line else ""
     known = not where or text.startswith(f"{where}.")  # some messages contain their place already
-    return ConfigError(f"{kind}{text}" if known else f"{where}: {kind}{text}")
+    return ConfigError(text if known else f"{where}: {text}")

@@ -141,9 +141,15 @@ def locate(run: str) -> Path:
         raise ConfigError(f"{run} must be a run file or a run folder; this folder has no config.yaml{_of_a_program(path)}")
     if run in names:
         return names[run]
+    beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    if (path.parent / "config.yaml").is_file() and not path.suffix:
+        kept = [each.name for each in beside if (each / "manifest.json").is_file()]
+        raise ConfigError(f"RUN {run!r}: there is no such checkpoint. {path.parent} has {listed(kept, 'and')}.")
     looks_like_path = path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1
     what = "there is no such file" if looks_like_path else "there is no file and no built-in run of that name"
-    raise ConfigError(f"RUN {run!r}: {what}.{nearest(path.stem, names)} Built in: {listed(names, 'and')}.")
+    near = [each.name for each in beside if each.suffix in (".yaml", ".yml") or (each / "config.yaml").is_file()]
+    guess = nearest(path.name, near) or nearest(path.stem, names)
+    raise ConfigError(f"RUN {run!r}: {what}.{guess} Built in: {listed(names, 'and')}.")
 
 
 def _of_a_program(folder: Path) -> str:

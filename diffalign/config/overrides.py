@@ -18,12 +18,23 @@ class Argument:
         value: the text read as YAML
         instead: mapping without class_path that it replaces: arguments, if a part belongs there
         new: True if the run file has nothing at its place
+        unread: error of the parser, where the text begins as a mapping or a list and is no YAML; only a place for text takes it
     """
 
     text: str
     value: Any
     instead: Mapping[str, Any] | None = None
     new: bool = False
+    unread: ConfigError | None = None
+
+    def require_read(self) -> None:
+        """Refuse a text that was meant as a mapping or a list, and is not well written.
+
+        Raises:
+            ConfigError: it is one; the message is the parser's.
+        """
+        if self.unread is not None:
+            raise self.unread
 
 
 @attrs.frozen
@@ -51,7 +62,7 @@ def override(content: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, 
     """
     result: dict[str, Any] = _copy(content)
     for path, text in _pairs(arguments):
-        _assign(result, path.split("."), _argument(text), path)
+        _assign(result, path.split("."), _argument(text, f"--{path}"), path)
     return result
 
 
@@ -78,12 +89,11 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield path, text
 
 
-def _argument(text: str) -> Any:
+def _argument(text: str, place: str) -> Argument:
     try:
-        value = read_yaml(text, "command line")
-    except ConfigError:  # a prompt or a path need not be YAML
-        value = text
-    return Argument(text, value)
+        return Argument(text, read_yaml(text, place))
+    except ConfigError as error:  # a prompt or a path need not be YAML
+        return Argument(text, text, unread=error if text.lstrip().startswith(("{", "[")) else None)
 
 
 def _assign(node: Any, names: Sequence[str], value: Argument, path: str) -> None:
@@ -91,7 +101,7 @@ def _assign(node: Any, names: Sequence[str], value: Argument, path: str) -> None
     node = _inside(node, names[0])
     name: Any = names[0]
     if isinstance(node, list):
-        if not name.isdigit() or int(name) >= len(node):
+        if not name.isdecimal() or int(name) >= len(node):
             raise ConfigError(f"--{path}: {name!r} must be an index into a list of {len(node)}, from 0")
         name = int(name)
     there = node[name] if isinstance(node, list) else node.get(name)
@@ -130,6 +140,7 @@ def _other_class(there: Any, value: Argument) -> Any:
     """
     if isinstance(there, dict) and not {"class_path", "init_args"} & there.keys():
         return attrs.evolve(value, instead=there)
+    value.require_read()
     arguments, before = (there.get("init_args"), there.get("class_path")) if isinstance(there, dict) else (None, None)
     return {"class_path": value.text, "init_args": inherited(arguments or {}, before if isinstance(before, str) else None)}
 

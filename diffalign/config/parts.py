@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 
 from .. import core
+from ..core.own_line import own_line
 from ..objectives import Budget
 from ..samplers import Plan
 from .errors import nearest
@@ -211,18 +212,34 @@ def _imported(path: str) -> Any:
         except ModuleNotFoundError as error:
             missing = error.name or ""
             if not (module_name == missing or module_name.startswith(f"{missing}.")):
-                raise LookupError(f"module {module_name!r} cannot be imported: {error}") from error
+                raise LookupError(f"module {module_name!r} cannot be imported: {error}{_at(error)}") from error
             if length > 1 and not colon:
                 continue
             raise LookupError(f"there is no module {missing!r}") from error
         except Exception as error:  # importing runs the module's code, which may raise anything
-            raise LookupError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
+            raise LookupError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}{_at(error)}") from error
         for attribute in inner.split(".") if colon else names[length:]:
             if not hasattr(target, attribute):
-                raise LookupError(f"{module_name!r} has no {attribute!r}.{nearest(attribute, vars(target))}")
+                guess = nearest(attribute, vars(target))
+                raise LookupError(f"{module_name!r} has no {attribute!r}.{guess}{'' if guess else _file_of(target)}")
             target = getattr(target, attribute)
         return target
     raise LookupError(f"{path!r} is no import path")
+
+
+def _at(error: Exception) -> str:
+    line = own_line(error)
+    return f" ({line})" if line else ""
+
+
+def _file_of(target: Any) -> str:
+    """Sentence about the file of a module: it may be another one than the user means. '' for what is no module."""
+    if not inspect.ismodule(target):
+        return ""
+    file = vars(target).get("__file__")
+    if target.__name__.partition(".")[0] in sys.stdlib_module_names:
+        return f" It is Python's own module{f', {file}' if file else ''}: give your file another name."
+    return f" The module is {file}." if file else ""
 
 
 def import_path(target: Any, name: str) -> str:

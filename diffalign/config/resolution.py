@@ -5,6 +5,7 @@ Every value has a place, its dotted path without `init_args`, as on the command 
 
 import inspect
 import warnings
+from abc import ABCMeta
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,8 +46,8 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
     """
     if isinstance(value, Part):  # part of a default, resolved already
         return value
-    text, instead = (value.text, value.instead or {}) if isinstance(value, Argument) else (None, {})
-    value = value.value if isinstance(value, Argument) else value
+    typed = value if isinstance(value, Argument) else None
+    value = value if typed is None else typed.value
     members = alternatives(parameter.hint)
     slots = [member for member in members if is_slot(member)]
     if isinstance(value, Mapping):
@@ -70,19 +71,25 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
                 items = [resolve(entry, Parameter("", inner), f"{where}.{place}") for place, entry in enumerate(value)]
                 return items if member is list or getattr(member, "__origin__", None) is list else tuple(items)
     elif isinstance(value, str) and slots and str not in members:
+        instead: Mapping[str, Any] = {}
+        if typed is not None:
+            typed.require_read()
+            instead = typed.instead or {}
         given = inherited(instead, None) if _takes(instead, parameter, slots, where) else {}
         return _part(_owned({"class_path": value, "init_args": given}, parameter, slots, where), slots, where, None, words(parameter.hint))
-    return _plain(value, text, members, parameter.hint, where)
+    return _plain(value, typed, members, parameter.hint, where)
 
 
-def _plain(value: Any, text: str | None, members: Sequence[Any], hint: Any, where: str) -> Any:
+def _plain(value: Any, typed: Argument | None, members: Sequence[Any], hint: Any, where: str) -> Any:
     value = _unwrapped(value)
-    for candidate in [value] if text is None or isinstance(value, str) else [value, text]:
+    for candidate in [value] if typed is None or isinstance(value, str) else [value, typed.text]:
         try:
             return check(candidate, members)
         except TypeError:
             continue
-    raise ConfigError(f"{where} must be {words(hint)}; got {shown(value if text is None else text)}")
+    if typed is not None:
+        typed.require_read()
+    raise ConfigError(f"{where} must be {words(hint)}; got {shown(value if typed is None else typed.text)}")
 
 
 def _unwrapped(value: Any) -> Any:
@@ -185,7 +192,9 @@ def _found(path: Any, slots: Sequence[Any], where: str, expected: str) -> tuple[
         if how := accepts(slot, target):
             return target, parts.import_path(target, path), how, slot
     if inspect.isclass(target):
-        why = f"the class {path!r} is {'abstract' if inspect.isabstract(target) else 'none'}"
+        abstract = isinstance(target, ABCMeta) and target.__abstractmethods__
+        lacking = f"abstract: it lacks {listed(sorted(abstract), 'and')}" if abstract else "none"
+        why = f"the class {path!r} is {lacking}"
     elif inspect.isroutine(target):
         why = f"the function {path!r} is not declared to return one"
     else:

@@ -25,15 +25,15 @@ from ..core import (
     SingleProcess,
     Sourced,
 )
+from ..core.demands import require
 from ..core.scoring import named_rewards, reward_name, rewards_by_source
 from ..embedded import WORLDS
 from ..placement import placed
-from ..rewards.requirements import require
 from ..tracking import Trackers
 from .blueprint import Part, build, build_all, described, plain, require_found
 from .errors import listed, nearest, refused, together
 from .files import built_in, locate, read_run, read_yaml, write_yaml
-from .overrides import override
+from .overrides import Argument, override
 from .resolution import resolve
 from .signature import MISSING, Parameter, parameters, words
 from .sources import make_importable, remember, sources
@@ -157,7 +157,8 @@ class Run:
         names = rewards if isinstance(rewards, Mapping) else [reward_name(rewards)]
         for name in getattr(aggregation, "weights", None) or {}:
             if name not in names:
-                raise ConfigError(f"aggregation.weights.{name} must be the name of a reward, {listed(names)}.{nearest(name, names)}")
+                known = listed(names, "and")
+                raise ConfigError(f"aggregation.weights.{name}: no reward is called {name!r}; the run has {known}.{nearest(name, names)}")
 
 
 def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -193,6 +194,7 @@ def _resolved(name: str, content: dict[str, Any], beside: Path | None = None) ->
     for key in content:
         if key not in known:
             raise ConfigError(f"{key} is no key of a run, which has {listed(known, 'and')}.{nearest(str(key), known)}")
+    _check_optimizers(content.get("optimizers"))
     tree: dict[str, Any] = {}
     for key, parameter in known.items():
         if key in content:
@@ -268,6 +270,23 @@ def _check_devices(node: Any) -> None:
             except ValueError as error:
                 raise refused(node.where, error) from error
         _check_devices(value)
+
+
+def _check_optimizers(given: Any) -> None:
+    """Refuse a bare number, which a Python program may give: here others of the optimizer's arguments may come beside it.
+
+    Raises:
+        ConfigError: a number stands where a role or its optimizer belongs; the message has it at its place.
+    """
+    given = given.value if isinstance(given, Argument) else given
+    table = given if isinstance(given, Mapping) else {"default": given}
+    for role, entry in table.items():
+        number = entry.value if isinstance(entry, Argument) else entry
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            inside = role in (parameters(torch.optim.AdamW) or {})
+            where = f"optimizers.{role}" if table is given else "optimizers"
+            written = f"{{default: {{{role}: {number}}}}}" if inside else f"{{{role}: {{lr: {number}}}}}"
+            raise ConfigError(f"{where} must be a role with its optimizer; got the number {number}. Write optimizers: {written}")
 
 
 def _check_sources(prompts: PromptSource, held_out: Sequence[Prompt]) -> None:

@@ -294,6 +294,8 @@ def _word(member: Any) -> str:
         return word
     if typing.get_origin(member) is Literal:
         return listed(map(repr, typing.get_args(member)))
+    if inspect.isclass(member) and issubclass(member, enum.Enum):  # its members are written by their names
+        return listed(map(repr, member.__members__))
     if is_callable(member):
         returns = (typing.get_args(member) or (None, None))[1]
         return f"the class of an {returns.__name__}" if inspect.isclass(returns) and is_slot(returns) else "a function"

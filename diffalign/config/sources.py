@@ -5,10 +5,12 @@ import importlib.util
 import shutil
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..core import ConfigError
+from .errors import ConfigWarning, listed
 
 CODE = "code"
 """Name of the folder of source files in a run folder. Commands that read the run put it on the import path."""
@@ -25,6 +27,8 @@ def make_importable(folder: Path) -> None:
 
 def remember(folder: Path) -> None:
     """Let the parts of a run be found in its own folder, or in that of a checkpoint's run, before anything else.
+
+    Files of the same names where the command is given are not used; those that differ are named in a warning.
 
     Args:
         folder: folder of a run, or of a checkpoint in it
@@ -44,9 +48,23 @@ def remember(folder: Path) -> None:
                 f"{file} must be the module {name!r} of this run; {loaded} is loaded as that, and differs. Look at such runs one at a "
                 "time, each in a process of its own."
             )
+    if differing := _differing(code, Path.cwd()):
+        shown = code.relative_to(Path.cwd()) if code.is_relative_to(Path.cwd()) else code
+        verbs = "differs and is" if len(differing) == 1 else "differ and are"
+        warnings.warn(
+            f"own parts come from {shown}; {listed(differing, 'and')} {verbs} not used",
+            ConfigWarning,
+            stacklevel=2,
+        )
     if str(code) in sys.path:
         sys.path.remove(str(code))
     sys.path.insert(0, str(code))
+
+
+def _differing(code: Path, folder: Path) -> list[str]:
+    """Files of a folder that stand in a run's code under the same name with another content."""
+    pairs = [(file, folder / file.relative_to(code)) for file in sorted(code.rglob("*.py"))]
+    return [f"./{other.relative_to(folder)}" for file, other in pairs if other.is_file() and other.read_bytes() != file.read_bytes()]
 
 
 def sources(names: Iterable[str]) -> dict[str, Path]:

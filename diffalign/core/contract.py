@@ -144,10 +144,16 @@ def _require_explained(suspicion: Suspicion, precision: torch.dtype, exact: bool
     else:
         cause = cause_of(suspicion)
     level, sigma, following = suspicion.address()
+    where = f"At level {level} (sigma {sigma:.4g} -> {following:.4g})"
+    if suspicion.means_agree:
+        raise ContractError(
+            "first-step contract: before the first update, a replay must give the log-probabilities of the rollout. "
+            f"{where} they differ by {suspicion.worst:.3g} of their size, though the means agree. {cause}"
+        )
     raise ContractError(
-        f"first-step contract: before the first update, a replay must give the means of the rollout. At level {level} (sigma {sigma:.4g} "
-        f"-> {following:.4g}) the velocity differs by {suspicion.worst:.3g} of its length; two equal calls differ by {repeated:.3g}, calls "
-        f"with another number of rows by {shaped:.3g}. {cause}"
+        f"first-step contract: before the first update, a replay must give the means of the rollout. {where} the velocity differs by "
+        f"{suspicion.worst:.3g} of its length; two equal calls differ by {repeated:.3g}, calls with another number of rows by {shaped:.3g}."
+        f" {cause}"
     )
 
 

@@ -20,6 +20,14 @@ from .wrapper import PolicyAround
 _FITS = 0.2
 """Largest share of the deviation that may remain if an explanation is to fit."""
 
+_EQUAL = 1e-5
+"""Largest deviation of means that count as equal."""
+
+_OTHER_LOG_PROBS = (
+    "The stored log-probabilities are not those of the stored means under the kernel's noise. Either the sampler stores others (zeros, "
+    "another unit, those of another sampler), or it drew at another noise level than the trajectory records."
+)
+
 
 @attrs.frozen(eq=False)
 class Call:
@@ -124,6 +132,11 @@ class Suspicion:
         return cls(policy, call, again.mean, lengths, deviation, (given - said).abs() / (1 + said.abs()))
 
     @property
+    def means_agree(self) -> bool:
+        """True if only log-probabilities differ from those of the rollout: no other call of the policy explains that."""
+        return float(self.deviation.max()) <= _EQUAL
+
+    @property
     def worst(self) -> float:
         """Largest deviation; NaN if one of them is NaN."""
         return float(torch.stack([self.deviation.max(), self.noise.max()]).max())
@@ -153,6 +166,8 @@ def cause_of(suspicion: Suspicion) -> str:
 def _guesses(suspicion: Suspicion) -> Iterator[str]:
     """Yield the explanations that fit, the surest first; at least one."""
     policy, call = suspicion.policy, suspicion.call
+    if suspicion.means_agree:
+        yield _OTHER_LOG_PROBS
     velocity = call.velocity(policy)
     factor, left = min(
         ((f / 100, suspicion.left_by(call.mean(policy, velocity, f / 100))) for f in range(50, 151)), key=lambda pair: pair[1]
@@ -162,8 +177,8 @@ def _guesses(suspicion: Suspicion) -> Iterator[str]:
             f"It looks like another noise level: the kernel gives the rollout's means at {factor:g} times the noise level that the "
             "trajectory records. Look for a plan, sampler, kernel or transition that changes it between rollout and replay."
         )
-    if float(suspicion.noise.max()) > max(1e-5, float(suspicion.deviation.max())):
-        yield "It looks like another noise level: the stored log-probabilities are not those of the stored means under the kernel's noise."
+    if float(suspicion.noise.max()) > max(_EQUAL, float(suspicion.deviation.max())):
+        yield _OTHER_LOG_PROBS
     for shift, where in ((1, "one further on"), (-1, "one before")):
         if suspicion.left_by(call.mean(policy, call.velocity(policy, shift))) < _FITS:
             yield f"It looks like a sigma that is one index off: the rollout's velocity is that of the sigma {where} on the grid."

@@ -127,11 +127,24 @@ class Phase:
         trains: role -> weights; roles name optimizers, metrics and checkpoint entries
         losses: (batch, update index) -> micro-batches, whose gradients add up
         repeats: inner updates on the same batch
+
+    Raises:
+        ValueError: `trains` is no table of policies, or `losses` no function.
     """
 
     trains: Mapping[str, Policy]
     losses: Callable[[ScoredBatch, int], Iterator[Loss]]
     repeats: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+
+    def __attrs_post_init__(self) -> None:
+        trains: Any = self.trains
+        if not isinstance(trains, Mapping) or not all(isinstance(policy, Policy) for policy in trains.values()):
+            raise ValueError(f'Phase.trains must be a dict of role -> Policy, such as {{"policy": self.policy}}; got {trains!r}'[:400])
+        if not callable(self.losses):
+            raise ValueError(
+                f"Phase.losses must be a function of (batch, update) that yields Loss objects, such as `self.losses` without brackets; got "
+                f"{type(self.losses).__name__}"
+            )
 
 
 class Objective(ABC):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .average import Average
-from .budget import Budgets, rows_of, shrink
+from .budget import limited, shrink
 from .contract import check_first_step, refuse_dropout
+from .demands import reach
 from .errors import Evidence, NonFiniteError
 from .given import RUN, optimizers_of, prompts_of, require_fit, require_parts, require_roles, trainable, usual
 from .groups import Raw
@@ -28,7 +29,7 @@ from .scoring import hooks_of, named_rewards, rewards_by_source
 from .streams import Streams
 from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
 from .unessential import say
-from .update import Update
+from .update import Update, phases_of
 
 
 class Hook:
@@ -57,7 +58,7 @@ class AlignmentLoop:
     memory runs out, the row budget of all processes is halved and the step is repeated; this changes no result.
 
     Args:
-        objective: gives the losses that move the weights
+        objective: losses that move the weights
         sampler: draws the trajectories
         rewards: a reward, or several by name; raw scores are always logged by name
         prompts: source of the prompts; a list of texts is `Prompts` of them. A `Mixture` also says which rewards score which prompts
@@ -69,16 +70,16 @@ class AlignmentLoop:
         lr_factor: factor on the learning rates of all optimizers, e.g. `Cosine(1.0, 0.05)`
         average: moving average of the policy for evaluation
         hooks: progress, metrics, checkpoints, evaluation
-        devices: the processes of the run
+        devices: processes of the run
         seed: seed of every random draw
         rollout: schedule by which prompts are sampled and scored: one after the other, or at the same time
         chunk: images that are decoded and scored at once
         check_rows: network rows that the first-step contract may spend per step; None repeats all calls of the rollout at the first step,
             and one whole call at every later step; 0 switches the contract off
         keep_images: images in a report
-        folder: folder in which hooks write the run's files; None if there is none
-        sharding: shards weights over the processes; None keeps all weights in each process
-        meter: computes metrics of the time that a step took, as `diffalign.costs.utilisation` does; None adds no such metrics
+        folder: folder for the files of hooks; None if there is none
+        sharding: shards weights; None keeps all in each process
+        meter: metrics of the time that a step took, as `diffalign.costs.utilisation` has; None adds none
     """
 
     objective: Objective
@@ -109,7 +110,7 @@ class AlignmentLoop:
     def __attrs_post_init__(self) -> None:
         require_parts(self.objective, self.sampler, self.aggregation, self.hooks)
         self._rewards = rewards_by_source(named_rewards(self.rewards), self.prompts)
-        phases = self.objective.phases()
+        phases = phases_of(self.objective)
         roles = [role for phase in phases for role in phase.trains]
         require_roles(self.optimizers, roles)
         if self.prompts_per_step < self.devices.size:
@@ -149,6 +150,14 @@ class AlignmentLoop:
     def named_rewards(self) -> dict[str, RewardFunction]:
         """The rewards by name, each held to its sources of prompts where there are several."""
         return dict(self._rewards)
+
+    def reach(self) -> None:
+        """Refuse servers that are not there, of rewards and of hooks. Nothing is scored.
+
+        Raises:
+            ConfigError: names one.
+        """
+        reach([*self._rewards.values(), *self.hooks])
 
     def evaluation_policy(self) -> Policy:
         """Policy to evaluate: the average if there is one, else the policy itself."""
@@ -221,16 +230,12 @@ class AlignmentLoop:
                 less = shrink(
                     self.sampler, self.objective, self.chunk, self.devices, ledger.failed or "", largest, error, self.sharding is not None
                 )
-            self._take(less)
+            self.sampler, self.chunk = less.sampler, less.chunk
+            limited(self.objective, less.rows)
             if self.devices.rank == 0:  # the error is gone, and with it the tensors of its frames
                 say(f"step {progress.step}: {less.said}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-    def _take(self, budgets: Budgets) -> None:
-        self.sampler, self.chunk = budgets.sampler, budgets.chunk
-        if budgets.rows != rows_of(self.objective):
-            self.objective.rows = budgets.rows  # type: ignore[attr-defined]  # it has the field
 
     def _attempt(self, prompts: Sequence[Prompt], progress: Progress, ledger: Ledger) -> Report:
         metrics, streams = Metrics(), Streams(self.seed, progress.step)
@@ -244,7 +249,7 @@ class AlignmentLoop:
             rewards = self.aggregation(parts, trajectories.group)
             batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
             metrics.describe(batch, self.aggregation.weights)
-        batch = attrs.evolve(batch, deviation=deviation(batch.rewards, self.devices))
+        batch = attrs.evolve(batch, deviation=deviation(batch, self.devices))
         factor = scale_learning_rates(self.running.values(), self.lr_factor, progress)
         if self.lr_factor != 1.0:
             metrics.add("lr_factor", torch.tensor(factor), 1)

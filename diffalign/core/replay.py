@@ -73,8 +73,17 @@ def replay_parents(policy: Policy, trajectories: TrajectoryBatch, edges: Edges) 
 
     Returns:
         mean [U, *], std [U] in the order of `edges.parent`.
+
+    Raises:
+        ValueError: there is no edge.
     """
     parent = edges.parent
+    if not len(parent):
+        raise ValueError(
+            "replay needs stochastic edges, but there is none here: a sampler without noise draws deterministic trajectories alone, which "
+            "have no log-probability. Take TreeSampler or ChainSampler, whose steps have an eta > 0; an objective refuses other samplers "
+            "in its `require`."
+        )
     level, eta = trajectories.level[parent], trajectories.noise_level[edges.child[edges.first]]
     return policy.transition(
         trajectories.latents[parent],

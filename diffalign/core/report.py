@@ -95,7 +95,8 @@ class Metrics:
     def describe(self, batch: ScoredBatch, weights: Mapping[str, float] | None) -> None:
         """Add the raw rewards of a batch, their standard deviation within groups, and the diversity.
 
-        If prompts come from several sources, add those of each source as well. A reward that applies to no sample has no entry.
+        If prompts come from several sources, add those of each source as well. A reward that applies to no sample has no entry. Samples to
+        which no reward applies count in none of the means; where there are no others, the mean over all rewards is 0.
 
         Args:
             batch: the scored batch
@@ -105,20 +106,24 @@ class Metrics:
         raw = Raw(weights)(batch.parts, group)
         std = group_std(raw, group)
         spread = log_geometric_mean_distance(batch.trajectories.samples, group)
-        self.add("reward", raw.sum(), len(raw))
+        scored = batch.scored
+        self.add("reward", raw.sum(), scored.sum())
         for name, part in batch.parts.parts.items():
             self._score(f"reward/{name}", part)
-        self.add("reward/group_std", std.sum(), len(raw))
+        self.add("reward/group_std", std.sum(), scored.sum())
         self.add("diversity/l_gmd", spread.sum(), len(spread))
         prompts = batch.trajectories.condition.prompts
         for source in dict.fromkeys(prompt.source for prompt in prompts if prompt.source is not None):
             mine = torch.tensor([prompt.source == source for prompt in prompts])
             theirs = mine.to(group.device)[group]
             self.add(f"source/{source}/share", mine.sum(), len(mine))
-            self.add(f"source/{source}/reward", raw[theirs].sum(), theirs.sum())
+            rewarded = (theirs & scored).sum()
+            if rewarded:
+                self.add(f"source/{source}/reward", raw[theirs].sum(), rewarded)
             for name in batch.parts:
                 self._score(f"reward/{name}/{source}", batch.parts.partial(name).where(theirs))
-            self.add(f"reward/group_std/{source}", std[theirs].sum(), theirs.sum())
+            if rewarded:
+                self.add(f"reward/group_std/{source}", std[theirs].sum(), rewarded)
             self.add(f"diversity/l_gmd/{source}", spread[mine.to(spread.device)].sum(), mine.sum())
 
     def _score(self, name: str, part: Tensor | Partial) -> None:
@@ -148,10 +153,12 @@ def _on_host(numbers: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def deviation(rewards: Tensor, devices: Devices) -> float:
-    """Population standard deviation over all processes."""
-    if devices.size == 1:
+def deviation(batch: ScoredBatch, devices: Devices) -> float:
+    """Population standard deviation of the rewards over all processes, of samples to which a reward applies; 0 if there are none."""
+    rewards = batch.rewards[batch.scored]
+    if devices.size == 1 and len(rewards):
         return float(rewards.double().std(unbiased=False))
     mine = rewards.detach().double().cpu()
     count, total = devices.sum(torch.stack([torch.tensor(float(len(mine)), dtype=torch.float64), mine.sum()]))
-    return float((devices.sum((mine - total / count).square().sum()[None])[0] / count).sqrt())
+    mean, count = total / count.clamp(min=1), count.clamp(min=1)
+    return float((devices.sum((mine - mean).square().sum()[None])[0] / count).sqrt())

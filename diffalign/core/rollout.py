@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import attrs
 import torch
@@ -76,9 +77,10 @@ class Stages:
 
         Raises:
             NonFiniteError: they hold a number that is not finite.
+            ValueError: the sampler gives something else.
         """
         with self.ledger.stage("rollout", {"policy": self.behavior}):
-            trajectories = self.sampler.sample(self.behavior, condition, self.progress, self.streams)
+            trajectories = require_forest(self.sampler, self.sampler.sample(self.behavior, condition, self.progress, self.streams))
         try:
             require_finite(self.role, self.behavior, trajectories, self.progress.step)
         except NonFiniteError as error:
@@ -127,6 +129,18 @@ class Stages:
         except NonFiniteError as error:
             error.evidence = Evidence.of(self.progress.step, (self.role,), pictures.trajectories)
             raise
+
+
+def require_forest(sampler: TrajectorySampler, given: Any) -> TrajectoryBatch:
+    """Refuse what a sampler gives if it is no forest.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(given, TrajectoryBatch):
+        hint = " Does it end without `return`?" if given is None else ""
+        raise ValueError(f"{type(sampler).__name__}.sample must return a TrajectoryBatch; it returned {type(given).__name__}.{hint}")
+    return given
 
 
 class Rollout(ABC):

@@ -1,10 +1,7 @@
 """Calls of rewards; refuses a result that is not one finite number per image."""
 
 import inspect
-import sysconfig
-import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,11 +11,9 @@ from torch import Tensor
 from .errors import ConfigError, NonFiniteRewardError, RewardError
 from .interfaces import Attended, Demanding, GroupReward, PromptSource, Reward, RewardFunction, Served, Sourced, StepReward
 from .nesting import require_outermost
+from .own_line import own_line
 from .scores import Partial, Scores
 from .types import Progress, Prompt
-
-_PACKAGE = str(Path(__file__).parents[1])
-_LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
 
 
 def reward_name(reward: object) -> str:
@@ -196,16 +191,6 @@ def _fingerprint(images: Tensor) -> tuple[int, int]:
     return version, int(bits.sum(dtype=torch.int64))
 
 
-def _place(error: BaseException) -> str:
-    """' (file, line)' of the last frame outside the package and its libraries: the line that a user wrote. Nothing where there is none."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-
-
-def _is_users(file: str) -> bool:
-    return not ({"site-packages", "dist-packages"} & set(Path(file).parts)) and not file.startswith((_PACKAGE, *_LIBRARY, "<frozen"))
-
-
 def _called(
     reward: RewardFunction, images: Tensor, prompts: Sequence[Prompt], group: Tensor | None, progress: Progress | None
 ) -> Tensor | Partial:
@@ -230,7 +215,8 @@ def _checked(
     except torch.OutOfMemoryError:  # not a fault of the reward: fewer images at once may fit
         raise
     except Exception as error:
-        place = _place(error)
+        line = own_line(error)
+        place = f" ({line})" if line else ""
         raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}{place}") from error
     if _fingerprint(images) != before:
         raise RewardError(

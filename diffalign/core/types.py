@@ -300,6 +300,13 @@ class ScoredBatch:
     streams: Streams
     deviation: float | None = None
 
+    @property
+    def scored(self) -> Tensor:
+        """Samples to which a reward applies: [K] bool. All, where the batch names no reward."""
+        if not self.parts:
+            return torch.ones_like(self.rewards, dtype=torch.bool)
+        return torch.stack([self.parts.partial(name).applies for name in self.parts]).any(dim=0)
+
 
 @attrs.frozen(eq=False)
 class Loss:
@@ -308,7 +315,36 @@ class Loss:
     Args:
         value: scalar with a graph; the values of all micro-batches add up to the loss
         metrics: name -> (sum, count), which add over micro-batches and ranks
+
+    Raises:
+        ValueError: the value is no scalar tensor, or a metric is no pair of scalars.
     """
 
     value: Tensor  # []
     metrics: Mapping[str, tuple[Tensor, Tensor]] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        if not _is_scalar(self.value):
+            raise ValueError(f"Loss.value must be a tensor without dimensions, as sum() gives; got {_described(self.value)}")
+        metrics: Any = self.metrics
+        if not isinstance(metrics, Mapping):
+            raise ValueError(f"Loss.metrics must be a dict of name -> (sum, count); got {_described(metrics)}")
+        for name, pair in metrics.items():
+            if not (isinstance(pair, tuple | list) and len(pair) == 2 and _is_scalar(pair[0]) and _is_count(pair[1])):
+                given = ", ".join(map(_described, pair)) if isinstance(pair, tuple | list) else _described(pair)
+                raise ValueError(
+                    f"Loss.metrics[{name!r}] must be a pair (sum, count) of tensors without dimensions, such as (error.detach().sum(), "
+                    f"torch.tensor(len(error))); got {given}"
+                )
+
+
+def _is_scalar(given: object) -> bool:
+    return isinstance(given, Tensor) and given.ndim == 0
+
+
+def _is_count(given: object) -> bool:
+    return _is_scalar(given) or isinstance(given, int | float)
+
+
+def _described(given: object) -> str:
+    return f"a tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"{type(given).__name__} {given!r}"[:80]

@@ -1,6 +1,8 @@
 """Update: runs the phases of an objective in order. Either all of them take effect or none does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FunctionType, MethodType
+from typing import Any
 
 import attrs
 import torch
@@ -8,13 +10,14 @@ from torch import Tensor
 
 from .errors import NonFiniteError
 from .finite import blame
+from .groups import group_std
 from .interfaces import Objective, Phase
 from .ledger import Ledger
 from .policy import Policy
 from .processes import Devices, Lockstep, together
 from .report import Metrics
 from .spread import is_spread, local, whole
-from .types import ScoredBatch
+from .types import Loss, ScoredBatch
 from .undo import Undo
 
 
@@ -42,6 +45,8 @@ class Update:
     lockstep: Lockstep
     max_grad_norm: float | None
     moving: Callable[[], None] = lambda: None
+    _taught: set[tuple[str, ...]] = attrs.field(factory=set, init=False)
+    """Roles of the phases that have had a gradient."""
 
     def trained(self) -> dict[str, Policy]:
         """Trained weights by role, over all phases."""
@@ -63,6 +68,7 @@ class Update:
 
         Raises:
             NonFiniteError: a loss or gradient is not finite, in this process or another. Everything is as it was before the call.
+            ValueError: the losses of a phase are no `Loss`, or none of them has a graph. Everything is as it was.
         """
         several = sum(phase.repeats * len(phase.trains) for phase in self.phases) > 1
         undo = self._remember() if several else None
@@ -70,8 +76,8 @@ class Update:
             for phase in self.phases:
                 for update in range(phase.repeats):
                     with ledger.stage("update", roles):
-                        self._compute_gradients(phase, batch, update, metrics)
-                        self._step(phase, batch, metrics, repeatable=undo is not None)
+                        counted = self._compute_gradients(phase, batch, update, metrics)
+                        self._step(phase, batch, metrics, counted, repeatable=undo is not None)
         except BaseException:
             self._forget_gradients()
             if undo is not None:
@@ -98,21 +104,29 @@ class Update:
         for optimizer in self.running.values():
             optimizer.zero_grad(set_to_none=True)
 
-    def _compute_gradients(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> None:
+    def _compute_gradients(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> tuple[int, int]:
+        """Compute the gradients; returns how many losses this process has yielded, and how many of them have a graph."""
+        counted = 0, 0
         for role in phase.trains:
             self.running[role].zero_grad(set_to_none=True)
         with together(self.devices, self.lockstep):
             try:
-                self._accumulate(phase, batch, update, metrics)
+                counted = self._accumulate(phase, batch, update, metrics)
             except NonFiniteError as error:  # raised by an objective, which does not know role and step
                 if str(error).startswith("role "):
                     raise
                 raise NonFiniteError(f"role {_names(phase)}, step {batch.progress.step}: {error}") from error
             for role, policy in phase.trains.items():
                 _require_finite_gradients(role, policy, phase, batch)
+        return counted
 
-    def _step(self, phase: Phase, batch: ScoredBatch, metrics: Metrics, repeatable: bool) -> None:
+    def _step(self, phase: Phase, batch: ScoredBatch, metrics: Metrics, counted: tuple[int, int], repeatable: bool) -> None:
         norms = {role: self._norm(role, policy, batch.progress.step) for role, policy in phase.trains.items()}
+        if (roles := tuple(phase.trains)) not in self._taught:
+            if any(map(bool, norms.values())):  # equal in all processes, so all of them meet in the other branch or none does
+                self._taught.add(roles)
+            else:
+                self._require_graph(phase, batch, *counted)
         if not repeatable:
             self.moving()
         try:
@@ -131,9 +145,25 @@ class Update:
                 "repeated. Continue from the last checkpoint by --resume, and use less memory: smaller rows, --shard, or more processes."
             ) from error
 
-    def _accumulate(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> None:
+    def _require_graph(self, phase: Phase, batch: ScoredBatch, yielded: int, attached: int) -> None:
+        """Refuse a phase that cannot learn: it has never had a gradient, and of the losses in all processes none has a graph.
+
+        A role may rest and yield nothing. Where the rewards of every group are equal, a loss may be a plain zero; so it may be in a later
+        step, where an objective leaves out all samples.
+        """
+        spread = bool((group_std(batch.rewards[batch.scored], batch.trajectories.group[batch.scored]) > 0).any())
+        losses, graphs, apart = self.devices.sum(torch.tensor([yielded, attached, spread], dtype=torch.float64)).tolist()
+        if phase.trains and losses and apart and not graphs:
+            raise ValueError(
+                f"step {batch.progress.step}: the losses of {_names(phase)} carry no gradient: of {losses:.0f} that {_source(phase)} "
+                "yielded, none has a graph. Look for .detach(), .item() or no_grad around what is yielded, and for values of a fork in "
+                "place of the trained weights. Nothing was updated."
+            )
+
+    def _accumulate(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> tuple[int, int]:
         values: list[Tensor] = []
-        for loss in phase.losses(batch, update):
+        attached = 0
+        for loss in yielded(phase, batch, update):
             if not torch.is_grad_enabled() or torch.is_autocast_enabled(loss.value.device.type):
                 raise RuntimeError(
                     f"the losses of {', '.join(phase.trains)} yielded inside no_grad or autocast, which leaks into the loop's backward; "
@@ -141,10 +171,12 @@ class Update:
                 )
             values.append(loss.value.detach())
             if loss.value.requires_grad:
+                attached += 1
                 self.lockstep.backward(loss.value)
             for name, (total, count) in loss.metrics.items():
                 metrics.add(name, total, count)
         _require_finite_losses(values, phase, batch)
+        return len(values), attached
 
     def _norm(self, role: str, policy: Policy, step: int) -> Tensor:
         """Norm of the gradients over all processes, equal in each. Gradients of sharded weights were summed by the backward pass."""
@@ -160,6 +192,46 @@ class Update:
                 "process. Nothing was updated."
             )
         return norm
+
+
+def phases_of(objective: Objective) -> tuple[Phase, ...]:
+    """List the phases of an objective.
+
+    Raises:
+        ValueError: it gives something else.
+    """
+    given: Any = objective.phases()
+    if isinstance(given, tuple | list) and all(isinstance(phase, Phase) for phase in given):
+        return tuple(given)
+    wrong = next((phase for phase in given if not isinstance(phase, Phase)), None) if isinstance(given, tuple | list) else given
+    raise ValueError(
+        f"{type(objective).__name__}.phases must return a tuple of Phase, `return (Phase(...),)` for one; "
+        f"{'it holds' if wrong is not given else 'it returned'} {type(wrong).__name__}"
+    )
+
+
+def yielded(phase: Phase, batch: ScoredBatch, update: int) -> Iterator[Loss]:
+    """Yield the losses of an update.
+
+    Raises:
+        ValueError: the phase gives something else.
+    """
+    given: Any = phase.losses(batch, update)
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise ValueError(f"{_source(phase)}, the losses of {_names(phase)}, must `yield` each Loss; it returned {type(given).__name__}")
+    for loss in given:
+        if not isinstance(loss, Loss):
+            raise ValueError(
+                f"{_source(phase)}, the losses of {_names(phase)}, must yield Loss objects, `yield Loss(value)`; it yielded "
+                f"{type(loss).__name__}"
+            )
+        yield loss
+
+
+def _source(phase: Phase) -> str:
+    """Name of the function that gives the losses, for messages."""
+    losses = phase.losses
+    return losses.__qualname__ if isinstance(losses, FunctionType | MethodType) else repr(losses)
 
 
 def _names(phase: Phase) -> str:

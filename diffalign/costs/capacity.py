@@ -176,6 +176,9 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activa
         yield "steps per hour", f"not known: {type(loop.objective).__name__} does not say how many rows an update has"
         return
     if cluster.card is not None:
+        if activations.counted is None:
+            yield f"expected on {cluster.card.name}", f"not known, because its operators cannot be counted: {activations.reason}"
+            return
         from .limits import limits  # slow to import, and seldom needed
 
         yield from limits(loop, tree, update, cluster.card, cluster.devices, activations.counted if activations.size is None else None)

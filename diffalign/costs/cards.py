@@ -1,5 +1,6 @@
 """Data sheets of accelerators: speed, bandwidth and memory by their makers."""
 
+import re
 from collections.abc import Mapping
 
 import attrs
@@ -7,6 +8,9 @@ import torch
 
 _TERA = 1e12
 _HALF = (torch.bfloat16, torch.float16)
+_NO_OTHER_CARD = frozenset({"NVIDIA", "GeForce", "RTX", "SXM4", "SXM5", "PCIE", "PCIe", "80GB", "HBM3", "HBM3e"})
+"""Words of torch's names that say maker, series, slot and memory of a card in the table. Any other ("Laptop", "Ti", "MIG", "64GB") makes it
+another card, or a part of one, whose speed is not there."""
 
 
 @attrs.frozen
@@ -19,7 +23,7 @@ class Card:
         single: operations per second of matrix products in float32, without TF32
         bandwidth: bytes per second of its memory
         memory: memory in GiB; None if it is not known
-        calls_itself: words that torch's name of the card must all contain
+        calls_itself: words of torch's name of the card that tell it from the others
     """
 
     name: str
@@ -89,5 +93,10 @@ def asked(name: str | None, teraflops: float | None = None, bandwidth: float | N
 
 
 def recognised(name: str) -> Card | None:
-    """Find the card that torch calls by a name, such as "NVIDIA H100 80GB HBM3". None if the table lacks it."""
-    return next((known for known in CARDS.values() if known.calls_itself and all(word in name for word in known.calls_itself)), None)
+    """Find the card that torch calls by a name, such as "NVIDIA H100 80GB HBM3".
+
+    None if the table lacks it. A part of a card (MIG) and cards with other words in their names (Laptop, Ti) are not in it.
+    """
+    words = set(re.split(r"[\s-]+", name.strip()))
+    named = (known for known in CARDS.values() if known.calls_itself and words.issuperset(known.calls_itself))
+    return next((known for known in named if words <= _NO_OTHER_CARD.union(known.calls_itself)), None)

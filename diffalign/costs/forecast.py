@@ -9,7 +9,7 @@ from torch import nn
 from ..core import AlignmentLoop
 from ..core.budget import rows_of
 from ..samplers import Branches, Branching
-from .activations import Activations
+from .activations import Activations, evaluations
 from .beside import beside_bytes
 from .sizes import size, tensor_bytes
 from .sizes import state_bytes as _state_bytes
@@ -38,9 +38,11 @@ def _plan(loop: AlignmentLoop, plan: Branching | None, total: int) -> Iterator[t
     rows = rows_of(loop.sampler)
     size = loop.rollout.prompts or prompts
     sizes = [min(size, prompts - start) for start in range(0, prompts, size)]
-    calls = sum(-(-width * count // rows) if rows else 1 for count in sizes for width in plan.evaluated)
-    leaves, rollout, replay = plan.leaves, plan.rollout_rows, plan.replay_rows
+    each = evaluations(loop.objective.behavior())
+    calls = each * sum(-(-width * count // rows) if rows else 1 for count in sizes for width in plan.evaluated)
+    leaves, replay = plan.leaves, plan.replay_rows
     update = loop.objective.update_rows(leaves, replay)
+    rollout, trained = each * plan.rollout_rows, evaluations(loop.objective.policy) * (update or 0)
     drawn = sum(width * children for width, children, eta in zip(plan.widths, plan.children, plan.noise_levels, strict=False) if eta > 0)
     yield "leaves per prompt", f"{leaves}"
     yield "samples per step", f"{leaves * prompts} ({prompts} prompts), {leaves * prompts * total:,} in {total} steps"
@@ -51,9 +53,9 @@ def _plan(loop: AlignmentLoop, plan: Branching | None, total: int) -> Iterator[t
             f"not known: no step of the rollout is stochastic, and {type(loop.objective).__name__} does not say what it evaluates",
         )
     elif update == replay:
-        yield "replay", f"{replay} network rows a prompt for {drawn} stochastic edges, {replay * prompts} a step, per policy and update"
+        yield "replay", f"{trained} network rows a prompt for {drawn} stochastic edges, {trained * prompts} a step, per policy and update"
     else:
-        yield "update", f"{update} network rows a prompt for {leaves} samples, {update * prompts} a step, per policy and update"
+        yield "update", f"{trained} network rows a prompt for {leaves} samples, {trained * prompts} a step, per policy and update"
 
 
 def _training(loop: AlignmentLoop) -> Iterator[tuple[str, str]]:

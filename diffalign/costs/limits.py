@@ -51,11 +51,11 @@ def limits(
         counted: calls of the policy; None counts them
 
     Raises:
-        ValueError: weights are quantised or sharded.
+        ValueError: weights are quantised or sharded. Other errors come from a network that does not run without numbers.
     """
     policy = loop.objective.policy
     counted, work = counted or counted_of(loop, policy), work_of(loop, tree, update, devices)
-    peak = card.peak(policy.precision)
+    peak = card.peak(counted.policy.precision)  # not that of this device, on which mixed precision may be slower than float32
     apart = bounds(counted, work, card)
     manner = Manner.of(policy)
     rollout, update_expected = expected(counted, work, card, manner)
@@ -82,10 +82,11 @@ def limits(
     operators = sum(bound.operators for bound in apart)
     larger = sum(bound.seconds for bound in expected(counted, work_of(loop, tree, update, devices, more=1), card, manner))
     groups = -(-loop.prompts_per_step // devices)
+    rolled, trained = evaluations(loop.objective.behavior()) * tree.rollout_rows, evaluations(policy) * update
     yield (
         "one more prompt",
         (
-            f"on each device: {tree.rollout_rows} rows of rollout and {update} of update more, {larger - step:.3g} s: "
+            f"on each device: {rolled} rows of rollout and {trained} of update more, {larger - step:.3g} s: "
             f"{larger / step - 1:.0%} of a step for {1 / groups:.0%} more samples"
         ),
     )

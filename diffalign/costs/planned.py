@@ -13,6 +13,11 @@ from ..policies import FlowMatchingPolicy
 from ..policies.diffusers import Quantization
 from .unloaded import saved_bytes, unloaded
 
+NOT_PLANNED = frozenset(
+    ["device", "cache", "attention", "slicing", "tiling", "family", "sharding", "variant", "revision", "subfolder", "single_file"]
+)
+"""Arguments of `FlowMatchingPolicy.from_pretrained` that change no size of the network and no time that is counted."""
+
 
 @attrs.frozen(eq=False)
 class Planned:
@@ -52,7 +57,7 @@ class _Loading:
     made: list[tuple[FlowMatchingPolicy, Quantization | None]] = attrs.field(factory=list)
 
     def __call__(self, path: str, quantization: Quantization | None = None, **arguments: Any) -> FlowMatchingPolicy:
-        policy = unloaded(path, **arguments)
+        policy = unloaded(path, quantization=quantization, **arguments)
         self.made.append((policy, quantization))
         return policy
 
@@ -62,8 +67,8 @@ def _replaced(node: Any, loading: _Loading) -> Any:
     if isinstance(node, Part):
         arguments = {name: _replaced(value, loading) for name, value in node.arguments.items()}
         if node.target == FlowMatchingPolicy.from_pretrained:
-            left = {name: value for name, value in arguments.items() if name not in ("device", "cache")}
-            return attrs.evolve(node, target=loading, arguments=left)
+            left = {name: value for name, value in arguments.items() if name not in NOT_PLANNED}
+            return attrs.evolve(node, target=loading, arguments=left, linked=())
         return attrs.evolve(node, arguments=arguments)
     if isinstance(node, dict):
         return {name: _replaced(value, loading) for name, value in node.items()}

@@ -1,6 +1,7 @@
 """Operators of a call of a policy's network, by its rows, counted on torch's meta device."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 
 import attrs
 import torch
@@ -10,7 +11,9 @@ from ..core import Condition, Policy
 from ..core.forking import view_of
 from ..core.spread import is_spread
 from ..core.wrapper import PolicyAround
+from ..policies import FlowMatchingPolicy
 from .live import LiveBytes
+from .mixed import MixedPrecision
 from .operators import Call, counting, differentiate
 
 _COUNTED = 3
@@ -38,13 +41,18 @@ class Pass:
 class Counted:
     """Counts the operators of a policy's calls by their rows. Each number of rows is counted once.
 
+    A pipeline in mixed precision (`compute`) is counted as a GPU computes it, on whatever device it is; `MixedPrecision` says what is
+    approximated.
+
     Args:
         policy: innermost policy, with its network on the meta device
         condition: condition of one row, on the meta device
+        compute: type in which float32 weights are multiplied; None for their own
     """
 
     policy: Policy
     condition: Condition
+    compute: torch.dtype | None = None
     _known: dict[int, Pass] = attrs.field(factory=dict, init=False)
 
     @classmethod
@@ -63,7 +71,8 @@ class Counted:
             raise ValueError("counting needs whole weights in a floating type; some are quantised, or sharded over processes")
         first = condition.select(torch.zeros(1, dtype=torch.long))
         tensors = {name: tensor if name == "lengths" else tensor.to("meta") for name, tensor in first.tensors.items()}
-        return cls(_on_meta(inner), attrs.evolve(first, tensors=tensors))
+        compute = inner.compute if isinstance(inner, FlowMatchingPolicy) else None
+        return cls(_on_meta(inner), attrs.evolve(first, tensors=tensors), compute)
 
     def __call__(self, rows: int) -> Pass:
         """Count a call of that many rows. Calls of more than three follow from two and three, unless the network treats rows one by one."""
@@ -92,11 +101,16 @@ class Counted:
         condition = self.condition.select(torch.zeros(rows, dtype=torch.long))
         latents = torch.zeros(rows, *self.policy.latent_shape, device="meta")
         with LiveBytes() as live, counting() as taken, torch.enable_grad():
-            velocity = self.policy.velocity(latents, torch.full((rows,), 0.5, device="meta"), condition)
+            with self._mixed(keeps=True):
+                velocity = self.policy.velocity(latents, torch.full((rows,), 0.5, device="meta"), condition)
             forward = taken()
             if velocity.requires_grad:
-                differentiate(velocity, list(self.policy.trainable_parameters().values()))
+                with self._mixed(keeps=False):
+                    differentiate(velocity, list(self.policy.trainable_parameters().values()))
             return Pass(rows, forward, taken(), live.peak)
+
+    def _mixed(self, *, keeps: bool) -> AbstractContextManager[object]:
+        return nullcontext() if self.compute is None else MixedPrecision(self.compute, keeps=keeps)
 
 
 def innermost(policy: Policy) -> Policy:

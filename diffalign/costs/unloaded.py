@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import TransitionKernel
-from ..policies import FlowMatchingPolicy, LoRA
+from ..policies import CallGraphs, Compilation, FlowMatchingPolicy, LoRA
+from ..policies.choices import read_choices
 from ..policies.diffusers import Family, Quantization, Setting, families
 from ..policies.diffusers.mapped import default_dtype
 from .shapes import PUBLISHED, PublishedShape
@@ -86,21 +87,24 @@ def unloaded(
     checkpointing: bool = False,
     offload: bool = False,
     compute: str | None = None,
-    **others: object,
+    compilation: Compilation | None = None,
+    graphs: CallGraphs | None = None,
+    quantization: Quantization | None = None,
 ) -> FlowMatchingPolicy:
     """Make the policy that `FlowMatchingPolicy.from_pretrained` would load, without its weights.
 
     Args:
         path: hub id of a model with a published shape, or its name in `PUBLISHED`
         lora: adapters, whose `start` is not read; None trains all weights
-        kernel, grid, dtype, max_sequence_length, resolution, guidance, checkpointing, offload, compute: see there
-        others: arguments that change no size of the network or its activations
+        kernel, grid, dtype, max_sequence_length, resolution, guidance, checkpointing, offload, compute, compilation, graphs: see there
+        quantization: only checked; `saved_bytes` says what it saves
 
     Raises:
-        ValueError: the shape is not known, or an argument does not fit it.
+        ValueError: the shape is not known, an argument does not fit it, or the arguments do not go together.
     """
     import diffusers
 
+    lora, dtype = read_choices(lora, dtype, quantization, compute)
     shape, typed = shape_of(path), getattr(torch, dtype)
     kind = next(family for family in families() if shape.pipeline in family.pipelines)
     with default_dtype(typed), torch.device("meta"):
@@ -113,8 +117,10 @@ def unloaded(
         attrs.evolve(lora, start=None).attach(network, family.lora_targets, family)
     if checkpointing:
         network.enable_gradient_checkpointing()
-    multiplied = None if compute is None else getattr(torch, compute)
-    return FlowMatchingPolicy(network, family, kernel, grid, encodings=ZeroTexts(_texts(shape, family), typed), compute=multiplied)
+    if compilation is not None:
+        compilation.apply(network)
+    texts, multiplied = ZeroTexts(_texts(shape, family), typed), None if compute is None else getattr(torch, compute)
+    return FlowMatchingPolicy(network, family, kernel, grid, None, texts, compilation, compute=multiplied, graphs=graphs)
 
 
 def saved_bytes(policy: FlowMatchingPolicy, quantization: Quantization | None) -> int:

@@ -18,9 +18,10 @@ class Utilisation:
 
         mfu = useful operations / (seconds of the stage x peak)
 
-    A policy that is not trained, or has no gradient in the stage, counts a forward pass for each row. A trained policy counts a forward
-    and a backward pass for each row that carries a gradient; its other rows in such a stage (they weigh the pieces of an update) count
-    nothing. Activations that are computed again count nothing.
+    A row of a rollout counts a forward pass. In the update, a policy that is not trained, or has no gradient there, counts a forward pass
+    for each row. A trained policy counts a forward and a backward pass for each row that carries a gradient; its other rows (they weigh the
+    pieces of an update) count nothing. A row whose graph the rollout kept (`keep_graph`) counts its backward pass in the update, where it
+    is done. Activations that are computed again count nothing.
 
     Args:
         forward: operations of the forward pass of a network row
@@ -35,17 +36,23 @@ class Utilisation:
     peak: float
 
     def read(self, ledger: Ledger, trained: Collection[str]) -> Mapping[str, tuple[float, float]]:
-        """Compute useful operations, and operations at the peak, of each stage that has network rows."""
+        """Compute useful operations, and operations at the peak, of each stage that has network rows or goes back through kept graphs."""
+        rolled, updated = ([entry for entry in ledger.rows if entry.endswith(f"/{stage}")] for stage in ("rollout", "update"))
+        kept = sum(self._tracked(ledger, entry, trained) for entry in rolled)
         result = {}
-        for metric, stage in ((ROLLOUT, "rollout"), (UPDATE, "update")):
-            entries = [entry for entry in ledger.rows if entry.endswith(f"/{stage}")]
-            if entries:
-                useful = sum(self._useful(ledger, entry, entry.rpartition("/")[0] in trained) for entry in entries)
-                result[metric] = (useful, ledger.seconds[stage] * self.peak)
+        if rolled:
+            useful = sum(ledger.rows[entry] for entry in rolled) * self.forward
+            result[ROLLOUT] = (useful, ledger.seconds["rollout"] * self.peak)
+        if updated or (kept and "update" in ledger.seconds):
+            useful = sum(self._useful(ledger, entry, trained) for entry in updated) + kept * self.backward
+            result[UPDATE] = (useful, ledger.seconds["update"] * self.peak)
         return result
 
-    def _useful(self, ledger: Ledger, entry: str, trained: bool) -> float:
-        tracked = ledger.tracked[entry] if trained else 0
+    def _tracked(self, ledger: Ledger, entry: str, trained: Collection[str]) -> int:
+        return ledger.tracked[entry] if entry.rpartition("/")[0] in trained else 0
+
+    def _useful(self, ledger: Ledger, entry: str, trained: Collection[str]) -> float:
+        tracked = self._tracked(ledger, entry, trained)
         return tracked * (self.forward + self.backward) if tracked else ledger.rows[entry] * self.forward
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from diffalign.core import AlignmentLoop, ConfigError, Hook, Prompt, Report, RewardFunction, agree, score
+from diffalign.core.demands import reach, require
 from diffalign.core.unessential import say
 from diffalign.core.words import allowed_word
-from diffalign.rewards.requirements import reach, require
 
 from .diversity import vendi_score
 from .features import Features

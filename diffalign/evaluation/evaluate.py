@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffalign.core import (
     Devices,
+    Listed,
     Lockstep,
     Policy,
     Progress,
@@ -25,7 +26,7 @@ from diffalign.core import (
 from diffalign.core.groups import filled
 from diffalign.core.processes import Free
 from diffalign.core.processes import together as stopped_together
-from diffalign.core.scoring import together
+from diffalign.core.scoring import named_rewards, together
 from diffalign.samplers import DeterministicSampler
 
 from .diversity import cosine_distance, cosine_distance_across, effective_modes, modes, vendi_score
@@ -41,8 +42,8 @@ DEFAULT_FEATURES: Mapping[str, Features] = {"pixels": PixelFeatures()}
 @torch.no_grad()
 def evaluate(
     policy: Policy,
-    prompts: Sequence[Prompt],
-    rewards: Mapping[str, RewardFunction],
+    prompts: Sequence[Prompt | str] | Listed,
+    rewards: RewardFunction | Mapping[str, RewardFunction],
     *,
     features: Mapping[str, Features] = DEFAULT_FEATURES,
     samples: int = 4,
@@ -68,8 +69,8 @@ def evaluate(
 
     Args:
         policy: policy to evaluate
-        prompts: P prompts
-        rewards: trained on or not, by name
+        prompts: P prompts, or a source that lists its prompts, such as `PromptFile("file.txt")`
+        rewards: trained on or not, by name; one alone has the name of its function or class, as in a run
         features: features by name on which diversity is measured, beside latents and structural similarity
         samples: number n of samples per prompt
         steps: denoising steps
@@ -83,24 +84,44 @@ def evaluate(
         rounds: storage of finished rounds, from which an evaluation continues; None keeps none
 
     Raises:
-        ValueError: there are no prompts.
+        ValueError: there are no prompts, or one text in place of a list, or something that is no reward.
     """
-    if not prompts:
-        raise ValueError("evaluate needs at least one prompt; got none")
+    texts = _listed(prompts)
+    alone = isinstance(rewards, Mapping) and not rewards  # then diversity is all that is measured
+    named = {} if alone else named_rewards(rewards)
     devices = devices or SingleProcess()
     settings = {"samples": samples, "steps": steps, "seed": seed}
-    sizes = [Prompt.of(prompt).size for prompt in prompts]
+    sizes = [prompt.size for prompt in texts]
     parts: list[tuple[list[int], dict[str, Tensor]]] = []
     for size in dict.fromkeys(sizes):
         ids = [place for place, other in enumerate(sizes) if other == size]
         drawn = sum(place < pictures for place in ids)
-        some = tuple(Prompt.of(prompts[place]) for place in ids)
-        task = _Task(policy, some, tuple(ids), rewards, features, samples, steps, seed, rows, -(-drawn // devices.size), devices)
+        some = tuple(texts[place] for place in ids)
+        task = _Task(policy, some, tuple(ids), named, features, samples, steps, seed, rows, -(-drawn // devices.size), devices)
         table = _measured(task, settings, drawn, rounds, lockstep or Free())
         parts.append((ids, {**table, "images": table["images"][:drawn]}))
     table = merged(parts, [size for size in sizes if size is not None])
     images = table.pop("images")
-    return _result(step, tuple(prompts), table, images, settings)
+    return _result(step, texts, table, images, settings)
+
+
+def _listed(prompts: Sequence[Prompt | str] | Listed) -> tuple[Prompt, ...]:
+    """The prompts of a list, or of a source that lists them.
+
+    Raises:
+        ValueError: there is none, or it is neither.
+    """
+    given = prompts.prompts if isinstance(prompts, Listed) else prompts
+    if isinstance(given, str):  # a text is a sequence too: of its letters
+        raise ValueError(
+            f"prompts must be a list of texts, or a source that lists its prompts; got the text {str(given)!r}. Put it in a list: "
+            f"{[str(given)]!r}. A file or a shipped list is PromptFile({str(given)!r})."
+        )
+    if not isinstance(given, Sequence):
+        raise ValueError(f"prompts must be a list of texts, or a source that lists its prompts; got {type(given).__name__}")
+    if not given:
+        raise ValueError("evaluate needs at least one prompt; got none")
+    return tuple(map(Prompt.of, given))
 
 
 def _measured(task: "_Task", settings: Mapping[str, int], pictures: int, rounds: Rounds | None, lockstep: Lockstep) -> dict[str, Tensor]:

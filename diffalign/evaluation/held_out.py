@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from diffalign.core import AlignmentLoop, Hook, Listed, Prompt, Report, RewardFunction
+from diffalign.core.demands import reach
 from diffalign.core.unessential import unessential
 from diffalign.prompts import read_prompts
 
@@ -61,6 +62,10 @@ class HeldOutEvaluation(Hook):
     def held_out(self) -> Sequence[Prompt]:
         """Prompts of the files."""
         return self._prompts
+
+    def reach(self) -> None:
+        """Refuse servers of held-out rewards, and files of features, that are not there."""
+        reach([*self.rewards.values(), *self.features.values()])
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         self._evaluate(loop, step)

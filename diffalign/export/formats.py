@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffalign.core import Policy
 from diffalign.core.unessential import unessential
 from diffalign.core.words import require_word
+from diffalign.durable import give_usual_mode, weights
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.diffusers import is_quantized
 
@@ -45,7 +46,7 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
             base to merge into is quantised.
     """
     require_word("format", form, Format)
-    inner = pipeline_policy(policy)
+    inner, before = pipeline_policy(policy), weights(folder)
     if inner is None:
         return _of_its_own(policy, folder, form, card or Card())
     if form == "merged":
@@ -60,6 +61,7 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
     else:
         next(layers(inner))  # raises an error that says what to do if there is none
         inner.save_lora(str(folder))
+    give_usual_mode(folder, before)
     with unessential(f"the model card of {folder}"):
         (folder / "README.md").write_text((card or Card()).text(inner, form, policy), encoding="utf-8")
     return folder
@@ -74,7 +76,9 @@ def _of_its_own(policy: Policy, folder: Path, form: Format, card: Card) -> Path:
         )
     if form != "merged":
         raise ValueError(f"{type(inner).__name__} is no diffusers pipeline and has no LoRA; export it with --format merged")
+    before = weights(folder)
     inner.save(str(folder))
+    give_usual_mode(folder, before)
     (folder / "README.md").write_text(card.plain(type(inner)), encoding="utf-8")
     return folder
 

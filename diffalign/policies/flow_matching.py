@@ -21,6 +21,7 @@ from .encodings import Encodings, Texts, encoder_revision
 from .left_out import LeftOut, add_nothing, switch
 from .lora import ADAPTER, LoRA
 from .products import multiplied_in
+from .step_grids import require_free_grid
 
 
 class FlowMatchingPolicy(Policy):
@@ -54,8 +55,8 @@ class FlowMatchingPolicy(Policy):
         attention: str | None = None,
         graphs: CallGraphs | None = None,
     ) -> None:
-        if grid is not None and not family.free_grid:
-            raise ValueError(f"grid must be left out for a {type(family).__name__}: its network knows only the levels of its training")
+        if grid is not None:
+            require_free_grid(family)
         super().__init__(kernel or CPS(), family.latent_shape)
         self.network = network
         self.family = family
@@ -197,9 +198,10 @@ class FlowMatchingPolicy(Policy):
         self.counter.add(len(latents))
         bare = self._left_out is not None and self._left_out.holds()  # else they are on from here
         compute = multiplied_in(self.compute, latents.device)
+        plain = compute is None or latents.is_meta  # torch has no autocast there; who counts operators casts (`costs.mixed`)
 
         def computed(latents: Tensor, sigma: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-            with nullcontext() if compute is None else torch.autocast(latents.device.type, compute):
+            with nullcontext() if plain else torch.autocast(latents.device.type, compute):
                 velocity = self.family.velocity(self.network, latents, sigma, tensors)
             return velocity.to(latents.dtype)
 

@@ -8,13 +8,25 @@ from torch import Tensor
 
 from diffalign.core import Policy
 
+from .diffusers import Family
+
 MOST_STEPS = 8
 
 Grid = Callable[[int], Tensor] | Sequence[float | Sequence[float]]
 """Grid: a function of the number of steps, the sigmas of one number of steps, or a list of sigmas for each number."""
 
 
-def grids_of(policy: Policy, steps: int, also: Sequence[int], grid: Grid | None) -> dict[int, Tensor]:
+def require_free_grid(family: Family) -> None:
+    """Refuse a grid for a family that has only its own.
+
+    Raises:
+        ValueError: the family's network knows only the levels of its training.
+    """
+    if not family.free_grid:
+        raise ValueError(f"grid must be left out for a {type(family).__name__}: its network knows only the levels of its training")
+
+
+def grids_of(policy: Policy, steps: int, also: Sequence[int], grid: Grid | None, family: Family | None = None) -> dict[int, Tensor]:
     """Build the grids: number of steps -> sigmas [steps + 1].
 
     Args:
@@ -22,9 +34,10 @@ def grids_of(policy: Policy, steps: int, also: Sequence[int], grid: Grid | None)
         steps: the main number of steps; first in the result
         also: the other numbers of steps
         grid: the given grids; None takes those of the policy
+        family: family of the policy's network; None if it has none
 
     Raises:
-        ValueError: a number is outside 1..8 or appears twice, or the grids do not fit the numbers.
+        ValueError: a number is outside 1..8 or appears twice, the grids do not fit the numbers, or the family has other grids alone.
     """
     if not _allowed(steps):
         raise ValueError(f"TDMPolicy.steps must lie between 1 and {MOST_STEPS}; got {steps}")
@@ -35,6 +48,10 @@ def grids_of(policy: Policy, steps: int, also: Sequence[int], grid: Grid | None)
         )
     grids = {count: _levels(policy, count, counts, grid) for count in counts}
     for count, levels in grids.items():
+        if family is not None and not family.free_grid:  # its own may end above 0
+            if not torch.equal(levels, policy.sigmas(count)):  # forks and saved students give the own one
+                require_free_grid(family)
+            continue
         if levels.shape != (count + 1,) or not bool((levels.diff() < 0).all()) or float(levels[-1]) != 0 or float(levels[0]) > 1:
             raise ValueError(f"TDMPolicy.grid must give {count + 1} sigmas from at most 1 decreasing to 0; got {levels.tolist()}")
     return grids

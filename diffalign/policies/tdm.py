@@ -16,6 +16,7 @@ from diffalign.core.spread import spread_like, whole
 from diffalign.core.transition import expand
 from diffalign.embedded import SHAPEWORLD
 
+from .diffusers import Family
 from .flow_matching import FlowMatchingPolicy
 from .step_grids import grids_of, listed
 
@@ -33,7 +34,7 @@ class TDMPolicy(PolicyAround):
         policy: policy inside, of any kind; its weights are the student's. With `also` it must read its prompt
         steps: K, from 1 to 8; the main one if there are several
         grid: function steps -> sigmas, or the K + 1 sigmas themselves, decreasing to 0; with `also` a list of such lists, one for each K.
-            None takes the policy's own grid for K steps
+            None takes the policy's own grid for K steps, the only one that a UNet can have
         tag: text appended to every prompt, with {steps} replaced by K, so that one network can serve several K
         kernel: the step rule; Euler, which refuses noise, unless a study needs noisy trajectories
         also: other numbers of steps, from 1 to 8, that the same weights serve; `DrawnSteps` draws among them
@@ -55,7 +56,7 @@ class TDMPolicy(PolicyAround):
     ) -> None:
         super().__init__(policy, kernel or Euler())
         self.steps, self.grid, self.tag = steps, grid, tag
-        self._grids = grids_of(policy, steps, also, grid)
+        self._grids = grids_of(policy, steps, also, grid, _family(policy))
         _require_telling(tag, self.step_counts)
         # with adapters the base never changes; a policy that trains all weights has its base only now, before training
         self._base = None if _frozen(policy) else _digest(dict(policy.named_parameters()))
@@ -217,6 +218,13 @@ def _require_telling(tag: str, counts: Sequence[int]) -> None:
             f'TDMPolicy.tag must name the number of steps, as in " in {{steps}} steps": the weights serve {listed(counts)} steps, and '
             f"nothing else tells the network which; got {tag!r}"
         )
+
+
+def _family(policy: Policy) -> Family | None:
+    """Family of the network inside all wrappers; None if it is no pipeline's."""
+    while isinstance(policy, PolicyAround):
+        policy = policy.policy
+    return policy.family if isinstance(policy, FlowMatchingPolicy) else None
 
 
 def _frozen(policy: Policy) -> dict[str, nn.Parameter]:

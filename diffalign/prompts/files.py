@@ -19,6 +19,8 @@ from .lists import NAMES, PREFIX, generated
 
 
 def _fixed(prompts: Sequence[Prompt | str]) -> tuple[Prompt | str, ...]:
+    if isinstance(prompts, str):  # a text is a sequence too: of its letters
+        raise ValueError(f"Prompts.prompts must be a list of texts; got the text {str(prompts)!r}. Put it in a list: {[str(prompts)]!r}")
     return tuple(prompts)
 
 

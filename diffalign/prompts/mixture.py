@@ -20,7 +20,8 @@ class Source:
     Args:
         prompts: source of its prompts, which must be able to list them
         share: number of prompts that it gives, in proportion to the others
-        rewards: names of the run's rewards that score its pictures; None takes all
+        rewards: names of the run's rewards that score its pictures; None takes all. [] takes none: its prompts are not rewarded, but what
+            an objective holds beside the reward (distillation, a KL to the reference) is held for them, too
     """
 
     prompts: PromptSource
@@ -29,8 +30,8 @@ class Source:
 
     @rewards.validator
     def _some(self, attribute: "attrs.Attribute[Sequence[str] | None]", rewards: Sequence[str] | None) -> None:
-        if rewards is not None and (isinstance(rewards, str) or not rewards or len(set(rewards)) < len(rewards)):
-            raise ValueError(f"Source.rewards must be a list of names of rewards, at least one and each once; got {rewards!r}")
+        if rewards is not None and (isinstance(rewards, str) or len(set(rewards)) < len(rewards)):
+            raise ValueError(f"Source.rewards must be a list of names of rewards, each once; got {rewards!r}")
 
 
 @attrs.frozen

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Prompt, Reward, RewardFunction, score
-
-from .requirements import reach, require
+from diffalign.core.demands import reach, require
 
 
 @attrs.frozen(eq=False)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import GroupReward, Partial, Prompt, RewardFunction, score
-
-from .requirements import reach, require
+from diffalign.core.demands import reach, require
 
 
 @attrs.frozen(eq=False)

@@ -6,8 +6,7 @@ import attrs
 from torch import Tensor
 
 from diffalign.core import Prompt, Reward, RewardFunction, score
-
-from .requirements import reach, require
+from diffalign.core.demands import reach, require
 
 
 @attrs.frozen(eq=False)

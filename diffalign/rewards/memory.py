@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Partial, Prompt, Reward, RewardError, RewardFunction, Scores
+from diffalign.core.demands import reach, require
 from diffalign.core.nesting import require_single
-
-from .requirements import reach, require
 
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")
 """Messages of allocators that raise a plain RuntimeError."""

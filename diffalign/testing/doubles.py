@@ -27,6 +27,11 @@ EMBEDDING = 4
 """Width of the prompt embedding of `TinyPolicy`."""
 
 
+def embeddings(prompts: Sequence[str]) -> Tensor:
+    """Embed prompts as `TinyPolicy` does, each by a fixed random vector for its text: [P, 4]."""
+    return torch.stack([Streams(0).normal((EMBEDDING,), f"prompt {prompt}", 0, 0) for prompt in prompts])
+
+
 class TinyNetwork(nn.Module):
     """Frozen network with a low-rank update: `body(u) + lora_B(lora_A(u))` for u = [latents, sigma, prompt embedding].
 
@@ -90,8 +95,7 @@ class TinyPolicy(Policy):
         self._own = frozenset(name for name, _ in self.network.named_parameters() if name.startswith("lora_"))
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
-        rows = [Streams(0).normal((EMBEDDING,), f"prompt {prompt}", 0, 0) for prompt in prompts]
-        return Condition(tuple(prompts), torch.arange(len(prompts)), {"embedding": torch.stack(rows).to(self.device, self.dtype)})
+        return Condition(tuple(prompts), torch.arange(len(prompts)), {"embedding": embeddings(prompts).to(self.device, self.dtype)})
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode to one pixel, whose channels are the sigmoid of the first three numbers of each sample: [K, *] -> [K, 3, 1, 1]."""

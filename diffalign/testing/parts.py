@@ -1,6 +1,5 @@
 """Examination of a part: finds its kind, builds it with its defaults, and chooses the contract."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,9 @@ import attrs
 
 from diffalign.core import Objective, Policy, Reward, TrajectorySampler
 
-from .objective_contract import OBJECTIVE, subject_of
+from .building import built, require_from_policy, required
+from .objective_contract import OBJECTIVE
+from .objective_subject import subject_of
 from .policy_contract import POLICY
 from .properties import Property
 from .reward_contract import REWARD, cases
@@ -43,16 +44,18 @@ def examination(part: Any) -> Examination:
     if isinstance(part, type) and issubclass(part, Objective):
         return Examination("objective", subject_of(part), OBJECTIVE)
     if isinstance(part, type) and issubclass(part, Policy | TrajectorySampler | Reward):
-        part = _built(part)
+        part = built(part)
     if isinstance(part, Policy):
         return Examination("policy", part, POLICY)
     if isinstance(part, TrajectorySampler):
         return Examination("sampler", part, SAMPLER)
     if isinstance(part, Reward):
         return Examination("reward", cases(part), REWARD)
-    parameters = _required(part) if callable(part) else []
+    parameters = required(part) if callable(part) else []
     if parameters == ["policy"]:
         return Examination("objective", subject_of(part), OBJECTIVE)
+    if "policy" in parameters:
+        require_from_policy(part)
     if len(parameters) == 2:
         return Examination("reward", cases(part), REWARD)
     if callable(part) and not parameters:
@@ -61,21 +64,6 @@ def examination(part: Any) -> Examination:
         f"{_name(part)} must be a policy, a sampler, an objective or a reward, or a function that gives one: of no argument, of `policy` "
         "for an objective, of (images, prompts) for a reward that is a function"
     )
-
-
-def _required(part: Any) -> list[str]:
-    parameters = inspect.signature(part).parameters.values()
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [known.name for known in parameters if known.default is inspect.Parameter.empty and known.kind not in kinds]
-
-
-def _built(part: type) -> Any:
-    if missing := _required(part):
-        raise ValueError(
-            f"{part.__name__} must be built without arguments to be checked; {', '.join(missing)} have no default. Write a function "
-            "without arguments that builds one, and give its path."
-        )
-    return part()
 
 
 def _name(part: Any) -> str:

@@ -16,6 +16,7 @@ from diffalign.core import (
     check_first_step,
     replay,
 )
+from diffalign.core.rollout import require_forest
 from diffalign.core.transition import expand
 
 from .doubles import TinyPolicy
@@ -36,8 +37,9 @@ def _draw(
 ) -> TrajectoryBatch:
     condition = policy.encode([PROMPTS[i] for i in index])
     with torch.no_grad():
-        return sampler.sample(
-            policy, Condition(condition.prompts, torch.tensor(index), condition.tensors), Progress(step, 10, 0.4), streams
+        return require_forest(
+            sampler,
+            sampler.sample(policy, Condition(condition.prompts, torch.tensor(index), condition.tensors), Progress(step, 10, 0.4), streams),
         )
 
 

@@ -17,6 +17,8 @@ except ImportError as error:
 from diffalign.core import ROOT, Condition, Progress, Prompt, ScoredBatch, Streams, TrajectoryBatch
 from diffalign.samplers import Branching
 
+from .doubles import embeddings
+
 ETAS = st.sampled_from([0.2, 0.5, 0.7, 1.0])
 
 
@@ -75,6 +77,9 @@ def _grow(draw: st.DrawFn, nodes: list[_Node], top: int, last: int, room: list[i
 def forests(draw: st.DrawFn, max_prompts: int = 3, max_steps: int = 6, comparable: bool = False) -> TrajectoryBatch:
     """Draw irregular forests: branches of unequal depth, skipped levels, different widths, and two latent dimensions.
 
+    They fit `TinyPolicy((2,))`, which can replay them. Latents, means and log-probabilities are random numbers that no policy drew, so a
+    replay gives others.
+
     Args:
         draw: given by hypothesis
         max_prompts: largest number P of prompts; the least is 1
@@ -94,8 +99,9 @@ def forests(draw: st.DrawFn, max_prompts: int = 3, max_steps: int = 6, comparabl
     noise = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     eta = torch.tensor([node.eta for node in ordered])
     log_prob = torch.randn(len(ordered), generator=noise, dtype=torch.float64) * (eta > 0)
+    texts = tuple(Prompt(f"prompt {number}") for number in range(prompts))
     return TrajectoryBatch(
-        condition=Condition(prompts=tuple(Prompt(f"prompt {number}") for number in range(prompts)), ids=torch.arange(prompts), tensors={}),
+        condition=Condition(texts, ids=torch.arange(prompts), tensors={"embedding": embeddings(texts)}),
         sigmas=torch.linspace(1, 0, last + 1),
         latents=torch.randn(len(ordered), 2, generator=noise),
         level=torch.tensor([node.level for node in ordered]),

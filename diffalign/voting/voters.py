@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError, Prompt, RewardFunction, score
-from ..rewards.requirements import reach, require
+from ..core.demands import reach, require
 from .ballots import Ballot
 from .record import Question, VoteRecord
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core import Hook, Partial, Progress, Prompt, StepReward
+from ..core.demands import reach, require
 from ..core.unessential import say_once
-from ..rewards.requirements import reach, require
 from .attendance import attendance
 from .ballots import Ballot, Likes
 from .choices import AtRandom, Choice, Disagreement

@@ -135,6 +135,17 @@ def test_stored_log_probs_of_another_noise_are_found_though_the_means_are_right(
         check_first_step(policy, attrs.evolve(forest, log_prob=forest.log_prob * 1.001))
 
 
+def test_log_probs_that_a_sampler_does_not_store_are_not_taken_for_a_velocity_or_a_noise_level():
+    policy = TinyPolicy((4, 8, 8))
+    forest = sample(policy)
+    with pytest.raises(
+        ContractError, match=r"though the means agree. The stored log-probabilities are not those of the stored means"
+    ) as said:
+        check_first_step(policy, attrs.evolve(forest, log_prob=forest.log_prob * 0))
+    assert "velocity" not in str(said.value)
+    assert "times the noise level" not in str(said.value)
+
+
 @attrs.frozen
 class Unnumbered:
     """A sampler that does not number its calls, and makes them of another size than one would guess."""

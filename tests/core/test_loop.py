@@ -26,7 +26,7 @@ from diffalign.core import (
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, DeterministicSampler, FixedPlan, Midpoint, TreeSampler
-from diffalign.testing import BrokenReplay, GivenPlan, TinyPolicy, channel_reward
+from diffalign.testing import BrokenReplay, ConstantReward, GivenPlan, TinyPolicy, channel_reward
 from diffalign.testing.slow import path_log_prob
 
 PROMPTS = Prompts([Prompt("a red cube"), Prompt("two blue stars"), Prompt("three green disks"), Prompt("a grey cone")], shuffle=False)
@@ -276,11 +276,11 @@ def test_micro_batches_add_up():
     assert mean == pytest.approx(1 / 3)
 
 
-def test_a_loss_without_a_graph_moves_nothing_and_is_no_error():
+def test_a_loss_without_a_graph_moves_nothing_and_is_no_error_where_rewards_are_equal():
     policy = TinyPolicy()
     before = weights(policy)
     objective = Phased(policy, Phase({"policy": policy}, lambda batch, update: iter([Loss(torch.tensor(1.0)), Loss(torch.tensor(0))])))
-    report = build(objective).step(PROMPTS.draw(0, 2), Progress(0, 1))
+    report = build(objective, rewards=ConstantReward()).step(PROMPTS.draw(0, 2), Progress(0, 1))
     assert same(weights(policy), before)
     assert report.metrics["grad_norm/policy"] == 0
 

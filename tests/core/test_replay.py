@@ -203,3 +203,10 @@ def test_a_loss_is_not_evaluated_before_it_is_asked_for():
 def test_a_row_budget_without_rows_is_refused(rows):
     with pytest.raises(ValueError, match=rf"rows must be at least 1, or None for all at once; got {rows}"):
         list(micro_batched(lambda index: {}, 3, lambda values: Loss(torch.tensor(0.0)), rows))
+
+
+def test_a_forest_without_stochastic_edges_is_refused():
+    policy = TinyPolicy((2, 2))
+    forest = roll_out(policy, Branching((1, 1, 1), (0.0, 0.0, 0.0), 2))
+    with pytest.raises(ValueError, match=r"replay needs stochastic edges, but there is none here.* Take TreeSampler or ChainSampler"):
+        replay_log_prob(policy, forest, Edges.of(forest))

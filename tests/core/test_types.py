@@ -186,3 +186,22 @@ def test_progress_runs_from_zero_to_one_and_stays_there():
 
 def test_a_loss_has_no_metrics_by_default():
     assert Loss(torch.tensor(1.0)).metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(2),), r"Loss.value must be a tensor without dimensions, as sum\(\) gives; got a tensor of shape \(2,\)"),
+        ((0.5,), r"Loss.value must be a tensor without dimensions.* got float 0.5"),
+        ((torch.tensor(0.0), [torch.tensor(1.0)]), "Loss.metrics must be a dict of name"),
+        (
+            (torch.tensor(0.0), {"gap": torch.tensor(1.0)}),
+            r"Loss.metrics\['gap'\] must be a pair \(sum, count\).* got a tensor of shape \(\)",
+        ),
+        ((torch.tensor(0.0), {"gap": (1.0, 2)}), r"Loss.metrics\['gap'\] must be a pair \(sum, count\).* got float 1.0, int 2"),
+        ((torch.tensor(0.0), {"gap": (torch.ones(2), 2)}), r"got a tensor of shape \(2,\), int 2"),
+    ],
+)
+def test_a_loss_that_is_no_number_with_pairs_is_refused_where_it_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Loss(*arguments)

@@ -153,6 +153,112 @@ def test_a_reward_that_is_not_finite_has_evidence_too(tmp_path):
     assert "latents" in load_file(keep_offending_batch(caught.value, tmp_path))
 
 
+# --- what an objective or a sampler gives that is no loss, no phase, no forest ----------------------------------------------
+
+
+@attrs.define(eq=False)
+class Given(Objective):
+    """One or two phases, the last of which has the losses that are given."""
+
+    policy: TinyPolicy
+    given: object
+    before: bool = False
+
+    def phases(self):
+        last = Phase({"policy": self.policy}, self.losses)
+        return (Phase({"first": self.policy}, self._learned), last) if self.before else (last,)
+
+    def losses(self, batch, update):
+        return self.given(self, batch)
+
+    def _learned(self, batch, update):
+        yield Loss(sum(parameter.square().sum() for parameter in self.policy.trainable_parameters().values()))
+
+
+def detached(objective, batch):
+    yield Loss(torch.tensor(1.0))
+    yield Loss(torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_losses_without_a_graph_are_refused_and_nothing_moves(before):
+    loop = build(Given(TinyPolicy(), detached, before))
+    weights = tensors(loop)
+    message = r"step 0: the losses of 'policy' carry no gradient: of 2 that Given.losses yielded, none has a graph.* Nothing was updated"
+    with pytest.raises(ValueError, match=message):
+        loop.advance(1)
+    assert all(torch.equal(value, weights[name]) for name, value in tensors(loop).items())
+
+
+@pytest.mark.parametrize(
+    ("given", "rewards"),
+    [
+        (lambda objective, batch: iter(()), channel_reward),
+        (detached, lambda images, prompts: torch.ones(len(images))),
+        (lambda objective, batch: (Loss(0.0 * loss.value) for loss in objective._learned(batch, 0)), channel_reward),
+        (lambda objective, batch: [*detached(objective, batch), *objective._learned(batch, 0)], channel_reward),
+    ],
+    ids=["a role that rests", "equal rewards", "a gradient of zero", "one loss of several"],
+)
+def test_losses_without_a_graph_are_no_error_where_there_may_be_nothing_to_learn(given, rewards):
+    build(Given(TinyPolicy(), given), rewards=rewards).advance(1)
+
+
+def test_an_objective_that_has_learned_may_leave_out_a_step():
+    given = lambda objective, batch: detached(objective, batch) if batch.progress.step else objective._learned(batch, 0)  # noqa: E731
+    build(Given(TinyPolicy(), given)).advance(2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda objective, batch: None, "Given.losses, the losses of 'policy', must `yield` each Loss; it returned NoneType"),
+        (lambda objective, batch: torch.tensor(1.0), "must `yield` each Loss; it returned Tensor"),
+        (lambda objective, batch: Loss(torch.tensor(1.0)), "must `yield` each Loss; it returned Loss"),
+        (lambda objective, batch: [torch.tensor(1.0)], "must yield Loss objects, `yield Loss\\(value\\)`; it yielded Tensor"),
+    ],
+)
+def test_what_is_no_loss_is_named_with_the_function_that_gave_it(given, message):
+    with pytest.raises(ValueError, match=message):
+        build(Given(TinyPolicy(), given)).advance(1)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        (lambda self: Phase({"policy": self.policy}, self.losses), r"Own.phases must return a tuple of Phase.*; it returned Phase"),
+        (lambda self: None, "Own.phases must return a tuple of Phase.*; it returned NoneType"),
+        (lambda self: (self.losses,), "Own.phases must return a tuple of Phase.*; it holds method"),
+        (lambda self: (Phase(self.policy, self.losses),), "Phase.trains must be a dict of role -> Policy"),
+        (
+            lambda self: (Phase({"policy": "policy"}, self.losses),),
+            "Phase.trains must be a dict of role -> Policy.* got {'policy': 'policy'}",
+        ),
+        (lambda self: (Phase({"policy": self.policy}, detached(self, None)),), "Phase.losses must be a function.* got generator"),
+    ],
+)
+def test_what_is_no_phase_is_refused_when_the_run_is_built(phases, message):
+    kind = type("Own", (Given,), {"phases": phases})
+    with pytest.raises(ValueError, match=message):
+        build(kind(TinyPolicy(), detached))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(3), r"Mute.sample must return a TrajectoryBatch; it returned Tensor\.$"),
+        (None, "it returned NoneType. Does it end without"),
+    ],
+)
+def test_what_is_no_forest_is_named_with_its_sampler(given, message):
+    class Mute(TrajectorySampler):
+        def sample(self, policy, condition, progress, streams):
+            return given
+
+    with pytest.raises(ValueError, match=message):
+        build(SoftmaxTB(TinyPolicy()), sampler=Mute()).advance(1)
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------------
 
 

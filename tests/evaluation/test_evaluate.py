@@ -9,6 +9,7 @@ from diffalign.core import Prompt, RewardError
 from diffalign.evaluation import PixelFeatures, Rounds, cosine_distance, evaluate
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.processes.lockstep import AnnouncedCalls
+from diffalign.prompts import Prompts
 from diffalign.testing.doubles import TinyPolicy, channel_reward
 
 PROMPTS = [Prompt(name) for name in ("a", "bb", "ccc", "dddd", "eeeee")]
@@ -242,3 +243,29 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
 def test_no_prompts_are_refused():
     with pytest.raises(ValueError, match="at least one prompt"):
         evaluate(TinyPolicy(), [], {"near": channel_reward})
+
+
+def test_a_source_and_a_reward_are_taken_as_a_loop_takes_them():
+    by_hand = evaluate(TinyPolicy(), PROMPTS, {"channel_reward": channel_reward}, samples=2, steps=2)
+    source = Prompts([str(prompt) for prompt in PROMPTS], seed=5)
+    as_in_a_loop = evaluate(TinyPolicy(), source, channel_reward, samples=2, steps=2)
+    assert as_in_a_loop.prompts == tuple(PROMPTS)
+    equal(by_hand, as_in_a_loop)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("a cat", r"must be a list of texts, or a source .*; got the text 'a cat'. Put it in a list: \['a cat'\]"),
+        (Prompt("a cat"), "got the text 'a cat'"),
+        (7, "must be a list of texts, or a source that lists its prompts; got int"),
+    ],
+)
+def test_one_text_is_no_list_of_its_letters(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(TinyPolicy(), prompts, {"near": channel_reward}, samples=2, steps=2)
+
+
+def test_what_is_no_reward_is_named_before_anything_is_drawn():
+    with pytest.raises(ValueError, match=r"rewards\['int'\] must be callable"):
+        evaluate(TinyPolicy(), PROMPTS, 7, samples=2, steps=2)

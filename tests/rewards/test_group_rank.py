@@ -5,11 +5,11 @@ import torch
 
 from diffalign import AlignmentLoop, Prompt
 from diffalign.core import ConfigError, Overlapped, Partial, Progress, Reward, RewardError, Sequential, score
+from diffalign.core.demands import require
 from diffalign.evaluation import evaluate
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Mixture, Prompts, Source
 from diffalign.rewards import Clipped, GroupRank, WeightedSum
-from diffalign.rewards.requirements import require
 from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
 

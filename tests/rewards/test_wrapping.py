@@ -8,8 +8,8 @@ import torch
 
 from diffalign import Prompt
 from diffalign.core import ConfigError, Partial, Reward, RewardError, score
+from diffalign.core.demands import require
 from diffalign.rewards import BinaryLiking, Cached, Clipped, Concurrent, WeightedSum
-from diffalign.rewards.requirements import require
 
 PROMPTS = [Prompt("a"), Prompt("b"), Prompt("c")]
 IMAGES = torch.stack([torch.full((3, 4, 4), value) for value in (0.0, 0.5, 1.0)])

@@ -1,5 +1,6 @@
 """Parts that live outside the package: checked by import path from the command line and from pytest, and trained with."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,98 @@ def test_a_faulty_part_fails_with_its_properties(capsys, tmp_path, monkeypatch):
 def test_what_is_no_part_is_a_configuration_error(capsys, part, message):
     assert main(["check-part", part]) == 2
     assert message in capsys.readouterr().err
+
+
+OWN = """
+import attrs
+from diffalign.core import Loss, Objective, Phase, Policy, Reward, TrajectorySampler
+from vargrad import VarGrad
+
+class Forgot(TrajectorySampler):
+    def smaple(self, policy, condition, progress, streams): ...
+
+class Unfinished(Objective):
+    def __init__(self, policy): self.policy = policy
+
+class Model(VarGrad):
+    def __init__(self, model): self.policy = model
+
+@attrs.define(eq=False)
+class Needy(VarGrad):
+    temperature: float = attrs.field(kw_only=True)
+
+@attrs.frozen
+class Judged(Reward):
+    judge: str
+    def __call__(self, images, prompts): return images.mean(dim=(1, 2, 3))
+
+def needy(policy, beta): return VarGrad(policy, beta)
+
+def nothing(policy): VarGrad(policy)
+
+class Values(VarGrad):
+    def phases(self): return (Phase({"policy": self.policy}, self.losses),)
+    def losses(self, batch, update):
+        for loss in self._losses(batch, update): yield loss.value
+
+def values(policy): return Values(policy)
+
+def boom(policy): raise ValueError("boom")
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("Forgot", "Forgot cannot be built: it must define sample, which its base class leaves open"),
+        ("Unfinished", "Unfinished cannot be built: it must define phases, which"),
+        ("Model", "the constructor of Model must call its parameter for the aligned weights `policy`, as run files do; it has `model`"),
+        ("Needy", "Needy must be built from a policy alone to be checked; temperature has no default. Write a function of `policy`"),
+        ("needy", "needy must be built from a policy alone to be checked; beta has no default"),
+        ("Judged", "Judged must be built without arguments to be checked; judge has no default. Write a function without arguments"),
+        ("nothing", "nothing must give an Objective; it gave NoneType"),
+        ("boom", "error: boom"),
+        ("values", "values refuses every batch it was offered: "),
+        ("values", "TreeSampler: Values.losses, the losses of 'policy', must yield Loss objects, `yield Loss(value)`; it yielded Tensor"),
+    ],
+)
+def test_a_part_that_cannot_be_built_is_a_configuration_error(capsys, tmp_path, monkeypatch, part, message):
+    (tmp_path / "unbuilt.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "unbuilt", raising=False)
+    assert main(["check-part", f"unbuilt:{part}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_was_skipped_does_not_count_as_held(capsys):
+    assert main(["check-part", "beam:BestOfTree"]) == 0
+    assert "9 of 9 properties hold\n" in capsys.readouterr().out
+    assert main(["check-part", "diffalign.samplers:DeterministicSampler"]) == 0
+    assert "7 of 9 properties hold, 2 skipped\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("unbuilt:Judged", "ERROR: --diffalign unbuilt:Judged: Judged must be built without arguments to be checked; judge has no default"),
+        ("unbuilt:Nowhere", "ERROR: --diffalign unbuilt:Nowhere: must be PACKAGE.MODULE:NAME of something that can be imported"),
+    ],
+)
+def test_pytest_says_in_one_line_what_cannot_be_checked(tmp_path, part, message):
+    (tmp_path / "unbuilt.py").write_text(OWN)
+    command = ["-m", "pytest", "-q", "--diffalign", part, "-p", "no:cacheprovider"]
+    done = start(*command, folder=tmp_path, environment={"PYTHONPATH": str(PARTS)})
+    assert done.returncode == 4
+    assert message in done.stdout + done.stderr
+    assert "INTERNALERROR" not in done.stdout + done.stderr
+
+
+def test_pytest_finds_a_part_in_the_folder_in_which_it_starts(tmp_path):
+    (tmp_path / "mine.py").write_text("def dark(images, prompts):\n    return 1 - images.mean(dim=(1, 2, 3))\n")
+    program = Path(sys.executable).with_name("pytest")  # `python -m pytest` adds the folder itself
+    done = start(program, "-q", "--diffalign", "mine:dark", "-p", "no:cacheprovider", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "7 passed" in done.stdout
 
 
 def test_pytest_runs_a_contract_one_test_a_property(tmp_path):

@@ -4,11 +4,12 @@ import importlib
 import sys
 
 import pytest
+import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
-from diffalign.core import ROOT
-from diffalign.testing import strategies
+from diffalign.core import ROOT, Edges, replay_log_prob
+from diffalign.testing import TinyPolicy, strategies
 from diffalign.testing.strategies import branchings, forests, reward_groups, scored_batches
 
 
@@ -37,6 +38,13 @@ def test_scored_batches_fit_together(batch):
     assert all(values.shape == (leaves,) for values in batch.parts.values())
     assert batch.groups == len(batch.trajectories.condition)
     assert batch.streams.step == batch.progress.step < batch.progress.total
+
+
+@given(forests(comparable=True))
+def test_forests_can_be_replayed_by_a_small_policy(forest):
+    policy, edges = TinyPolicy((2,)), Edges.of(forest)
+    assert replay_log_prob(policy, forest, edges).shape == edges.child.shape
+    assert torch.equal(policy.encode(forest.condition.prompts).tensors["embedding"], forest.condition.tensors["embedding"])
 
 
 @pytest.mark.parametrize(

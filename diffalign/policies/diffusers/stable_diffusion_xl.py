@@ -28,5 +28,6 @@ class StableDiffusionXL(UNetFamily):
     def extra(self, tensors: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, Any]:
         pooled = tensors["pooled"].to(self.dtype)
         height, width = (side * self.pipeline.vae_scale_factor for side in sides)
-        sizes = pooled.new_tensor([height, width, 0, 0, height, width])  # original size, crop, target size
+        numbers = height, width, 0, 0, height, width  # original size, crop, target size
+        sizes = self.on_device((numbers, pooled.dtype), lambda: torch.tensor(numbers, dtype=pooled.dtype), pooled.device)
         return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}}

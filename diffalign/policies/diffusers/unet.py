@@ -7,7 +7,7 @@ only if the number of steps divides the number of training levels: else it steps
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +38,7 @@ class UNetFamily(Family):
         self._predicts_noise = prediction == "epsilon"
         clean = scheduler.alphas_cumprod.double()
         self.levels = (1 - clean).sqrt() / (clean.sqrt() + (1 - clean).sqrt())  # [1000] sigma of each timestep, rising
+        self._copies: dict[tuple[Hashable, torch.device], Tensor] = {}
         self.last = float(self.levels[0]) if _ends_above_zero(scheduler) else 0.0
         # a scheduler over s / a (Euler's) starts at its own multiple of unit noise; the others start at unit noise
         top, start = float(self.levels[-1]), float(getattr(scheduler, "init_noise_sigma", 1.0))
@@ -46,6 +47,20 @@ class UNetFamily(Family):
     @abstractmethod
     def extra(self, tensors: Mapping[str, Tensor], sides: Sequence[int]) -> dict[str, Any]:
         """Further arguments of the UNet, from the encoded texts and the height and width of the latents."""
+
+    def on_device(self, name: Hashable, constant: Callable[[], Tensor], device: torch.device) -> Tensor:
+        """Give a constant on a device, copied at the first call: the host would wait for each copy, and no CUDA graph can record one.
+
+        Args:
+            name: all that the constant depends on, because forks and views of other sizes share the copies
+            constant: makes the constant on the host
+            device: device of the copy
+        """
+        if device.type == "meta":  # kept, it would count as bytes in use
+            return constant().to(device)
+        if (name, device) not in self._copies:
+            self._copies[name, device] = constant().to(device)
+        return self._copies[name, device]
 
     def prior(self, noise: Tensor) -> Tensor:
         return self.prior_scale * noise
@@ -59,7 +74,7 @@ class UNetFamily(Family):
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Convert sigma [B] to timesteps [B]. Trained levels give whole numbers; between them the timestep is interpolated."""
-        levels = self.levels.to(sigma.device)
+        levels = self.on_device("levels", lambda: self.levels, sigma.device)
         wanted = sigma.double().clamp(levels[0], levels[-1])
         above = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
         low, high = levels[above - 1], levels[above]

@@ -1,9 +1,9 @@
-"""Requirements of rewards on their prompts, checked before any image is drawn."""
+"""Checks of what rewards need, prompts and servers, before any image is drawn."""
 
 from collections.abc import Iterable, Sequence
 
-from diffalign.core import Demanding, Prompt
-from diffalign.core.interfaces import Served
+from .interfaces import Demanding, Served
+from .types import Prompt
 
 
 def reach(parts: Iterable[object]) -> None:
