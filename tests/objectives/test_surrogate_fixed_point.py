@@ -115,7 +115,7 @@ def test_there_and_only_there_the_directions_cancel_at_every_point(k, tau):
         end = torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         zero, at = torch.zeros(count, dtype=torch.float64), torch.full((count,), tau, dtype=torch.float64)
         index = torch.zeros(count, dtype=torch.long)
-        rows = Rows(end, end, zero + 1, zero, index, index, index, index, index, index, zero + 1)
+        rows = Rows(end, end, zero + 1, zero, index, index, index, index, index, index, zero + 1, zero + 1)
         noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         condition = fake.encode([Prompt("a")] * count)
         with torch.no_grad():

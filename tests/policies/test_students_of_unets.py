@@ -5,6 +5,9 @@ import torch
 
 from diffalign import Prompt
 from diffalign.core import Euler, Guided, Progress, ShiftedGrid, Streams
+from diffalign.objectives.few_step import Overlap, ShiftedTime
+from diffalign.objectives.few_step.matching import Queries
+from diffalign.objectives.few_step.stages import Rows
 from diffalign.policies import FlowMatchingPolicy, TDMPolicy
 from diffalign.samplers import DeterministicSampler
 
@@ -63,3 +66,16 @@ def test_forks_and_saved_students_keep_it(name, load, tmp_path):
     assert again.step_counts == (4, 2)
     assert torch.equal(again.sigmas(4), student.sigmas(4))
     assert torch.equal(rolled(again).samples, rolled(student).samples)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_teachers_are_asked_at_no_more_noise_than_they_know(name, load):
+    """By default every stage is noised up to full noise, at which such a network has no clean prediction."""
+    policy = load(name, max_sequence_length=None, kernel=Euler())
+    highest = float(policy.sigmas(4)[0])
+    assert highest < 1
+    forest = rolled(TDMPolicy(policy, 4))
+    rows = Rows.of(forest, [0, 1, 2, 3])
+    taus, _ = Queries(Overlap(), ShiftedTime(), shared="sample")(rows, Streams(0), "q")
+    assert float(taus.max()) <= highest
+    assert float(taus[rows.stage == 3].max()) > float(forest.sigmas[3]) + 0.02, "not only within its own stage"

@@ -16,7 +16,10 @@ class Interval(ABC):
 
 @attrs.frozen
 class Overlap(Interval):
-    """[s_{j+1}, 1): every stage up to full noise. One fake score serves all stages, of which it then knows the mixture."""
+    """[s_{j+1}, 1): every stage up to full noise, or to the noise that trajectories start from.
+
+    One fake score serves all stages, of which it then knows the mixture.
+    """
 
     def top(self, sigma: Tensor) -> Tensor:
         return sigma.new_ones(sigma.shape)

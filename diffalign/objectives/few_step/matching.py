@@ -61,7 +61,7 @@ class Queries:
     """Draws of the taus and noises at which rows are evaluated.
 
     Args:
-        interval: interval of tau for each stage
+        interval: interval of tau for each stage; no tau lies above the noise that trajectories start from
         times: taus within it
         floor: least tau
         shared: rows with one tau
@@ -79,7 +79,8 @@ class Queries:
     def __call__(self, rows: Rows, streams: Streams, name: str) -> tuple[Tensor, Tensor]:
         """Taus [B] and unit noises [B, *]."""
         uniform = draw_uniform(streams, f"{name}/time", rows, self.shared)
-        tau = self.times(rows.sigma_end.clamp(min=self.floor), self.interval.top(rows.sigma).clamp(max=self.ceiling), uniform)
+        top = torch.minimum(self.interval.top(rows.sigma).clamp(max=self.ceiling), rows.first)  # above, a UNet was never trained
+        tau = self.times(rows.sigma_end.clamp(min=self.floor), top, uniform)
         return tau, draw_noise(streams, f"{name}/noise", rows, self.noise_by_group)
 
 

@@ -33,6 +33,7 @@ class Rows:
         prompt_id: [B] its global id
         place: [B] index of the sample within its group
         share: [B] weight of the row, such that a sum over rows is the mean over draws and over the samples of a group
+        first: [B] s_0, the most noise of the trajectory
     """
 
     start: Tensor
@@ -46,6 +47,7 @@ class Rows:
     prompt_id: Tensor
     place: Tensor
     share: Tensor
+    first: Tensor
 
     @classmethod
     def of(cls, trajectories: TrajectoryBatch, stages: Sequence[int]) -> Self:
@@ -97,6 +99,7 @@ class Rows:
             prompt_id=ids[group[sample]],
             place=place[sample],
             share=1 / (draws * sizes[group[sample]]).to(trajectories.sigmas.dtype),
+            first=trajectories.sigmas[torch.zeros_like(stage)],
         )
 
     def __len__(self) -> int:
