@@ -155,7 +155,7 @@ def _on_host(numbers: Sequence[Tensor]) -> Tensor:
 
 def deviation(batch: ScoredBatch, devices: Devices) -> float:
     """Population standard deviation of the rewards over all processes, of samples to which a reward applies; 0 if there are none."""
-    rewards = batch.rewards[batch.scored]
+    rewards = batch.rewards if batch.parts.complete else batch.rewards[batch.scored]
     if devices.size == 1 and len(rewards):
         return float(rewards.double().std(unbiased=False))
     mine = rewards.detach().double().cpu()

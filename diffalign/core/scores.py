@@ -88,6 +88,11 @@ class Scores(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.parts)
 
+    @property
+    def complete(self) -> bool:
+        """True if some reward applies to all pictures, or there are no rewards: then every picture counts, and the device is not asked."""
+        return not self.parts or any(isinstance(part, Tensor) for part in self.parts.values())
+
     def partial(self, name: str) -> Partial:
         """The scores of one reward, and where they apply."""
         part = self.parts[name]

@@ -303,7 +303,7 @@ class ScoredBatch:
     @property
     def scored(self) -> Tensor:
         """Samples to which a reward applies: [K] bool. All, where the batch names no reward."""
-        if not self.parts:
+        if self.parts.complete:
             return torch.ones_like(self.rewards, dtype=torch.bool)
         return torch.stack([self.parts.partial(name).applies for name in self.parts]).any(dim=0)
 
