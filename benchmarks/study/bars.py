@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image, ImageDraw
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
-COLORS = ("#9aa0a6", "#c9ccd1", "#5b8def", "#188038", "#8ab661", "#e8a33d", "#d1495b", "#7b5ea7", "#00897b", "#b0813a")
+COLORS = ("#9aa0a6", "#c9ccd1", "#5b8def", "#188038", "#8ab661", "#e8a33d", "#d1495b", "#7b5ea7", "#00897b", "#b0813a", "#3b4a5a")
 WIDTH, HEIGHT, TOP, BOTTOM, LEFT = 1560, 300, 52, 34, 46
 
 
