@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 
 from .. import core
-from ..core.own_line import own_line
+from ..core.own_line import at_own_line
 from ..objectives import Budget
 from ..samplers import Plan
 from .errors import nearest
@@ -212,12 +212,12 @@ def _imported(path: str) -> Any:
         except ModuleNotFoundError as error:
             missing = error.name or ""
             if not (module_name == missing or module_name.startswith(f"{missing}.")):
-                raise LookupError(f"module {module_name!r} cannot be imported: {error}{_at(error)}") from error
+                raise LookupError(f"module {module_name!r} cannot be imported: {error}{at_own_line(error)}") from error
             if length > 1 and not colon:
                 continue
             raise LookupError(f"there is no module {missing!r}") from error
         except Exception as error:  # importing runs the module's code, which may raise anything
-            raise LookupError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}{_at(error)}") from error
+            raise LookupError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}{at_own_line(error)}") from error
         for attribute in inner.split(".") if colon else names[length:]:
             if not hasattr(target, attribute):
                 guess = nearest(attribute, vars(target))
@@ -225,11 +225,6 @@ def _imported(path: str) -> Any:
             target = getattr(target, attribute)
         return target
     raise LookupError(f"{path!r} is no import path")
-
-
-def _at(error: Exception) -> str:
-    line = own_line(error)
-    return f" ({line})" if line else ""
 
 
 def _file_of(target: Any) -> str:

@@ -16,5 +16,11 @@ def own_line(error: BaseException) -> str:
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
+def at_own_line(error: BaseException) -> str:
+    """' (file, line)' of `own_line`, to end a message with. '' where there is none."""
+    line = own_line(error)
+    return f" ({line})" if line else ""
+
+
 def _is_users(file: str) -> bool:
     return not ({"site-packages", "dist-packages"} & set(Path(file).parts)) and not file.startswith((_PACKAGE, *_LIBRARY, *_MADE))

@@ -117,7 +117,7 @@ class Metrics:
             mine = torch.tensor([prompt.source == source for prompt in prompts])
             theirs = mine.to(group.device)[group]
             self.add(f"source/{source}/share", mine.sum(), len(mine))
-            rewarded = (theirs & scored).sum()
+            rewarded = int((theirs & scored).sum())
             if rewarded:
                 self.add(f"source/{source}/reward", raw[theirs].sum(), rewarded)
             for name in batch.parts:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import ConfigError, NonFiniteRewardError, RewardError
 from .interfaces import Attended, Demanding, GroupReward, PromptSource, Reward, RewardFunction, Served, Sourced, StepReward
 from .nesting import require_outermost
-from .own_line import own_line
+from .own_line import at_own_line
 from .scores import Partial, Scores
 from .types import Progress, Prompt
 
@@ -215,9 +215,8 @@ def _checked(
     except torch.OutOfMemoryError:  # not a fault of the reward: fewer images at once may fit
         raise
     except Exception as error:
-        line = own_line(error)
-        place = f" ({line})" if line else ""
-        raise RewardError(f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}{place}") from error
+        said = f"reward {name!r} raised {type(error).__name__} for {len(images)} images: {error}{at_own_line(error)}"
+        raise RewardError(said) from error
     if _fingerprint(images) != before:
         raise RewardError(
             f"reward {name!r} must not change the images that it is given: other rewards and the record see the same ones. Let it work on "
