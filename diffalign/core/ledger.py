@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import attrs
 
 from .errors import PeerFailed
+from .host_waits import HostWaits, waits_at
 from .memory import DeviceMemory, Usage, current_memory
 from .policy import Policy
 
@@ -31,7 +32,9 @@ class Ledger:
         tracked: network rows by "role/stage" whose calls ran with autograd on; they are part of `rows`
         usage: memory by stage, of its block that took most; empty without an accelerator. Stages do not lie inside each other
         predicted: peak of a stage in bytes that was expected from the steps before; empty where nobody foretells it
+        waits: waits of the host for the device, by stage; empty where they are not counted
         memory: counters of the device's memory; None reads nothing. By default those of the current accelerator
+        waiting: counter of the waits; None counts nothing
     """
 
     seconds: dict[str, float] = attrs.field(factory=dict)
@@ -42,7 +45,14 @@ class Ledger:
     tracked: dict[str, int] = attrs.field(factory=dict)
     usage: dict[str, Usage] = attrs.field(factory=dict)
     predicted: dict[str, int] = attrs.field(factory=dict)
+    waits: dict[str, int] = attrs.field(factory=dict)
     memory: DeviceMemory | None = attrs.field(factory=memory_here, eq=False, repr=False)
+    waiting: HostWaits | None = attrs.field(default=None, eq=False, repr=False)
+
+    @classmethod
+    def of(cls, step: int) -> "Ledger":
+        """Begin the ledger of a step. The waits are counted at one step of a hundred (`waits_at`)."""
+        return cls(waiting=waits_at(step))
 
     @contextmanager
     def stage(self, name: str, roles: Mapping[str, Policy] | None = None) -> Iterator[None]:
@@ -54,7 +64,8 @@ class Ledger:
             self.memory.begin()
         start = time.perf_counter()
         try:
-            yield
+            with self._waits_of(name):
+                yield
         except PeerFailed:  # the stage that failed is another process's
             raise
         except BaseException:
@@ -73,6 +84,18 @@ class Ledger:
                     self.calls[entry] = self.calls.get(entry, 0) + calls
                     self.tracked[entry] = self.tracked.get(entry, 0) + counter.tracked - before[key][2]
 
+    @contextmanager
+    def _waits_of(self, name: str) -> Iterator[None]:
+        if self.waiting is None:
+            yield
+            return
+        before = self.waiting.count
+        try:
+            with self.waiting.counting():
+                yield
+        finally:
+            self.waits[name] = self.waits.get(name, 0) + self.waiting.count - before
+
     def _keep(self, name: str, usage: Usage) -> None:
         if name not in self.usage or self.usage[name].grown < usage.grown:
             self.usage[name] = usage
@@ -83,7 +106,7 @@ class Ledger:
 
     def add(self, other: "Ledger") -> None:
         """Add another ledger's numbers to this one."""
-        for name in ("seconds", "hidden", "rows", "calls", "tracked"):
+        for name in ("seconds", "hidden", "rows", "calls", "tracked", "waits"):
             mine = getattr(self, name)
             for key, value in getattr(other, name).items():
                 mine[key] = mine.get(key, 0) + value

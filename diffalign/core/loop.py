@@ -1,4 +1,4 @@
-"""Training loop: roll out, score, aggregate within the group, then run each phase of the objective."""
+"""Training loop: roll out, score, aggregate within the group, run each phase of the objective."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ class Hook:
         """Act after each step."""
 
     def stop(self, loop: "AlignmentLoop", step: int, error: BaseException | None) -> None:
-        """Act after the last step, or when the run ends early by `error`. `step` steps are done."""
+        """Act after the last step, or when the run ends by `error`. `step` steps are done."""
 
 
 @attrs.define(eq=False)
@@ -160,7 +160,7 @@ class AlignmentLoop:
         reach([*self._rewards.values(), *self.hooks])
 
     def evaluation_policy(self) -> Policy:
-        """Policy to evaluate: the average if there is one, else the policy itself."""
+        """Policy to evaluate: the average if there is one, else the policy."""
         averaged = None if self.average is None else self.average.policy
         return self.objective.policy if averaged is None else averaged
 
@@ -222,7 +222,7 @@ class AlignmentLoop:
         """Do one step on the global list of prompts, of which this process takes its share."""
         self._observed = False
         while True:
-            ledger = Ledger()
+            ledger = Ledger.of(progress.step)
             try:
                 return self._attempt(prompts, progress, ledger)
             except torch.OutOfMemoryError as error:

@@ -119,6 +119,7 @@ class Recorder(Hook):
             **{f"hidden/{stage}": round(seconds, 5) for stage, seconds in ledger.hidden.items()},
             **{f"memory/{stage}_bytes": usage.peak for stage, usage in ledger.usage.items()},
             **{f"memory/{stage}_predicted_bytes": count for stage, count in ledger.predicted.items()},
+            **{f"waits/{stage}": count for stage, count in ledger.waits.items()},
             **{f"rows/{entry}": rows for entry, rows in ledger.rows.items()},
             **{f"calls/{entry}": calls for entry, calls in ledger.calls.items()},
         }
