@@ -65,6 +65,11 @@ class StopRequest:
         elif not self._held:
             raise KeyboardInterrupt
 
+    def ask(self) -> None:
+        """Ask the run to stop, as the first signal does, if nothing has."""
+        if self.received is None:
+            self.take(signal.SIGINT)
+
     def honour(self, devices: Devices) -> None:
         """Stop all processes after the same step, whichever of them received the signal.
 

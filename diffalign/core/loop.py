@@ -33,7 +33,7 @@ from .update import Update, phases_of
 
 
 class Hook:
-    """Observer of a run: progress, metrics, checkpoints, evaluation. Every method has a default that does nothing.
+    """Observer of a run. Every method has a default that does nothing.
 
     Hooks are called in their order, and no hook searches for another. A hook that evaluates the weights appends its result to
     `loop.evaluations`. The hooks after it read the result there in the same round of calls, the hooks before it in the next round.
@@ -42,7 +42,7 @@ class Hook:
     def start(self, loop: "AlignmentLoop", step: int, total: int) -> None:
         """Act before the first step, or before the first step after a resume."""
 
-    def step(self, loop: "AlignmentLoop", report: "Report") -> None:
+    def step(self, loop: "AlignmentLoop", report: Report) -> None:
         """Act after each step."""
 
     def stop(self, loop: "AlignmentLoop", step: int, error: BaseException | None) -> None:
@@ -72,14 +72,14 @@ class AlignmentLoop:
         hooks: progress, metrics, checkpoints, evaluation
         devices: processes of the run
         seed: seed of every random draw
-        rollout: schedule by which prompts are sampled and scored: one after the other, or at the same time
+        rollout: samples and scores prompts, one after the other or at the same time
         chunk: images that are decoded and scored at once
-        check_rows: network rows that the first-step contract may spend per step; None repeats all calls of the rollout at the first step,
-            and one whole call at every later step; 0 switches the contract off
+        check_rows: network rows a step for the first-step contract; None repeats all calls of the rollout at the first step, and one
+            call at every later one; 0 switches it off
         keep_images: images in a report
-        folder: folder for the files of hooks; None if there is none
+        folder: for the files of hooks; None if there is none
         sharding: shards weights; None keeps all in each process
-        meter: metrics of the time that a step took, as `diffalign.costs.utilisation` has; None adds none
+        meter: metrics of the time of a step, as `diffalign.costs.utilisation` has; None adds none
     """
 
     objective: Objective
@@ -138,7 +138,7 @@ class AlignmentLoop:
     _observed: bool = attrs.field(default=False, init=False, repr=False)
 
     def trained(self) -> dict[str, Policy]:
-        """Trained weights by role, over all phases."""
+        """Trained weights by role, of all phases."""
         return self._update.trained()
 
     def policies(self) -> dict[str, Policy]:
@@ -186,17 +186,18 @@ class AlignmentLoop:
         """Do the steps `start` .. `total` - 1, and nothing around them but hooks: the loop's, `also`, the rewards'.
 
         Raises:
-            Interrupted: a process received SIGINT or SIGTERM; the current step was finished, and the hooks were stopped.
+            Interrupted: a process received SIGINT or SIGTERM, or `end` was called; the step was finished, and the hooks were stopped.
         """
         if not 0 <= start <= total:
             raise ValueError(f"start must lie between 0 and total = {total}; got {start}")
         step = start
         self.evaluations.clear()
-        hooks = (*self.hooks, *also, *hooks_of(self._rewards))
+        own = hooks_of(self._rewards)
+        hooks = (*self.hooks, *also, *own)
         with stop_between_steps(speaks=self.devices.rank == 0) as request:
             self._request = request
             try:
-                for hook in hooks:  # a hook may fail in one process only (the first one writes to a disk): then all stop
+                for hook in (*own, *self.hooks, *also):  # evaluations ask rewards; one process may fail: then all stop
                     with together(self.devices, self.lockstep):
                         hook.start(self, start, total)
                 request.honour(self.devices)
@@ -214,6 +215,10 @@ class AlignmentLoop:
                 end_all(hooks, self, step, error)
                 raise
             end_all(hooks, self, step, None)
+
+    def end(self) -> None:
+        """End the run after this step, which all hooks still see, as Ctrl-C does."""
+        self._request.ask()
 
     def _hold(self) -> None:
         self._request.hold()
@@ -266,10 +271,10 @@ class AlignmentLoop:
         if self.average is not None:
             self.average.update(policy, progress.step)
         self.ledger.add(ledger)
-        for name, (total, count) in (self.meter.read(ledger, self._update.trained_among(roles)) if self.meter is not None else {}).items():
-            metrics.add(name, torch.tensor(total), torch.tensor(count))
+        if self.meter is not None:
+            metrics.ratios(self.meter.read(ledger, self._update.trained_among(roles)))
         result = metrics.means(self.devices)
-        self.reward = result["reward"]
+        self.reward = result.get("reward", self.reward)
         if (said := self.objective.observe(result, progress)) and self.devices.rank == 0:
             say(f"step {progress.step}: {said}")
         first = [trajectories.condition.prompts[i] for i in trajectories.group[: self.keep_images].tolist()]

@@ -25,7 +25,7 @@ class Outcome:
     @property
     def rewards(self) -> list[float]:
         """Mean raw reward of each step."""
-        return [line["reward"] for line in self.metrics]
+        return [line["reward"] for line in self.metrics if "reward" in line]
 
     @property
     def diversity(self) -> list[float]:

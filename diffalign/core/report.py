@@ -92,11 +92,16 @@ class Metrics:
         old = self.sums.get(name)
         self.sums[name] = pair if old is None else (old[0] + pair[0], old[1] + pair[1])
 
+    def ratios(self, found: Mapping[str, tuple[float, float]]) -> None:
+        """Add numerators and denominators by name, as a `Meter` gives them."""
+        for name, (total, count) in found.items():
+            self.add(name, torch.tensor(total), torch.tensor(count))
+
     def describe(self, batch: ScoredBatch, weights: Mapping[str, float] | None) -> None:
         """Add the raw rewards of a batch, their standard deviation within groups, and the diversity.
 
         If prompts come from several sources, add those of each source as well. A reward that applies to no sample has no entry. Samples to
-        which no reward applies count in none of the means; where there are no others, the mean over all rewards is 0.
+        which no reward applies count in none of the means; where there are no others, `reward` and `reward/group_std` have no entry.
 
         Args:
             batch: the scored batch
@@ -107,23 +112,26 @@ class Metrics:
         std = group_std(raw, group)
         spread = log_geometric_mean_distance(batch.trajectories.samples, group)
         scored = batch.scored
-        self.add("reward", raw.sum(), scored.sum())
+        rewarded = batch.parts.complete or bool(scored.any())
+        if rewarded:
+            self.add("reward", raw.sum(), scored.sum())
         for name, part in batch.parts.parts.items():
             self._score(f"reward/{name}", part)
-        self.add("reward/group_std", std.sum(), scored.sum())
+        if rewarded:
+            self.add("reward/group_std", std.sum(), scored.sum())
         self.add("diversity/l_gmd", spread.sum(), len(spread))
         prompts = batch.trajectories.condition.prompts
         for source in dict.fromkeys(prompt.source for prompt in prompts if prompt.source is not None):
             mine = torch.tensor([prompt.source == source for prompt in prompts])
             theirs = mine.to(group.device)[group]
             self.add(f"source/{source}/share", mine.sum(), len(mine))
-            rewarded = int((theirs & scored).sum())
-            if rewarded:
-                self.add(f"source/{source}/reward", raw[theirs].sum(), rewarded)
+            count = int((theirs & scored).sum())
+            if count:
+                self.add(f"source/{source}/reward", raw[theirs].sum(), count)
             for name in batch.parts:
                 self._score(f"reward/{name}/{source}", batch.parts.partial(name).where(theirs))
-            if rewarded:
-                self.add(f"reward/group_std/{source}", std[theirs].sum(), rewarded)
+            if count:
+                self.add(f"reward/group_std/{source}", std[theirs].sum(), count)
             self.add(f"diversity/l_gmd/{source}", spread[mine.to(spread.device)].sum(), mine.sum())
 
     def _score(self, name: str, part: Tensor | Partial) -> None:

@@ -1,5 +1,7 @@
 """Small step of a run, which shows whether its parts work together. Nothing is written."""
 
+from collections.abc import Mapping
+
 from ..core import AlignmentLoop, Progress
 from ..core.budget import limited
 from ..evaluation import HeldOutEvaluation, evaluate
@@ -31,8 +33,15 @@ def attempt(loop: AlignmentLoop, total: int, evaluation: HeldOutEvaluation | Non
     limited(loop.objective, ROWS)
     report = loop.step(loop.prompts.draw(0, min(PROMPTS, loop.prompts_per_step)), Progress(0, total))
     seconds = sum(report.ledger.seconds.values())
-    scores = ", ".join(f"{name} {report.metrics[f'reward/{name}']:.3f}" for name in loop.named_rewards())
-    spread = report.metrics["reward/group_std"]
-    doubt = "" if spread > 0 else "; no prompt's samples differ in reward, so this step taught nothing"
     count = len(report.batch.trajectories.condition)
-    return f"tried               one step on {count} prompts in {seconds:.1f} s: {scores}, spread within a prompt {spread:.3f}{doubt}"
+    return f"tried               one step on {count} prompts in {seconds:.1f} s: {_scored(loop, report.metrics)}"
+
+
+def _scored(loop: AlignmentLoop, metrics: Mapping[str, float]) -> str:
+    if "reward" not in metrics:
+        return "no reward applies to these prompts"
+    known = ((name, metrics.get(f"reward/{name}")) for name in loop.named_rewards())
+    scores = ", ".join(f"{name} {mean:.3f}" for name, mean in known if mean is not None)
+    spread = metrics["reward/group_std"]
+    doubt = "" if spread > 0 else "; no prompt's samples differ in reward, so this step taught nothing"
+    return f"{scores}, spread within a prompt {spread:.3f}{doubt}"

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import AlignmentLoop, ConfigError, Hook, Prompt, Report, RewardFunction, agree, score
+from diffalign.core import AlignmentLoop, ConfigError, Hook, Partial, Prompt, Report, RewardFunction, Scores, agree, score
 from diffalign.core.demands import reach, require
 from diffalign.core.unessential import say
 from diffalign.core.words import allowed_word
@@ -53,9 +53,10 @@ def forget(folder: Path) -> None:
 class HackingAlarm(Hook):
     """Warns when the trained reward rises while held-out rewards or diversity fall.
 
-    At every step, held-out rewards score some of the step's own samples. The steps are cut in two parts, at the step where the fall is
-    clearest, and the mean after the cut is compared with the mean before it (`Series` estimates the noise from the prompts of a step and
-    from neighbouring steps). With at least w steps on both sides, the alarm rings when for two steps in a row
+    At every step, held-out rewards score some of the step's own samples; a step in which no reward of the run applies is not watched. The
+    steps are cut in two parts, at the step where the fall is clearest, and the mean after the cut is compared with the mean before it
+    (`Series` estimates the noise from the prompts of a step and from neighbouring steps). With at least w steps on both sides, the alarm
+    rings when for two steps in a row
 
         hacking:   a held-out reward fell by `threshold` standard errors and by `fall` of its samples' spread, and the trained reward rose
                    by `rise` standard errors
@@ -137,6 +138,8 @@ class HackingAlarm(Hook):
             forget(loop.folder)
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
+        if "reward" not in report.metrics:  # no reward applied to any sample, so these prompts are others than those that are watched
+            return
         with loop.ledger.stage("alarm"):
             judged = self._judged(loop, report)
         line = {"step": report.step, "trained": report.metrics["reward"], "diversity": report.metrics["diversity/l_gmd"], **judged}
@@ -181,13 +184,13 @@ class HackingAlarm(Hook):
         residuals = (group_totals - 2 * mean * products + mean.square() * group_counts).clamp(min=0)
         errors = (residuals * groups / (groups - 1).clamp(min=1)).sqrt() / count.clamp(min=1)
         judged: dict[str, Any] = {
-            name: dict(zip(self.rewards, values.tolist(), strict=True))
-            for name, values in (("held_out", mean), ("spread", spread), ("errors", errors))
+            what: {name: value for name, value, number in zip(self.rewards, values.tolist(), count.tolist(), strict=True) if number}
+            for what, values in (("held_out", mean), ("spread", spread), ("errors", errors))
         }
         if self.features is not None:
             logarithms, prompts = loop.devices.sum(diversity).tolist()
             judged["diversity"] = logarithms / prompts
-        return {**judged, "groups": int(groups.max()) if self.rewards else 0}
+        return {**judged, "groups": {name: int(number) for name, number in zip(self.rewards, groups.tolist(), strict=True) if number}}
 
     @torch.no_grad()
     def _sums(self, loop: AlignmentLoop, report: Report) -> tuple[Tensor, Tensor]:
@@ -196,23 +199,18 @@ class HackingAlarm(Hook):
         count = len(trajectories.leaves)
         index = torch.linspace(0, count - 1, min(self.images, count)).round().long().to(trajectories.latents.device)
         prompts = [trajectories.condition.prompts[i] for i in trajectories.group[index].tolist()]
-        rows, features = [], []
+        scored, features = [], []
         for start in range(0, len(index), loop.chunk):
             images = loop.objective.policy.decode(trajectories.samples[index[start : start + loop.chunk]])
             if self.rewards:
-                rows.append(torch.stack(list(score(self.rewards, images, prompts[start : start + loop.chunk]).values())))
+                scored.append(score(self.rewards, images, prompts[start : start + loop.chunk]))
             if self.features is not None:
                 features.append(self.features(images).cpu())
         diversity = _log_vendi(torch.cat(features), prompts) if features else torch.zeros(2, dtype=torch.float64)
-        if not rows:
+        if not scored:
             return torch.zeros(0, len(_SUMS), dtype=torch.float64), diversity
-        scores, group = torch.cat(rows, dim=1).double().cpu(), trajectories.group[index].cpu()
-        counts = torch.bincount(group).double()
-        counts = counts[counts > 0].expand(len(scores), -1)
-        totals = torch.stack([scores[:, group == number].sum(dim=1) for number in group.unique()], dim=1)
-        ones = torch.ones_like(scores)
-        columns = (ones, scores, scores.square(), torch.ones_like(totals), counts.square(), totals.square(), counts * totals)
-        return torch.stack([column.sum(dim=1) for column in columns], dim=1), diversity
+        parts, group = Scores.joined(scored), trajectories.group[index].cpu()
+        return torch.stack([_sums_of(parts.partial(name), group) for name in self.rewards]), diversity
 
     def _ring(self, loop: AlignmentLoop, rung: Sequence[Alarm], total: int) -> None:
         self.alarms.extend(rung)
@@ -232,6 +230,17 @@ class HackingAlarm(Hook):
         temporary = folder / f"{ALARMS}.tmp"
         temporary.write_text(json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1), encoding="utf-8")
         temporary.replace(folder / ALARMS)
+
+
+def _sums_of(part: Partial, group: Tensor) -> Tensor:
+    """Sums over the pictures [K] that a reward applies to, in the order of `_SUMS`, float64."""
+    applies = part.applies.cpu()
+    scores, (_, of) = part.values.cpu()[applies].double(), group[applies].unique(return_inverse=True)
+    counts = torch.bincount(of).double()
+    totals = torch.zeros_like(counts).index_add_(0, of, scores)
+    ones = torch.ones_like(scores)
+    columns = (ones, scores, scores.square(), torch.ones_like(totals), counts.square(), totals.square(), counts * totals)
+    return torch.stack([column.sum() for column in columns])
 
 
 def _log_vendi(features: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -1,7 +1,5 @@
 """Reactions that change a run when its alarm rings. The alarm itself only watches."""
 
-import signal
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -9,7 +7,7 @@ from typing import Any, Literal
 import attrs
 from torch import Tensor
 
-from diffalign.core import Aggregation, AlignmentLoop, Devices, Interrupted, Stateful
+from diffalign.core import Aggregation, AlignmentLoop, Devices, Stateful
 
 Action = Literal["warn", "stop", "temper"]
 
@@ -41,9 +39,7 @@ class Stop(Reaction):
     """Ends the run after this step, as Ctrl-C does."""
 
     def act(self, loop: AlignmentLoop) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise Interrupted("HackingAlarm")  # only the main thread receives signals
-        signal.raise_signal(signal.SIGINT)  # the loop stops once all hooks have seen this step
+        loop.end()
 
 
 @attrs.frozen

@@ -54,7 +54,7 @@ class Series:
     @classmethod
     def held_out(cls, lines: Sequence[Mapping[str, Any]], name: str) -> "Series":
         """Series of a held-out reward, from lines of `watch.jsonl`."""
-        variances = [(line["errors"][name] ** 2, line["groups"] - 1) for line in lines if line.get("groups", 1) > 1]
+        variances = [(line["errors"][name] ** 2, _groups(line, name) - 1) for line in lines if _groups(line, name) > 1]
         return cls([line["held_out"][name] for line in lines], variances)
 
     def moved(self, cut: int) -> Move:
@@ -80,6 +80,12 @@ class Series:
             errors = _deviate(now - before, noise * (1 / cut + 1 / (count - cut)), few if known is None else freedom)
             moves.append(Move(before, now, errors, cut))
         return moves
+
+
+def _groups(line: Mapping[str, Any], name: str) -> int:
+    """Prompt groups that a held-out reward applied to; of a line of an older run, those of the step."""
+    known = line.get("groups", 1)
+    return int(known.get(name, 1) if isinstance(known, Mapping) else known)
 
 
 def _deviate(difference: float, variance: float, freedom: float) -> float:

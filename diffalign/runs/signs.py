@@ -41,7 +41,7 @@ class Signs(Hook):
 
     def _seen(self, loop: AlignmentLoop, report: Report) -> Iterator[tuple[str, str]]:
         metrics = report.metrics
-        self._flat = self._flat + 1 if metrics["reward/group_std"] == 0 else 0
+        self._flat = self._flat + 1 if metrics.get("reward/group_std", 1.0) == 0 else 0
         if self._flat >= PATIENCE:
             text = (
                 f"for {self._flat} steps all samples of a prompt have had the same reward, so nothing is learned. The reward is coarse, "

@@ -1,6 +1,7 @@
 """Planted hacks are caught within a fifth of the run, healthy runs stay quiet, and the alarm does what it says."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import attrs
 import pytest
@@ -9,9 +10,10 @@ from painted import contrast, legible, likes_loud, likes_red, meant, painted_loo
 from ring import rewarded, ring_loop
 
 from diffalign.cli import main
-from diffalign.core import Aggregation, Interrupted, Progress, RewardError, RunningScale, StandardizedSum
+from diffalign.core import Aggregation, Interrupted, Partial, Progress, RewardError, RunningScale, StandardizedSum
 from diffalign.evaluation import Features, HackingAlarm, vendi_score
 from diffalign.evaluation.reactions import Temper, Tempered
+from diffalign.evaluation.watch import Series
 from diffalign.runs.recording import Recorder
 
 JUDGES = {"legible": legible, "contrast": contrast}
@@ -79,7 +81,45 @@ def test_held_out_rewards_see_the_samples_with_their_prompts():
     assert line["held_out"]["judge"] == pytest.approx(scores.mean().item())
     assert line["spread"]["judge"] == pytest.approx(scores.std(unbiased=False).item(), rel=1e-4)
     assert line["errors"]["judge"] == pytest.approx(by_prompt.std().item() / 2**0.5, rel=1e-4), "the error of a mean of two prompts"
-    assert line["groups"] == 2
+    assert line["groups"] == {"judge": 2}
+
+
+def test_held_out_rewards_may_apply_to_some_pictures_alone():
+    def bright(images, prompts):
+        return images.flatten(1).mean(dim=1)
+
+    def second(images, prompts):
+        """The same, where the prompt is the second."""
+        return Partial(bright(images, prompts), torch.tensor([str(prompt) == asked for prompt in prompts]))
+
+    def never(images, prompts):
+        return Partial(torch.zeros(len(images)), torch.zeros(len(images), dtype=torch.bool))
+
+    hook = HackingAlarm({"bright": bright, "second": second, "never": never}, images=6)
+    ring = ring_loop(hooks=[hook])
+    report = ring.step(ring.prompts.draw(0, 2), Progress(0, 4))
+    asked = str(report.batch.trajectories.condition.prompts[1])
+    hook.step(ring, report)
+    (line,) = hook._watched
+    forest = report.batch.trajectories
+    scores = bright(ring.objective.policy.decode(forest.samples[[10, 14, 17]]), None).double()
+    assert set(line["held_out"]) == set(line["errors"]) == set(line["spread"]) == {"bright", "second"}
+    assert line["held_out"]["second"] == pytest.approx(scores.mean().item())
+    assert line["groups"] == {"bright": 2, "second": 1}
+    assert Series.held_out([line], "second").variances == [], "one prompt says nothing of the error"
+
+
+def test_a_step_without_a_rewarded_sample_is_not_watched():
+    hook = HackingAlarm({"judge": Falling(6)})
+    ring = ring_loop(hooks=[hook])
+    ring._rewards = {"nobody": lambda images, prompts: Partial(torch.zeros(len(images)), torch.zeros(len(images), dtype=torch.bool))}
+    ring.reward = 0.25
+    report = ring.step(ring.prompts.draw(0, 2), Progress(0, 4))
+    hook.step(ring, report)
+    assert not {"reward", "reward/group_std"} & set(report.metrics)
+    assert ring.reward == 0.25, "what is known of the reward stays"
+    assert hook._watched == []
+    assert hook.rewards["judge"].calls == 0
 
 
 @attrs.define(eq=False)
@@ -166,6 +206,16 @@ def test_an_alarm_rings_once_and_resume_after_a_stop_goes_on(tmp_path):
     resumed._rewards = {"rising": Rising(stopped)}
     resumed.run(20, start=stopped)
     assert [alarm.kind for alarm in hook.alarms] == ["judge"]
+
+
+def test_a_stop_in_a_thread_waits_for_the_other_hooks(tmp_path):
+    hook = HackingAlarm({"judge": Falling(6)}, action="stop", window=3)
+    recorder = Recorder(tmp_path, "", "ring")
+    loop = ring_loop(tmp_path, [hook, recorder])
+    loop._rewards = {"rising": Rising()}
+    with ThreadPoolExecutor(1) as pool, pytest.raises(Interrupted):
+        pool.submit(loop.run, 20).result()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == hook.alarms[0].step < 20
 
 
 def test_a_run_that_begins_anew_forgets_old_alarms(tmp_path):
