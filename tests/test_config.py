@@ -609,7 +609,7 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--rewards={1: CountReward}", r"rewards must have names as keys; got 1\. Put it in quotes\."),
         ("--optimizers.default=Raw", r"optimizers\.default must be the class of an Optimizer; the class 'Raw' is none\..* AdamW, .*"),
         ("--objective.policy=3", r"objective\.policy must be left out: it is the run's own policy\. Remove it\."),
-        ("--objective=test_config.Student", r"objective: Student's constructor must have a parameter 'policy' for the weights being aligned; it has none"),
+        ("--objective=test_config.Student", r"objective: Student must have a parameter 'policy' for the weights being aligned; it has none\. Name a function of yours .*"),
         ("--objective={class_path: test_config.Twice}", r"objective\.inner is missing: Twice needs it \(an Objective\)\."),
         ("--prompts_per_step=0", r"prompts_per_step must be >= 1; got 0"),
         ("--total=0", r"total must be >= 1; got 0"),

@@ -1,6 +1,7 @@
 """Blueprint of a run before it is built: parts with their classes and arguments, and plain values."""
 
 import enum
+import functools
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,9 +69,10 @@ def described(default: Any, where: str) -> Any:
     return MISSING
 
 
-@attrs.frozen
 class Factory:
     """Factory for a class or function whose first arguments come later; an optimizer, for example, waits for its parameters.
+
+    It has the name of what it calls, and the signature of what is left to give, so that a reward is named and checked as the function is.
 
     Args:
         where: place in the configuration
@@ -78,9 +80,13 @@ class Factory:
         arguments: arguments by name
     """
 
-    where: str
-    target: Any
-    arguments: Mapping[str, Any]
+    def __init__(self, where: str, target: Any, arguments: Mapping[str, Any]) -> None:
+        self.where, self.target, self.arguments = where, target, arguments
+        self.__name__ = getattr(target, "__name__", type(target).__name__)
+        try:
+            self.__signature__ = inspect.signature(functools.partial(target, **arguments))
+        except ValueError:  # written in C: its call will tell
+            self.__signature__ = inspect.signature(self)
 
     def __call__(self, *leading: Any) -> Any:
         try:

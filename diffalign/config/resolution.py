@@ -211,7 +211,10 @@ def _with_arguments(part: Part, slot: Any) -> Part:
     if known is None:
         return attrs.evolve(part, arguments={name: _unwrapped(value) for name, value in given.items()}, linked=linked)
     if missing := [name for name in linked if name not in known]:
-        raise ConfigError(f"{where}: {title}'s constructor must have a parameter {missing[0]!r} for the weights being aligned; it has none")
+        raise ConfigError(
+            f"{where}: {title} must have a parameter {missing[0]!r} for the weights being aligned; it has none. Name a function of yours "
+            f"with such a parameter, which makes it: def mine({missing[0]}: Policy) -> Objective"
+        )
     linked += tuple(name for name, parameter in known.items() if Sharding in alternatives(parameter.hint))
     for name in linked:
         if name in given:

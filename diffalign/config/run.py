@@ -26,6 +26,7 @@ from ..core import (
     Sourced,
 )
 from ..core.demands import require
+from ..core.learning_rates import require_factors
 from ..core.scoring import named_rewards, reward_name, rewards_by_source
 from ..embedded import WORLDS
 from ..placement import placed
@@ -125,10 +126,11 @@ class Run:
         require_found(self.tree["policy"], errors)
         if errors:
             raise together(errors)
-        self._check_weights(made["aggregation"], made["rewards"])
+        self._check_weights(made["aggregation"], made["rewards"], made["prompts"])
         prompts = made["prompts"].prompts if isinstance(made["prompts"], Listed) else ()
         held_out = getattr(made["evaluation"], "held_out", ())
         try:
+            require_factors(made["lr_factor"], made["total"])
             rewards = rewards_by_source(named_rewards(made["rewards"]), made["prompts"])
             require([*rewards.values(), *made["hooks"]], list(map(Prompt.of, prompts)))
             _check_sources(made["prompts"], held_out)
@@ -153,9 +155,18 @@ class Run:
             raise refused("", error) from error
         return loop, made["evaluation"]
 
-    def _check_weights(self, aggregation: Aggregation, rewards: RewardFunction | Mapping[str, RewardFunction]) -> None:
+    def _check_weights(
+        self, aggregation: Aggregation, rewards: RewardFunction | Mapping[str, RewardFunction], prompts: PromptSource
+    ) -> None:
         names = rewards if isinstance(rewards, Mapping) else [reward_name(rewards)]
-        for name in getattr(aggregation, "weights", None) or {}:
+        weights = getattr(aggregation, "weights", None) or dict.fromkeys(names, 1.0)
+        for source, mine in (prompts.rewarded if isinstance(prompts, Sourced) else {}).items():
+            if mine and not set(mine) & set(weights):
+                raise ConfigError(
+                    f"prompts.sources.{source}: none of its rewards ({listed(mine, 'and')}) has a weight in aggregation.weights, so its "
+                    "pictures earn nothing. Give one a weight, or write rewards: [] for prompts that are only held."
+                )
+        for name in weights:
             if name not in names:
                 known = listed(names, "and")
                 raise ConfigError(f"aggregation.weights.{name}: no reward is called {name!r}; the run has {known}.{nearest(name, names)}")

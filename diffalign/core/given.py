@@ -63,8 +63,8 @@ def _factory(role: str, given: Any) -> OptimizerFactory:
     return given  # type: ignore[no-any-return]
 
 
-def require_parts(objective: object, sampler: object, aggregation: object, hooks: object) -> None:
-    """Refuse arguments of the wrong kind.
+def require_parts(objective: object, sampler: object, aggregation: object, hooks: object, hook_kind: type) -> None:
+    """Refuse arguments of the wrong kind. `hook_kind` is the class of hooks.
 
     Raises:
         ValueError: an argument is of another kind; the message names the first.
@@ -76,10 +76,16 @@ def require_parts(objective: object, sampler: object, aggregation: object, hooks
     ):
         if not isinstance(given, kind):
             article = "an" if kind.__name__[0] in "AO" else "a"
-            called = f"the class {given.__name__} itself; call it" if isinstance(given, type) else type(given).__name__
-            raise ValueError(f"{name} must be {article} {kind.__name__}; got {called}")
+            raise ValueError(f"{name} must be {article} {kind.__name__}; got {_called(given)}")
     if not isinstance(hooks, Sequence):
         raise ValueError(f"hooks must be a list of hooks; got {type(hooks).__name__}")
+    for place, hook in enumerate(hooks):
+        if not isinstance(hook, hook_kind):
+            raise ValueError(f"hooks[{place}] must be a {hook_kind.__name__}; got {_called(hook)}")
+
+
+def _called(given: object) -> str:
+    return f"the class {given.__name__} itself; call it" if isinstance(given, type) else type(given).__name__
 
 
 def require_roles(optimizers: Mapping[str, OptimizerFactory], roles: Sequence[str]) -> None:

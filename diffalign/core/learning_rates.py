@@ -16,6 +16,25 @@ def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4)
 
 
+def require_factors(factor: Scalar | float, total: int) -> None:
+    """Refuse a schedule that gives a factor which is negative or not finite at a step of the run.
+
+    Args:
+        factor: as of `scale_learning_rates`
+        total: steps of the run
+
+    Raises:
+        ValueError: names the first such step.
+    """
+    for step in range(total if isinstance(factor, Scalar) else min(total, 1)):
+        _require_factor(scalar(factor)(Progress(step, total)), step)
+
+
+def _require_factor(now: float, step: int) -> None:
+    if not 0 <= now < math.inf:
+        raise ValueError(f"lr_factor must be finite and at least 0; at step {step} it is {now:g}. No weight was updated.")
+
+
 def scale_learning_rates(optimizers: Iterable[Optimizer], factor: Scalar | float, progress: Progress) -> float:
     """Set every learning rate to its initial value times `factor` at this step.
 
@@ -26,8 +45,7 @@ def scale_learning_rates(optimizers: Iterable[Optimizer], factor: Scalar | float
         ValueError: the factor is negative or not finite.
     """
     now = scalar(factor)(progress)
-    if not 0 <= now < math.inf:
-        raise ValueError(f"lr_factor must be finite and at least 0; at step {progress.step} it is {now:g}. No weight was updated.")
+    _require_factor(now, progress.step)
     for optimizer in optimizers:
         for group in optimizer.param_groups:  # a checkpoint keeps "lr" and the initial one, so that a resumed run does not multiply twice
             if now != 1 or "initial_lr" in group:

@@ -108,7 +108,7 @@ class AlignmentLoop:
     evaluations: list[Evaluated] = attrs.field(factory=list, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        require_parts(self.objective, self.sampler, self.aggregation, self.hooks)
+        require_parts(self.objective, self.sampler, self.aggregation, self.hooks, Hook)
         self._rewards = rewards_by_source(named_rewards(self.rewards), self.prompts)
         phases = phases_of(self.objective)
         roles = [role for phase in phases for role in phase.trains]

@@ -13,7 +13,7 @@ from .forward import ForwardBatch, ForwardLosses, ForwardObjective
 from .matching import Tempered
 from .noised import Noised
 from .requirements import given_reference
-from .temperature import felt
+from .temperature import KLBudget, felt
 from .terms import effective_share
 
 
@@ -34,8 +34,13 @@ class ELBOMatching(Tempered, ForwardObjective):
             name: name of the random draws
 
         Raises:
-            ValueError: the reference is trainable.
+            ValueError: the reference is trainable, or a budget of nats is given to a bound that has none.
         """
+        if isinstance(self.beta, KLBudget) and self.bound.weighting != "likelihood":
+            raise ValueError(
+                f"{type(self).__name__}.beta: KLBudget counts nats, and errors weighted by {self.bound.weighting!r} are none. Take "
+                "bound.weighting: likelihood, or EffectiveSamples, which needs no unit."
+            )
         self.reference = given_reference(self.policy, self.reference)
         return ForwardLosses(self.policy, None, Follower(0.0), Estimates(self.bound), name, type(self).__name__)
 

@@ -196,16 +196,22 @@ class ForwardLosses:
 
 
 class ForwardObjective(Objective):
-    """Objective over noised ends that trains one policy. A subclass makes `_forward` and yields `losses`."""
+    """Objective over noised ends that trains one policy. A subclass makes `_forward` and yields `losses`.
 
-    reference: Policy | None
-    """Frozen weights to which the policy is held; None if the loss needs none."""
+    Other weights belong into the fields `reference` and `old`, so that checkpoints hold them.
+    """
 
-    old: Policy | None
+    reference: Policy | None = None
+    """Frozen weights to which the policy is held; None if the loss needs none. `require_frozen` refuses others."""
+
+    old: Policy | None = None
     """Frozen weights that follow the policy; None if the loss needs none."""
 
-    updates: int
+    updates: int = 1
     """Inner updates on the same samples, each with new noise."""
+
+    rows: int | None = None
+    """Noised units of a micro-batch; None takes all at once."""
 
     _forward: ForwardLosses
 

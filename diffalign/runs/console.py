@@ -9,10 +9,11 @@ import torch
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..core import AlignmentLoop, Hook, Report
+from ..core import AlignmentLoop, Evaluated, Hook, Report
 from ..core.unessential import unessential
 from ..costs.utilisation import ROLLOUT, UPDATE
-from ..evaluation import paired_change
+from ..evaluation import Evaluation, paired_change
+from ..evaluation.pairing import Column, fewer, over, paired
 
 _FIELDS = (
     "reward {task.fields[reward]}  diversity {task.fields[diversity]}  ratio check {task.fields[check]}  "
@@ -60,8 +61,9 @@ class Console(Hook):
         threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
         self._say(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step, {threads}")
         for result in loop.evaluations[:1]:
-            means = ", ".join(f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items())
-            self._say(f"held-out prompts before: {means}, diversity {result.measures()['diversity l_gmd'].mean().item():+.3f}")
+            means = [f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items()]
+            means += [f"diversity {result.measures()['diversity l_gmd'].mean().item():+.3f}"]
+            self._say(f"held-out prompts before: {', '.join(means)}")
         if self._terminal.is_terminal:
             columns = (
                 TextColumn("step"),
@@ -83,7 +85,7 @@ class Console(Hook):
         metrics, done = report.metrics, report.step + 1
         speed = self._rows / max(time.monotonic() - self._began, 1e-9)
         numbers = {
-            "reward": metrics["reward"],
+            "reward": metrics.get("reward"),
             "diversity": metrics["diversity/l_gmd"],
             "check": metrics.get("contract/deviation"),
             "rows": speed,
@@ -105,23 +107,43 @@ class Console(Hook):
         if self._progress is not None:
             with unessential("progress on the terminal"):
                 self._progress.stop()
-        results = loop.evaluations
         if loop.folder is not None:
             self._say(f"run folder: {loop.folder}")
-        if error is not None or len(results) < 2:
-            return
-        before, after = results[0].measures(), results[-1].measures()
-        samples = results[-1].settings["samples"]
+        results = [result for result in loop.evaluations if _comparable(result, loop.evaluations[-1])]
+        if error is None and len(results) > 1:
+            self._say_changes(results[0], results[-1])
+
+    def _say_changes(self, first: Evaluated, last: Evaluated) -> None:
+        samples = last.settings["samples"]
         self._say(
-            f"held-out prompts ({len(results[-1].prompts)}, {samples} samples each), step {results[0].step} -> step {results[-1].step}, "
+            f"held-out prompts ({len(last.prompts)}, {samples} samples each), step {first.step} -> step {last.step}, "
             "change [95 % interval]:"
         )
-        labels = {name: "diversity (L-GMD)" if name == "diversity l_gmd" else name.removeprefix("reward ") for name in after}
+        columns = _columns(last)
+        pairs = paired([columns, _columns(first)])
+        few = fewer(pairs, len(last.prompts))
+        short = {name: "diversity (L-GMD)" if name == "diversity l_gmd" else name.removeprefix("reward ") for name in columns}
+        labels = {name: label + over(name, few) for name, label in short.items()}
         width = max(map(len, labels.values()))
-        for name, values in after.items():
-            change = paired_change(before[name], values)
-            means = f"{before[name].mean().item():.3f} -> {values.mean().item():.3f}"
-            self._say(f"  {labels[name]:<{width}} {means}   {change.signed()}")
+        for name, label in labels.items():
+            if name not in pairs:
+                self._say(f"  {label:<{width}} - -> {columns[name].values.mean().item():.3f}   no prompt was scored in both")
+                continue
+            after, before = pairs[name]
+            means = f"{before.mean().item():.3f} -> {after.mean().item():.3f}"
+            self._say(f"  {label:<{width}} {means}   {paired_change(before, after).signed()}")
+
+
+def _comparable(one: Evaluated, other: Evaluated) -> bool:
+    """True if two evaluations can be compared prompt by prompt."""
+    return [*one.prompts] == [*other.prompts] and one.settings == other.settings
+
+
+def _columns(result: Evaluated) -> Mapping[str, Column]:
+    """Numbers by prompt of every measure. A result of another class has one for every prompt."""
+    if isinstance(result, Evaluation):
+        return result.columns()
+    return {name: Column(torch.arange(len(values)), values) for name, values in result.measures().items()}
 
 
 def _of_peak(metrics: Mapping[str, float]) -> str:

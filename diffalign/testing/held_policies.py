@@ -120,4 +120,4 @@ def _require_refusal(subject: Subject, kind: Callable[..., Objective], name: str
         kind(policy, **{**needed, name: policy.fork(trainable=True)})
     except ValueError:
         return
-    raise AssertionError(f"a {name} whose weights require gradients must be refused")
+    raise AssertionError(f"a {name} whose weights require gradients must be refused (`diffalign.core.require_frozen` does)")

@@ -5,6 +5,8 @@ from typing import Any, Generic, TypeVar
 
 import attrs
 
+from ..core.own_line import at_own_line
+
 Part = TypeVar("Part")
 
 
@@ -89,7 +91,7 @@ def _finding(part: Any, known: Property[Any]) -> Finding:
         return Finding(known.name, known.reason, skipped=str(reason))
     except Exception as error:  # every error of a part is a finding about it
         notes = [note for note in getattr(error, "__notes__", ()) if "Falsifying example" in note]
-        return Finding(known.name, known.reason, failure="\n".join([f"{type(error).__name__}: {error}", *notes]))
+        return Finding(known.name, known.reason, failure="\n".join([f"{type(error).__name__}: {error}{at_own_line(error)}", *notes]))
     return Finding(known.name, known.reason)
 
 

@@ -7,7 +7,7 @@ from ring import MODES, rewarded
 from tiny import assert_same, gradient, pair
 
 from diffalign.core import Progress, ScoredBatch, Streams, group_log_softmax, group_mean
-from diffalign.objectives import ELBO, ELBOGroupForwardKL, ELBOPolicyGradient, ELBOSoftmaxTB, KLBudget
+from diffalign.objectives import ELBO, EffectiveSamples, ELBOGroupForwardKL, ELBOPolicyGradient, ELBOSoftmaxTB, KLBudget
 from diffalign.objectives.elbo import Estimates
 from diffalign.objectives.forward import ForwardBatch
 from diffalign.policies import GaussianMixturePolicy
@@ -188,3 +188,12 @@ def test_what_makes_no_sense_is_refused():
         ELBOSoftmaxTB(policy, beta=0.0)
     with pytest.raises(ValueError, match="kl"):
         ELBOPolicyGradient(policy, kl=0.0)
+
+
+@pytest.mark.parametrize("kind", [ELBOSoftmaxTB, ELBOGroupForwardKL])
+def test_a_budget_of_nats_needs_a_bound_that_has_nats(kind):
+    policy, _ = pair()
+    with pytest.raises(ValueError, match=f"{kind.__name__}.beta: KLBudget counts nats, and errors weighted by 'flow' are none"):
+        kind(policy, beta=KLBudget(nats=5.0), bound=ELBO(weighting="flow"))
+    kind(policy, beta=KLBudget(nats=5.0))
+    kind(policy, beta=EffectiveSamples(), bound=ELBO(weighting="flow"))

@@ -199,3 +199,10 @@ def test_pytest_runs_a_contract_one_test_a_property(tmp_path):
     done = start(*command, folder=tmp_path, environment={"PYTHONPATH": str(PARTS), "PATH": ""})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 passed" in done.stdout
+
+
+def test_a_failure_names_the_line_of_ones_own_code(tmp_path, monkeypatch, capsys):
+    (tmp_path / "slipped.py").write_text("def slipped(images, prompts):\n    return images.nowhere\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["check-part", "slipped:slipped"]) == 1
+    assert f"({tmp_path / 'slipped.py'}, line 2)" in capsys.readouterr().out
