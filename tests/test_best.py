@@ -5,12 +5,14 @@ import os
 import shutil
 import signal
 
+import attrs
 import pytest
 import torch
-from ring import ring_loop
+from ring import rewarded, ring_loop
 
-from diffalign.core import Hook, Raw
+from diffalign.core import Hook, Prompt, Raw
 from diffalign.evaluation import Evaluation, HeldOutEvaluation, held_out
+from diffalign.runs.best import evaluated, held_out_score
 from diffalign.runs.checkpoints import Checkpoints, load, read_manifest
 
 HELD_OUT = [9.0, 0.2, 0.4, 0.8, 0.3, 0.7, 0.6]
@@ -109,6 +111,37 @@ def test_only_rewards_that_are_trained_on_count_with_their_weights(tmp_path, pro
     loop.run(3)
     assert best(tmp_path)["score"] == pytest.approx(0.4)
     assert best(tmp_path)["step"] == 3
+
+
+def scores(loop, rewards, scored=None, prompts=("a", "b", "c", "d")):
+    """Score of an evaluation: reward -> mean of each prompt that it scores."""
+    values = {name: torch.tensor(means)[:, None].expand(-1, 2) for name, means in rewards.items()}
+    settings = {"samples": 2, "steps": 4, "seed": 0}
+    result = Evaluation(1, tuple(map(Prompt, prompts)), values, {}, {}, torch.empty(0), settings, True, scored or {})
+    loop.evaluations[:] = [result]
+    return held_out_score(loop, 1)
+
+
+def test_to_score_fewer_prompts_is_no_gain_for_a_negative_reward():
+    """Divided by all prompts, one prompt of four would have -0.25, more than -0.5."""
+    loop = ring_loop()
+    some = {"rewarded": torch.tensor([False, True, False, False])}
+    assert scores(loop, {"rewarded": [-0.5] * 4}).value == pytest.approx(-0.5)
+    assert scores(loop, {"rewarded": [-1.0]}, some).value == pytest.approx(-1.0)
+    assert scores(loop, {"rewarded": [-1.0]}, some).measure == scores(loop, {"rewarded": [-0.5] * 4}).measure
+
+
+def test_without_a_score_there_is_no_value_and_without_one_reward_it_is_another_measure():
+    """Nothing, as 0, would be more than a negative reward."""
+    loop = ring_loop()
+    assert scores(loop, {"beside": [1.0] * 4}) is None
+    assert not evaluated(loop), "the training reward decides"
+    loop = attrs.evolve(ring_loop(), aggregation=Raw({"rewarded": 0.5, "votes": 2.0}), rewards={"rewarded": rewarded, "votes": rewarded})
+    both = scores(loop, {"rewarded": [1.0] * 4, "votes": [-3.0] * 4})
+    alone = scores(loop, {"rewarded": [1.0] * 4})
+    assert evaluated(loop)
+    assert (both.value, alone.value) == (pytest.approx(-5.5), pytest.approx(0.5))
+    assert alone.measure == f"{both.measure}, without votes"
 
 
 def test_an_evaluation_at_the_ends_alone_leaves_it_to_the_training_reward(tmp_path, prompts):

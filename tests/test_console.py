@@ -1,9 +1,12 @@
 import pytest
+import torch
 from rich.console import Console as Terminal
 from ring import ring_loop
 
+from diffalign.core import Partial
 from diffalign.evaluation import HeldOutEvaluation
 from diffalign.runs.console import Console, seconds_left
+from diffalign.runs.recording import Recorder
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
@@ -22,6 +25,50 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert "diversity (L-GMD)" in out
     assert "diversity vendi/pixels" in out
     assert "\x1b" not in out
+
+
+class Votes:
+    """Votes of 1 before training and of 3 after it, for some prompts."""
+
+    def __init__(self, before, after):
+        self.given = iter([(1.0, before), (3.0, after)])
+
+    def __call__(self, images, prompts):
+        value, known = next(self.given)
+        return Partial(torch.full((len(prompts),), value), torch.tensor([str(prompt) in known for prompt in prompts]))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ((), ("one",), "votes - -> 3.000 no prompt was scored in both"),
+        (("two",), ("one",), "votes - -> 3.000 no prompt was scored in both"),
+        (("one", "two"), ("one",), "votes (over 1 prompt) 1.000 -> 3.000 +2.000"),
+        (("one", "two"), (), "diversity (L-GMD)"),
+        ((), (), "diversity (L-GMD)"),
+    ],
+)
+def test_a_reward_of_some_prompts_ends_in_a_report(tmp_path, capsys, before, after, line):
+    (tmp_path / "held-out.txt").write_text("one\ntwo\n")
+    held_out = HeldOutEvaluation(str(tmp_path / "held-out.txt"), samples=3, steps=4, rewards={"votes": Votes(before, after)})
+    ring_loop(tmp_path / "run", [held_out, Recorder(tmp_path / "run", "", "votes"), Console()]).run(2)
+    out = " ".join(capsys.readouterr().out.split())
+    assert line in out
+    assert (tmp_path / "run" / "report.html").exists()
+    assert ("votes" in out.split("change [95 % interval]:")[1]) == ("votes" in line)
+
+
+def test_evaluations_on_different_prompts_are_not_subtracted(tmp_path, capsys):
+    """The first of two evaluations is on one prompt, the last of the other on two."""
+    hooks = []
+    for name, prompts in (("one.txt", "a\n"), ("two.txt", "b\nc\n")):
+        (tmp_path / name).write_text(prompts)
+        hooks.append(HeldOutEvaluation(str(tmp_path / name), samples=3, steps=4))
+    ring_loop(None, [*hooks, Console()]).run(2)
+    before, after = (result.rewards["rewarded"].mean().item() for result in hooks[1].results)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "held-out prompts (2, 3 samples each), step 0 -> step 2" in out
+    assert f"rewarded {before:.3f} -> {after:.3f}" in out
 
 
 def test_a_live_line_on_a_terminal(tmp_path, capsys):
@@ -54,3 +101,12 @@ def test_other_processes_are_silent(tmp_path, capsys):
     hook.start(loop, 0, 1)
     hook.stop(loop, 0, None)
     assert capsys.readouterr().out == ""
+
+
+def test_a_resumed_run_does_not_call_its_first_weights_those_before_the_run(tmp_path, capsys):
+    (tmp_path / "held.txt").write_text("a\nb\n")
+    ring_loop(tmp_path, [HeldOutEvaluation(str(tmp_path / "held.txt"), samples=3, steps=4), Console()]).run(4, start=2)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "held-out prompts at step 2: rewarded" in out
+    assert "held-out prompts before" not in out
+    assert "step 2 -> step 4, change [95 % interval]; this process began there, the report has the whole run:" in out

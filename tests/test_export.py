@@ -299,6 +299,32 @@ def test_the_card_says_what_is_known(exported, tmp_path):
     assert "Nothing was measured" in Card().text(policy, "merged")
 
 
+def test_a_card_has_no_before_of_other_prompts_or_settings(tmp_path):
+    def entry(step, prompts, scored, seed=0):
+        rows = [{"prompt": prompt, "rewards": {"pick": 0.5} if prompt in scored else {}, "diversity": {"l_gmd": 0.0}} for prompt in prompts]
+        return {
+            "step": step,
+            "samples": 4,
+            "steps": 2,
+            "seed": seed,
+            "rewards": {"pick": 0.5},
+            "diversity": {"l_gmd": 0.0},
+            "by_prompt": rows,
+        }
+
+    said = "; before is empty where prompts or settings were others"
+    for first, before in (
+        (entry(0, "abc", "ab"), ["0.5000", "0.0000"]),
+        (entry(0, "abc", "bc"), ["", "0.0000"]),
+        (entry(0, "xyz", "xy"), ["", ""]),
+        (entry(0, "abc", "ab", seed=1), ["", ""]),
+    ):
+        (tmp_path / "evaluation.json").write_text(json.dumps([first, entry(30, "abc", "ab")]))
+        card = Card.of_run(tmp_path, 30)
+        assert [row[1] for row in card.measured] == before
+        assert card.source.endswith(said) == ("" in before)
+
+
 LAUGHS = "l0: &l0 [ha]\n" + "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 12))
 CARDS = {
     "aliases without end": (f"---\n{LAUGHS}license: *l11\n---\n".encode(), ""),

@@ -48,6 +48,11 @@ class Tagged:
         self.require(prompts)
         return images.new_tensor([float(len(prompt)) for prompt in prompts])
 
+def never(images, prompts):
+    """Not one vote yet."""
+    from diffalign.core import Partial
+    return Partial(images.new_zeros(len(prompts)), images.new_zeros(len(prompts), dtype=bool))
+
 def long(images, prompts):
     return images.new_tensor([float(len(prompt)) for prompt in prompts])
 '''
@@ -146,6 +151,17 @@ def test_rewards_of_all_runs_are_scored(trained):
     assert main(["compare", "runs/green", "runs/slow", "--out", "rewards"]) == 0
     table = json.loads((trained / "rewards/compare.json").read_text())
     assert {name: set(run["rewards"]) for name, run in table["runs"].items()} == {"green": {"green", "red"}, "slow": {"green", "red"}}
+
+
+def test_compare_where_no_reward_applies_compares_the_diversity(trained, capsys):
+    (trained / "never.yaml").write_text(
+        (trained / "toy.yaml").read_text().replace("my_parts.red", "my_parts.never").replace(", rewards: {green: my_parts.green}", "")
+    )
+    shutil.copy(trained / "never.yaml", trained / "nothing.yaml")
+    assert main(["compare", "never.yaml", "nothing.yaml", "--out", "unscored"]) == 0
+    out = capsys.readouterr().out
+    assert "No reward scored a picture: only diversity is compared.\nunscored/compare.html" in out
+    assert json.loads((trained / "unscored/compare.json").read_text())["win_rates"] == {}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ Runs that the file holds are not run again. Without --seeds it prints the tables
 below are reported.
 
 Args:
-    arms: objectives and samplers
+    arms: objectives and samplers, or the base as it is, with and without guidance
     seeds: runs of each arm and rate
     first: the first seed; 100 begins a search
     steps: of a run
@@ -39,7 +39,7 @@ from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
 from benchmarks.subjects.curve import Curve, Row
 from diffalign import Prompt, config
-from diffalign.core import Policy, Progress, Streams, log_geometric_mean_distance
+from diffalign.core import Guided, Policy, Progress, Streams, log_geometric_mean_distance
 from diffalign.evaluation.diversity import entropy_number
 from diffalign.prompts import read_prompts
 from diffalign.samplers import DeterministicSampler
@@ -84,6 +84,8 @@ ARMS: Mapping[str, Sequence[str]] = {
     "awm, kl 0.1": (objective("AWM", kl=0.1), ENDS),
 }
 """Arm -> what it changes in the run file."""
+BASES: Mapping[str, float] = {"base": 1.0, "base, guidance 1.5": 1.5, "base, guidance 3": 3.0}
+"""Untrained policies by name, and their scale of guidance."""
 
 
 @torch.no_grad()
@@ -146,6 +148,12 @@ def run(
     return {"seconds": time.perf_counter() - begun, "rows": curve.rows}
 
 
+def untrained(scale: float, measure: functools.partial[Row], seed: int, more: Sequence[str]) -> dict[str, Any]:
+    """Measures of the base under guidance."""
+    policy = config.parse("shapeworld_tmpo", ["--evaluation=null", "--hooks=[]", *more]).build().objective.policy.fork(pristine=True)
+    return {"rows": [{"step": 0, **measure(Guided(policy, scale), seed=seed)}]}
+
+
 def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
     """One line an arm, rate and step, of the seeds that are reported or of those of the search."""
     kept: dict[tuple[Any, ...], list[Row]] = {}
@@ -161,7 +169,7 @@ def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
 
 
 def main(
-    arms: tuple[Literal[*ARMS], ...] = tuple(ARMS),
+    arms: tuple[Literal[*ARMS, *BASES], ...] = tuple(ARMS),
     seeds: int = 0,
     first: int = 0,
     steps: int = 90,
@@ -185,5 +193,9 @@ def main(
         asked = held_out[:prompts] if seed >= SEARCH else held_out[prompts : 2 * prompts]
         measure = functools.partial(measured, prompts=asked, samples=samples)
         about = {"arm": arm, "seed": seed, "steps": steps, "groups": groups, "rate": rate, "prompts": prompts, "samples": samples}
-        record.run("runs", about, functools.partial(run, arm, seed, steps, groups, rate, curve, measure, more))
+        if arm in BASES:
+            about |= {"steps": 0, "groups": 0, "rate": 0.0}
+            record.run("runs", about, functools.partial(untrained, BASES[arm], measure, seed, more))
+        else:
+            record.run("runs", about, functools.partial(run, arm, seed, steps, groups, rate, curve, measure, more))
     print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")

@@ -22,7 +22,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         part = find(options.part)
     except LookupError as error:
-        raise ConfigError(f"{options.part} must name an object that can be imported. {error or suggestion(options.part, ())}") from error
+        why = str(error) or suggestion(options.part, ()).strip()
+        raise ConfigError(f"{options.part} must name an object that can be imported. {why}") from error
     try:
         known = examination(part)
     except ValueError as error:

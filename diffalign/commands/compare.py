@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             page = write_comparison(options.out, comparison, recorded)
             for name, result in comparison.runs.items():
                 print(f"{name}, step {result.step}: {result.table()}")
-            print(page)
+            print("\n".join([*comparison.notes(), str(page)]))
     finally:
         disconnect(devices)
     return 0

@@ -122,7 +122,7 @@ class Measuring:
             rewards = {**built_rewards([f"{name}={part}" for name, part in suite.rewards.items() if name not in asked]), **asked}
         file = options.prompts or (suite.prompts if suite else hook.prompts if hook else None)
         if file is None:
-            raise ConfigError("--prompts must name a prompt file, because the run has no evaluation with prompts")
+            raise ConfigError(f"--prompts must name a prompt file, because the run {subject.name} has no evaluation with prompts")
         chosen: Mapping[str, Features] = built_features(options.features) or (hook.features if hook else DEFAULT_FEATURES)
         settings = {"samples": hook.samples if hook else 4, "steps": hook.steps if hook else 28, "seed": hook.seed if hook else 0}
         settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}

@@ -157,13 +157,14 @@ def _of_a_program(folder: Path) -> str:
     checkpoints = sorted(folder.glob("step-*[0-9]"))
     if not (folder / "metrics.jsonl").is_file() and not checkpoints:
         return ""
-    last = (checkpoints[-1] if checkpoints else folder / "step-000100") / "policy.safetensors"
+    last = checkpoints[-1] if checkpoints else folder / "step-000100"
+    weights = last / ("average.safetensors" if (last / "average.safetensors").is_file() else "policy.safetensors")
     adapters = (
         f" Adapters: {folder / 'lora'}, whose README.md says how plain diffusers draws with them." if (folder / "lora").is_dir() else ""
     )
     return (
         ", because a Python program has made the run: no command can build its parts again. In Python, build the policy as the program "
-        f'does, then diffalign.runs.load_weights(policy, "{last}"), and diffalign.evaluation.evaluate(policy, ...) or '
+        f'does, then diffalign.runs.load_weights(policy, "{weights}"), and diffalign.evaluation.evaluate(policy, ...) or '
         f"diffalign.export.export(policy, ...).{adapters} A run file gives a folder that commands read (docs/quickstart.md)"
     )
 

@@ -20,7 +20,7 @@ def require_factors(factor: Scalar | float, total: int) -> None:
     """Refuse a schedule that gives a factor which is negative or not finite at a step of the run.
 
     Args:
-        factor: as of `scale_learning_rates`
+        factor: factor on all learning rates
         total: steps of the run
 
     Raises:

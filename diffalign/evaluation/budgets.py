@@ -7,7 +7,8 @@ from typing import Any
 import attrs
 
 from .intervals import Interval, bootstrap, paired_change
-from .recorded import Entries, by_prompt, measures, read_lines, read_list
+from .pairing import fewer, paired
+from .recorded import Entries, basis, columns, comparable, read_lines, read_list
 
 BUDGETS = ("steps", "rows", "seconds")
 
@@ -50,14 +51,17 @@ class Recorded:
         """Cost of the run up to its last evaluation."""
         return self.costs[self.evaluations[-1]["step"]] if self.evaluations else self.costs[0]
 
-    def within(self, budget: str, limit: float) -> Mapping[str, Any]:
-        """Last evaluation up to which the run cost at most `limit`."""
-        return [entry for entry in self.evaluations if self.costs[entry["step"]][budget] <= limit * (1 + 1e-9)][-1]
+    def within(self, budget: str, limit: float) -> Mapping[str, Any] | None:
+        """Last evaluation up to which the run cost at most `limit`; None without one.
+
+        Only evaluations with the prompts and settings of the run's last one count.
+        """
+        known = [entry for entry in comparable(self.evaluations) if self.costs[entry["step"]][budget] <= limit * (1 + 1e-9)]
+        return known[-1] if known else None
 
     def settings(self) -> tuple[object, ...]:
-        """Settings that must be equal in runs that are compared prompt by prompt."""
-        entry = self.evaluations[-1]
-        return tuple(entry[name] for name in ("samples", "steps", "seed")), tuple(row["prompt"] for row in entry["by_prompt"])
+        """Prompts and settings of the last evaluation, which must be equal in runs that are compared prompt by prompt."""
+        return basis(self.evaluations[-1])
 
 
 @attrs.frozen
@@ -68,8 +72,9 @@ class Standing:
         run: name of the run
         step: step of the evaluation
         cost: cost of the run up to that step, in the unit of the budget
-        values: measure -> mean over prompts
-        changes: measure -> paired difference to the first run; empty for the first
+        values: measure -> mean over the prompts that have a number in all runs
+        changes: measure -> paired difference to the first run of the table; empty for the first
+        fewer: measure -> number of these prompts, of the measures where they are not all
     """
 
     run: str
@@ -77,15 +82,17 @@ class Standing:
     cost: float
     values: Mapping[str, Interval]
     changes: Mapping[str, Interval]
+    fewer: Mapping[str, int] = attrs.field(factory=dict)
 
 
 def at_equal_budgets(runs: Sequence[Recorded]) -> tuple[dict[str, list[Standing]], list[str]]:
     """Compare runs at equal budgets: each at its last evaluation within the total cost of the cheapest run.
 
-    Only measures that all runs have are compared.
+    Only measures that all runs have are compared, over the prompts that have a number in all of them.
 
     Returns:
-        Standings by budget, and a sentence for each run that was left out: it has no evaluation, or other prompts or noise than the first.
+        Standings by budget, and a sentence for each run that was left out: it has no evaluation, none within the cost of the cheapest run,
+        or other prompts or noise than the first.
     """
     notes = [f"{run.name} has no held-out evaluation in its folder" for run in runs if not run.evaluations]
     usable = [run for run in runs if run.evaluations]
@@ -93,23 +100,32 @@ def at_equal_budgets(runs: Sequence[Recorded]) -> tuple[dict[str, list[Standing]
     notes += [f"{run.name} was evaluated on other prompts or noise than {usable[0].name}" for run in usable if run not in alike]
     if len(alike) < 2:
         return {}, notes
-    shared = [entry for entry in measures(alike[0].evaluations[-1]) if all(entry in measures(run.evaluations[-1]) for run in alike)]
     table = {}
     for budget in BUDGETS:
         limit = min(run.spent()[budget] for run in alike)
-        entries = [run.within(budget, limit) for run in alike]
-        table[budget] = [
-            Standing(
-                run.name,
-                entry["step"],
-                run.costs[entry["step"]][budget],
-                {label: bootstrap(by_prompt(entry, kind, name)) for label, kind, name in shared},
-                {} if run is alike[0] else {label: _change(entries[0], entry, kind, name) for label, kind, name in shared},
-            )
-            for run, entry in zip(alike, entries, strict=True)
+        found = [(run, run.within(budget, limit)) for run in alike]
+        known = [(run, entry) for run, entry in found if entry is not None]
+        notes += [
+            f"{run.name} has no evaluation on these prompts within the {budget} of the cheapest run"
+            for run, entry in found
+            if entry is None
         ]
+        if len(known) > 1:
+            table[budget] = _standings(budget, known)
     return table, notes
 
 
-def _change(first: Mapping[str, Any], entry: Mapping[str, Any], kind: str, name: str) -> Interval:
-    return paired_change(by_prompt(first, kind, name), by_prompt(entry, kind, name))
+def _standings(budget: str, known: Sequence[tuple[Recorded, Mapping[str, Any]]]) -> list[Standing]:
+    pairs = paired([columns(entry) for _, entry in known])
+    few = fewer(pairs, len(known[0][1]["by_prompt"]))
+    return [
+        Standing(
+            run.name,
+            entry["step"],
+            run.costs[entry["step"]][budget],
+            {label: bootstrap(values[place]) for label, values in pairs.items()},
+            {label: paired_change(values[0], values[place]) for label, values in pairs.items() if place > 0},
+            few,
+        )
+        for place, (run, entry) in enumerate(known)
+    ]

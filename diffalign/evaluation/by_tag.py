@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+from torch import Tensor
 
 from .intervals import Interval, bootstrap, mean_of_means
 from .result import Evaluation
@@ -18,7 +19,7 @@ class ByTag:
 
     Args:
         counts: prompts of each tag
-        tags: by reward, by tag
+        tags: by reward, by tag; without tags of which the reward applies to no prompt
         overall: by reward, the mean of the tags' means
     """
 
@@ -33,12 +34,14 @@ class ByTag:
         Args:
             result: result of an evaluation
         """
-        places: dict[str, list[int]] = {}
-        for place, prompt in enumerate(result.prompts):
-            places.setdefault(str(prompt.metadata.get("tag") or UNTAGGED), []).append(place)
-        groups = {name: {tag: values[rows] for tag, rows in places.items()} for name, values in result.rewards.items()}
+        tags = [str(prompt.metadata.get("tag") or UNTAGGED) for prompt in result.prompts]
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, values in result.rewards.items():
+            theirs = [tags[place] for place in result.places(name).tolist()]
+            rows = {tag: [row for row, other in enumerate(theirs) if other == tag] for tag in dict.fromkeys(tags)}
+            groups[name] = {tag: values[some] for tag, some in rows.items() if some}
         return cls(
-            {tag: len(rows) for tag, rows in places.items()},
+            {tag: tags.count(tag) for tag in dict.fromkeys(tags)},
             {name: {tag: bootstrap(values) for tag, values in table.items()} for name, table in groups.items()},
             {name: mean_of_means([*table.values()]) for name, table in groups.items()},
         )
@@ -54,7 +57,7 @@ class ByTag:
     def table(self) -> str:
         """Format the table as text: a row for each tag, a column for each reward."""
         rows = [("tag", "prompts", *self.tags)]
-        rows += [(tag, str(count), *(str(table[tag]) for table in self.tags.values())) for tag, count in self.counts.items()]
+        rows += [(tag, str(count), *(str(table.get(tag, "-")) for table in self.tags.values())) for tag, count in self.counts.items()]
         rows.append(("mean of tags", "", *map(str, self.overall.values())))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,12 +1,14 @@
 """Comparison of policies on the same prompts and noise: differences, win rates, and the Pareto front of reward and diversity."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import attrs
+from torch import Tensor
 
 from .intervals import Interval, bootstrap, paired_change, win_rate
+from .pairing import Column, fewer, paired
 from .result import Evaluation
 
 
@@ -14,11 +16,13 @@ from .result import Evaluation
 class Comparison:
     """Evaluations of several runs that differ only in the weights.
 
+    Every number is over the prompts that have one in all runs: a reward may apply to some pictures of one run only.
+
     Args:
         runs: evaluations by name of the run, at least 2; the others are compared with the first
 
     Raises:
-        ValueError: there are fewer than two runs, or their prompts, noise, samples or measures differ.
+        ValueError: there are fewer than two runs, or their prompts, noise, samples or measures of diversity differ.
     """
 
     runs: Mapping[str, Evaluation]
@@ -30,27 +34,46 @@ class Comparison:
         mine = self.runs[first]
         for name in others:
             other = self.runs[name]
-            if mine.prompts != other.prompts or mine.settings != other.settings or mine.measures().keys() != other.measures().keys():
-                raise ValueError(f"{first} and {name} must be evaluated on equal prompts, noise and rewards to be compared")
+            if mine.prompts != other.prompts or mine.settings != other.settings or mine.diversity.keys() != other.diversity.keys():
+                raise ValueError(f"{first} and {name} must be evaluated on equal prompts, noise and features to be compared")
+
+    def fewer(self) -> dict[str, int]:
+        """Measure -> number of prompts that it is over, of the measures that not all prompts have in all runs."""
+        first = next(iter(self.runs.values()))
+        return fewer({name: [*runs.values()] for name, runs in self._numbers().items()}, len(first.prompts))
+
+    def notes(self) -> list[str]:
+        """Say in sentences which rewards are not compared."""
+        rewards = dict.fromkeys(name for result in self.runs.values() for name in result.rewards)
+        if not rewards:
+            return ["No reward scored a picture: only diversity is compared."]
+        known = self.rewards()
+        return [f"No prompt was scored by the reward {name} in all runs: it is not compared." for name in rewards if name not in known]
 
     def means(self) -> dict[str, dict[str, Interval]]:
         """Means over prompts: measure -> run -> mean."""
-        table = {run: result.measures() for run, result in self.runs.items()}
-        return {name: {run: bootstrap(table[run][name]) for run in self.runs} for name in next(iter(table.values()))}
+        return {name: {run: bootstrap(values) for run, values in runs.items()} for name, runs in self._numbers().items()}
 
     def differences(self) -> dict[str, dict[str, Interval]]:
         """Paired differences to the first run: measure -> other run -> difference."""
         first, *others = self.runs
-        base = self.runs[first].measures()
-        return {name: {run: paired_change(base[name], self.runs[run].measures()[name]) for run in others} for name in base}
+        return {name: {run: paired_change(runs[first], runs[run]) for run in others} for name, runs in self._numbers().items()}
 
     def win_rates(self) -> dict[str, dict[tuple[str, str], Interval]]:
         """Win rates: reward -> (run, other) -> share of images with a higher reward than the other run's, for the same prompt and noise."""
-        rewards = next(iter(self.runs.values())).rewards
-        return {
-            name: {(a, b): win_rate(self.runs[a].rewards[name], self.runs[b].rewards[name]) for a, b in combinations(self.runs, 2)}
-            for name in rewards
-        }
+        return {name: {(a, b): win_rate(runs[a], runs[b]) for a, b in combinations(self.runs, 2)} for name, runs in self.rewards().items()}
+
+    def rewards(self) -> dict[str, dict[str, Tensor]]:
+        """Pair the rewards of the images: reward -> run -> [K, n]."""
+        runs = self.runs.values()
+        return self._by_run(paired([{name: Column(run.places(name), values) for name, values in run.rewards.items()} for run in runs]))
+
+    def _numbers(self) -> dict[str, dict[str, Tensor]]:
+        """Pair the measures: measure -> run -> numbers of the prompts that have one in all runs, each [K]."""
+        return self._by_run(paired([result.columns() for result in self.runs.values()]))
+
+    def _by_run(self, pairs: Mapping[str, Sequence[Tensor]]) -> dict[str, dict[str, Tensor]]:
+        return {name: dict(zip(self.runs, values, strict=True)) for name, values in pairs.items()}
 
     def front(self, reward: str, diversity: str = "l_gmd") -> list[str]:
         """Runs on the Pareto front: no other run is at least as good in mean reward and mean diversity and better in one of them."""
@@ -71,7 +94,9 @@ class Comparison:
                 name: [{"run": a, "against": b, **each.plain()} for (a, b), each in pairs.items()]
                 for name, pairs in self.win_rates().items()
             },
-            "front": {reward: {kind: self.front(reward, kind) for kind in first.diversity} for reward in first.rewards},
+            "front": {reward: {kind: self.front(reward, kind) for kind in first.diversity} for reward in self.rewards()},
+            "paired_prompts": self.fewer(),
+            "not_compared": self.notes(),
         }
 
 

@@ -11,7 +11,9 @@ from .budgets import Recorded, Standing, at_equal_budgets
 from .compare import Comparison
 from .curves import Place, Points, front
 from .page import details, enlargeable, page, table
+from .pairing import over
 from .pictures import comparison_sheet
+from .recorded import comparable
 
 _UNITS = {"steps": "steps", "rows": "network rows", "seconds": "seconds of training"}
 
@@ -39,6 +41,7 @@ def write_comparison(folder: Path, comparison: Comparison, recorded: Sequence[Re
     parts = [
         f"<h1>{escape(names)}</h1>",
         f'<p class="soft">{len(first.prompts)} prompts, the same noise for all runs ({settings}). Intervals are 95 %, over prompts.</p>',
+        *(f"<p>{escape(note)}</p>" for note in comparison.notes()),
         _fronts(comparison, recorded),
         _means(comparison),
         _wins(comparison),
@@ -55,7 +58,7 @@ def _fronts(comparison: Comparison, recorded: Sequence[Recorded]) -> str:
     means, first = comparison.means(), next(iter(comparison.runs.values()))
     spreads = ["l_gmd", *(name for name in first.diversity if name.startswith("vendi/"))]
     figures = []
-    for reward in first.rewards:
+    for reward in comparison.rewards():
         for spread in spreads:
             paths = {run.name: _path(run, reward, spread) for run in recorded}
             places = [
@@ -64,20 +67,23 @@ def _fronts(comparison: Comparison, recorded: Sequence[Recorded]) -> str:
             best = ", ".join(comparison.front(reward, spread))
             what = f"Reward {reward} against diversity {spread}. Not beaten in both: {best}."
             figures.append(f"<figure>{front(places, what)}<figcaption>{escape(what)}</figcaption></figure>")
+    if not figures:
+        return ""
     note = "Dashed: the way there, as each run evaluated itself." if any(run.evaluations for run in recorded) else ""
     return f'<h2>Reward and diversity</h2><div class="grid">{"".join(figures)}</div><p class="soft">{note}</p>'
 
 
 def _path(run: Recorded, reward: str, spread: str) -> Points:
-    known = [entry for entry in run.evaluations if reward in entry["rewards"] and spread in entry["diversity"]]
+    known = [entry for entry in comparable(run.evaluations) if reward in entry["rewards"] and spread in entry["diversity"]]
     return [(entry["diversity"][spread], entry["rewards"][reward]) for entry in known[:-1]]
 
 
 def _means(comparison: Comparison) -> str:
     first, *others = comparison.runs
+    few = comparison.fewer()
     steps = ["step", *(str(result.step) for result in comparison.runs.values())]
-    rows = [steps, *([name, *(str(runs[run]) for run in comparison.runs)] for name, runs in comparison.means().items())]
-    changes = [[name, *(runs[run].signed() for run in others)] for name, runs in comparison.differences().items()]
+    rows = [steps, *([name + over(name, few), *(str(runs[run]) for run in comparison.runs)] for name, runs in comparison.means().items())]
+    changes = [[name + over(name, few), *(runs[run].signed() for run in others)] for name, runs in comparison.differences().items()]
     return (
         f"<h2>Means over prompts</h2>{table(('', *comparison.runs), rows)}"
         f"<h2>Paired differences to {escape(first)}</h2>{table(('', *others), changes)}"
@@ -85,11 +91,14 @@ def _means(comparison: Comparison) -> str:
 
 
 def _wins(comparison: Comparison) -> str:
-    rates = comparison.win_rates()
+    rates, few = comparison.win_rates(), comparison.fewer()
+    if not rates:
+        return ""
     pairs = next(iter(rates.values()))
+    head = [name + over(f"reward {name}", few) for name in rates]
     rows = [[f"{a} against {b}", *(str(rates[reward][a, b]) for reward in rates)] for a, b in pairs]
     return (
-        f"<h2>Win rates</h2>{table(('', *rates), rows)}"
+        f"<h2>Win rates</h2>{table(('', *head), rows)}"
         '<p class="soft">How often the first has more of the reward than the second, for the same prompt and noise; a tie is a half.</p>'
     )
 
@@ -107,12 +116,12 @@ def _budgets(standings: Mapping[str, Sequence[Standing]], notes: Sequence[str]) 
             ["evaluated at step", *(str(run.step) for run in runs)],
             [f"{_UNITS[budget]} by then", *(f"{run.cost:.0f}" for run in runs)],
         ]
-        rows += [[name, *(_with_change(run, name) for run in runs)] for name in runs[0].values]
+        rows += [[name + over(name, runs[0].fewer), *(_with_change(run, name) for run in runs)] for name in runs[0].values]
         parts.append(f"<h2>At equal {_UNITS[budget]}</h2>{table(('', *(run.run for run in runs)), rows)}")
     if standings:
         parts.append(
             '<p class="soft">Each run at its last own evaluation within what the cheapest run spent in all; in brackets the paired '
-            "difference to the first run.</p>"
+            "difference to the first run of the table.</p>"
         )
     return "".join(parts)
 
@@ -131,6 +140,7 @@ def _plain(standings: Mapping[str, Sequence[Standing]], notes: Sequence[str]) ->
                     "cost": run.cost,
                     "values": {name: value.plain() for name, value in run.values.items()},
                     "differences": {name: value.plain() for name, value in run.changes.items()},
+                    "paired_prompts": dict(run.fewer),
                 }
                 for run in runs
             ]

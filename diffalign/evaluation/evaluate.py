@@ -72,7 +72,7 @@ def evaluate(
         prompts: P prompts, or a source that lists its prompts, such as `PromptFile("file.txt")`
         rewards: trained on or not, by name; one alone has the name of its function or class, as in a run
         features: features by name on which diversity is measured, beside latents and structural similarity
-        samples: number n of samples per prompt
+        samples: number n of samples per prompt, at least 2: one sample has no diversity
         steps: denoising steps
         seed: seed of the noise; equal seeds give equal noise for every policy
         step: training steps done, for the record
@@ -84,9 +84,11 @@ def evaluate(
         rounds: storage of finished rounds, from which an evaluation continues; None keeps none
 
     Raises:
-        ValueError: there are no prompts, or one text in place of a list, or something that is no reward.
+        ValueError: there are no prompts, or one text in place of a list, or something that is no reward, or one sample per prompt.
     """
     texts = _listed(prompts)
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, because one sample of a prompt has no diversity; got {samples}")
     alone = isinstance(rewards, Mapping) and not rewards  # then diversity is all that is measured
     named = {} if alone else named_rewards(rewards)
     devices = devices or SingleProcess()

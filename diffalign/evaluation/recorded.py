@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .pairing import Column
+
 Entries = Sequence[Mapping[str, Any]]
 
 
@@ -33,6 +35,30 @@ def measures(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(f"{kind.removesuffix('s')} {name}", kind, name) for kind in ("rewards", "diversity") for name in entry[kind]]
 
 
+def basis(entry: Mapping[str, Any]) -> tuple[object, ...]:
+    """Prompts and settings of an evaluation, which must be equal in evaluations that are compared prompt by prompt."""
+    prompts = tuple(row.get("prompt") for row in entry.get("by_prompt", ()))
+    return prompts, tuple(entry.get(name) for name in ("samples", "steps", "seed"))
+
+
+def comparable(entries: Entries) -> Entries:
+    """Evaluations that can be compared with the last of them. A resume may have changed the prompts or the settings."""
+    return [entry for entry in entries if basis(entry) == basis(entries[-1])]
+
+
+def places(entry: Mapping[str, Any], kind: str, name: str) -> list[int]:
+    """Places of the prompts that have a number of one measure."""
+    return [place for place, row in enumerate(entry.get("by_prompt", ())) if name in row.get(kind, ())]
+
+
 def by_prompt(entry: Mapping[str, Any], kind: str, name: str) -> Tensor:
     """Values of one measure by prompt: [P], fewer where a reward does not apply to all prompts."""
-    return torch.tensor([row[kind][name] for row in entry["by_prompt"] if name in row[kind]], dtype=torch.float64)
+    return torch.tensor([entry["by_prompt"][place][kind][name] for place in places(entry, kind, name)], dtype=torch.float64)
+
+
+def columns(entry: Mapping[str, Any]) -> dict[str, Column]:
+    """Label -> numbers by prompt of every measure of an evaluation, to be paired with those of another one."""
+    return {
+        label: Column(torch.tensor(places(entry, kind, name), dtype=torch.int64), by_prompt(entry, kind, name))
+        for label, kind, name in measures(entry)
+    }

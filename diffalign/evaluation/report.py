@@ -12,8 +12,9 @@ from PIL import Image
 from .curves import Place, curve, front
 from .intervals import bootstrap, paired_change
 from .page import details, enlargeable, page, table
+from .pairing import fewer, over, paired
 from .pictures import side_by_side
-from .recorded import Entries, by_prompt, measures, read, read_lines, read_list
+from .recorded import Entries, by_prompt, columns, comparable, measures, read, read_lines, read_list
 
 CURVES = {
     "reward": "Training reward (raw mean of the step)",
@@ -50,13 +51,14 @@ def write_report(folder: Path, name: str) -> Path:
         name: title of the page
     """
     metrics = read_lines(folder / "metrics.jsonl")
-    evaluations: Entries = read_list(folder / "evaluation.json")
+    recorded: Entries = read_list(folder / "evaluation.json")
+    evaluations = comparable(recorded)
     parts = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="soft">{len(metrics)} steps{_duration(metrics)}. Folder: {escape(folder.name)}.</p>',
         _what_ran(folder),
         _warnings(folder),
-        _headline(evaluations),
+        _headline(evaluations, recorded),
         _pictures(folder, evaluations),
         _front(evaluations),
         _curves(metrics, evaluations, read_lines(folder / "watch.jsonl")),
@@ -112,21 +114,40 @@ def _warnings(folder: Path) -> str:
     return f"<h2>Warnings</h2>{texts}" if texts else ""
 
 
-def _headline(evaluations: Entries) -> str:
-    if len(evaluations) < 2:
+def _headline(evaluations: Entries, recorded: Entries) -> str:
+    """Show what changed on held-out prompts from the first to the last of the evaluations that can be compared."""
+    if len(recorded) < 2:
         return "<h2>Held-out prompts</h2><p>Not evaluated before and after.</p>"
-    first, last = evaluations[0], evaluations[-1]
+    compared = {entry["step"] for entry in evaluations}
+    others = ", ".join(str(entry["step"]) for entry in recorded if entry["step"] not in compared)
+    note = f'<p class="soft">Not compared, because the prompts or the settings were others: step {others}.</p>' if others else ""
+    return (_changed(evaluations[0], evaluations[-1]) if len(evaluations) > 1 else _alone(evaluations[0])) + note
+
+
+def _changed(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    pairs = paired([columns(last), columns(first)])
+    few = fewer(pairs, len(last["by_prompt"]))
     rows = [
-        (label, f"{first[kind][name]:.3f}", f"{last[kind][name]:.3f}", change.signed())
-        for label, kind, name in measures(last)
-        if name in first[kind]
-        for change in [paired_change(by_prompt(first, kind, name), by_prompt(last, kind, name))]
+        (label + over(label, few), f"{bootstrap(before).mean:.3f}", f"{bootstrap(after).mean:.3f}", paired_change(before, after).signed())
+        for label, (after, before) in pairs.items()
     ]
+    apart = [(label, f"{last[kind][name]:.3f}") for label, kind, name in measures(last) if label not in pairs]
+    rows += [(label, "-", mean, "no prompt was scored in both") for label, mean in apart]
     return (
         f"<h2>Held-out prompts: step {first['step']} against step {last['step']}</h2>"
         f"{table(('', 'before', 'after', 'change [95 % interval]'), rows, 'wrapped')}"
         f'<p class="soft">{_whose(last)}, the same noise before and after. Intervals are over '
         "prompts. More diversity is more of every measure.</p>"
+    )
+
+
+def _alone(last: Mapping[str, Any]) -> str:
+    values = {label: column.values for label, column in columns(last).items()}
+    few = fewer({label: [each] for label, each in values.items()}, len(last["by_prompt"]))
+    rows = [(label + over(label, few), str(bootstrap(each))) for label, each in values.items()]
+    return (
+        f"<h2>Held-out prompts: step {last['step']}</h2>{table(('', 'mean [95 % interval]'), rows, 'wrapped')}"
+        f'<p class="soft">{_whose(last)}. Intervals are over prompts.</p>'
     )
 
 
@@ -164,7 +185,7 @@ def _front(evaluations: Entries) -> str:
     spread = bootstrap(by_prompt(last, "diversity", "l_gmd"))
     figures = []
     for name in last["rewards"]:
-        path = [(entry["diversity"]["l_gmd"], entry["rewards"][name]) for entry in evaluations[:-1]]
+        path = [(entry["diversity"]["l_gmd"], entry["rewards"][name]) for entry in evaluations[:-1] if name in entry["rewards"]]
         place = Place("", spread, bootstrap(by_prompt(last, "rewards", name)), path)
         what = f"Held-out {name} against diversity (L-GMD); the large dot is the end, bars are 95 % intervals"
         figures.append(f"<figure>{front([place], what)}<figcaption>{escape(what)}</figcaption></figure>")

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffalign.core import Prompt
 
 from .intervals import bootstrap
+from .pairing import Column, fewer, over
 
 
 @attrs.frozen(eq=False)
@@ -50,20 +51,29 @@ class Evaluation:
         Where prompts come from several sources, reward NAME/SOURCE and diversity NAME/SOURCE as well, each over that source's prompts. A
         reward has as many numbers as there are prompts that it applies to.
         """
-        rewards, diversity = self._by_name().values()
-        return {**{f"reward {name}": values for name, values in rewards.items()}, **{f"diversity {n}": v for n, v in diversity.items()}}
+        return {name: column.values for name, column in self.columns().items()}
 
-    def _by_name(self) -> dict[str, dict[str, Tensor]]:
+    def columns(self) -> dict[str, Column]:
+        """Collect `measures` with the places of their prompts, to be paired with those of another evaluation of the same prompts."""
+        return {f"{kind.removesuffix('s')} {name}": column for kind, table in self._by_name().items() for name, column in table.items()}
+
+    def places(self, reward: str) -> Tensor:
+        """Places of the prompts that a reward applies to, in the order of its rows: [K]."""
+        every = torch.arange(len(self.prompts))
+        return every[self.scored[reward].cpu()] if reward in self.scored else every
+
+    def _by_name(self) -> dict[str, dict[str, Column]]:
         """Collect the numbers by prompt of "rewards" and "diversity", over all prompts and of each source."""
-        rewards = {name: values.mean(dim=1) for name, values in self.rewards.items()}
-        table = {"rewards": dict(rewards), "diversity": dict(self.diversity)}
+        rewards = {name: Column(self.places(name), values.mean(dim=1)) for name, values in self.rewards.items()}
+        diversity = {name: Column(torch.arange(len(self.prompts)), values) for name, values in self.diversity.items()}
+        table = {"rewards": dict(rewards), "diversity": dict(diversity)}
         for source in self._sources():
             theirs = torch.tensor([Prompt.of(prompt).source == source for prompt in self.prompts])
-            for kind, whole in (("rewards", rewards), ("diversity", self.diversity)):
-                for name, values in whole.items():
-                    mine = theirs[self.scored[name]] if kind == "rewards" and name in self.scored else theirs
+            for kind, whole in (("rewards", rewards), ("diversity", diversity)):
+                for name, column in whole.items():
+                    mine = theirs[column.places]
                     if bool(mine.any()):
-                        table[kind][f"{name}/{source}"] = values[mine]
+                        table[kind][f"{name}/{source}"] = Column(column.places[mine], column.values[mine])
         return table
 
     def _sources(self) -> list[str]:
@@ -74,7 +84,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """Means over prompts and samples with 95 % intervals over prompts, and the values by prompt, as plain JSON."""
         by_name = self._by_name()
-        intervals = {kind: {name: bootstrap(values) for name, values in table.items()} for kind, table in by_name.items()}
+        intervals = {kind: {name: bootstrap(column.values) for name, column in table.items()} for kind, table in by_name.items()}
         return {
             "step": self.step,
             **self.settings,
@@ -88,9 +98,9 @@ class Evaluation:
         """The numbers of one prompt, as plain JSON; without rewards that do not apply to it."""
         rewards: dict[str, float] = {}
         for name, values in self.rewards.items():
-            known = self.scored.get(name)
-            if known is None or bool(known[row]):
-                rewards[name] = values[row if known is None else int(known[:row].sum())].mean().item()
+            mine = values[self.places(name) == row]
+            if len(mine):
+                rewards[name] = mine[0].mean().item()
         prompt = Prompt.of(self.prompts[row])
         numbers = {"rewards": rewards, "diversity": {name: values[row].item() for name, values in self.diversity.items()}}
         if prompt.source is None:
@@ -102,7 +112,9 @@ class Evaluation:
 
     def table(self) -> str:
         """Format the means with their intervals as text, one line each."""
-        lines = [(name, str(bootstrap(values))) for name, values in self.measures().items()]
+        measures = self.measures()
+        few = fewer({name: [values] for name, values in measures.items()}, len(self.prompts))
+        lines = [(name + over(name, few), str(bootstrap(values))) for name, values in measures.items()]
         lines += [(f"across prompts {name}", f"{value:.3f}") for name, value in self.across.items()]
         width = max(len(name) for name, _ in lines)
         head = f"{len(self.prompts)} prompts, {self.settings['samples']} samples each; mean [95 % interval over prompts]"

@@ -11,6 +11,7 @@ import yaml
 from diffalign.config.parts import import_path
 from diffalign.core import Policy
 from diffalign.core.unessential import say_once
+from diffalign.evaluation.recorded import basis, places
 from diffalign.policies import FlowMatchingPolicy
 
 from .usage import usage
@@ -170,14 +171,17 @@ def _evaluated(folder: Path, steps: int | None) -> tuple[tuple[tuple[str, str, s
     last = next((entry for entry in reversed(entries) if steps is None or entry["step"] == steps), None)
     if last is None:
         return (), ""
-    first = entries[0] if entries[0]["step"] == 0 and last["step"] != 0 else None
-    rows = []
+    first = [entries[0]] if entries[0]["step"] == 0 and last["step"] != 0 else []
+    rows, apart = [], False
     for kind in ("rewards", "diversity"):
         for name, value in last[kind].items():
-            before = "" if first is None or name not in first[kind] else f"{first[kind][name]:.4f}"
-            rows.append((f"{kind.removesuffix('s')} {name}", before, f"{value:.4f}"))
+            known = [entry for entry in first if name in entry[kind]]
+            alike = [entry for entry in known if basis(entry) == basis(last) and places(entry, kind, name) == places(last, kind, name)]
+            apart = apart or len(alike) < len(known)
+            rows.append((f"{kind.removesuffix('s')} {name}", "".join(f"{entry[kind][name]:.4f}" for entry in alike), f"{value:.4f}"))
     prompts, samples = len(last.get("by_prompt", ())), last.get("samples", "?")
-    return tuple(rows), f"held-out evaluation at step {last['step']}: {prompts} prompts, {samples} samples each"
+    source = f"held-out evaluation at step {last['step']}: {prompts} prompts, {samples} samples each"
+    return tuple(rows), source + ("; before is empty where prompts or settings were others" if apart else "")
 
 
 def _trained(folder: Path, steps: int | None, window: int = 10) -> tuple[tuple[tuple[str, str, str], ...], str]:

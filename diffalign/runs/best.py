@@ -5,12 +5,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
-from ..core import AlignmentLoop, CheckpointError
+from ..core import AlignmentLoop, CheckpointError, Prompt, RewardFunction
+from ..core.scoring import OfSources
 from ..durable import publish
 from .snapshot import read_manifest
 
@@ -37,25 +38,40 @@ def training_score(rewards: Sequence[float]) -> Score | None:
 
 
 def evaluated(loop: AlignmentLoop) -> bool:
-    """True if the run is evaluated on held-out prompts while it trains. One evaluation at the end compares no checkpoints."""
-    return any(result.repeated for result in loop.evaluations)
+    """True if rewards of the run score held-out prompts while it trains. One evaluation at the end compares no checkpoints."""
+    return any(result.repeated and not result.rewards.keys().isdisjoint(_weights(loop)) for result in loop.evaluations)
 
 
 def held_out_score(loop: AlignmentLoop, step: int) -> Score | None:
-    """Mean reward on held-out prompts after `step` steps; None if the weights of that step have not been evaluated.
+    """Mean reward on held-out prompts after `step` steps; None if the weights of that step have not been evaluated, or were not scored.
 
-    The rewards are those of the run, with the aggregation's weights, as in the metric `reward`; a prompt has the sum over the rewards
-    that apply to it.
+        sum over rewards of weight * mean over the prompts that have a score * share of the prompts that the reward belongs to
+
+    The rewards are those of the run, with the aggregation's weights, as in the metric `reward`. A reward belongs to all prompts, or to
+    those of its sources. One without a score is left out, and the measure says so.
     """
     result = next((result for result in loop.evaluations if result.step == step), None)
-    if result is None:
+    weights, rewards = _weights(loop), loop.named_rewards()
+    if result is None or result.rewards.keys().isdisjoint(weights):
         return None
-    sums = {name: result.rewards[name].mean(dim=1).double().sum() for name in loop.named_rewards() if name in result.rewards}
-    weights = dict.fromkeys(sums, 1.0) if loop.aggregation.weights is None else loop.aggregation.weights
-    value = sum(weight * float(sums[name]) for name, weight in weights.items() if name in sums) / len(result.prompts)
+    count = len(result.prompts)
+    belonging = {name: sum(_belongs(rewards[name], prompt) for prompt in result.prompts) for name in weights}
+    scores = {name: result.rewards[name].mean(dim=1).double() for name in weights if name in result.rewards}
+    value = sum(weights[name] * float(each.sum()) * (belonging[name] / len(each)) for name, each in scores.items()) / count
     texts = hashlib.sha256("\n".join(map(str, result.prompts)).encode()).hexdigest()[:8]
     settings = ", ".join(f"{name} {number}" for name, number in result.settings.items())
-    return Score(value, f"held-out reward on {len(result.prompts)} prompts {texts}, {settings}")
+    absent = "".join(f", without {name}" for name, prompts in belonging.items() if prompts and name not in scores)
+    return Score(value, f"held-out reward on {count} prompts {texts}, {settings}{absent}")
+
+
+def _weights(loop: AlignmentLoop) -> Mapping[str, float]:
+    """Weights of the rewards of the run by name."""
+    rewards, weights = loop.named_rewards(), loop.aggregation.weights
+    return dict.fromkeys(rewards, 1.0) if weights is None else {name: weight for name, weight in weights.items() if name in rewards}
+
+
+def _belongs(reward: RewardFunction, prompt: Prompt) -> bool:
+    return not isinstance(reward, OfSources) or reward.applies(prompt)
 
 
 def value_to_beat(folder: Path, measure: str) -> float:

@@ -63,7 +63,7 @@ class Console(Hook):
         for result in loop.evaluations[:1]:
             means = [f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items()]
             means += [f"diversity {result.measures()['diversity l_gmd'].mean().item():+.3f}"]
-            self._say(f"held-out prompts before: {', '.join(means)}")
+            self._say(f"held-out prompts {'at step ' + str(step) if step else 'before'}: {', '.join(means)}")
         if self._terminal.is_terminal:
             columns = (
                 TextColumn("step"),
@@ -115,9 +115,10 @@ class Console(Hook):
 
     def _say_changes(self, first: Evaluated, last: Evaluated) -> None:
         samples = last.settings["samples"]
+        whole = "; this process began there, the report has the whole run" if first.step else ""
         self._say(
             f"held-out prompts ({len(last.prompts)}, {samples} samples each), step {first.step} -> step {last.step}, "
-            "change [95 % interval]:"
+            f"change [95 % interval]{whole}:"
         )
         columns = _columns(last)
         pairs = paired([columns, _columns(first)])

@@ -10,9 +10,9 @@ from diffalign.evaluation import ByTag, Evaluation, bootstrap
 from diffalign.evaluation.intervals import mean_of_means
 
 
-def evaluation(tags, **rewards):
+def evaluation(tags, scored=None, **rewards):
     prompts = tuple(Prompt(f"p{place}", {"tag": tag} if tag else {}) for place, tag in enumerate(tags))
-    return Evaluation(0, prompts, rewards, {}, {}, torch.zeros(0), {"samples": 2, "steps": 1, "seed": 0})
+    return Evaluation(0, prompts, rewards, {}, {}, torch.zeros(0), {"samples": 2, "steps": 1, "seed": 0}, scored=scored or {})
 
 
 def test_tags_weigh_the_same_however_many_prompts_they_have():
@@ -33,6 +33,17 @@ def test_tags_weigh_the_same_however_many_prompts_they_have():
 
 def test_prompts_without_a_tag_have_a_row_of_their_own():
     assert ByTag.of(evaluation(["", ""], ocr=torch.ones(2, 2))).counts == {"untagged": 2}
+
+
+def test_a_reward_that_applies_to_some_prompts_counts_in_their_tags():
+    values = torch.tensor([[2.0, 2.0], [4.0, 6.0]])
+    some = {"votes": torch.tensor([False, False, True, True])}
+    table = ByTag.of(evaluation(["colors", "position", "counting", "position"], some, votes=values, every=torch.ones(4, 2)))
+    assert table.counts == {"colors": 1, "position": 2, "counting": 1}
+    assert {tag: interval.mean for tag, interval in table.tags["votes"].items()} == {"position": 5.0, "counting": 2.0}
+    assert table.overall["votes"].mean == 3.5
+    assert set(table.tags["every"]) == {"colors", "position", "counting"}
+    assert table.table().splitlines()[1].split() == ["colors", "1", "-", "1.000"]
 
 
 def test_the_width_is_that_of_a_normal_interval_of_a_stratified_mean():

@@ -51,15 +51,74 @@ def test_the_front_leaves_out_what_is_beaten_in_both(comparison):
 
 
 def test_what_differs_in_more_than_the_weights_is_refused(comparison):
-    with pytest.raises(ValueError, match="all and other must be evaluated on equal prompts, noise and rewards"):
+    with pytest.raises(ValueError, match="all and other must be evaluated on equal prompts, noise and features"):
         Comparison({"all": comparison.runs["all"], "other": measured([1.0] * 8, seed=1)})
     with pytest.raises(ValueError, match="at least 2 runs; got all"):
         Comparison({"all": comparison.runs["all"]})
 
 
-def entry(step, rewards, **settings):
-    rows = [{"prompt": str(p), "rewards": {"near": r}, "diversity": {"l_gmd": -r}} for p, r in zip(PROMPTS, rewards, strict=True)]
-    mean = sum(rewards) / len(rewards)
+def scored(result, rewards):
+    """The evaluation with a reward that applies to some prompts: place -> reward of all samples."""
+    known = torch.tensor([place in rewards for place in range(len(PROMPTS))])
+    values = torch.tensor([[value] * 4 for value in rewards.values()])
+    return attrs.evolve(result, rewards={**result.rewards, "votes": values}, scored={"votes": known})
+
+
+def test_a_reward_of_some_prompts_is_compared_on_those_that_it_scored_in_both(comparison, tmp_path):
+    """By place in a list, all three differences would be 1, of which two are about different prompts."""
+    all_, half = comparison.runs["all"], comparison.runs["half"]
+    runs = Comparison({"a": scored(all_, {0: 1.0, 2: 5.0}), "b": scored(half, {1: 2.0, 2: 4.0})})
+    assert {run: mean.mean for run, mean in runs.means()["reward votes"].items()} == {"a": 5.0, "b": 4.0}
+    assert runs.differences()["reward votes"]["b"].mean == -1.0
+    assert runs.win_rates()["votes"]["a", "b"].mean == 1.0
+    assert runs.differences()["reward near"] == Comparison({"a": all_, "b": half}).differences()["reward near"]
+    assert runs.front("votes") == [run for run in ("a", "b") if run == "a" or half.l_gmd.mean() > all_.l_gmd.mean()]
+    text = write_comparison(tmp_path, runs).read_text()
+    assert text.count("<td>reward votes (over 1 prompt)</td>") == 2
+    assert "<th>votes (over 1 prompt)</th>" in text
+    assert json.loads((tmp_path / "compare.json").read_text())["paired_prompts"] == {"reward votes": 1}
+    assert "(over" not in write_comparison(tmp_path, Comparison({"a": all_, "b": half})).read_text()
+
+
+@pytest.mark.parametrize("other", [{1: 2.0, 2: 4.0, 0: 1.0}, {1: 2.0}])
+def test_another_number_of_scored_prompts_is_no_error(comparison, other):
+    other = dict(sorted(other.items()))
+    runs = Comparison({"a": scored(comparison.runs["all"], {1: 3.0}), "b": scored(comparison.runs["half"], other)})
+    assert runs.differences()["reward votes"]["b"].mean == -1.0
+    assert runs.fewer() == {"reward votes": 1}
+
+
+def test_a_reward_that_scored_no_prompt_in_both_gives_no_number(comparison, tmp_path):
+    """By place in a list the difference would be -10, and a would win always."""
+    alone = scored(comparison.runs["all"], {1: 10.0})
+    for other in (scored(comparison.runs["half"], {0: 0.0, 2: 0.0}), comparison.runs["half"]):
+        runs = Comparison({"a": alone, "b": other})
+        note = "No prompt was scored by the reward votes in all runs: it is not compared."
+        assert runs.notes() == [note]
+        for table in (runs.means(), runs.differences()):
+            assert "reward near" in table
+            assert "reward votes" not in table
+        assert runs.win_rates().keys() == runs.plain()["front"].keys() == {"near"}
+        assert f"<p>{note}</p>" in write_comparison(tmp_path, runs).read_text()
+    assert json.loads((tmp_path / "compare.json").read_text())["not_compared"] == [note]
+
+
+def test_where_nothing_was_scored_the_page_says_so(comparison, tmp_path):
+    runs = Comparison({name: attrs.evolve(comparison.runs[name], rewards={}) for name in ("all", "half")})
+    text = write_comparison(tmp_path, runs).read_text()
+    assert "No reward scored a picture: only diversity is compared." in text
+    assert "<h2>Win rates</h2>" not in text
+    assert "<h2>Paired differences to all</h2>" in text
+
+
+def entry(step, rewards, prompts=PROMPTS, **settings):
+    """An evaluation; None is a prompt that the reward does not apply to."""
+    rows = [
+        {"prompt": str(p), "rewards": {} if r is None else {"near": r}, "diversity": {"l_gmd": 0.0 if r is None else -r}}
+        for p, r in zip(prompts, rewards, strict=True)
+    ]
+    known = [r for r in rewards if r is not None]
+    mean = sum(known) / len(known)
     base = {"samples": 4, "steps": 5, "seed": 0, **settings}
     return {"step": step, **base, "rewards": {"near": mean}, "diversity": {"l_gmd": -mean}, "by_prompt": rows}
 
@@ -103,6 +162,48 @@ def test_runs_on_other_prompts_are_left_out_with_a_reason(two, tmp_path):
     assert [run.run for run in table["steps"]] == ["a", "b"]
     assert notes == ["d has no held-out evaluation in its folder", "c was evaluated on other prompts or noise than a"]
     assert at_equal_budgets([two[0], other])[0] == {}
+
+
+def test_equal_budgets_of_a_reward_that_applies_to_some_prompts(tmp_path):
+    first = recorded(tmp_path / "a", "a", 2, 5, 1.0, [entry(2, [1.0, None, 5.0])])
+    second = recorded(tmp_path / "b", "b", 2, 5, 1.0, [entry(2, [None, 2.0, 4.0])])
+    third = recorded(tmp_path / "c", "c", 2, 5, 1.0, [entry(2, [7.0, 7.0, 7.0])])
+    (a, b, c) = at_equal_budgets([first, second, third])[0]["steps"]
+    assert [run.values["reward near"].mean for run in (a, b, c)] == [5.0, 4.0, 7.0]
+    assert (b.changes["reward near"].mean, c.changes["reward near"].mean) == (-1.0, 2.0)
+    assert a.fewer == {"reward near": 1}
+    apart = recorded(tmp_path / "d", "d", 2, 5, 1.0, [entry(2, [None, 2.0, None])])
+    assert at_equal_budgets([first, apart])[0]["steps"][1].changes.keys() == {"diversity l_gmd"}
+
+
+def test_a_run_without_an_evaluation_within_the_budget_is_left_out_with_a_reason(two, comparison, tmp_path):
+    """Its evaluation was given on a resume, after more steps than the cheapest run has."""
+    late = recorded(tmp_path / "late", "late", 9, 5, 0.5, [entry(8, [0.0] * 3), entry(9, [0.0] * 3)])
+    table, notes = at_equal_budgets([*two, late])
+    assert {budget: [run.run for run in runs] for budget, runs in table.items()} == {
+        "steps": ["a", "b"],
+        "rows": ["a", "b"],
+        "seconds": ["a", "b", "late"],  # 4.5 s are the least, of which late had spent 4 at its first evaluation
+    }
+    assert notes == [f"late has no evaluation on these prompts within the {budget} of the cheapest run" for budget in ("steps", "rows")]
+    table, notes = at_equal_budgets([two[1], late])
+    assert set(table) == {"seconds"}
+    assert notes[0] in write_comparison(tmp_path / "out", Comparison(dict([*comparison.runs.items()][:2])), [two[1], late]).read_text()
+
+
+def test_evaluations_before_a_change_of_prompts_or_settings_do_not_count(comparison, tmp_path):
+    """The second run got other prompts at step 4, where its resume evaluated it again."""
+    others = [Prompt(name) for name in ("x", "y", "z")]
+    first = recorded(tmp_path / "a", "a", 3, 5, 1.0, [entry(step, [0.0] * 3) for step in (0, 3)])
+    second = recorded(tmp_path / "b", "b", 6, 5, 1.0, [entry(0, [9.0] * 3, others), *(entry(step, [1.0] * 3) for step in (4, 6))])
+    assert second.within("steps", 4)["step"] == 4
+    assert second.within("steps", 3) is None, "what it evaluated before was on other prompts"
+    assert at_equal_budgets([first, second])[0] == {}
+    runs = Comparison({"a": comparison.runs["all"], "b": comparison.runs["half"]})
+    text = write_comparison(tmp_path / "out", runs, [first, second]).read_text()
+    assert text.count('r="2"') == 2, "the way there has one dot of each, without that of other prompts"
+    seeds = recorded(tmp_path / "c", "c", 6, 5, 1.0, [entry(0, [9.0] * 3, seed=1), entry(6, [1.0] * 3)])
+    assert seeds.within("steps", 3) is None
 
 
 def test_a_checkpoint_counts_up_to_its_own_step(two, tmp_path):

@@ -269,3 +269,8 @@ def test_one_text_is_no_list_of_its_letters(prompts, message):
 def test_what_is_no_reward_is_named_before_anything_is_drawn():
     with pytest.raises(ValueError, match=r"rewards\['int'\] must be callable"):
         evaluate(TinyPolicy(), PROMPTS, 7, samples=2, steps=2)
+
+
+def test_one_sample_has_no_diversity():
+    with pytest.raises(ValueError, match="samples must be at least 2, because one sample of a prompt has no diversity; got 1"):
+        evaluate(TinyPolicy(), ["a", "b"], {"channel": channel_reward}, samples=1, steps=2)

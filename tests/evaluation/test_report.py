@@ -107,6 +107,65 @@ def test_report_passes_over_a_line_that_was_cut_off(tmp_path):
     assert "2 steps" in write_report(tmp_path, "cut").read_text()
 
 
+def entry(step, prompts, votes, **settings):
+    """An evaluation as it is recorded, with a reward that applies to all prompts and one that applies to some: place -> value."""
+    rows = [
+        {
+            "prompt": prompt,
+            "rewards": {"all": 0.1 * step, **({"votes": votes[place]} if place in votes else {})},
+            "diversity": {"l_gmd": 0.0},
+        }
+        for place, prompt in enumerate(prompts)
+    ]
+    means = {"all": 0.1 * step, **({"votes": sum(votes.values()) / len(votes)} if votes else {})}
+    fixed = {"samples": 2, "steps": 4, "seed": 0, "diversity": {"l_gmd": 0.0}, **settings}
+    return {"step": step, "rewards": means, "by_prompt": rows, **fixed}
+
+
+def reported(folder, *entries):
+    (folder / "evaluation.json").write_text(json.dumps(entries))
+    return write_report(folder, "run").read_text()
+
+
+def row(*cells):
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def test_a_reward_of_some_prompts_is_paired_on_those_that_it_scored_in_both(tmp_path):
+    page = reported(tmp_path, entry(0, "abc", {0: 1.0, 2: 5.0}), entry(4, "abc", {1: 9.0, 2: 4.0}))
+    assert row("reward votes (over 1 prompt)", "5.000", "4.000", "-1.000") in page
+    assert row("reward all", "0.000", "0.400", "+0.400 [+0.400, +0.400]") in page
+    page = reported(tmp_path, entry(0, "abc", {0: 1.0, 1: 3.0, 2: 5.0}), entry(4, "abc", {2: 4.0}))
+    assert row("reward votes (over 1 prompt)", "5.000", "4.000", "-1.000") in page
+
+
+@pytest.mark.parametrize("before", [{}, {0: 1.0, 1: 3.0}])
+def test_a_reward_that_scored_no_prompt_before_has_no_change(tmp_path, before):
+    page = reported(tmp_path, entry(0, "abc", before), entry(2, "abc", before), entry(4, "abc", {2: 4.0}))
+    assert row("reward votes", "-", "4.000", "no prompt was scored in both") in page
+    assert "Held-out votes against diversity" in page
+
+
+@pytest.mark.parametrize(("prompts", "settings"), [("xyz", {}), ("ab", {}), ("abc", {"seed": 1}), ("abc", {"samples": 3})])
+def test_only_evaluations_on_equal_prompts_and_settings_are_compared(tmp_path, prompts, settings):
+    """A resume may change the evaluation."""
+    (tmp_path / "images").mkdir()
+    for step in (0, 4):
+        Image.new("RGB", (4, 4)).save(tmp_path / "images" / f"step-{step:06d}.png")
+    before = [entry(step, prompts, {}, **settings) for step in (0, 2)]
+    page = reported(tmp_path, *before, entry(4, "abc", {}))
+    assert "<h2>Held-out prompts: step 4</h2>" in page
+    assert row("reward all", "0.400 [0.400, 0.400]") in page
+    assert "Not compared, because the prompts or the settings were others: step 0, 2." in page
+    for claim in ("the same noise before and after", "<h2>Before and after", "Held-out all against", "Held-out reward all"):
+        assert claim not in page
+    page = reported(tmp_path, *before, entry(4, "abc", {}), entry(6, "abc", {}))
+    assert "<h2>Held-out prompts: step 4 against step 6</h2>" in page
+    assert row("reward all", "0.400", "0.600", "+0.200 [+0.200, +0.200]") in page
+    assert "step 0, 2." in page
+    assert "Not compared" not in reported(tmp_path, entry(0, "abc", {}), entry(4, "abc", {}))
+
+
 def reds(sheet):
     return [(x, y) for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == (255, 0, 0)]
 
