@@ -19,10 +19,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Replace the content of a file. A reader, or the next start after a crash, sees either the old or the new content."""
+def write_whole(file: Path, text: str, private: bool = False) -> None:
+    """Replace the content of a file. A reader, or the next start after a crash, sees either the old or the new content.
+
+    Args:
+        file: the file
+        text: its new content
+        private: at no moment can anybody but the owner read it
+    """
     temporary = file.with_name(f"{file.name}.tmp")
     try:
+        if private:
+            temporary.unlink(missing_ok=True)  # of a process that was killed, with any mode
+            temporary.touch(mode=0o600, exist_ok=False)
         temporary.write_text(text, encoding="utf-8")
         sync(temporary)
         temporary.replace(file)

@@ -89,6 +89,22 @@ def test_neither_tensors_nor_links_out_of_the_folder_are_packed(tmp_path):
     assert set(packed(tmp_path / "b.zip")) == {"config.yaml", "offending/batch-0.json", "environment-now.json", "files.txt"}
 
 
+def test_no_link_by_which_people_vote_is_packed(tmp_path):
+    folder, token = tmp_path / "run", "s3cr-t_Token"
+    (folder / "nested").mkdir(parents=True)
+    (folder / "config.yaml").write_text("total: 1\n")
+    for name in ("votes.links.json", "nested/mine.links.json"):
+        (folder / name).write_text(json.dumps({"ann": token}))
+    said = f"votes of ann: http://127.0.0.1:8717/?token={token}\nstep 1 of 2: waiting for votes at http://127.0.0.1:8717/?token={token}\n"
+    (folder / "console.log").write_text(said)
+    (tmp_path / "log.txt").write_text(said)
+    bundling.bundle(folder, tmp_path / "b.zip", [tmp_path / "log.txt"])
+    contents = packed(tmp_path / "b.zip")
+    assert set(contents) == {"config.yaml", "console.log", "environment-now.json", "files.txt", "logs/log.txt"}
+    assert not [name for name, content in contents.items() if token.encode() in content]
+    assert contents["logs/log.txt"].decode() == said.replace(token, "***")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 
 import attrs
@@ -187,7 +188,35 @@ def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(tmp_path, monkey
 def test_a_checkpoint_that_lacks_only_its_name_is_given_it(tmp_path):
     ring_loop(tmp_path, [Checkpoints(tmp_path, every=2)]).run(4)
     (tmp_path / "step-000004").rename(tmp_path / "step-000004.tmp")
+    assert Checkpoints(tmp_path).restore(ring_loop()) == 4
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000002", "step-000004"]
+
+
+def test_who_only_reads_renames_nothing(tmp_path, monkeypatch):
+    """While the run waits for the disk, its next checkpoint is complete and has its temporary name."""
+    seen, publish = [], snapshot.publish
+
+    def slow(temporary, folder):
+        seen.append([path.name for path in complete_checkpoints(folder.parent)])
+        publish(temporary, folder)
+
+    monkeypatch.setattr(snapshot, "publish", slow)
+    ring_loop(tmp_path, [Checkpoints(tmp_path, every=1)]).run(2)
+    assert seen == [[], ["step-000001"]]
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000001", "step-000002"]
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch, capsys):
+    ring_loop(tmp_path, [Checkpoints(tmp_path, every=1)]).run(2)
+    digest = snapshot._digest
+
+    def pruned(file):
+        shutil.rmtree(tmp_path / "step-000001", ignore_errors=True)
+        return digest(file)
+
+    monkeypatch.setattr(snapshot, "_digest", pruned)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000002"]
+    assert capsys.readouterr().out == ""
 
 
 def test_what_a_crash_left_is_cleared_and_a_damaged_one_is_not_counted(tmp_path):

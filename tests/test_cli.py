@@ -145,6 +145,35 @@ def test_overwrite_removes_the_run_and_nothing_else(workplace: Path) -> None:
     assert len(metrics(folder)) == 1, "an error of configuration removes nothing"
 
 
+def test_overwrite_keeps_the_parts_that_the_run_is_made_of(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder is trained anew from its own code; nothing else of that code stays."""
+    assert main(["train", "toy.yaml"]) == 0
+    folder = workplace / "runs" / "toy"
+    (workplace / "my_parts.py").unlink()
+    (folder / "code" / "package").mkdir()
+    for stale in ("stale.py", "package/__init__.py"):
+        (folder / "code" / stale).write_text("")
+    monkeypatch.delitem(sys.modules, "my_parts")
+    assert main(["train", "runs/toy", "--overwrite", "--total", "1"]) == 0
+    assert (folder / "code" / "my_parts.py").read_text() == PARTS
+    assert {path.name for path in (folder / "code").iterdir()} <= {"my_parts.py", "__pycache__"}
+    assert {path.name for path in folder.glob("step-*")} == {"step-000001"}
+    assert main(["train", "runs/toy", "--overwrite", "--rewards", "JPEGCompressibility"]) == 0
+    assert not (folder / "code").exists()
+
+
+def test_a_run_that_was_killed_in_its_first_save_is_resumed_at_its_first_step(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "toy.yaml"]) == 0
+    folder = workplace / "runs" / "toy"
+    before = metrics(folder)
+    (folder / "step-000002").rename(folder / "step-000002.tmp")
+    (folder / "step-000002.tmp" / "manifest.json").unlink()
+    assert main(["train", "toy.yaml", "--resume"]) == 0
+    assert "has no checkpoint yet: the run begins at its first step" in capsys.readouterr().err
+    assert metrics(folder) == before
+    assert {path.name for path in folder.glob("step-*")} == {"step-000002"}
+
+
 def test_resume_equals_an_uninterrupted_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "toy.yaml", "--total", "4", "--folder", "whole"]) == 0
     assert main(["train", "toy.yaml", "--total", "2", "--folder", "parts"]) == 0

@@ -3,11 +3,12 @@ import shutil
 import subprocess
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from ring import ring_loop
 
-from diffalign.core import unessential
+from diffalign.core import ConfigError, Hook, unessential
 from diffalign.evaluation import HeldOutEvaluation
 from diffalign.runs.console import Console
 from diffalign.runs.recording import Recorder, environment
@@ -138,3 +139,19 @@ def test_a_terminal_that_has_gone_costs_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", SimpleNamespace(write=gone, flush=gone, isatty=lambda: False))
     ring_loop(tmp_path, [Recorder(tmp_path, "", "ring"), console]).run(2)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_hook_may_add_metrics_that_are_numbers(tmp_path):
+    class Adds(Hook):
+        def __init__(self, value):
+            self.value = value
+
+        def step(self, loop, report):
+            report.metrics["mine"] = self.value
+
+    for value in (torch.tensor(0.25), np.float32(0.25), 0.25):
+        ring_loop(tmp_path, [Adds(value), Recorder(tmp_path, "", "ring")]).run(1)
+        assert json.loads((tmp_path / "metrics.jsonl").read_text())["mine"] == 0.25
+    for value, shown in ((torch.zeros(2), "Tensor tensor"), ("good", "str 'good'")):
+        with pytest.raises(ConfigError, match=f"metric 'mine' must be one number; a hook wrote {shown}"):
+            ring_loop(tmp_path, [Adds(value), Recorder(tmp_path, "", "ring")]).run(1)

@@ -76,6 +76,16 @@ def test_what_a_tracker_hears(listener, tmp_path):
     assert all(shape == (3, 1, 1, 3) for _, shown in heard.images for shape in shown.values())
 
 
+def test_a_run_that_keeps_no_images_sends_none(listener, tmp_path, capsys):
+    pytest.importorskip("tensorboard", reason="needs the extra: pip install diffalign[tensorboard]")
+    accelerate.tracking._available_trackers.append("tensorboard")
+    ring_loop(tmp_path, [Trackers(["listener", "tensorboard"], images_every=1)], keep_images=0).run(2)
+    (heard,) = listener.made
+    assert heard.images == []
+    assert [step for step, _ in heard.lines] == [0, 1]
+    assert "The run goes on without" not in capsys.readouterr().err
+
+
 def test_two_evaluations_are_each_sent_once(listener, tmp_path):
     (tmp_path / "held-out.txt").write_text("one\ntwo\n")
     one, other = (HeldOutEvaluation(str(tmp_path / "held-out.txt"), every=every, samples=2, steps=3) for every in (1, 2))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..config import Run
     from ..core import AlignmentLoop, Devices
     from ..runs.checkpoints import Checkpoints
+    from ..runs.lock import FolderLock
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     _require_new(job, options)
     from ..processes.devices import connect, described, disconnect
     from ..runs.folder import require_writable
+    from ..runs.lock import FolderLock
 
     devices = connect()
     try:
@@ -44,12 +46,15 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             require_writable(job.folder)
             if text := described(devices, job.tree["prompts_per_step"]):
                 say(f"in force: {text}", 0)
-        return _train(job, options, devices)
+        with FolderLock(job.folder, devices) as lock:
+            lock.take(create=False)  # before a model is loaded beside that of a run which trains there
+            return _train(job, options, devices, lock)
     finally:
         disconnect(devices)
 
 
-def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
+def _train(job: "Run", options: argparse.Namespace, devices: "Devices", lock: "FolderLock") -> int:
+    from ..config.sources import forget
     from ..core import NonFiniteError
     from ..costs.filling import Filling
     from ..costs.utilisation import meter_of
@@ -72,11 +77,14 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices") -> int:
     if options.open:
         _open_pages(loop)
     take_fair_threads(loop.objective.policy.device)
+    lock.take(create=not options.resume)
+    _require_new(job, options)  # another run may have come and gone while this one was built
     start = _resumed(job, checkpoints, loop, options) if options.resume else 0
     if start >= total and (job.folder / "report.html").exists():
         return say(f"{job.folder} has done {start} of {total} steps; nothing is left to do. Give a larger --total and --new-total.", 0)
     if options.overwrite and not options.resume and devices.rank == 0:
         clear(job.folder)
+        forget(job.folder, job.sources())
     devices.barrier()
     try:
         loop.advance(total, start)
@@ -111,7 +119,7 @@ def _open_pages(loop: "AlignmentLoop") -> None:
 def _resumed(job: "Run", checkpoints: "Checkpoints", loop: "AlignmentLoop", options: argparse.Namespace) -> int:
     from ..runs.snapshot import checkpoints as named
 
-    if job.folder.is_dir() and not [*named(job.folder), *job.folder.glob("step-*.tmp")]:
+    if job.folder.is_dir() and not named(job.folder):
         checkpoints.require_same_run(job.folder, options.new_total)
         if loop.devices.rank == 0:
             say(f"{job.folder} has no checkpoint yet: the run begins at its first step", 0)

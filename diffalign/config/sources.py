@@ -115,6 +115,24 @@ def keep(files: Mapping[str, Path], folder: Path) -> list[str]:
     return changed
 
 
+def forget(folder: Path, files: Mapping[str, Path]) -> None:
+    """Remove the source files that a run folder keeps, except those of a new run, which may be imported from there.
+
+    Args:
+        folder: folder of the run
+        files: result of `sources` for the new run
+    """
+    code, used = folder / CODE, {file.resolve() for file in files.values()}
+    if not code.is_dir():
+        return
+    for path in [*sorted(code.rglob("*"), reverse=True), code]:  # a folder comes after what it holds
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.resolve() not in used:
+            path.unlink()
+
+
 def _module_of(file: Path) -> str:
     parts = file.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -294,7 +294,7 @@ class Attended(Protocol):
     """Reward that must know when a run begins and ends, because it has a page or a file open for instance."""
 
     def hook(self) -> Any:
-        """Give the `Hook` that is called for the reward, after the hooks of the run."""
+        """Give the `Hook` that is called for the reward. It starts before the hooks of the run, and comes after them at each step."""
         ...
 
 

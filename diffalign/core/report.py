@@ -21,7 +21,7 @@ class Report:
     Args:
         step: the number of this step, from 0
         total: steps of the run
-        metrics: by name, means over samples and ranks
+        metrics: by name, means over samples and ranks; hooks may add numbers
         ledger: costs of this step
         batch: the scored trajectories of this process
         images: [n, 3, H, W] the first few pictures, on the CPU
@@ -30,7 +30,7 @@ class Report:
 
     step: int
     total: int
-    metrics: Mapping[str, float]
+    metrics: dict[str, float]
     ledger: Ledger
     batch: ScoredBatch
     images: Tensor

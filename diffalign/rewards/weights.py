@@ -88,13 +88,13 @@ def read_tensors(path: Path, where: str) -> dict[str, Tensor]:
     Raises:
         ConfigError: the file cannot be read as tensors only. Reading never runs code from the file.
     """
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle fails in many ways
+    except Exception as error:  # a damaged file fails in many ways
         raise ConfigError(f"{where}: {str(path)!r} must be a checkpoint of tensors: {type(error).__name__}: {error}") from error
     for entry in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):

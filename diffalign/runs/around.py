@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -12,6 +12,7 @@ from ..costs.filling import Filling
 from .checkpoints import Checkpoints
 from .console import Console
 from .folder import has_begun, require_writable
+from .lock import FolderLock
 from .pictures import FirstAndLast
 from .recording import Recorder
 from .signs import Signs
@@ -38,16 +39,16 @@ def run(
     """Run a loop, see `AlignmentLoop.run`.
 
     Raises:
-        ConfigError: `resume` without a folder, or a folder that holds a run or cannot be written.
+        ConfigError: `resume` without a folder, or a folder that holds a run, is being trained in, or cannot be written.
     """
-    place = None if folder is None else Path(folder)
-    if resume and place is None:
-        raise ConfigError("resume needs the folder of the run: loop.run(60, folder=..., resume=True)")
-    noted, begun = _Noted(), time.monotonic()
-    also: list[Hook] = [noted, Filling(), Signs()]
-    before = loop.folder
-    if place is not None:
-        require_writable(place)
+    if folder is None:
+        if resume:
+            raise ConfigError("resume needs the folder of the run: loop.run(60, folder=..., resume=True)")
+        return _advanced(loop, total, start, [], show)
+    place = Path(folder)
+    require_writable(place)
+    with FolderLock(place, loop.devices) as lock:
+        lock.take()
         if not resume and start == 0 and has_begun(place):
             raise ConfigError(f"folder {place} must not hold another run; it has steps of one. Give resume=True, or another folder.")
         loop.folder = place
@@ -55,13 +56,15 @@ def run(
         if resume and complete_checkpoints(place):
             start = checkpoints.restore(loop)
             total = max(total, start)
-        also += [FirstAndLast(place), Recorder(place, name=place.name), checkpoints]
+        return _advanced(loop, total, start, [FirstAndLast(place), Recorder(place, name=place.name), checkpoints], show)
+
+
+def _advanced(loop: AlignmentLoop, total: int, start: int, hooks: Sequence[Hook], show: bool | None) -> Outcome:
+    noted, begun = _Noted(), time.monotonic()
+    also: list[Hook] = [noted, Filling(), Signs(), *hooks]
     if _is_watched() if show is None else show:
         also.append(Console(stderr=True))
-    try:
-        loop.advance(total, start, also)
-    finally:
-        loop.folder = place or before
+    loop.advance(total, start, also)
     return Outcome(noted.steps, tuple(noted.lines), time.monotonic() - begun, loop.folder)
 
 

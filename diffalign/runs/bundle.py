@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,12 @@ from .recording import environment
 TEXTS = (".json", ".jsonl", ".yaml", ".yml", ".txt", ".log", ".csv", ".md")
 """Suffixes of the files that are packed: texts that a run writes. Weights, latents and images have others."""
 
+LINKS = ".links.json"
+"""Last part of the names of files that hold the secret links of voters. They are not packed."""
+
+_TOKEN = re.compile(rb"(\btoken=)[\w%.~-]+")
+"""Secret of such a link, as a run prints it."""
+
 LARGEST = 8 * 2**20
 """Largest number of bytes that are packed of a file; of a longer file the end is taken."""
 
@@ -21,7 +28,8 @@ def bundle(folder: Path, file: Path, logs: Sequence[Path] = ()) -> Mapping[str, 
     """Write the zip.
 
     It holds the texts of the run folder under their own paths, `environment-now.json` (the machine on which the bundle is made, perhaps
-    not that of the run), `files.txt` (all files of the folder with their sizes) and the logs under `logs/`.
+    not that of the run), `files.txt` (all files of the folder with their sizes) and the logs under `logs/`. It does not hold the links by
+    which people vote: `*.links.json` is left out, and `token=...` is masked in every text.
 
     Args:
         folder: folder of the run
@@ -36,22 +44,22 @@ def bundle(folder: Path, file: Path, logs: Sequence[Path] = ()) -> Mapping[str, 
     """
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"bundle: RUN must be a run folder, which has a config.yaml; got {folder}")
-    contents = {name: _last(folder / name) for name in _texts(folder)}
+    contents = {name: _masked(_last(folder / name)) for name in _texts(folder)}
     contents["environment-now.json"] = json.dumps(environment(), indent=1).encode()
     contents["files.txt"] = "".join(f"{size:>14,}  {name}\n" for name, size in _inventory(folder)).encode()
     for log in logs:
         name = f"logs/{log.name}"
         if not log.is_file() or name in contents:
             raise ConfigError(f"bundle: --log must name a file, each of another name; got {log}")
-        contents[name] = _last(log)
+        contents[name] = _masked(_last(log))
     _write(file, contents)
     return {name: len(content) for name, content in contents.items()}
 
 
 def _texts(folder: Path) -> Iterator[str]:
-    """Text files in order; a link is not followed out of the folder."""
+    """Text files in order, without secrets; a link is not followed out of the folder."""
     for path in sorted(folder.rglob("*")):
-        if path.suffix in TEXTS and path.is_file() and not path.is_symlink():
+        if path.suffix in TEXTS and not path.name.endswith(LINKS) and path.is_file() and not path.is_symlink():
             yield path.relative_to(folder).as_posix()
 
 
@@ -68,6 +76,10 @@ def _last(path: Path) -> bytes:
         stream.seek(max(0, size - LARGEST))
         content = stream.read()
     return content if size <= LARGEST else content.partition(b"\n")[2]
+
+
+def _masked(content: bytes) -> bytes:
+    return _TOKEN.sub(rb"\1***", content)
 
 
 def _write(file: Path, contents: Mapping[str, bytes]) -> None:

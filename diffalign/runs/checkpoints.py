@@ -13,6 +13,7 @@ from ..core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, ag
 from ..durable import discard
 from .best import BEST, Score, evaluated, held_out_score, keep, training_score, value_to_beat
 from .identity import differences
+from .lock import is_held_elsewhere
 from .snapshot import (
     CONFIG,
     RunSnapshot,
@@ -21,6 +22,7 @@ from .snapshot import (
     is_whole,
     load,
     load_weights,
+    name_complete,
     read_manifest,
     save,
     state_of,
@@ -117,7 +119,8 @@ class Checkpoints(Hook):
         self._note(loop, step)
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
-        self._rewards = [*self._rewards, report.metrics["reward"]][-self.every :]
+        if "reward" in report.metrics:
+            self._rewards = [*self._rewards, report.metrics["reward"]][-self.every :]
         done = report.step + 1
         due = done % self.every == 0
         if due:
@@ -141,6 +144,8 @@ class Checkpoints(Hook):
         self._finished = (step, state_of(loop)) if loop.devices.size == 1 else None
 
     def _last(self) -> Path:
+        if not is_held_elsewhere(self.folder):
+            name_complete(self.folder)
         found = complete_checkpoints(self.folder)
         if not found:
             raise CheckpointError(f"{self.folder} must hold a checkpoint step-*/ to resume from; there is none")

@@ -10,9 +10,9 @@ from .snapshot import checkpoints, step_of
 _FILES = (
     *("metrics.jsonl", "watch.jsonl", "alarms.json", "evaluation.json", "config.yaml", "environment.json", "report.html", "*.tmp"),
     *("votes.jsonl", "votes.links.json"),
-    *("images", "lora", "best", "offending", "trackers", "evaluations", "student", "code", "step-*"),
+    *("images", "lora", "best", "offending", "trackers", "evaluations", "student", "step-*"),
 )
-"""Patterns of the files that a run, its hooks and its evaluations write into the folder."""
+"""Patterns of the files that a run, its hooks and its evaluations write into the folder, without `code/`, from which a run may import."""
 
 
 def require_writable(folder: Path) -> None:

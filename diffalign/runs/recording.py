@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 
 from ..config.sources import keep
-from ..core import AlignmentLoop, Hook, Interrupted, Report
+from ..core import AlignmentLoop, ConfigError, Hook, Interrupted, Report
 from ..core.unessential import say, unessential
 from ..durable import append_line, write_whole
 from ..evaluation import write_report
@@ -48,6 +49,18 @@ def environment() -> dict[str, Any]:
         "attention_kernels": enabled_kernels(),
         "tf32": tf32(),
     }
+
+
+def _plain(name: str, number: Any) -> float:
+    """Number of a metric for JSON; scalars of torch and numpy are taken.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    plain = number.item() if isinstance(number, torch.Tensor | np.generic | np.ndarray) and number.ndim == 0 else number
+    if not isinstance(plain, int | float):
+        raise ConfigError(f"metric {name!r} must be one number; a hook wrote {type(number).__name__} {number!r}")
+    return plain
 
 
 def _commit(file: Path) -> str | None:
@@ -123,7 +136,7 @@ class Recorder(Hook):
             **{f"rows/{entry}": rows for entry, rows in ledger.rows.items()},
             **{f"calls/{entry}": calls for entry, calls in ledger.calls.items()},
         }
-        append_line(self.folder / "metrics.jsonl", json.dumps(line))
+        append_line(self.folder / "metrics.jsonl", json.dumps({name: _plain(name, number) for name, number in line.items()}))
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, Interrupted):

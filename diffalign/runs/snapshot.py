@@ -193,19 +193,30 @@ def step_of(checkpoint: Path) -> int:
 
 
 def complete_checkpoints(folder: Path, quiet: bool = False) -> list[Path]:
-    """Complete checkpoints of a run folder, oldest first. A complete one that still has its temporary name is renamed.
+    """Complete checkpoints of a run folder under their names, oldest first. Nothing is changed: the run may be writing the next one.
 
     Args:
         folder: folder of the run
         quiet: print nothing about damaged checkpoints
     """
+    return [candidate for candidate in checkpoints(folder) if is_whole(candidate, quiet)]
+
+
+def name_complete(folder: Path) -> None:
+    """Rename complete checkpoints that still have their temporary name, after a crash. It must not be done while a run trains there."""
     for temporary in folder.glob("step-*.tmp"):
         target = temporary.with_suffix("")
-        nameless = _NAME.fullmatch(target.name) and not target.exists() and is_whole(temporary, quiet=True)
-        if nameless and read_manifest(temporary)["step"] == step_of(target):
+        if _NAME.fullmatch(target.name) and not target.exists() and _written_at(temporary) == step_of(target):
             with suppress(FileNotFoundError):  # another process of the run was faster
                 temporary.rename(target)
-    return [candidate for candidate in checkpoints(folder) if is_whole(candidate, quiet)]
+
+
+def _written_at(folder: Path) -> int | None:
+    """Step of a checkpoint; None if it is not complete."""
+    try:
+        return int(read_manifest(folder)["step"])
+    except CheckpointError:
+        return None
 
 
 def is_whole(folder: Path, quiet: bool) -> bool:
@@ -213,7 +224,7 @@ def is_whole(folder: Path, quiet: bool) -> bool:
     try:
         read_manifest(folder)
     except CheckpointError as error:
-        if not quiet:
+        if not quiet and folder.exists():  # a run that trains has removed an old one
             print(f"skipping a damaged checkpoint: {error}")
         return False
     return True

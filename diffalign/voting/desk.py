@@ -5,6 +5,7 @@ import hmac
 import json
 import math
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -55,6 +56,11 @@ class Desk:
     def ending(self) -> bool:
         """True if somebody has asked on the page that the run ends after this step."""
         return self._stopping == "end"
+
+    @property
+    def pausing(self) -> bool:
+        """True if somebody has paused the run on the page."""
+        return self._stopping == "pause"
 
     def begin(self, step: int) -> None:
         """Say how many steps are done before a run begins."""
@@ -211,7 +217,7 @@ def tokens_of(people: tuple[str, ...], file: Path | None) -> dict[str, str]:
     tokens = {person: kept.get(person) or secrets.token_urlsafe(16) for person in people}
     if file is not None and tokens != kept:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        write_whole(file, json.dumps(tokens))
+        write_whole(file, json.dumps(tokens), private=True)
+    elif file is not None and stat.S_IMODE(file.stat().st_mode) & 0o077:  # earlier versions could leave it so
         file.chmod(0o600)
     return tokens

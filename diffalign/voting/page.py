@@ -106,6 +106,9 @@ class Page(Voters):
     def ended(self) -> bool:
         return self._desk is not None and self._desk.ending
 
+    def paused(self) -> bool:
+        return self._desk is not None and self._desk.pausing
+
     def stop(self) -> None:
         if self._desk is None or self._server is None or self._thread is None:
             return

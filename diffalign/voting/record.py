@@ -1,12 +1,13 @@
 """Votes file: JSON lines that say what was asked, what was answered, and when a person was done with a step.
 
-    {"votes": 1, "ballot": "likes", "people": ["you"]}                                                      once, the first line
+    {"votes": 1, "ballot": "likes", "people": ["you"], "answers": [0, 1]}                                   once, the first line
     {"step": 3, "asked": ["<sha-256>"], "prompt": "a digit", "features": ["<base64>"]}                      once a question
     {"step": 3, "pictures": ["<sha-256>"], "prompt": "a digit", "person": "you", "answer": 1}               once an answer
     {"step": 3, "person": "you", "sent": true}                                                              once a person and step
     {"step": 3, "agreement": 0.75}                                                                          once a step
 
-Of several answers of a person to a question the last one counts; null takes an answer back. Features are little-endian float16.
+Of several answers of a person to a question the last one counts; null takes an answer back. Features are little-endian float16. Files of
+earlier versions do not name the answers of the ballot.
 """
 
 import base64
@@ -67,6 +68,7 @@ class VoteRecord:
         ballot: name of the ballot
         people: names of those who vote
         file: the votes file; None keeps the votes in memory
+        options: answers of the ballot; () if they are not known
 
     Raises:
         ConfigError: the file is no votes file, or one of another ballot or other people.
@@ -75,17 +77,18 @@ class VoteRecord:
     ballot: str
     people: tuple[str, ...]
     file: Path | None = None
+    options: tuple[int, ...] = ()
     _steps: dict[int, _Step] = attrs.field(factory=dict, init=False)
     _lock: threading.RLock = attrs.field(factory=threading.RLock, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        head = {"votes": VERSION, "ballot": self.ballot, "people": list(self.people)}
+        head = {"votes": VERSION, "ballot": self.ballot, "people": list(self.people), "answers": list(self.options)}
         if self.file is None:
             return
         if self.file.exists():
             _without_a_torn_end(self.file)
             found, lines = _lines(self.file)
-            if found is not None and found != head:
+            if found is not None and (found["ballot"], found["people"]) != (self.ballot, list(self.people)):
                 raise ConfigError(
                     f"votes file {self.file} must be of the ballot {self.ballot!r} and of {', '.join(self.people)}; it is of "
                     f"{found['ballot']!r} and of {', '.join(found['people'])}. Give the same voters and ballot, or another file."
@@ -93,6 +96,9 @@ class VoteRecord:
             for number, line in lines:
                 self._take_checked(line, number)
             if found is not None:
+                wanted, self.options = self.options, tuple(found.get("answers", ()))
+                if wanted:
+                    self.require_answers(wanted, self.file)
                 return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         append_line(self.file, json.dumps(head))
@@ -110,10 +116,27 @@ class VoteRecord:
             raise ConfigError(f"votes file {file} cannot be read: {error}") from error
         if head is None:
             raise ConfigError(f"votes file {file} must begin with a line of ballot and people; it is empty")
-        record = cls(head["ballot"], tuple(head["people"]))
+        record = cls(head["ballot"], tuple(head["people"]), options=tuple(head.get("answers", ())))
         for number, line in lines:
             record._take_checked(line, number, file)
         return record
+
+    def require_answers(self, wanted: Sequence[int], file: Path) -> None:
+        """Refuse a ballot that has other answers. Where the file does not name them, those that were given must be among them.
+
+        Args:
+            wanted: answers of the ballot
+            file: file of these votes, for the message
+
+        Raises:
+            ConfigError: it has others.
+        """
+        given = {answer for step in self._steps.values() for found in step.answers.values() for answer in found.values()}
+        if (set(self.options) != set(wanted)) if self.options else (given - set(wanted)):
+            raise ConfigError(
+                f"votes file {file} must be of a ballot {self.ballot!r} with the answers {_listed(wanted)}; it is of one with "
+                f"{_listed(self.options or sorted(given))}. Give the ballot of that session, or another file."
+            )
 
     @property
     def lock(self) -> threading.RLock:
@@ -129,16 +152,12 @@ class VoteRecord:
         """
         with self._lock:
             known = self._steps.get(step, _Step()).asked
-            for question, features in questions.items():
-                if question not in known:
-                    self._write(
-                        {
-                            "step": step,
-                            "asked": list(question.pictures),
-                            "prompt": question.prompt,
-                            "features": list(map(_packed, features)),
-                        }
-                    )
+            lines = [
+                {"step": step, "asked": list(question.pictures), "prompt": question.prompt, "features": list(map(_packed, features))}
+                for question, features in questions.items()
+                if question not in known
+            ]
+            self._write(*lines)
 
     def answer(self, step: int, question: Question, person: str, answer: int | None) -> None:
         """Record an answer; None takes it back."""
@@ -230,11 +249,13 @@ class VoteRecord:
         given_values, people = (torch.tensor(column, dtype=torch.float64) for column in zip(*[row[2:] for row in rows], strict=True))
         return Looks(torch.stack(features), prompts), Answers(weights, given_values, people)
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, *lines: Mapping[str, Any]) -> None:
+        """Write lines at once: all or none, unless the process is killed meanwhile."""
         with self._lock:
-            if self.file is not None:
-                append_line(self.file, json.dumps(line))
-            self._take(line)
+            if self.file is not None and lines:
+                append_line(self.file, "\n".join(map(json.dumps, lines)))
+            for line in lines:
+                self._take(line)
 
     def _take(self, line: Mapping[str, Any]) -> None:
         step = self._steps.setdefault(line["step"], _Step())
@@ -270,7 +291,8 @@ def _lines(file: Path) -> tuple[dict[str, Any] | None, list[tuple[int, Any]]]:
     if not lines:
         return None, []
     head = lines[0][1]
-    if not isinstance(head, dict) or head.get("votes") != VERSION or not isinstance(head.get("people"), list) or "ballot" not in head:
+    whole = isinstance(head, dict) and all(isinstance(value, list) for value in (head.get("people"), head.get("answers", [])))
+    if not whole or head.get("votes") != VERSION or "ballot" not in head:
         raise ConfigError(f"votes file {file} must begin with a line of ballot and people, version {VERSION}; it begins with {head}")
     return head, lines[1:]
 
@@ -280,6 +302,10 @@ def _without_a_torn_end(file: Path) -> None:
     text = file.read_text(encoding="utf-8", errors="replace")
     if text and not text.endswith("\n"):
         write_whole(file, "".join(text.splitlines(keepends=True)[:-1]))
+
+
+def _listed(answers: Iterable[int]) -> str:
+    return ", ".join(map(str, answers))
 
 
 def _packed(features: Tensor) -> str:

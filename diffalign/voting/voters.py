@@ -67,6 +67,11 @@ class Round:
             if person not in self.done():
                 self.record.send(self.step, person)
 
+    def finish(self) -> None:
+        """End the step for all people, because the run goes on with the votes that there are, and a replay must do so as well."""
+        for person in self.record.people:
+            self.send(person)
+
     def done(self) -> set[str]:
         """People who are done with the questions."""
         return self.record.sent(self.step, self.questions)
@@ -90,7 +95,7 @@ class Voters(ABC):
 
     def record(self, ballot: Ballot, file: Path | None) -> VoteRecord:
         """Open the record of the votes."""
-        return VoteRecord(ballot.name, tuple(self.people), file)
+        return VoteRecord(ballot.name, tuple(self.people), file, tuple(ballot.answers))
 
     def start(self, record: VoteRecord, file: Path | None, step: int, total: int) -> None:  # noqa: B027  a hook with a default
         """Act before the first step of a run."""
@@ -104,7 +109,7 @@ class Voters(ABC):
 
     @abstractmethod
     def ask(self, asked: Round) -> None:
-        """Ask all people who are not done with the step, and return when it is complete.
+        """Ask all people who are not done with the step, and return when it is complete, or when the run should end with it.
 
         Raises:
             KeyboardInterrupt: the run should stop now, and be continued later.
@@ -112,6 +117,10 @@ class Voters(ABC):
 
     def ended(self) -> bool:
         """True if the run should end after this step."""
+        return False
+
+    def paused(self) -> bool:
+        """True if the run should stop after this step, and be continued later."""
         return False
 
     def stop(self) -> None:  # noqa: B027
@@ -188,6 +197,7 @@ class Replayed(Voters):
     def record(self, ballot: Ballot, file: Path | None) -> VoteRecord:
         if ballot.name != self._record.ballot:
             raise ConfigError(f"votes file {self.file} is of the ballot {self._record.ballot!r}; got {ballot.name!r}. Give that one.")
+        self._record.require_answers(ballot.answers, self.file)
         return self._record
 
     def ask(self, asked: Round) -> None:

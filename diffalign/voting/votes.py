@@ -68,6 +68,7 @@ class Votes(StepReward):
             self._earlier = VoteRecord.read(self.earlier)
             if self._earlier.ballot != self.ballot.name:
                 raise ValueError(f"Votes.earlier must be of the ballot {self.ballot.name!r}; {self.earlier} is of {self._earlier.ballot!r}")
+            self._earlier.require_answers(self.ballot.answers, self.earlier)
 
     @classmethod
     def replay(
@@ -95,9 +96,15 @@ class Votes(StepReward):
         """Give the hook that opens the file and the voters with a run, and closes them with it."""
         return attendance(self)
 
+    def place(self, folder: Path | None) -> Path | None:
+        """File that votes are written into, in the folder of a run unless one is named; None in memory, and if a session is replayed."""
+        if isinstance(self.voters, Replayed):
+            return None
+        return self.file if self.file is not None or folder is None else folder / "votes.jsonl"
+
     def open(self, folder: Path | None, step: int, total: int) -> None:
-        """Open the record, in the folder of a run unless a file is named, and the voters."""
-        file = self.file if self.file is not None or folder is None else folder / "votes.jsonl"
+        """Open the record and the voters."""
+        file = self.place(folder)
         if self._record is None or self._record.file != file or file is not None:  # what is in memory alone is kept
             self._record = self.voters.record(self.ballot, file)
         self._next = step
@@ -153,8 +160,10 @@ class Votes(StepReward):
         questions = [
             question for question in self.record.asked(step) if all((name, question.prompt) in places for name in question.pictures)
         ]
-        if not questions:
-            questions = self._chosen(belief, names, prompts, progress, [found[0] for found in places.values()])
+        if not questions or self.record.sent(step, questions) < set(self.record.people):
+            chosen = self._chosen(belief, names, prompts, progress, [found[0] for found in places.values()])
+            if set(questions) <= set(chosen):  # a process that was killed may have written some of them alone
+                questions = chosen
         features = {(names[place], str(prompts[place])): self._features(looks, place) for place in range(len(names))}
         self.record.ask(step, {question: [features[name, question.prompt] for name in question.pictures] for question in questions})
         pictures = {name: pixels[place] for place, name in enumerate(names)}
@@ -162,6 +171,7 @@ class Votes(StepReward):
         asked = Round(step, progress.total, self.ballot, tuple(questions), pictures, texts, self.record)
         if questions and not asked.complete:
             self.voters.ask(asked)
+            asked.finish()
         answers = self.record.answers(step)
         given = {question: answers[question] for question in questions if question in answers}
         self._foreseen(belief, given, places, step)

@@ -13,6 +13,7 @@ from diffalign.core import (
     CPS,
     Average,
     Hook,
+    Interrupted,
     Loss,
     NonFiniteError,
     Objective,
@@ -539,6 +540,27 @@ def test_hooks_are_called_in_order_around_every_step():
     loop.run(3, start=1)
     expected = [("start", 1, 3), ("step", 1, 3), ("step", 2, 3), ("stop", 3, "NoneType")]
     assert events == [(name, *event) for event in expected for name in ("a", "b")]
+
+
+def test_hooks_of_rewards_start_first_because_others_ask_rewards_and_come_last_because_they_may_end_the_run():
+    class Attended:
+        def __call__(self, images, prompts):
+            return channel_reward(images, prompts)
+
+        def hook(self):
+            return Recorder(events, "reward", end)
+
+    def end(report):
+        if report.step == 1:
+            raise Interrupted("enough")
+
+    events = []
+    loop = build(SoftmaxTB(TinyPolicy()), rewards=Attended(), hooks=[Recorder(events, "run")])
+    with pytest.raises(Interrupted):
+        loop.advance(3, also=[Recorder(events, "also")])
+    assert events[:3] == [(name, "start", 0, 3) for name in ("reward", "run", "also")]
+    then = [("step", 0, 3), ("step", 1, 3), ("stop", 2, "Interrupted")]
+    assert events[3:] == [(name, *event) for event in then for name in ("run", "also", "reward")]
 
 
 def test_a_run_of_no_steps_starts_and_stops():

@@ -32,3 +32,11 @@ def test_what_is_no_mapping_to_tensors_is_refused(tmp_path):
     torch.save({"model": 3, "a": torch.zeros(1)}, tmp_path / "x.pth")
     with pytest.raises(ConfigError, match=r"Part\.weights: '.*x\.pth' must map names to tensors; got dict"):
         read_tensors(tmp_path / "x.pth", "Part.weights")
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"\xff" * 64], ids=["empty", "text", "header"])
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+def test_a_damaged_file_is_one_message(content, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"Part\.weights: '.*{name}' must be a checkpoint of tensors: "):
+        read_tensors(tmp_path / name, "Part.weights")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from sessions import loop_of, red, voted, weights
+from sessions import Impatient, loop_of, red, voted, weights
 
 from diffalign.cli import main
 from diffalign.core import ConfigError, Partial, Progress, Prompt, RewardError, Sequential, score
 from diffalign.core.interrupt import Interrupted
-from diffalign.voting import AtRandom, Disagreement, Likes, Pairs, Replayed, Simulated, Stars, VoteModel, VoteRecord, Voters, Votes
+from diffalign.voting import AtRandom, Disagreement, Likes, Pairs, Replayed, Simulated, Stars, VoteModel, VoteRecord, Votes
 from diffalign.voting.model import Answers, Belief, Looks
 from diffalign.voting.record import Question
 
@@ -198,25 +198,6 @@ def test_a_replay_of_another_run_is_refused(tmp_path):
         Votes.replay(tmp_path / "none.jsonl")
 
 
-class Impatient(Voters):
-    """Answers as a person does, and is gone after some answers, as if the process were killed."""
-
-    def __init__(self, answers):
-        self.people, self.left, self.asked = ("simulated",), answers, []
-
-    def ask(self, asked):
-        known = asked.answers("simulated")
-        for place, question in enumerate(asked.questions):
-            if known[place] is None:
-                if self.left == 0:
-                    raise KeyboardInterrupt
-                self.left -= 1
-                self.asked.append(question)
-                image = asked.pictures[question.pictures[0]][None].float()
-                asked.answer("simulated", place, int(red(image, [])))
-        asked.send("simulated")
-
-
 @pytest.mark.parametrize("pieces", [{}, {"rollout": Sequential(prompts=1)}])
 @pytest.mark.parametrize("answers", [2, 6])
 def test_a_run_that_is_killed_goes_on_without_losing_or_repeating_a_vote(tmp_path, pieces, answers):
@@ -289,7 +270,7 @@ def test_votes_of_an_earlier_session_teach_the_model(tmp_path):
 def test_the_file_says_what_was_asked_and_answered(tmp_path):
     session(tmp_path, total=2)
     lines = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text().splitlines()]
-    assert lines[0] == {"votes": 1, "ballot": "likes", "people": ["simulated"]}
+    assert lines[0] == {"votes": 1, "ballot": "likes", "people": ["simulated"], "answers": [0, 1]}
     asked = [line for line in lines if "asked" in line and line["step"] == 0]
     answered = [line for line in lines if "answer" in line and line["step"] == 0]
     assert [line["asked"] for line in asked] == [line["pictures"] for line in answered]

@@ -268,7 +268,7 @@ def test_the_wait_uses_no_core_and_says_so(tmp_path, capsys):
         times.append(time.process_time())
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):  # the first signal is enough: no weight moves
         loop.run(2, folder=tmp_path)
     assert time.monotonic() - before < 30
