@@ -110,3 +110,12 @@ def test_a_resumed_run_does_not_call_its_first_weights_those_before_the_run(tmp_
     assert "held-out prompts at step 2: rewarded" in out
     assert "held-out prompts before" not in out
     assert "step 2 -> step 4, change [95 % interval]; this process began there, the report has the whole run:" in out
+
+
+def test_evaluations_on_the_way_are_printed(tmp_path, capsys):
+    (tmp_path / "held.txt").write_text("a\nb\n")
+    evaluation = HeldOutEvaluation(str(tmp_path / "held.txt"), every=2, samples=3, steps=4)
+    ring_loop(tmp_path, [evaluation, Console()]).run(4)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("held-out prompts at")]
+    mean = evaluation.results[1].rewards["rewarded"].mean().item()
+    assert [line.partition(", diversity")[0] for line in lines] == [f"held-out prompts at step 2: rewarded {mean:.3f}"]

@@ -46,6 +46,7 @@ class Console(Hook):
     _began: float = attrs.field(default=0.0, init=False)
     _first: int = attrs.field(default=0, init=False)
     _rows: int = attrs.field(default=0, init=False)
+    _told: int = attrs.field(default=0, init=False)  # evaluations that were printed
 
     def __attrs_post_init__(self) -> None:
         self._terminal = Terminal(highlight=False, stderr=self.stderr)
@@ -57,13 +58,10 @@ class Console(Hook):
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         if loop.devices.rank != 0:
             return
-        self._began, self._first = time.monotonic(), step
+        self._began, self._first, self._told = time.monotonic(), step, 0
         threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
         self._say(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step, {threads}")
-        for result in loop.evaluations[:1]:
-            means = [f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items()]
-            means += [f"diversity {result.measures()['diversity l_gmd'].mean().item():+.3f}"]
-            self._say(f"held-out prompts {'at step ' + str(step) if step else 'before'}: {', '.join(means)}")
+        self._say_evaluations(loop)
         if self._terminal.is_terminal:
             columns = (
                 TextColumn("step"),
@@ -100,6 +98,15 @@ class Console(Hook):
                 f"step {done}/{report.total}  reward {values['reward']}  diversity {values['diversity']}  "
                 f"ratio check {values['check']}  {values['rows']} rows/s{_of_peak(metrics)}  {left:.0f} s left"
             )
+        self._say_evaluations(loop)
+
+    def _say_evaluations(self, loop: AlignmentLoop) -> None:
+        """Print the evaluations that have come since the last call."""
+        for result in loop.evaluations[self._told :]:
+            means = [f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items()]
+            means += [f"diversity {result.measures()['diversity l_gmd'].mean().item():+.3f}"]
+            self._say(f"held-out prompts {f'at step {result.step}' if result.step else 'before'}: {', '.join(means)}")
+        self._told = len(loop.evaluations)
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         if loop.devices.rank != 0:

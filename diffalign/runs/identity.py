@@ -13,7 +13,7 @@ SURROUNDINGS = (
     *("folder", "hooks", "evaluation", "trackers", "checkpoint_every", "checkpoint_keep", "keep_images"),
     *("rollout", "chunk", "check_rows"),
 )
-"""Keys of a run that change no weight: what is written, what is watched, how much is computed at once."""
+"""Keys that may change when a run is resumed: what is written, what is watched, how much is computed at once."""
 
 ANYWHERE = ("rows", "device")
 """Names of arguments that change no number in any part: row budgets and devices."""
