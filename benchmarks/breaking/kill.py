@@ -25,7 +25,7 @@ from benchmarks.breaking.small_run import small_run
 from diffalign.core import AlignmentLoop
 from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints
 from diffalign.runs.recording import Recorder
-from diffalign.runs.snapshot import checkpoints
+from diffalign.runs.snapshot import checkpoints, name_complete
 
 
 @attrs.define
@@ -58,9 +58,9 @@ def ring(folder: Path | None) -> AlignmentLoop:
 
 
 def resume(folder: Path, total: int) -> None:
-    """What `diffalign train --resume` does."""
+    """What `diffalign train --resume` does. A run that was killed in its first save begins anew."""
     loop = ring(folder)
-    # complete ones may still have their temporary name; a run that was killed in its first save has none, and begins anew
+    name_complete(folder)
     start = loop.hooks[1].restore(loop) if complete_checkpoints(folder, quiet=True) or checkpoints(folder) else 0
     loop.run(total, start)
 
