@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from .core import AlignmentLoop, Evaluated, Hook, Report
+from .core.report import plain
 from .core.unessential import unessential
 
 _EXTRAS = ("tensorboard", "wandb", "trackio", "swanlab", "mlflow")
@@ -101,7 +102,7 @@ class Trackers(Hook):
         ledger = report.ledger
         seconds = {f"seconds/{stage}": value for stage, value in ledger.seconds.items()}
         seconds |= {f"hidden/{stage}": value for stage, value in ledger.hidden.items()}
-        self._log({**report.metrics, **seconds, "rows_per_step": float(sum(ledger.rows.values()))}, report.step)
+        self._log({**plain(report.metrics), **seconds, "rows_per_step": float(sum(ledger.rows.values()))}, report.step)
         if self.images_every and len(report.images) and report.step % self.images_every == 0:
             self._show("samples", report.images, report.step)
         self._send_evaluations(loop)

@@ -12,7 +12,7 @@ from ring import rewarded, ring_loop
 
 from diffalign.core import Hook, Prompt, Raw
 from diffalign.evaluation import Evaluation, HeldOutEvaluation, held_out
-from diffalign.runs.best import evaluated, held_out_score
+from diffalign.runs.best import Score, evaluated, held_out_score, keep, value_to_beat
 from diffalign.runs.checkpoints import Checkpoints, load, read_manifest
 
 HELD_OUT = [9.0, 0.2, 0.4, 0.8, 0.3, 0.7, 0.6]
@@ -205,3 +205,23 @@ def test_the_held_out_prompts_are_part_of_the_measure(tmp_path, prompts):
     prompts.write_text("elsewhere\n")
     judged(tmp_path / "other", prompts).run(1)
     assert best(tmp_path / "one")["measure"] != best(tmp_path / "other")["measure"]
+
+
+def test_an_evaluation_that_lacks_a_reward_does_not_replace_the_best(tmp_path):
+    whole, lacking = "held-out reward on 4 prompts", "held-out reward on 4 prompts, without face"
+
+    def offer(step, score, measure):
+        """What a run does at a step with such a score; True if it was kept."""
+        new = tmp_path / f"step-{step:06d}"
+        new.mkdir()
+        (new / "manifest.json").write_text(json.dumps({"step": step, "files": {}}))
+        better = score > value_to_beat(tmp_path, measure)
+        if better:
+            keep(new, Score(score, measure))
+        return better
+
+    assert offer(1, 0.1, lacking), "the first"
+    assert not offer(2, 0.1, lacking)
+    assert offer(3, 0.05, whole), "a whole one replaces one that lacks a reward"
+    assert not offer(4, 9.0, lacking)
+    assert offer(5, 0.06, whole)

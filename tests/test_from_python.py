@@ -1,6 +1,7 @@
 """Python is a first-class way to run: progress, a folder, going on, something to look at, and arguments as people give them."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from ring import ring_loop
 
 import diffalign
-from diffalign.core import AlignmentLoop, ConfigError, Hook, TrajectoryBatch
+from diffalign.core import AlignmentLoop, ConfigError, Hook, Interrupted, Partial, Report, TrajectoryBatch
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.tdm import _unlike
@@ -189,3 +190,29 @@ def test_layers_on_which_only_one_has_adapters_are_named() -> None:
     said = _unlike(adapted("to_q", "to_out.0", "to_k"), adapted("to_q", "to_v"))
     assert said.startswith("The policy has no adapters on to_k, to_out.0; the student has none on to_v: give LoRA.targets")
     assert _unlike(adapted("to_q"), adapted("to_q")) == ""
+
+
+def test_a_run_without_a_rewarded_step_says_what_it_has(tmp_path: Path) -> None:
+    loop = ring_loop()
+    loop._rewards = {"nobody": lambda images, prompts: Partial(torch.zeros(len(images)), torch.zeros(len(images), dtype=torch.bool))}
+    outcome = loop.run(2)
+    assert outcome.rewards == []
+    assert [line.split()[0] for line in str(outcome).splitlines()[1:]] == ["diversity"]
+
+
+def test_the_end_of_a_run_may_be_asked_for_by_a_hook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Enough(Hook):
+        def step(self, loop: AlignmentLoop, report: Report) -> None:
+            report.metrics["mine"] = torch.tensor(0.5)
+            if report.step == 1:
+                loop.end()
+
+    loop = ring_loop(hooks=[Enough()])
+    with pytest.raises(Interrupted):
+        loop.run(4, folder=tmp_path / "run")
+    assert "again: stop now" not in capsys.readouterr().err, "nobody pressed a key"
+    loop.end()  # no run is under way
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["mine"]) for line in lines] == [(0, 0.5), (1, 0.5)]
+    outcome = ring_loop(hooks=[Enough()]).run(1)
+    assert json.loads(json.dumps(outcome.metrics))[0]["mine"] == 0.5

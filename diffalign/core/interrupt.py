@@ -66,9 +66,8 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def ask(self) -> None:
-        """Ask the run to stop, as the first signal does, if nothing has."""
-        if self.received is None:
-            self.take(signal.SIGINT)
+        """Ask the run to stop, as the first signal does, without a word."""
+        self.received = self.received or signal.SIGINT
 
     def honour(self, devices: Devices) -> None:
         """Stop all processes after the same step, whichever of them received the signal.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .schedule import Scalar, scalar
+from .schedule import Foreseen, Scalar, scalar
 from .types import Progress
 
 
@@ -17,17 +17,19 @@ def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def require_factors(factor: Scalar | float, total: int) -> None:
-    """Refuse a schedule that gives a factor which is negative or not finite at a step of the run.
+    """Refuse a factor that is known before the run and is negative or not finite at a step; of a long run some thousand are looked at.
 
     Args:
         factor: factor on all learning rates
         total: steps of the run
 
     Raises:
-        ValueError: names the first such step.
+        ValueError: names such a step.
     """
-    for step in range(total if isinstance(factor, Scalar) else min(total, 1)):
-        _require_factor(scalar(factor)(Progress(step, total)), step)
+    known = scalar(factor)
+    if isinstance(known, Foreseen):
+        for step in sorted({*range(0, total, max(1, total // 1000)), total - 1}):
+            _require_factor(known(Progress(step, total)), step)
 
 
 def _require_factor(now: float, step: int) -> None:

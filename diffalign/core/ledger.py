@@ -96,6 +96,15 @@ class Ledger:
         finally:
             self.waits[name] = self.waits.get(name, 0) + self.waiting.count - before
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Count no waits in the block: other threads run meanwhile, and the warnings by which waits are counted belong to all threads."""
+        kept, self.waiting = self.waiting, None
+        try:
+            yield
+        finally:
+            self.waiting = kept
+
     def _keep(self, name: str, usage: Usage) -> None:
         if name not in self.usage or self.usage[name].grown < usage.grown:
             self.usage[name] = usage

@@ -217,7 +217,7 @@ class AlignmentLoop:
             end_all(hooks, self, step, None)
 
     def end(self) -> None:
-        """End the run after this step, which all hooks still see, as Ctrl-C does."""
+        """End the run under way, if any, after a step that all hooks still see."""
         self._request.ask()
 
     def _hold(self) -> None:

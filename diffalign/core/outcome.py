@@ -24,7 +24,7 @@ class Outcome:
 
     @property
     def rewards(self) -> list[float]:
-        """Mean raw reward of each step."""
+        """Mean raw reward of each step; steps in which no reward applied to any sample are left out."""
         return [line["reward"] for line in self.metrics if "reward" in line]
 
     @property
@@ -52,9 +52,7 @@ class Outcome:
     def __str__(self) -> str:
         if not self.metrics:
             return f"{self.steps} steps; nothing was left to do"
-        first, last = self.metrics[0], self.metrics[-1]
         lines = [f"{self.steps} steps, {self.seconds:.0f} s"]
-        lines += [
-            f"  {name:<9} {first[key]:.3f} -> {last[key]:.3f}" for name, key in (("reward", "reward"), ("diversity", "diversity/l_gmd"))
-        ]
+        for name, numbers in (("reward", self.rewards), ("diversity", self.diversity)):
+            lines += [f"  {name:<9} {numbers[0]:.3f} -> {numbers[-1]:.3f}"] if numbers else []
         return "\n".join([*lines, *(f"  {name:<9} {path}" for name, path in self.paths.items())])

@@ -37,6 +37,10 @@ class Overlapped(Rollout):
     workers: int = attrs.field(default=1, validator=attrs.validators.ge(1))
 
     def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, Scores]:
+        with stages.ledger.uncounted():
+            return self._overlapping(condition, stages)
+
+    def _overlapping(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, Scores]:
         forests: list[TrajectoryBatch] = []
         scores: list[Scores] = []
         running: Running = deque()

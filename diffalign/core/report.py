@@ -1,12 +1,14 @@
 """Report of a step, and the metrics that it adds up."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import ConfigError
 from .groups import Raw, group_std, log_geometric_mean_distance
 from .ledger import Ledger, peak_memory
 from .processes import Devices, gather_texts
@@ -150,6 +152,21 @@ class Metrics:
         table = devices.sum(numbers.view(-1, 2))
         result = {name: (row[0] / max(row[1], 1e-300)) for name, row in zip(names, table.tolist(), strict=True)}
         return {**result, "memory/peak_bytes": float(devices.maximum(torch.tensor(float(peak_memory()), dtype=torch.float64)))}
+
+
+def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as numbers of Python; hooks may have added scalars of torch and numpy.
+
+    Raises:
+        ConfigError: one is something else.
+    """
+    numbers = {}
+    for name, number in metrics.items():
+        single = number.item() if isinstance(number, Tensor | np.generic | np.ndarray) and number.ndim == 0 else number
+        if not isinstance(single, int | float):
+            raise ConfigError(f"metric {name!r} must be one number; a hook wrote {type(number).__name__} {number!r}")
+        numbers[name] = single
+    return numbers
 
 
 def _on_host(numbers: Sequence[Tensor]) -> Tensor:

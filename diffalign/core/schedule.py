@@ -53,8 +53,12 @@ class Scalar(ABC):
         """Its value at this step."""
 
 
+class Foreseen(Scalar):
+    """Scalar that depends on the step and the length of the run alone, so that its values are known before the run."""
+
+
 @attrs.frozen
-class Constant(Scalar):
+class Constant(Foreseen):
     """Always `value`."""
 
     value: float
@@ -64,7 +68,7 @@ class Constant(Scalar):
 
 
 @attrs.frozen
-class Linear(Scalar):
+class Linear(Foreseen):
     """Linear change from `start` to `end` over `steps` steps, then `end`."""
 
     start: float
@@ -76,7 +80,7 @@ class Linear(Scalar):
 
 
 @attrs.frozen
-class Ramp(Scalar):
+class Ramp(Foreseen):
     """Linear growth `start` + `rate` n at step n, at most `limit`."""
 
     start: float
@@ -88,7 +92,7 @@ class Ramp(Scalar):
 
 
 @attrs.frozen
-class Delayed(Scalar):
+class Delayed(Foreseen):
     """`before` in the first `steps` steps, then `after`."""
 
     before: float
@@ -100,7 +104,7 @@ class Delayed(Scalar):
 
 
 @attrs.frozen
-class Cosine(Scalar):
+class Cosine(Foreseen):
     """Change from `start` to `end` along half a cosine over the whole run."""
 
     start: float

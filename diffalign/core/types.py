@@ -261,7 +261,7 @@ class Progress:
     Args:
         step: steps done before this one
         total: steps of the whole run
-        reward: raw mean reward of the step before, over all ranks; None at the first
+        reward: raw mean reward of the last step that had one, over all ranks; None before the first
     """
 
     step: int

@@ -39,7 +39,7 @@ CURVES = {
 DRAWN = "drawn"
 """Pictures of the run's own prompts: images/drawn-NNNNNN.png."""
 
-_NO_CURVE = ("step", "elapsed", "seconds/", "hidden/", "rows/", "calls/", "memory/")
+_NO_CURVE = ("step", "elapsed", "seconds/", "hidden/", "rows/", "calls/", "memory/", "waits/")
 
 
 def write_report(folder: Path, name: str) -> Path:

@@ -65,15 +65,18 @@ class Rule:
             lines: lines of all steps so far
             total: steps of the run
         """
-        found = {}
-        for kind in (*(lines[-1]["held_out"] if lines else ()), DIVERSITY):
-            known = [line for line in lines if kind == DIVERSITY or kind in line["held_out"]]
-            series = Series([line["diversity"] for line in known]) if kind == DIVERSITY else Series.held_out(known, kind)
-            move = series.fallen(self.least_window(total))
-            if move is not None:
-                trained = Series([line["trained"] for line in known]).moved(move.cut)
-                found[kind] = AlarmEvidence(kind, move, trained, self._least(known[: self.least_window(total)], kind), self.measure)
-        return found
+        kinds = (*(lines[-1]["held_out"] if lines else ()), DIVERSITY)
+        evidence = ((kind, self._of(_having(lines, kind), kind, total)) for kind in kinds)
+        return {kind: found for kind, found in evidence if found is not None}
+
+    def _of(self, known: Lines, kind: str, total: int) -> AlarmEvidence | None:
+        """Evidence of one kind in the lines that have it; None where they are too few."""
+        series = Series([line["diversity"] for line in known]) if kind == DIVERSITY else Series.held_out(known, kind)
+        move = series.fallen(self.least_window(total))
+        if move is None:
+            return None
+        trained = Series([line["trained"] for line in known]).moved(move.cut)
+        return AlarmEvidence(kind, move, trained, self._least(known[: self.least_window(total)], kind), self.measure)
 
     def convinces(self, evidence: AlarmEvidence) -> bool:
         """True if the evidence is strong enough; the alarm rings when this holds for two steps in a row."""
@@ -81,12 +84,17 @@ class Rule:
         return fallen and (evidence.kind == DIVERSITY or evidence.trained.errors >= self.rise)
 
     def rings(self, lines: Lines, total: int) -> dict[str, AlarmEvidence]:
-        """Evidence that is convincing at the last step and at the step before, by kind."""
+        """Evidence that is convincing at the last step and at the step before that has this kind, by kind."""
         found = {kind: evidence for kind, evidence in self.evidence(lines, total).items() if self.convinces(evidence)}
-        earlier = self.evidence(lines[:-1], total) if found else {}
-        return {kind: evidence for kind, evidence in found.items() if kind in earlier and self.convinces(earlier[kind])}
+        earlier = {kind: self._of(_having(lines, kind)[:-1], kind, total) for kind in found}
+        return {kind: evidence for kind, evidence in found.items() if (before := earlier[kind]) is not None and self.convinces(before)}
 
     def _least(self, first: Lines, kind: str) -> float:
         if kind == DIVERSITY:
             return self.diversity_fall
         return self.fall * sum(float(line["spread"][kind]) for line in first) / len(first)
+
+
+def _having(lines: Lines, kind: str) -> Lines:
+    """Lines of the steps at which a held-out reward scored a picture; all of them for diversity."""
+    return [line for line in lines if kind == DIVERSITY or kind in line["held_out"]]

@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 
 from ..core import AlignmentLoop, ConfigError, Hook, Outcome, Report
+from ..core.report import plain
 from ..costs.filling import Filling
 from .checkpoints import Checkpoints
 from .console import Console
@@ -27,7 +28,7 @@ class _Noted(Hook):
     steps: int = attrs.field(default=0, init=False)
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
-        self.lines.append(dict(report.metrics))
+        self.lines.append(plain(report.metrics))
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         self.steps = step

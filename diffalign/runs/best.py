@@ -17,6 +17,7 @@ from .snapshot import read_manifest
 
 BEST = "best"
 TRAINING = "reward of the steps before it"
+_LACKING = ", without "
 
 
 @attrs.frozen
@@ -60,7 +61,7 @@ def held_out_score(loop: AlignmentLoop, step: int) -> Score | None:
     value = sum(weights[name] * float(each.sum()) * (belonging[name] / len(each)) for name, each in scores.items()) / count
     texts = hashlib.sha256("\n".join(map(str, result.prompts)).encode()).hexdigest()[:8]
     settings = ", ".join(f"{name} {number}" for name, number in result.settings.items())
-    absent = "".join(f", without {name}" for name, prompts in belonging.items() if prompts and name not in scores)
+    absent = "".join(f"{_LACKING}{name}" for name, prompts in belonging.items() if prompts and name not in scores)
     return Score(value, f"held-out reward on {count} prompts {texts}, {settings}{absent}")
 
 
@@ -75,10 +76,16 @@ def _belongs(reward: RewardFunction, prompt: Prompt) -> bool:
 
 
 def value_to_beat(folder: Path, measure: str) -> float:
-    """Score of the best checkpoint in a run folder; -inf if there is none, or if it was judged by another measure."""
+    """Score of the best checkpoint in a run folder; -inf if there is none, or if it was judged by another measure.
+
+    It is inf where the measure lacks rewards that the best was judged by: such a score replaces nothing.
+    """
     try:
         manifest = read_manifest(folder / BEST)
-        return float(manifest["score"]) if manifest.get("measure", TRAINING) == measure else -math.inf
+        kept, whole = manifest.get("measure", TRAINING), measure.partition(_LACKING)[0]
+        if kept != measure:
+            return math.inf if kept == whole else -math.inf
+        return float(manifest["score"])
     except (CheckpointError, KeyError, TypeError):
         return -math.inf
 

@@ -84,7 +84,7 @@ def is_held_elsewhere(folder: Path) -> bool:
         return False
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         _flock(descriptor, shared=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 
 from ..config.sources import keep
-from ..core import AlignmentLoop, ConfigError, Hook, Interrupted, Report
+from ..core import AlignmentLoop, Hook, Interrupted, Report
+from ..core.report import plain
 from ..core.unessential import say, unessential
 from ..durable import append_line, write_whole
 from ..evaluation import write_report
@@ -49,18 +49,6 @@ def environment() -> dict[str, Any]:
         "attention_kernels": enabled_kernels(),
         "tf32": tf32(),
     }
-
-
-def _plain(name: str, number: Any) -> float:
-    """Number of a metric for JSON; scalars of torch and numpy are taken.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    plain = number.item() if isinstance(number, torch.Tensor | np.generic | np.ndarray) and number.ndim == 0 else number
-    if not isinstance(plain, int | float):
-        raise ConfigError(f"metric {name!r} must be one number; a hook wrote {type(number).__name__} {number!r}")
-    return plain
 
 
 def _commit(file: Path) -> str | None:
@@ -126,7 +114,7 @@ class Recorder(Hook):
         line = {
             "step": report.step,
             "elapsed": round(time.monotonic() - self._began, 3),
-            **report.metrics,
+            **plain(report.metrics),
             "rows_per_second": round(sum(ledger.rows.values()) / max(sum(ledger.seconds.values()), 1e-9), 2),
             **{f"seconds/{stage}": round(seconds, 5) for stage, seconds in ledger.seconds.items()},
             **{f"hidden/{stage}": round(seconds, 5) for stage, seconds in ledger.hidden.items()},
@@ -136,7 +124,7 @@ class Recorder(Hook):
             **{f"rows/{entry}": rows for entry, rows in ledger.rows.items()},
             **{f"calls/{entry}": calls for entry, calls in ledger.calls.items()},
         }
-        append_line(self.folder / "metrics.jsonl", json.dumps({name: _plain(name, number) for name, number in line.items()}))
+        append_line(self.folder / "metrics.jsonl", json.dumps(line))
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, Interrupted):

@@ -1,11 +1,13 @@
 """Waits of the host for the device: counted by what torch warns of, by stage, at few steps."""
 
+import time
 import warnings
 
 import pytest
 import torch
+from ring import ring_loop
 
-from diffalign.core import Ledger
+from diffalign.core import Ledger, Overlapped, Progress
 from diffalign.core.host_waits import CudaWaits, waits_at
 
 
@@ -84,3 +86,28 @@ def test_one_step_of_a_hundred_counts(cuda):
 def test_without_a_device_nothing_is_counted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert waits_at(2) is None
+
+
+def test_nothing_is_counted_while_threads_score(cuda):
+    """Warnings belong to all threads: a reward that changes their filters in another thread must find and leave them as they are."""
+    ledger = Ledger(memory=None, waiting=CudaWaits())
+    with ledger.uncounted(), ledger.stage("rollout"):
+        wait(cuda)
+    with ledger.stage("update"):
+        wait(cuda)
+    assert ledger.waits == {"update": 1}
+
+
+def test_overlapped_rewards_keep_the_warnings_of_the_process(cuda):
+    def quiet(images, prompts):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            time.sleep(0.01)
+            return images.flatten(1).mean(dim=1)
+
+    before = list(warnings.filters)
+    loop = ring_loop(rollout=Overlapped(prompts=1))
+    loop._rewards = {"quiet": quiet}
+    for _ in range(5):
+        loop._attempt(loop.prompts.draw(2, 2), Progress(2, 4), Ledger(memory=None, waiting=CudaWaits()))
+    assert list(warnings.filters) == before

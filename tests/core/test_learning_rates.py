@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diffalign import AlignmentLoop, Prompt
-from diffalign.core import Constant, Cosine, Linear, Loss, Objective, Phase, Progress
+from diffalign.core import Constant, Cosine, Delayed, Linear, Loss, Objective, Phase, Progress, Scalar
+from diffalign.core.learning_rates import require_factors
 from diffalign.prompts import Prompts
 from diffalign.samplers import DeterministicSampler
 from diffalign.testing import TinyPolicy, channel_reward
@@ -98,3 +99,21 @@ def test_a_factor_that_is_no_factor_is_refused_and_nothing_moves(factor):
     for role, policy in loop.trained().items():
         for before, now in zip(start[role], policy.trainable_parameters().values(), strict=True):
             assert torch.equal(before, now)
+
+
+def test_only_schedules_of_the_step_alone_are_looked_at_before_a_run():
+    class Counting(Scalar):
+        calls = 0
+
+        def __call__(self, progress):
+            self.calls += 1
+            return 1.0 if progress.step == 0 else 1 / (1 + abs(progress.reward))
+
+    counting = Counting()
+    require_factors(counting, 100)
+    assert counting.calls == 0
+    with pytest.raises(ValueError, match=r"lr_factor must be finite and at least 0; at step 999999 it is -1"):
+        require_factors(Delayed(1.0, -1.0, steps=999_999), 1_000_000)
+    with pytest.raises(ValueError, match="at step 0 it is -2"):
+        require_factors(-2.0, 10)
+    require_factors(Cosine(1.0, 0.0), 7)

@@ -35,6 +35,16 @@ def test_a_fall_of_five_errors_rings_when_it_has_lasted():
     assert first_ring(lines(FALL)) == (12, {"judge"}), "it convinces with two fallen steps of three, and with three"
 
 
+@pytest.mark.parametrize("period", [2, 3])
+def test_a_reward_that_is_scored_at_some_steps_rings_by_those(period):
+    scored = iter(lines(FALL))
+    none = {"held_out": {}, "spread": {}, "errors": {}, "groups": {}}
+    series = [
+        {**(none if step % period else next(scored)), "step": step, "trained": 0.1 * step, "diversity": 0.0} for step in range(15 * period)
+    ]
+    assert first_ring(series) == (11 * period + 1, {"judge"}), "at the twelfth of its steps, as where there are no others"
+
+
 def test_the_width_of_the_cut_scales_with_the_run():
     assert [RULE.least_window(total) for total in (10, 90, 300, 3000)] == [3, 3, 10, 100]
     assert first_ring(lines(FALL), total=300) is None
