@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 from ring import ring_loop
+from toy import TOY
 
 from diffalign import config
 from diffalign.cli import main
@@ -19,16 +20,7 @@ from diffalign.core import ConfigError, Hook, SingleProcess, unessential
 from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints
 from diffalign.runs.lock import LOCK, FolderLock
 
-RUN = """
-policy: {class_path: GaussianMixturePolicy, init_args: {means: [[-1.0, 0.0], [1.0, 0.0]], scale: 0.3}}
-objective: {class_path: SoftmaxTB, init_args: {beta: 2}}
-sampler: {class_path: TreeSampler, init_args: {steps: 4, plan: {class_path: FixedPlan, init_args: {splits: [1, 2], branches: 2, eta: 0.5}}}}
-rewards: JPEGCompressibility
-prompts: {class_path: Prompts, init_args: {prompts: [one, two]}}
-prompts_per_step: 1
-total: 3
-checkpoint_every: 1
-"""
+RUN = f"{TOY}total: 3\ncheckpoint_every: 1\n"
 
 
 @pytest.fixture
