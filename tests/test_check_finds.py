@@ -169,7 +169,13 @@ def writes_by_numpy(images, prompts):
     return pixels.mean(axis=(1, 2, 3))
 
 
-@pytest.mark.parametrize("reward", [writes, writes_by_numpy])
+def swaps_channels(images, prompts):
+    pixels = images.numpy()
+    pixels[:] = pixels[:, ::-1].copy()  # as OpenCV wants them
+    return pixels.mean(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("reward", [writes, writes_by_numpy, swaps_channels])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_reward_must_not_write_into_its_images(reward, dtype) -> None:
     with pytest.raises(RewardError, match=r"must not change the images that it is given.*images\.clone\(\)"):

@@ -5,7 +5,7 @@ from typing import TypeVar
 import attrs
 import torch
 
-from .interfaces import Budgeted, Objective, TrajectorySampler
+from .interfaces import Budgeted, Objective, Stateful, TrajectorySampler
 from .processes import Devices
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ def shrink(
     what = "sampler" if stage == 2 else "objective"
     said = f"out of memory after calls of up to {largest} rows: {what}.rows is {rows} {everywhere}"
     if stage == 2:
-        return Budgets(attrs.evolve(sampler, rows=rows), rows_of(objective), chunk, said)  # type: ignore[misc]
+        return Budgets(limited(sampler, rows), rows_of(objective), chunk, said)
     return Budgets(sampler, rows, chunk, said)
 
 
@@ -95,13 +95,16 @@ def rows_of(part: object) -> int | None:
 
 
 def limited(part: T, rows: int | None) -> T:
-    """A sampler or objective with another row budget: a sampler is made anew, an objective takes it in place."""
-    if not has_rows(part):
+    """A sampler or objective with another row budget: a sampler is made anew, with its state; an objective takes it in place."""
+    if not has_rows(part) or rows_of(part) == rows:
         return part
     if isinstance(part, Objective):
         part.rows = rows  # type: ignore[attr-defined]
         return part
-    return attrs.evolve(part, rows=rows)  # type: ignore[misc]
+    made: T = attrs.evolve(part, rows=rows)  # type: ignore[misc]
+    if isinstance(part, Stateful) and isinstance(made, Stateful):
+        made.restore(part.state())
+    return made
 
 
 def has_rows(owner: object) -> bool:

@@ -28,6 +28,7 @@ from .scores import Scores
 from .scoring import hooks_of, named_rewards, rewards_by_source
 from .streams import Streams
 from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
+from .undo import rewind_of
 from .unessential import say
 from .update import Update, phases_of
 
@@ -54,30 +55,30 @@ class AlignmentLoop:
     """Aligns a policy. The order of a step: encode, sample, decode and score, aggregate, contract, phases.
 
     Losses are means over the global number of prompt groups. All gradients of a phase are computed and checked before any of its
-    roles steps; if a later phase fails, everything is as it was when the step began. An error in one process stops all processes. If
-    memory runs out, the row budget of all processes is halved and the step is repeated; this changes no result.
+    roles steps; if a later phase fails, everything is as it was when the step began. An error in one process stops all. If memory runs
+    out, the row budget of all processes is halved and the step is repeated; this changes no result.
 
     Args:
         objective: losses that move the weights
         sampler: draws the trajectories
         rewards: a reward, or several by name; raw scores are always logged by name
-        prompts: source of the prompts; a list of texts is `Prompts` of them. A `Mixture` also says which rewards score which prompts
+        prompts: their source; a list of texts is `Prompts` of them. A `Mixture` also says which rewards score which prompts
         aggregation: turns raw scores into the reward that the objective sees
         prompts_per_step: prompt groups of a step, over all processes
-        optimizers: role -> factory, or a learning rate for AdamW; one alone is for all roles. A role that is not named gets the entry
-            "default", or AdamW at 1e-4
+        optimizers: role -> factory, or a learning rate for AdamW; one alone is for all roles. Another role gets the entry "default", or
+            AdamW at 1e-4
         max_grad_norm: gradients are clipped to it per role; None leaves them
         lr_factor: factor on the learning rates of all optimizers, e.g. `Cosine(1.0, 0.05)`
         average: moving average of the policy for evaluation
         hooks: progress, metrics, checkpoints, evaluation
         devices: processes of the run
-        seed: seed of every random draw
+        seed: of every random draw
         rollout: samples and scores prompts, one after the other or at the same time
-        chunk: images that are decoded and scored at once
-        check_rows: network rows a step for the first-step contract; None repeats all calls of the rollout at the first step, and one
-            call at every later one; 0 switches it off
+        chunk: images decoded and scored at once
+        check_rows: network rows a step for the first-step contract; None repeats all calls of the rollout at the first step, and
+            one at every later one; 0 checks none
         keep_images: images in a report
-        folder: for the files of hooks; None if there is none
+        folder: for the files of hooks, or None
         sharding: shards weights; None keeps all in each process
         meter: metrics of the time of a step, as `diffalign.costs.utilisation` has; None adds none
     """
@@ -225,7 +226,7 @@ class AlignmentLoop:
 
     def step(self, prompts: Sequence[Prompt], progress: Progress) -> Report:
         """Do one step on the global list of prompts, of which this process takes its share."""
-        self._observed = False
+        self._observed, rewind = False, rewind_of(self.sampler)
         while True:
             ledger = Ledger.of(progress.step)
             try:
@@ -236,8 +237,9 @@ class AlignmentLoop:
                     self.sampler, self.objective, self.chunk, self.devices, ledger.failed or "", largest, error, self.sharding is not None
                 )
             self.sampler, self.chunk = less.sampler, less.chunk
+            rewind(self.sampler)
             limited(self.objective, less.rows)
-            if self.devices.rank == 0:  # the error is gone, and with it the tensors of its frames
+            if self.devices.rank == 0:  # the error is gone, and the tensors of its frames
                 say(f"step {progress.step}: {less.said}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -247,7 +249,7 @@ class AlignmentLoop:
         self._expect_calls()
         with together(self.devices, self.lockstep):
             trajectories, parts, images = self._roll_out(prompts, progress, streams, ledger, metrics)
-        if not self._observed:  # a repeated step is observed once
+        if not self._observed:  # a repeated step counts once
             self.aggregation.observe(parts, trajectories.group, self.devices)
             self._observed = True
         with together(self.devices, self.lockstep):

@@ -42,6 +42,10 @@ class Partial:
         """The same scores, applying to the chosen pictures alone: [K] bool."""
         return Partial(self.values, self.applies & chosen)
 
+    def plain(self) -> "Tensor | Partial":
+        """Return the values alone if the reward applies to every picture."""
+        return self.values if bool(self.applies.all()) else self
+
 
 @attrs.frozen(eq=False)
 class Scores(Mapping[str, Tensor]):

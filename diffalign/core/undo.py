@@ -1,14 +1,14 @@
-"""Copy of weights, optimizers and state, taken when a step begins."""
+"""Copies of weights, optimizers and state, taken when a step begins."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from .interfaces import Objective
+from .interfaces import Objective, Planned, Stateful, TrajectorySampler
 from .policy import Policy
 
 
@@ -55,3 +55,23 @@ class Undo:
             optimizer.load_state_dict(state)
         if self.state:
             self.objective.restore(self.state)
+
+
+def rewind_of(sampler: TrajectorySampler) -> Callable[[TrajectorySampler], None]:
+    """Copy what a sampler and its plan remember.
+
+    Returns:
+        Function that puts it back, into this sampler or one of its kind: a step that is repeated must not count twice.
+    """
+    before = [copy.deepcopy(dict(part.state())) for part in _stateful(sampler)]
+
+    def rewind(other: TrajectorySampler) -> None:
+        for part, state in zip(_stateful(other), before, strict=True):
+            part.restore(state)
+
+    return rewind
+
+
+def _stateful(sampler: TrajectorySampler) -> list[Stateful]:
+    parts = (sampler, sampler.plan if isinstance(sampler, Planned) else None)
+    return [part for part in parts if isinstance(part, Stateful)]

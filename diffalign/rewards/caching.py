@@ -1,15 +1,16 @@
 """Cache of scores."""
 
 import hashlib
+import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, Reward, RewardFunction, score
+from diffalign.core import Partial, Prompt, Reward, RewardFunction, score
 from diffalign.core.demands import reach, require
 
 
@@ -21,7 +22,7 @@ class Cached(Reward):
     for rewards that score each image on its own and always alike; a noisy reward keeps its first answer.
 
     Args:
-        reward: reward whose scores are remembered
+        reward: reward whose scores are remembered; also that it does not apply to a picture
         size: number of scores that are kept; those that were not used for the longest time are removed first
     """
 
@@ -29,7 +30,7 @@ class Cached(Reward):
     size: int = attrs.field(default=100_000, validator=attrs.validators.ge(1))
     hits: int = attrs.field(default=0, init=False)
     misses: int = attrs.field(default=0, init=False)
-    _scores: OrderedDict[bytes, float] = attrs.field(factory=OrderedDict, init=False, repr=False)
+    _scores: OrderedDict[bytes, float | None] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
 
     def reach(self) -> None:
@@ -40,7 +41,7 @@ class Cached(Reward):
         """Require what the reward inside requires."""
         require([self.reward], prompts)
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
         keys = [_key(image, prompt) for image, prompt in zip(images.detach().cpu(), prompts, strict=True)]
         with self._lock:
             known = {key: self._scores[key] for key in keys if key in self._scores}
@@ -50,8 +51,9 @@ class Cached(Reward):
                 places.setdefault(key, place)
         if places:
             chosen = list(places.values())
-            fresh = score({"Cached.reward": self.reward}, images[chosen], [prompts[place] for place in chosen])["Cached.reward"]
-            known |= dict(zip(places, fresh.tolist(), strict=True))
+            fresh = score({"Cached.reward": self.reward}, images[chosen], [prompts[place] for place in chosen]).partial("Cached.reward")
+            told = zip(places, fresh.values.tolist(), fresh.applies.tolist(), strict=True)
+            known |= {key: value if applies else None for key, value, applies in told}
         with self._lock:
             self.hits, self.misses = self.hits + len(keys) - len(places), self.misses + len(places)
             for key in keys:
@@ -59,11 +61,27 @@ class Cached(Reward):
                 self._scores.move_to_end(key)
             while len(self._scores) > self.size:
                 self._scores.popitem(last=False)
-        return torch.tensor([known[key] for key in keys], dtype=torch.float32, device=images.device)
+        values = torch.tensor([known[key] or 0.0 for key in keys], dtype=torch.float32, device=images.device)
+        return Partial(values, torch.tensor([known[key] is not None for key in keys], device=images.device)).plain()
 
 
 def _key(image: Tensor, prompt: str) -> bytes:
-    metadata = sorted(getattr(prompt, "metadata", {}).items())
-    digest = hashlib.sha256(repr((tuple(image.shape), str(image.dtype), str(prompt), metadata)).encode())
-    digest.update(image.contiguous().view(torch.uint8).numpy().tobytes())
+    digest = hashlib.sha256()
+    for part in (*_content(image), str(prompt).encode(), *_content(getattr(prompt, "metadata", {}))):
+        digest.update(len(part).to_bytes(8))
+        digest.update(part)
     return digest.digest()
+
+
+def _content(value: object) -> Iterator[bytes]:
+    """All that a value holds: `repr` leaves out the middle of long arrays."""
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield str(key).encode()
+            yield from _content(value[key])
+    elif isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        yield repr((tuple(plain.shape), plain.dtype)).encode()
+        yield plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    else:
+        yield pickle.dumps(value)

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, Reward, RewardFunction, score
+from diffalign.core import Partial, Prompt, Reward, RewardFunction, score
 from diffalign.core.demands import reach, require
 
 
@@ -17,7 +17,7 @@ class WeightedSum(Reward):
     To standardise rewards within the group before they are weighted, give the loop the rewards by name, and an aggregation.
 
     Args:
-        rewards: rewards by name
+        rewards: rewards by name, each of which applies to every picture
         weights: weights by the same names; None weighs each 1
     """
 
@@ -41,4 +41,10 @@ class WeightedSum(Reward):
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         weights = self.weights or dict.fromkeys(self.rewards, 1.0)
-        return torch.stack([weights[name] * values for name, values in score(self.rewards, images, prompts).items()]).sum(dim=0)
+        scores = score(self.rewards, images, prompts)
+        if partial := [name for name, part in scores.parts.items() if isinstance(part, Partial)]:
+            raise ValueError(
+                f"WeightedSum.rewards must apply to every picture; {partial[0]!r} does not. Give the run the rewards by name: its "
+                "aggregation adds those that apply."
+            )
+        return torch.stack([weights[name] * values for name, values in scores.items()]).sum(dim=0)

@@ -91,10 +91,8 @@ class Connections:
         Raises:
             NoAnswerError: nobody does; the message says why.
         """
-        parts = urlsplit(self.url)
-        port = parts.port or {"http": http.client.HTTP_PORT, "https": http.client.HTTPS_PORT}[parts.scheme]
         try:
-            socket.create_connection((parts.hostname or "", port), min(seconds, self.timeout)).close()
+            socket.create_connection(self._address(), min(seconds, self.timeout)).close()
         except OSError as error:
             raise NoAnswerError(f"{type(error).__name__}: {error}") from error
 
@@ -104,9 +102,14 @@ class Connections:
             _close_all(self._idle)
 
     def _connection(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if urlsplit(self.url).scheme == "https" else http.client.HTTPConnection
+        return kind(*self._address())
+
+    def _address(self) -> tuple[str, int]:
+        """Host and port. Without a port http.client would look for one in the host, and find the end of an IPv6 address."""
         parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port)
+        usual = {"http": http.client.HTTP_PORT, "https": http.client.HTTPS_PORT}[parts.scheme]
+        return parts.hostname or "", parts.port or usual
 
     def _exchange(
         self, connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str], deadline: float, fresh: bool

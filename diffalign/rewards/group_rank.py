@@ -40,7 +40,7 @@ class GroupRank(GroupReward):
         ranks = torch.zeros_like(part.values)
         index = part.applies.nonzero().squeeze(1)
         ranks[index] = _ranks(part.values[index], group[index])
-        return ranks if len(index) == len(ranks) else Partial(ranks, part.applies)
+        return Partial(ranks, part.applies).plain()
 
 
 def _ranks(values: Tensor, group: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import attrs
 from torch import Tensor
 
-from diffalign.core import Prompt, Reward, RewardFunction, score
+from diffalign.core import Partial, Prompt, Reward, RewardFunction, score
 from diffalign.core.demands import reach, require
 
 
@@ -20,7 +20,7 @@ class BinaryLiking(Reward):
     Scale: 0 or 1. Licence: that of R.
 
     Args:
-        reward: the reward R
+        reward: the reward R; a picture to which it does not apply is neither liked nor not
         threshold: least score of an image that is liked
 
     Reference: TDM-R1 trains on such feedback, arXiv:2603.07700.
@@ -37,6 +37,6 @@ class BinaryLiking(Reward):
         """Require what the reward inside requires."""
         require([self.reward], prompts)
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        scores = score({"BinaryLiking.reward": self.reward}, images, prompts)["BinaryLiking.reward"]
-        return (scores >= self.threshold).to(scores.dtype)
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+        part = score({"BinaryLiking.reward": self.reward}, images, prompts).partial("BinaryLiking.reward")
+        return Partial((part.values >= self.threshold).to(part.values.dtype), part.applies).plain()

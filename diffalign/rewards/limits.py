@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, Reward, RewardFunction, score
+from diffalign.core import Partial, Prompt, Reward, RewardFunction, score
 from diffalign.core.demands import reach, require
 
 
@@ -17,7 +17,7 @@ class Clipped(Reward):
     Scores that are not finite are refused before they are clipped.
 
     Args:
-        reward: reward that is clipped
+        reward: reward that is clipped; a picture to which it does not apply has no score
         low: least value; None means no bound
         high: largest value; None means no bound
     """
@@ -40,5 +40,6 @@ class Clipped(Reward):
         """Require what the reward inside requires."""
         require([self.reward], prompts)
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        return torch.clamp(score({"Clipped.reward": self.reward}, images, prompts)["Clipped.reward"], self.low, self.high)
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
+        part = score({"Clipped.reward": self.reward}, images, prompts).partial("Clipped.reward")
+        return Partial(torch.clamp(part.values, self.low, self.high), part.applies).plain()

@@ -86,16 +86,16 @@ class OCR(Reward):
 
 
 def wanted_text(prompt: str, key: str = "text") -> str:
-    """Text that an image should show: from the prompt's metadata, else the quoted text; "" if there is neither.
+    """Text that an image should show: from the prompt's metadata if that is not empty, else the quoted text; "" if there is neither.
 
     Raises:
         ConfigError: the metadata is not text.
     """
     metadata: Mapping[str, object] = getattr(prompt, "metadata", {})
-    if key in metadata:
-        text = metadata[key]
-        if not isinstance(text, str):
-            raise ConfigError(f"metadata {key!r} of prompt {str(prompt)!r} must be text; got {text!r}")
+    text = metadata.get(key, "")
+    if not isinstance(text, str):
+        raise ConfigError(f"metadata {key!r} of prompt {str(prompt)!r} must be text; got {text!r}")
+    if text.strip():  # an empty cell of a table says nothing
         return text
     return " ".join(next(filter(None, groups)).strip() for groups in _QUOTED.findall(prompt))
 

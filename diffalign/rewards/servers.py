@@ -16,6 +16,7 @@ from .connections import Answer, Connections, NoAnswerError
 T = TypeVar("T")
 
 _LONGEST_PAUSE = 30.0
+_LONGEST_ASKED_PAUSE = 600.0
 _PATIENCE = 5.0
 """Seconds within which a server must accept a connection."""
 _WORTH_ANOTHER_TRY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -44,8 +45,8 @@ class Servers:
     """Group of servers that give the same answers.
 
     After a refused or lost connection, a late answer, or a status 408, 425, 429, 500, 502, 503 or 504, the next server is asked. After
-    all servers there is a pause of `backoff * 2^n` seconds (at most 30; longer if `Retry-After` asks for it), and then the next round
-    begins. Every other status, and a wrong answer, is an error at once.
+    all servers there is a pause of `backoff * 2^n` seconds (at most 30; longer if `Retry-After` asks for it, up to ten minutes), and then
+    the next round begins. Every other status, and a wrong answer, is an error at once.
 
     Args:
         owner: name of the client in messages
@@ -134,7 +135,8 @@ class Servers:
 
     def _pause(self, lap: int, longer: float) -> float:
         """Seconds to wait. A random factor keeps clients from coming back all at once."""
-        return min(_LONGEST_PAUSE, max(longer, self.backoff * 2.0 ** (lap - 1) * random.uniform(0.75, 1.25)))
+        usual = min(_LONGEST_PAUSE, self.backoff * 2.0 ** (lap - 1) * random.uniform(0.75, 1.25))
+        return max(min(longer, _LONGEST_ASKED_PAUSE), usual)
 
 
 def _asked_pause(answer: Answer) -> float:

@@ -7,7 +7,7 @@ import attrs
 from diffalign.core import Progress, Streams
 
 from .plans import Branching, Plan
-from .splits import branching_at, move_apart, per_split
+from .splits import branching_at, move_apart, noise_within, per_split
 
 
 @attrs.frozen
@@ -20,7 +20,7 @@ class AdaptivePlan(Plan):
         eta_j = min(eta_j (low_factor + (high_factor - low_factor) a), eta_max)
 
     Then the splits are moved apart as in `ProgressPlan`, so that all draws have equally many levels and leaves. At the first step there
-    is no reward yet: the splits are evenly spaced, s_j = j (steps // (levels + 1)), with a = 1/2.
+    is no reward yet: the splits are evenly spaced, s_j = j (steps // (splits + 1)), with a = 1/2.
 
     The range of rewards is given, not learned. A running range or mean would be state that a resumed run must restore, and it would
     follow the reward until the position in the range means nothing. Take the mean reward of the policy before training
@@ -73,6 +73,11 @@ class AdaptivePlan(Plan):
         if max(per_split(self.eta, self.splits, "AdaptivePlan")) > self.eta_max:
             raise ValueError(f"AdaptivePlan.eta must be at most eta_max, {self.eta_max:g}; got {self.eta}")
 
+    def largest_noise(self, steps: int) -> tuple[float, ...]:
+        earliest = self._branching(steps, [float(self.first)] * self.splits, 0.5)
+        etas = self._etas(self.eta_factors.index(max(self.eta_factors)))
+        return noise_within(earliest, self.first, steps - 1 - self.tail_guard, max(etas))
+
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
         first, last = self.first, steps - 1 - self.tail_guard
         if progress.reward is None:
@@ -83,9 +88,15 @@ class AdaptivePlan(Plan):
             generator = streams.generator("plan")
             early, late = 1 + self.concentration * place, 1 + self.concentration * (1 - place)
             positions = [first + (last - first) * generator.beta(early, late) for _ in range(self.splits)]
-        splits = move_apart("AdaptivePlan", positions, first, last, self.min_gap)
+        return self._branching(steps, positions, place)
+
+    def _etas(self, place: float) -> list[float]:
+        """Noise level of each split, at a place in the range of rewards."""
         factor = self.eta_factors[0] + (self.eta_factors[1] - self.eta_factors[0]) * place
-        etas = [min(eta * factor, self.eta_max) for eta in per_split(self.eta, self.splits, "AdaptivePlan")]
+        return [min(eta * factor, self.eta_max) for eta in per_split(self.eta, self.splits, "AdaptivePlan")]
+
+    def _branching(self, steps: int, positions: Sequence[float], place: float) -> Branching:
+        splits = move_apart("AdaptivePlan", positions, self.first, steps - 1 - self.tail_guard, self.min_gap)
         return branching_at(
-            "AdaptivePlan", steps, splits, etas, self.branches, self.roots, self.levels, self.max_leaves, self.promote_roots
+            "AdaptivePlan", steps, splits, self._etas(place), self.branches, self.roots, self.levels, self.max_leaves, self.promote_roots
         )

@@ -49,6 +49,5 @@ class FixedPlan(Plan):
                 f"got {list(self.splits)}"
             )
         etas = per_split(self.eta, len(self.splits), "FixedPlan")
-        return branching_at(
-            "FixedPlan", steps, self.splits, etas, self.branches, self.roots, self.levels, self.max_leaves, self.promote_roots
-        )
+        promote = self.promote_roots and self.splits[0] <= 1
+        return branching_at("FixedPlan", steps, self.splits, etas, self.branches, self.roots, self.levels, self.max_leaves, promote)

@@ -1,5 +1,6 @@
 """Rollout that all samplers share: one batched transition per step over the frontier of all prompts."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import attrs
@@ -44,7 +45,7 @@ def roll_out(
             the weights.
     """
     policy = policy.sized(condition.size)
-    sigmas = _grid(policy, branching)
+    sigmas = checked_grid(policy, branching.noise_levels)
     _require_placed(policy, condition)
     stored = _stored(branching, keep_all)
     frontier, nodes, calls = Frontier.of_roots(len(condition), branching.roots), Nodes(), 0
@@ -87,7 +88,7 @@ def draw_ends(
         ValueError: the grid has no such number of steps, or the condition is not on the device of the weights.
     """
     policy = policy.sized(condition.size)
-    sigmas = _grid(policy, branching)
+    sigmas = checked_grid(policy, branching.noise_levels)
     _require_placed(policy, condition)
     frontier, nodes = Frontier.of_roots(len(condition), branching.roots), Nodes()
     latents = policy.prior(_noise(policy, condition, streams, 0, frontier))
@@ -114,7 +115,7 @@ def foreseen(policy: Policy, branching: Branching) -> Outline:
         ValueError: the policy's grid has no such number of steps, a noisy step lies where the kernel gives no noise, or its eta is too
             large for it.
     """
-    return Outline(branching.leaves, branching.noise_levels, _grid(policy, branching))
+    return Outline(branching.leaves, branching.noise_levels, checked_grid(policy, branching.noise_levels))
 
 
 def _stored(branching: Branching, keep_all: bool) -> set[int]:
@@ -124,17 +125,21 @@ def _stored(branching: Branching, keep_all: bool) -> set[int]:
     return {0, len(steps), *(range(len(steps)) if keep_all else ends)}
 
 
-def _grid(policy: Policy, branching: Branching) -> Tensor:
+def checked_grid(policy: Policy, noise_levels: Sequence[float]) -> Tensor:
     """Read the policy's sigmas for these steps, on the host: [T+1].
+
+    Args:
+        policy: policy whose grid and kernel are asked
+        noise_levels: [T] eta of each step
 
     Raises:
         ValueError: their number does not fit the steps, a noisy step lies where the kernel gives no noise, or its eta is too large for it.
     """
-    steps = len(branching.children)
+    steps = len(noise_levels)
     sigmas = policy.sigmas(steps).cpu()
     if len(sigmas) != steps + 1:
         raise ValueError(f"{type(policy).__name__}.sigmas({steps}) must have {steps + 1} entries; got {len(sigmas)}")
-    for step, eta in enumerate(branching.noise_levels):
+    for step, eta in enumerate(noise_levels):
         if eta == 0:
             continue
         if eta > policy.kernel.largest_eta:

@@ -101,3 +101,10 @@ class Plan(ABC):
         Raises:
             ValueError: the plan does not fit that many steps. Samplers call this once when they are built.
         """
+
+    def largest_noise(self, steps: int) -> tuple[float, ...]:
+        """Largest eta that any draw of the run may give to each of `steps` denoising steps, so that a policy can refuse it beforehand: [T].
+
+        Without another word it is that of the first draw, which is right for a plan that never changes.
+        """
+        return self.draw(steps, Progress(0, 1), Streams(0)).noise_levels

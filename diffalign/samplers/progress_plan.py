@@ -8,7 +8,7 @@ import attrs
 from diffalign.core import Progress, Streams
 
 from .plans import Branching, Plan
-from .splits import branching_at, move_apart, per_split
+from .splits import branching_at, move_apart, noise_within, per_split
 
 
 @attrs.frozen
@@ -66,6 +66,14 @@ class ProgressPlan(Plan):
                 raise ValueError(f"ProgressPlan.{name} must not decrease; got {list(splits)}")
         per_split(self.eta, len(self.early), "ProgressPlan")
 
+    def largest_noise(self, steps: int) -> tuple[float, ...]:
+        last, eta = steps - 1 - self.tail_guard, max(per_split(self.eta, len(self.early), "ProgressPlan"))
+        if not self.concentration:  # splits go from their early to their late step and draw nothing
+            ends = [self.draw(steps, Progress(step, 2), Streams(0)) for step in range(2)]
+            noisy = [step for end in ends for step, level in enumerate(end.noise_levels) if level > 0]
+            return tuple(eta if min(noisy) <= step <= max(noisy) else 0.0 for step in range(steps))
+        return noise_within(self._branching(steps, [float(self.first)] * len(self.early)), self.first, last, eta)
+
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
         outside = [split for split in (*self.early, *self.late) if not 0 <= split < steps]
         if outside:
@@ -78,7 +86,10 @@ class ProgressPlan(Plan):
             shares = [min(max((position - self.first) / (last - self.first), 1e-3), 1 - 1e-3) for position in positions]
             kappa = self.concentration
             positions = [self.first + (last - self.first) * generator.beta(kappa * share, kappa * (1 - share)) for share in shares]
-        splits = move_apart("ProgressPlan", positions, self.first, last, self.min_gap)
+        return self._branching(steps, positions)
+
+    def _branching(self, steps: int, positions: Sequence[float]) -> Branching:
+        splits = move_apart("ProgressPlan", positions, self.first, steps - 1 - self.tail_guard, self.min_gap)
         etas = per_split(self.eta, len(splits), "ProgressPlan")
         return branching_at(
             "ProgressPlan", steps, splits, etas, self.branches, self.roots, self.levels, self.max_leaves, self.promote_roots

@@ -78,6 +78,19 @@ def move_apart(where: str, positions: Sequence[float], first: int, last: int, ga
     return steps
 
 
+def noise_within(earliest: Branching, first: int, last: int, eta: float) -> tuple[float, ...]:
+    """Largest eta of each step where splits are drawn anew, anywhere from step `first` to `last`: [T].
+
+    Args:
+        earliest: branching of the earliest splits that can be drawn; if its first one became roots, step `first` is never stochastic
+        first: first step that may split
+        last: last step that may split
+        eta: largest noise level of a split
+    """
+    begin = first if earliest.noise_levels[first] > 0 else first + 1
+    return tuple(eta if begin <= step <= last else 0.0 for step in range(len(earliest.noise_levels)))
+
+
 def per_split(eta: float | Sequence[float], count: int, where: str) -> list[float]:
     """Noise level of each of `count` splits.
 

@@ -5,7 +5,7 @@ import attrs
 from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
 
 from .fixed_plan import FixedPlan
-from .frontier import foreseen, roll_out
+from .frontier import checked_grid, foreseen, roll_out
 from .plans import Branching, Plan
 
 
@@ -40,6 +40,7 @@ class TreeSampler(TrajectorySampler):
         return self.plan.draw(self.steps, progress or Progress(0, 1), streams or Streams(0))
 
     def outline(self, policy: Policy) -> Outline:
+        checked_grid(policy, self.plan.largest_noise(self.steps))  # a later draw may reach other steps than the first
         return foreseen(policy, self.branching())
 
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:

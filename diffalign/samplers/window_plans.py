@@ -46,6 +46,11 @@ class SlidingWindow(Plan):
         places = range(self.first, last + 1, self.stride)
         return _window(steps, places[progress.step // self.every % len(places)], self.width, self.samples, self.eta, self.shared_noise)
 
+    def largest_noise(self, steps: int) -> tuple[float, ...]:
+        last = _last("SlidingWindow", steps, self.first, self.width)
+        places = range(self.first, last + 1, self.stride)
+        return tuple(self.eta if any(place <= step < place + self.width for place in places) else 0.0 for step in range(steps))
+
 
 @attrs.frozen
 class RandomWindow(Plan):
@@ -71,6 +76,10 @@ class RandomWindow(Plan):
         last = _last("RandomWindow", steps, self.first, self.width)
         place = int(streams.generator("plan").integers(self.first, last + 1))
         return _window(steps, place, self.width, self.samples, self.eta, self.shared_noise)
+
+    def largest_noise(self, steps: int) -> tuple[float, ...]:
+        end = _last("RandomWindow", steps, self.first, self.width) + self.width
+        return tuple(self.eta if self.first <= step < end else 0.0 for step in range(steps))
 
 
 def _last(where: str, steps: int, first: int, width: int) -> int:

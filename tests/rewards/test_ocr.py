@@ -120,6 +120,8 @@ def test_edit_distance_obeys_the_triangle_inequality(first, second, third):
         (Prompt('a sign "Yes"', {"text": "No"}), "No"),
         (Prompt("a sign", {"text": 'It\'s "on"'}), 'It\'s "on"'),
         (Prompt("a sign", {"count": 3}), ""),
+        (Prompt('a sign "Yes"', {"text": ""}), "Yes"),  # an empty cell of a table
+        (Prompt('a sign "Yes"', {"text": " "}), "Yes"),
     ],
 )
 def test_wanted_text(prompt, text):

@@ -12,7 +12,9 @@ from diffalign.core import AlignmentLoop, Prompt, RewardError
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
+from diffalign.rewards.connections import Answer, Connections
 from diffalign.rewards.remote import RemoteReward
+from diffalign.rewards.servers import _asked_pause
 from diffalign.samplers import FixedPlan, TreeSampler
 
 IMAGES = torch.zeros(2, 3, 4, 4)
@@ -118,6 +120,27 @@ def test_pauses_double():
     pauses = [reward._servers._pause(lap, 0.0) for lap in (1, 2, 3, 4, 9)]
     for pause, expected in zip(pauses, (1, 2, 4, 8, 30), strict=True):
         assert 0.75 * expected <= pause <= 1.25 * expected
+
+
+@pytest.mark.parametrize(("asked", "pause"), [("120", 120.0), ("99999", 600.0)])
+def test_a_long_retry_after_is_kept_up_to_ten_minutes(asked, pause):
+    answer = Answer(503, {"retry-after": asked}, b"")
+    assert RemoteReward("http://127.0.0.1:9")._servers._pause(1, _asked_pause(answer)) == pause
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://[::1]/v1", ("::1", 80)),
+        ("https://[2001:db8::17]", ("2001:db8::17", 443)),
+        ("http://[::1]:81", ("::1", 81)),
+        ("http://host", ("host", 80)),
+        ("https://host:8443/v1", ("host", 8443)),
+    ],
+)
+def test_a_url_without_a_port_takes_that_of_its_scheme(url, address):
+    connection = Connections(url, timeout=1.0, longest=10)._connection()
+    assert (connection.host, connection.port) == address
 
 
 def test_nobody_listens():

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,11 +55,28 @@ def test_binary_liking_is_a_threshold():
     assert BinaryLiking(brightness, 0.51)(IMAGES, PROMPTS).tolist() == [0.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("around", [lambda r: Clipped(r, 0.0), lambda r: BinaryLiking(r, 0.5), Cached, lambda r: WeightedSum({"x": r})])
-def test_scores_that_do_not_apply_everywhere_are_refused_and_not_made_up(around):
-    wrapped = around(lambda images, prompts: Partial(brightness(images, prompts), torch.tensor([True, False, True])))
-    with pytest.raises(RewardError, match=r"reward 'r' raised ValueError .* applies to 2 of 3 pictures"):
-        score({"r": wrapped}, IMAGES, PROMPTS)
+def not_the_second(images, prompts):
+    """Brightness, of no picture of the prompt "b"."""
+    return Partial(brightness(images, prompts), torch.tensor([prompt != "b" for prompt in prompts]))
+
+
+@pytest.mark.parametrize(
+    ("around", "expected"),
+    [(lambda r: Clipped(r, 0.25), [0.25, 1.0]), (lambda r: BinaryLiking(r, 0.75), [0.0, 1.0]), (Cached, [0.0, 1.0])],
+)
+def test_a_score_that_does_not_apply_stays_none_behind_a_wrapper(around, expected):
+    wrapped = around(not_the_second)
+    for _ in range(2):  # the second time from the cache
+        part = score({"r": wrapped}, IMAGES, PROMPTS).partial("r")
+        assert part.applies.tolist() == [True, False, True]
+        assert part.scores.tolist() == expected
+    every = wrapped(IMAGES[::2], PROMPTS[::2])
+    assert isinstance(every, torch.Tensor) and every.tolist() == expected
+
+
+def test_a_sum_with_a_score_that_does_not_apply_is_refused_and_not_made_up():
+    with pytest.raises(RewardError, match=r"WeightedSum.rewards must apply to every picture; 'x' does not. Give the run the rewards by name"):
+        score({"r": WeightedSum({"y": brightness, "x": not_the_second})}, IMAGES, PROMPTS)
 
 
 @pytest.mark.parametrize("wrapped", [Clipped(broken, 0.0, 1.0), BinaryLiking(broken, 0.5), Cached(broken), Concurrent({"x": broken})])
@@ -94,6 +112,17 @@ def test_cached_tells_images_prompts_and_metadata_apart():
     assert inner.asked == [1] * 6
     reward(IMAGES[:1], [Prompt("a", {"number": 2})])
     assert inner.asked == [1] * 6
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, lambda numbers: [numbers], lambda numbers: {"inside": torch.tensor(numbers)}])
+def test_cached_tells_long_metadata_apart(kind):
+    masks = [[0.0] * 2000 for _ in range(2)]
+    masks[1][1000] = 400.0  # `repr` of an array leaves out its middle
+    inner = Counted()
+    reward = Cached(inner)
+    for mask in (*masks, *masks):
+        reward(IMAGES[:1], [Prompt("a", {"mask": kind(mask)})])
+    assert inner.asked == [1, 1]
 
 
 def test_cached_forgets_what_was_used_longest_ago():

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign.core import Progress, Streams
+from diffalign.core import CPS, FlowSDE, Progress, Streams
 from diffalign.samplers import AdaptivePlan, ProgressPlan, TreeSampler
+from diffalign.testing import TinyPolicy
 
 DRAWS = 12
 """Draws of each plan that hypothesis makes up."""
@@ -53,12 +54,14 @@ def promised(count, options):
 def check_every_draw(plan, count, steps, options, progresses, seed):
     TreeSampler(steps, plan)
     leaves, levels = promised(count, options)
+    most = plan.largest_noise(steps)
     for progress in progresses:
         streams = Streams(seed, progress.step)
         branching = plan.draw(steps, progress, streams)
         assert branching == plan.draw(steps, progress, Streams(seed, progress.step))  # its arguments alone
         assert branching.leaves == leaves
         assert len(branching.children) == steps
+        assert all(eta <= limit for eta, limit in zip(branching.noise_levels, most, strict=True))
         splits = splits_of(branching)
         promoted = options["promote_roots"] and branching.roots != options["roots"]
         assert len(splits) == count - promoted
@@ -87,6 +90,35 @@ def test_every_draw_of_an_adaptive_plan_has_the_promised_leaves(case, data):
     rewards = data.draw(st.lists(st.none() | st.floats(-1, 2), min_size=DRAWS, max_size=DRAWS))
     progresses = [Progress(number, 100, reward) for number, reward in enumerate(rewards)]
     check_every_draw(plan, count, steps, options, progresses, data.draw(st.integers(0, 2**32)))
+
+
+@pytest.mark.parametrize(
+    ("plan", "kernel", "message"),
+    [
+        (ProgressPlan((3, 4, 5), (1, 3, 5), first=0), FlowSDE(), "singular at sigma = 1"),
+        (ProgressPlan((3, 4), (0, 4), first=0, concentration=0.0), FlowSDE(), "singular at sigma = 1"),
+        (AdaptivePlan(0.0, 1.0, first=0), FlowSDE(), "singular at sigma = 1"),
+        (AdaptivePlan(0.0, 1.0, eta=0.9, eta_factors=(1.3, 0.8), eta_max=1.5), CPS(), "at most 1 for CPS; step 1 is planned with 1.17"),
+    ],
+)
+def test_what_a_later_draw_reaches_is_refused_before_the_run(plan, kernel, message):
+    sampler = TreeSampler(8, plan)
+    assert max(plan.largest_noise(8)) >= max(sampler.branching().noise_levels)
+    with pytest.raises(ValueError, match=message):
+        sampler.outline(TinyPolicy(kernel=kernel))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        ProgressPlan((3, 4, 5), (1, 3, 5)),
+        ProgressPlan((3, 4), (1, 4), first=0, concentration=0.0),
+        ProgressPlan((1, 2, 3), (1, 3, 5), first=0, promote_roots=True),  # a split at step 0 becomes roots
+        AdaptivePlan(0.0, 1.0, first=0, promote_roots=True, eta=0.9),
+    ],
+)
+def test_what_no_draw_reaches_is_not_refused(plan):
+    TreeSampler(8, plan).outline(TinyPolicy(kernel=FlowSDE()))
 
 
 def test_the_shipped_setting_keeps_27_leaves_where_the_release_drops_to_9():

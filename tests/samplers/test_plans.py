@@ -175,6 +175,7 @@ def test_root_promotion_trades_the_first_split_for_roots():
     assert (plan.draw(6, *HERE).rollout_rows, plan.draw(6, *HERE).replay_rows) == (48, 12)
     later = FixedPlan((2, 3, 4), promote_roots=True)
     assert later.draw(6, *HERE) == FixedPlan((2, 3, 4)).draw(6, *HERE)
+    assert FixedPlan((2,), promote_roots=True).draw(6, *HERE) == FixedPlan((2,)).draw(6, *HERE)
     assert FixedPlan((0, 3), eta=(0.2, 0.9), promote_roots=True).draw(6, *HERE).noise_levels == (0.0, 0.0, 0.0, 0.9, 0.0, 0.0)
 
 

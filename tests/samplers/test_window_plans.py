@@ -21,6 +21,8 @@ def test_the_window_slides_and_begins_again():
     seen = [places(plan, 8, step)[0] for step in range(0, 25, 5)]
     assert seen == [[1, 2], [3, 4], [5, 6], [1, 2], [3, 4]]
     assert places(plan, 8, 4)[0] == [1, 2]
+    assert plan.largest_noise(8) == (0.0, *[0.7] * 6, 0.0)
+    assert SlidingWindow(width=1, stride=3).largest_noise(8) == (0.0, 0.7, 0.0, 0.0, 0.7, 0.0, 0.0, 0.0)
 
 
 def test_the_papers_window_of_25_steps_reaches_the_last_but_one():
@@ -42,6 +44,7 @@ def test_a_random_window_is_drawn_by_the_step_and_stands_everywhere():
     plan = RandomWindow(width=2, samples=3)
     seen = [places(plan, 7, step)[0][0] for step in range(80)]
     assert set(seen) == {1, 2, 3, 4}
+    assert plan.largest_noise(7) == (0.0, *[0.7] * 5, 0.0)
     assert seen == [places(plan, 7, step)[0][0] for step in range(80)]
     assert seen != [places(plan, 7, step, seed=1)[0][0] for step in range(80)]
 
