@@ -234,6 +234,9 @@ def test_a_guided_run_is_exported_too(tmp_path_factory, tmp_path, capsys):
     assert main(["train", "guided.yaml"]) == 0
     trained = load_file("runs/guided/lora/pytorch_lora_weights.safetensors")
     assert main(["export", "runs/guided/step-000001", "--out", "elsewhere", "--role", "policy"]) == 0
+    capsys.readouterr()
+    assert main(["export", "runs/guided", "--out", "elsewhere", "--format", "comfyui"]) == 2  # beside it both would have one README
+    assert "--out must be a new or an empty folder; elsewhere holds files" in capsys.readouterr().err
     again = load_file("elsewhere/pytorch_lora_weights.safetensors")
     assert trained.keys() == again.keys()
     assert all((again[name] == tensor).all() for name, tensor in trained.items())

@@ -15,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="diffusers",
         help="LoRA for diffusers' load_lora_weights, LoRA for ComfyUI, or the whole pipeline with the LoRA merged in (%(default)s)",
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder (RUN/export/FORMAT)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder, new or empty (RUN/export/FORMAT, which is written anew)")
     parser.add_argument("--role", metavar="NAME", help="weights of the checkpoint to export (the average if there is one, else the policy)")
 
 
@@ -30,6 +30,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     subject = Subject.of(options.run, overrides)
     if subject.checkpoint is None or subject.folder is None:
         raise ConfigError(f"export needs a run folder or a checkpoint; {options.run!r} is a run file, whose weights are not trained yet")
+    if options.out is not None and options.out.is_dir() and any(options.out.iterdir()):
+        raise ConfigError(f"--out must be a new or an empty folder; {options.out} holds files, perhaps of another export. Name another one.")
     policy = trained_policy(subject.job, subject.checkpoint, options.role)
     card = Card()
     with unessential("what the model card says of the run"):

@@ -22,16 +22,25 @@ def reward_name(reward: object) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
 
 
+_TAKEN = "group_std"
+
+
 def named_rewards(rewards: RewardFunction | Mapping[str, RewardFunction]) -> dict[str, RewardFunction]:
     """Rewards by name; a single reward gets its own name.
 
     Raises:
-        ValueError: there is none, or one cannot be called as a reward, or holds another one that must stand under its own name.
+        ValueError: there is none, or one cannot be called as a reward, or holds another one that must stand under its own name, or has a
+            name that metrics cannot carry.
     """
     named = dict(rewards) if isinstance(rewards, Mapping) else {reward_name(rewards): rewards}
     if not named:
         raise ValueError("rewards must name at least one reward; got none")
     for name, reward in named.items():
+        if not name or "/" in name or name == _TAKEN:
+            raise ValueError(
+                f"rewards must have names that metrics can carry, reward/NAME and reward/NAME/SOURCE: not empty, without '/', and not "
+                f"{_TAKEN!r}, which is the deviation within groups; got {name!r}"
+            )
         if not callable(reward):
             raise ValueError(f"rewards[{name!r}] must be callable with (images, prompts); got {type(reward).__name__}")
         require_order(name, reward)

@@ -9,6 +9,7 @@ import attrs
 
 from ..core import AlignmentLoop, ConfigError, Hook, Outcome, Report
 from ..core.report import plain
+from ..core.unessential import say
 from ..costs.filling import Filling
 from .checkpoints import Checkpoints
 from .console import Console
@@ -16,6 +17,7 @@ from .folder import has_begun, require_writable
 from .lock import FolderLock
 from .pictures import FirstAndLast
 from .recording import Recorder
+from .settings import settings_of
 from .signs import Signs
 from .snapshot import complete_checkpoints
 
@@ -53,9 +55,11 @@ def run(
         if not resume and start == 0 and has_begun(place):
             raise ConfigError(f"folder {place} must not hold another run; it has steps of one. Give resume=True, or another folder.")
         loop.folder = place
-        checkpoints = Checkpoints(place)
+        checkpoints = Checkpoints(place, settings=settings_of(loop))
         if resume and complete_checkpoints(place):
             start = checkpoints.restore(loop)
+            if total < start and loop.devices.rank == 0:
+                say(f"{place} has {start} steps already, so a total of {total} adds none. Give a larger one to go on.")
             total = max(total, start)
         return _advanced(loop, total, start, [FirstAndLast(place), Recorder(place, name=place.name), checkpoints], show)
 

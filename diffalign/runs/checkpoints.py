@@ -10,10 +10,12 @@ import attrs
 import torch
 
 from ..core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, agree
+from ..core.unessential import say
 from ..durable import discard
 from .best import BEST, Score, evaluated, held_out_score, keep, training_score, value_to_beat
 from .identity import differences
 from .lock import is_held_elsewhere
+from .settings import changes
 from .snapshot import (
     CONFIG,
     RunSnapshot,
@@ -46,12 +48,14 @@ class Checkpoints(Hook):
         every: steps between checkpoints
         config: resolved configuration, which the checkpoint holds
         keep: number of latest checkpoints that are kept
+        settings: what `settings_of` gave before the run; `restore` says what has changed
     """
 
     folder: Path
     every: int = attrs.field(default=50, validator=attrs.validators.ge(1))
     config: str = ""
     keep: int = attrs.field(default=2, validator=attrs.validators.ge(1))
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
     _saved: int | None = attrs.field(default=None, init=False)
     _rewards: list[float] = attrs.field(factory=list, init=False)
     _finished: tuple[int, Mapping[str, Any]] | None = attrs.field(default=None, init=False)
@@ -61,9 +65,14 @@ class Checkpoints(Hook):
         """Load the last complete checkpoint of the folder; returns the number of steps done.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is none, or it was written with other settings of the optimizers.
         """
-        return load(loop, self._last())
+        last = self._last()
+        changed = changes(_facts_of(last).get("settings", {}), self.settings)
+        if changed and loop.devices.rank == 0:
+            shown, more = "; ".join(changed[:8]), f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
+            say(f"{last} was written with other settings: {shown}{more}. The run goes on with those of now.")
+        return load(loop, last)
 
     def resume(self, loop: AlignmentLoop, new_total: bool = False) -> int:
         """Restore a run in order to continue it, only from a checkpoint of the same configuration.
@@ -164,7 +173,7 @@ class Checkpoints(Hook):
 
     def _facts(self, loop: AlignmentLoop, step: int, score: Score | None) -> dict[str, Any]:
         judged = {"score": None} if score is None else {"score": score.value, "measure": score.measure}
-        return {"step": step, "reward": loop.reward, **judged, "rewards": self._rewards}
+        return {"step": step, "reward": loop.reward, **judged, "rewards": self._rewards, "settings": dict(self.settings)}
 
     def _judge(self, loop: AlignmentLoop, step: int, due: bool) -> None:
         """Keep the weights of this step if they are the best so far. All processes decide alike."""
@@ -196,7 +205,12 @@ class Checkpoints(Hook):
 def _rewards_of(written: Path) -> list[float]:
     """Rewards of the steps before a checkpoint, which it has recorded."""
     try:
-        facts: Mapping[str, Any] = json.loads((written / "manifest.json").read_text(encoding="utf-8"))
-        return [float(reward) for reward in facts.get("rewards", [])]
+        return [float(reward) for reward in _facts_of(written).get("rewards", [])]
     except FileNotFoundError:  # the run continues from a checkpoint in another folder
         return []
+
+
+def _facts_of(written: Path) -> Mapping[str, Any]:
+    """Manifest of a checkpoint whose files have been checked."""
+    facts: Mapping[str, Any] = json.loads((written / "manifest.json").read_text(encoding="utf-8"))
+    return facts

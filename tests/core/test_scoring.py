@@ -81,3 +81,9 @@ def test_no_reward_and_what_cannot_be_called_are_refused():
         named_rewards({})
     with pytest.raises(ValueError, match=r"rewards\['a'\] must be callable with \(images, prompts\); got float"):
         named_rewards({"a": 1.0})
+
+
+@pytest.mark.parametrize("name", ["", "group_std", "b/any"])
+def test_names_that_metrics_cannot_carry_are_refused(name):
+    with pytest.raises(ValueError, match=f"rewards must have names that metrics can carry, .*; got {name!r}"):
+        named_rewards({name: channel_reward, "b": channel_reward})
