@@ -1,0 +1,101 @@
+"""The loop: what is refused before a weight moves."""
+
+import pytest
+import torch
+from loops import PROMPTS, TREE, Phased, build, phase, same, sgd, square, weights
+
+from diffalign.core import Loss, Phase, Progress, Streams
+from diffalign.objectives import SoftmaxTB
+from diffalign.samplers import DeterministicSampler, Midpoint
+from diffalign.testing import BrokenReplay, TinyPolicy
+
+
+@pytest.mark.parametrize("block", [torch.no_grad, lambda: torch.autocast("cpu", dtype=torch.bfloat16)])
+def test_losses_that_yield_inside_a_block_are_refused_and_leave_no_trace(block):
+    policy = TinyPolicy()
+    before = weights(policy)
+
+    def losses(batch, update):
+        with block():
+            yield Loss(square(policy))
+
+    loop = build(Phased(policy, Phase({"policy": policy}, losses)))
+    with pytest.raises(RuntimeError, match="the losses of policy yielded inside no_grad or autocast"):
+        loop.step(PROMPTS.draw(0, 2), Progress(0, 1))
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+    assert same(weights(policy), before)
+
+
+def test_dropout_is_refused_while_it_is_on():
+    policy = TinyPolicy()
+    policy.network.body.append(torch.nn.Dropout(0.1))
+    with pytest.raises(ValueError, match=r"role 'policy': 'network.body.3' has dropout 0.1; replay could not be exact. Set it to 0."):
+        build(SoftmaxTB(policy))
+    policy.eval()
+    build(SoftmaxTB(policy))
+    policy.train()
+    policy.network.body[3].p = 0.0
+    build(SoftmaxTB(policy))
+
+
+def test_a_role_without_trainable_weights_is_refused():
+    with pytest.raises(ValueError, match="role 'policy' has nothing to train: no parameter requires grad"):
+        build(SoftmaxTB(TinyPolicy().fork()))
+
+
+def test_an_optimizer_for_no_role_is_refused():
+    with pytest.raises(ValueError, match="optimizers has an entry 'critic'; the roles are policy, or 'default' for all"):
+        build(SoftmaxTB(TinyPolicy()), optimizers={"critic": sgd(0.1), "policy": sgd(0.1)})
+
+
+@pytest.mark.parametrize(
+    "options", [{"prompts_per_step": 0}, {"max_grad_norm": 0.0}, {"chunk": 0}, {"check_rows": -1}], ids=lambda options: next(iter(options))
+)
+def test_numbers_out_of_range_are_refused_by_name(options):
+    with pytest.raises(ValueError, match=f"'{next(iter(options))}' must be >"):
+        build(SoftmaxTB(TinyPolicy()), **options)
+
+
+@pytest.mark.parametrize(("total", "start"), [(3, 4), (3, -1)])
+def test_a_start_outside_the_run_is_refused(total, start):
+    with pytest.raises(ValueError, match=rf"start must lie between 0 and total = {total}; got {start}"):
+        build(SoftmaxTB(TinyPolicy())).run(total, start)
+
+
+def test_a_slip_of_one_sigma_index_fails_before_a_weight_moves_and_names_the_level():
+    policy = BrokenReplay(TinyPolicy(), "sigma", 5)
+    before = weights(policy)
+    with pytest.raises(RuntimeError, match=r"first-step contract: .* At level 1 \(sigma 0.8889 -> 0.75\)"):
+        build(SoftmaxTB(policy), check_rows=1).run(1)
+    assert same(weights(policy), before)
+    build(SoftmaxTB(BrokenReplay(TinyPolicy(), "sigma", 5)), check_rows=0).run(1)  # switched off, the slip goes unnoticed
+
+
+def test_the_behaviour_policy_rolls_out_and_is_held_to_the_contract():
+    policy = TinyPolicy()
+    old = policy.fork()
+
+    class Delayed(Phased):
+        def behavior(self):
+            return old
+
+        def policies(self):
+            return {"policy": policy, "old": old}
+
+    with torch.no_grad():
+        policy.network.lora_B.weight += 1.0
+    report = build(Delayed(policy, phase(policy=policy))).step(PROMPTS.draw(0, 2), Progress(0, 1))
+    with torch.no_grad():
+        expected = TREE.sample(old, old.encode(PROMPTS.draw(0, 2)), Progress(0, 1), Streams(0, 0))
+    assert torch.equal(report.batch.trajectories.latents, expected.latents)
+    assert report.metrics["contract/deviation"] < 1e-5
+
+
+@pytest.mark.parametrize("solver", [None, Midpoint()], ids=["steps", "ends"])
+def test_deterministic_samplers_have_no_contract_to_break_and_say_no_number(solver):
+    policy = TinyPolicy()
+    loop = build(Phased(policy, phase(policy=policy)), sampler=DeterministicSampler(3, samples=2, solver=solver))
+    metrics = loop.step(PROMPTS.draw(0, 2), Progress(0, 1)).metrics
+    assert not [name for name in metrics if name.startswith("contract/")]
+    assert "rows/policy/contract" not in metrics
