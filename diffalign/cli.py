@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = _parser().parse_known_args(arguments)
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # else their notes about optional packages mix with the output of a run
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if os.getcwd() not in sys.path and "" not in sys.path:  # as `python -m diffalign` does, to find a user's parts beside the run file
         sys.path.append(os.getcwd())
     with warnings.catch_warnings():

@@ -95,6 +95,11 @@ def test_a_run_imports_only_what_it_uses() -> None:
     assert python("-c", code).stdout.splitlines()[-1] == "[]"
 
 
+def test_notes_of_optional_packages_do_not_mix_with_the_output() -> None:
+    code = "import logging; from diffalign.cli import main; main(['check', 'toy.yaml']); print(logging.getLogger('bitsandbytes.backends.cpu.ops').isEnabledFor(logging.WARNING))"
+    assert python("-c", code).stdout.splitlines()[-1] == "False"
+
+
 # --- train
 
 
