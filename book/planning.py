@@ -44,7 +44,7 @@ TEXT = """\
 
 `diffalign check RUN.yaml` builds a run and says what a step costs. Where the weights are not on this machine, `--no-weights` plans the
 run by the published shape of its model: the network is made on torch's meta device, which has sizes and no numbers. Nothing is downloaded,
-no GPU is needed, and it takes a minute at most.
+no GPU is needed, and it takes a minute at most for each image size that prompts ask for.
 
 ```
 diffalign check examples/flux1_tmpo_24gb.yaml --no-weights --device 4090
@@ -57,10 +57,10 @@ It says
 - how much memory a device needs: weights, gradients and optimizer, the rollout, the update, and text encoders and autoencoder, where
   they stay (`offload: true` takes them off the device while they have nothing to do);
 - the row budget that fits: `--objective.rows N`. The memory of an update is counted on the operators of a forward and a backward pass,
-  with activation checkpointing where the run has it;
+  with activation checkpointing where the run has it, for the longest prompt and the largest image size that one asks for;
 - the seconds of a step on the card: [what is expected](scaling.md#the-limit-of-a-step), compiled or not as the run is, and the least, by
   the roofline: a floor. Measured steps of SD3.5-M took 1.2 (compiled and recorded) to 2.4 times the bound "operator by operator"; a call of
-  one row, which waits for the host, up to ten times.
+  one row, which waits for the host, up to ten times. If prompts ask for several sizes, it is the mean over the prompts.
 
 Not in it: rewards and the evaluation, which are not built; the allocator's own room (leave a tenth); the unpacking of quantised weights.
 Known are {known}. `path` may also be such a name. A run that has its weights is planned in the same way by `diffalign check RUN.yaml`.

@@ -39,6 +39,7 @@ from diffalign.core import (
 )
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
+from diffalign.prompts import Mixture, PromptFile, Prompts
 from diffalign.samplers import ChainSampler, FixedPlan, Plan, TreeSampler
 
 RUN = """
@@ -463,6 +464,46 @@ def test_a_class_that_is_usual_at_its_place_need_not_be_named(tmp_path: Path, mo
     assert (type(optimizer), optimizer.defaults["lr"]) == (torch.optim.AdamW, 1e-3)
 
 
+@pytest.mark.parametrize(
+    ("given", "overrides", "role", "rate"),
+    [
+        ("1e-3", (), "default", 1e-3),
+        ("{default: 1e-3}", (), "default", 1e-3),
+        ("{policy: 1}", (), "policy", 1.0),
+        ("{policy: 1}", ("--optimizers.policy=2e-3",), "policy", 2e-3),
+        ("1e-4", ("--optimizers.default.lr=2e-3",), "default", 2e-3),
+        ("{default: {class_path: SGD, init_args: {lr: 1}}}", ("--optimizers=2e-3",), "default", 2e-3),
+        ("1e-4", ("--optimizers={policy: 2e-3}",), "policy", 2e-3),
+    ],
+)
+def test_a_bare_learning_rate_is_what_it_is_in_python(given: str, overrides: tuple[str, ...], role: str, rate: float) -> None:
+    run = parse(*overrides, text=f"{RUN.partition('optimizers:')[0]}optimizers: {given}")
+    assert list(run.tree["optimizers"]) == [role]
+    assert parse(text=run.yaml()).yaml() == run.yaml()
+    built = run.build()
+    python = attrs.evolve(built, optimizers={role: rate}).running["policy"]
+    mine = built.running["policy"]
+    assert type(mine) is type(python) is torch.optim.AdamW
+    assert mine.defaults == python.defaults
+    assert (mine.defaults["lr"], mine.defaults["weight_decay"]) == (rate, 1e-4)
+
+
+def test_a_list_is_a_source_of_prompts_and_a_path_one_wherever_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("three\nfour\n")
+    rest = "\n".join(line for line in RUN.splitlines() if not line.startswith("prompts:"))
+    short = parse(text=f"{rest}\nprompts: [one, two]")
+    assert short.yaml() == parse().yaml()
+    assert parse("--prompts=[one, three]", "--prompts.1=two").yaml() == short.yaml()
+    sources = f"{{list: {{prompts: [one, two], share: 2}}, file: {{prompts: {{path: {tmp_path / 'more.txt'}}}}}}}"
+    mixed = parse(text=f"{rest}\nprompts: {{class_path: Mixture, init_args: {{sources: {sources}}}}}")
+    made = mixed.build().prompts
+    assert isinstance(made, Mixture)
+    assert [type(source.prompts) for source in made.sources.values()] == [Prompts, PromptFile]
+    assert list(map(str, made.prompts)) == ["one", "two", "three", "four"]
+    assert parse(text=mixed.yaml()).yaml() == mixed.yaml()
+    assert refusal(text=f"{rest}\nprompts: []", build=True) == "prompts: Prompts.prompts must hold at least one prompt; got none"
+
+
 NAMED = "{class_path: TreeSampler, init_args: {steps: 6, plan: {class_path: FixedPlan, init_args: {eta: 0.5, splits: [2]}}}}"
 
 
@@ -596,10 +637,9 @@ def test_yaml_scalars_hold_no_surprise(text: str, value: object) -> None:
         ("--rewards={a: test_config.first_channel, a: x}", r"--rewards, line 1: key 'a' appears a second time \(first in line 1\); keep one"),
         ("--hooks=[Ema", r"--hooks, line 1: expected ',' or '\]', but got '<stream end>'"),
         ("--sampler.plan.splits=[1, 2", r"--sampler\.plan\.splits, line 1: expected ',' or '\]', but got '<stream end>'"),
-        ("--optimizers=2e-4", r"optimizers must be a role with its optimizer; got the number 0\.0002\. Write optimizers: {default: {lr: 0\.0002}}"),
         ("--optimizers={lr: 2e-4}", r"optimizers\.lr must be a role .*; got the number 0\.0002\. Write optimizers: {default: {lr: 0\.0002}}"),
-        ("--optimizers={policy: 2e-4}", r"optimizers\.policy must be a role .*\. Write optimizers: {policy: {lr: 0\.0002}}"),
-        ("--optimizers.policy=1", r"optimizers\.policy must be a role .*\. Write optimizers: {policy: {lr: 1}}"),
+        ("--optimizers=true", r"optimizers must be a mapping \(each the class of an Optimizer\); got 'true'"),
+        ("--prompts=[1, 2]", r"prompts\.prompts\.0 must be a Prompt or text; got 1"),
         ("--sampler=[1]", r"sampler must be a TrajectorySampler; got '\[1\]'"),
         ("--rewards=no_such_module.thing", r"rewards must be a Reward, a function or .*; got 'no_such_module.thing': there is no module 'no_such_module'"),
         ("--rewards=no_such_module:thing", r".*: there is no module 'no_such_module'"),

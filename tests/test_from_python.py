@@ -133,6 +133,8 @@ def test_optimizers_are_rates_classes_or_functions(given, kind, rate) -> None:
     optimizer = tiny(optimizers=given).running["policy"]
     assert type(optimizer) is kind
     assert optimizer.defaults["lr"] == rate
+    if kind is torch.optim.AdamW:  # a bare rate, and none at all
+        assert optimizer.defaults["weight_decay"] == 1e-4
 
 
 @pytest.mark.parametrize(

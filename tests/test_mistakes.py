@@ -45,8 +45,14 @@ class Weighted:
     def __call__(self, images, prompts): return torch.zeros(len(prompts))
 number = 3
 """
+REST, _, LAST = RUN.partition("prompts: {")
+MIXED = "{class_path: Mixture, init_args: {sources: {a: {prompts: [a seven]}, b: {prompts: {path: some.txt}}}}}"
+SHORT = REST + "%s" + LAST[LAST.index("\n") :]
 FILES = {
     "run.yaml": RUN,
+    "short.yaml": SHORT % "prompts: [a seven, a digit]\noptimizers: 1e-4",
+    "mixed.yaml": SHORT % f"prompts: {MIXED}\noptimizers: {{default: 1e-4}}",
+    "some.txt": "an even digit\n",
     "shapes.yaml": SHAPES,
     "typo.yaml": RUN.replace("objective:", "objectve:"),
     "comma.yaml": RUN.replace("{steps: 4,", "{steps: 4"),
@@ -120,6 +126,7 @@ CHECKED = [  # arguments of check, what is said
     ("run.yaml --prompts PromptFile --prompts.path nowhere.txt", "prompts.path must be a readable UTF-8 file; got 'nowhere.txt'"),
     ("run.yaml --prompts PromptFile --prompts.path none.txt", "must hold at least one prompt; it is empty"),
     ("run.yaml --prompts PromptFile --prompts.path typo.jsonl", 'typo.jsonl, line 2: must be text, or an object with a text "prompt"'),
+    ("run.yaml --policy.path nowhere", "nowhere must hold a flow of digits (config.json, velocity.safetensors)"),
     ("run.yaml --prompts PromptFile --prompts.path cat.txt", "'a cat' is no prompt of digits"),
     ("run.yaml --prompts PromptFile --prompts.path generated/prefrence", "there is no list generated/prefrence"),
     ("run.yaml --evaluation.prompts nowhere.txt", "evaluation: prompts.path must be a readable UTF-8 file"),
@@ -215,6 +222,11 @@ def test_check_finds_it(workplace, capsys, line, expected):
     code, said = seen(capsys, f"check {line}")
     assert code == 2
     assert expected in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("run", ["short.yaml", "mixed.yaml"])
+def test_short_forms_are_no_mistake(workplace, capsys, run):
+    assert seen(capsys, f"check {run}")[0] == 0
 
 
 @pytest.mark.parametrize(("reward", "expected"), TRIED, ids=[reward for reward, _ in TRIED])

@@ -65,6 +65,13 @@ def test_processes_draw_disjoint_prompts_and_equally_many_of_each_source(size):
     assert all(max(count[name] for count in counts) - min(count[name] for count in counts) <= 1 for name in ("letters", "digits"))
 
 
+def test_a_list_of_texts_is_a_source_of_prompts():
+    mixed = Mixture({"letters": Source(["a", "b"], 2), "digits": Source(DIGITS)})
+    assert [str(prompt) for prompt in mixed.prompts if prompt.source == "letters"] == ["a", "b"]
+    with pytest.raises(ValueError, match="prompts must be a source of prompts"):
+        Source("a, b")
+
+
 def test_metadata_stay_and_the_source_is_said():
     mixture = Mixture({"a": Source(Prompts([Prompt("sign", {"text": "hi"})]))})
     (prompt,) = mixture.draw(0, 1)

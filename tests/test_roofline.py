@@ -13,10 +13,11 @@ from benchmarks.subjects import published_shapes
 from diffalign import AlignmentLoop
 from diffalign.cli import main
 from diffalign.core import Guided, Progress
+from diffalign.costs.activations import counted_of
 from diffalign.costs.capacity import Cluster, capacity
 from diffalign.costs.cards import CARDS, Card, asked, card, recognised
 from diffalign.costs.expected import COMPILED, EAGER, Manner, Reached
-from diffalign.costs.limits import counted_of, work_of
+from diffalign.costs.limits import work_of
 from diffalign.costs.operators import Call, Operator, counting
 from diffalign.costs.roofline import Work, bounds, expected, pieces
 from diffalign.costs.rows import Counted

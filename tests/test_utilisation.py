@@ -8,7 +8,7 @@ from test_roofline import build
 
 from diffalign.cli import main
 from diffalign.core import AlignmentLoop, Ledger, Policy, Progress
-from diffalign.costs.limits import counted_of
+from diffalign.costs.activations import counted_of
 from diffalign.costs.utilisation import Utilisation, meter_of
 from diffalign.objectives import TrajectoryDistributionMatching
 from diffalign.policies import TDMPolicy

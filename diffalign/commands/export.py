@@ -31,7 +31,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if subject.checkpoint is None or subject.folder is None:
         raise ConfigError(f"export needs a run folder or a checkpoint; {options.run!r} is a run file, whose weights are not trained yet")
     if options.out is not None and options.out.is_dir() and any(options.out.iterdir()):
-        raise ConfigError(f"--out must be a new or an empty folder; {options.out} holds files, perhaps of another export. Name another one.")
+        raise ConfigError(
+            f"--out must be a new or an empty folder; {options.out} holds files, perhaps of another export. Name another one."
+        )
     policy = trained_policy(subject.job, subject.checkpoint, options.role)
     card = Card()
     with unessential("what the model card says of the run"):

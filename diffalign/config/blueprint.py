@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import attrs
 
-from ..core import ConfigError
+from ..core import CheckpointError, ConfigError
 from ..core.words import allowed_word
 from .errors import refused
 from .parts import import_path
@@ -118,7 +118,7 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
         return Factory(node.where, node.target, arguments)
     try:
         return node.target(**arguments, **{name: links[name] for name in node.linked if name in links})
-    except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
+    except (ValueError, TypeError, LookupError, OSError, ImportError, CheckpointError) as error:
         raise refused(node.where, error, node.name) from error
 
 

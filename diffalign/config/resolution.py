@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from ..core import ConfigError, Objective, Sharding
+from ..core import ConfigError, Objective, PromptSource, Sharding
 from . import parts
 from .blueprint import Part, described
 from .errors import ConfigWarning, listed, nearest, shown
@@ -32,6 +32,12 @@ from .signature import (
 
 _KEYS = ("class_path", "init_args")
 
+_USUAL: Mapping[Any, str] = {PromptSource: "PromptFile"}
+"""Kind of a part -> class that a mapping of arguments means, wherever such a part belongs, if it names none."""
+
+_OF_A_LIST: Mapping[Any, tuple[str, str]] = {PromptSource: ("Prompts", "prompts")}
+"""Kind of a part -> class that a list means, and its argument that takes the list."""
+
 
 def resolve(value: Any, parameter: Parameter, where: str) -> Any:
     """Resolve a value of a run file into plain values and `Part`s.
@@ -50,6 +56,8 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
     value = value if typed is None else typed.value
     members = alternatives(parameter.hint)
     slots = [member for member in members if is_slot(member)]
+    usual = parameter.usual or next((_USUAL[slot] for slot in slots if slot in _USUAL), "")
+    parameter = attrs.evolve(parameter, usual=usual)
     if isinstance(value, Mapping):
         implied = _implied(value, parameter.default, slots, where)
         if slots and parameter.usual and implied is None and not set(value) & set(_KEYS):
@@ -70,6 +78,10 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
             if (inner := item_of(member)) is not MISSING:
                 items = [resolve(entry, Parameter("", inner), f"{where}.{place}") for place, entry in enumerate(value)]
                 return items if member is list or getattr(member, "__origin__", None) is list else tuple(items)
+        for slot in slots:
+            if slot in _OF_A_LIST:
+                name, argument = _OF_A_LIST[slot]
+                return _part({"class_path": name, "init_args": {argument: value}}, slots, where, None, words(parameter.hint))
     elif isinstance(value, str) and slots and str not in members:
         instead: Mapping[str, Any] = {}
         if typed is not None:

@@ -34,8 +34,9 @@ from ..tracking import Trackers
 from .blueprint import Part, build, build_all, described, plain, require_found
 from .errors import listed, nearest, refused, together
 from .files import built_in, locate, read_run, read_yaml, write_yaml
-from .overrides import Argument, override
+from .overrides import override
 from .resolution import resolve
+from .shorthand import written_out
 from .signature import MISSING, Parameter, parameters, words
 from .sources import make_importable, remember, sources
 
@@ -189,7 +190,7 @@ def parse(run: str | Path, overrides: Sequence[str] = ()) -> Run:
         remember(Path(run))
     elif file not in built_in().values():
         make_importable(file.parent)
-    return _resolved(name, override(content, overrides), file.absolute().parent)
+    return _resolved(name, _overridden(content, overrides), file.absolute().parent)
 
 
 def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> Run:
@@ -197,7 +198,12 @@ def parse_text(text: str, name: str = "run", overrides: Sequence[str] = ()) -> R
     content = read_yaml(text, name)
     if not isinstance(content, dict):
         raise ConfigError(f"{name} must hold keys (policy: ..., objective: ..., ...); got {type(content).__name__}")
-    return _resolved(name, override(content, overrides))
+    return _resolved(name, _overridden(content, overrides))
+
+
+def _overridden(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Keys of a run file with those of the command line, both without short forms of optimizers."""
+    return written_out(override(written_out(content), overrides))
 
 
 def _resolved(name: str, content: dict[str, Any], beside: Path | None = None) -> Run:
@@ -205,7 +211,6 @@ def _resolved(name: str, content: dict[str, Any], beside: Path | None = None) ->
     for key in content:
         if key not in known:
             raise ConfigError(f"{key} is no key of a run, which has {listed(known, 'and')}.{nearest(str(key), known)}")
-    _check_optimizers(content.get("optimizers"))
     tree: dict[str, Any] = {}
     for key, parameter in known.items():
         if key in content:
@@ -281,23 +286,6 @@ def _check_devices(node: Any) -> None:
             except ValueError as error:
                 raise refused(node.where, error) from error
         _check_devices(value)
-
-
-def _check_optimizers(given: Any) -> None:
-    """Refuse a bare number, which a Python program may give: here others of the optimizer's arguments may come beside it.
-
-    Raises:
-        ConfigError: a number stands where a role or its optimizer belongs; the message has it at its place.
-    """
-    given = given.value if isinstance(given, Argument) else given
-    table = given if isinstance(given, Mapping) else {"default": given}
-    for role, entry in table.items():
-        number = entry.value if isinstance(entry, Argument) else entry
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            inside = role in (parameters(torch.optim.AdamW) or {})
-            where = f"optimizers.{role}" if table is given else "optimizers"
-            written = f"{{default: {{{role}: {number}}}}}" if inside else f"{{{role}: {{lr: {number}}}}}"
-            raise ConfigError(f"{where} must be a role with its optimizer; got the number {number}. Write optimizers: {written}")
 
 
 def _check_sources(prompts: PromptSource, held_out: Sequence[Prompt]) -> None:

@@ -3,16 +3,17 @@
 The parts above are named and not imported, like entry points, because the core imports nothing above it.
 """
 
+import difflib
 import functools
 import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from .interfaces import Aggregation, Listed, Objective, OptimizerFactory, PromptSource, TrajectorySampler
+from .learning_rates import adamw
 from .policy import Policy
 from .types import Prompt
 
@@ -42,7 +43,10 @@ def prompts_of(given: PromptSource) -> PromptSource:
 
 
 def optimizers_of(given: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerFactory]:
-    """Make the table role -> factory. One factory or class alone is for all roles; a number is the learning rate of AdamW.
+    """Make the table role -> factory. One factory or class alone is for all roles.
+
+    A number is the learning rate of AdamW with weight decay 1e-4, here as in a run file. (`{lr: 1e-4}` of a run file names the arguments
+    of torch's AdamW, whose weight decay is 0.01 where none is given.)
 
     Raises:
         ValueError: an entry is something else.
@@ -54,7 +58,7 @@ def optimizers_of(given: Mapping[str, OptimizerFactory]) -> dict[str, OptimizerF
 
 def _factory(role: str, given: Any) -> OptimizerFactory:
     if isinstance(given, int | float) and not isinstance(given, bool):
-        return functools.partial(torch.optim.AdamW, lr=float(given), weight_decay=1e-4)
+        return functools.partial(adamw, lr=float(given))
     if not callable(given):
         raise ValueError(
             f"optimizers[{role!r}] must be a learning rate, an optimizer class, or a function of the parameters that gives an optimizer; "
@@ -74,14 +78,50 @@ def require_parts(objective: object, sampler: object, aggregation: object, hooks
         ("sampler", sampler, TrajectorySampler),
         ("aggregation", aggregation, Aggregation),
     ):
-        if not isinstance(given, kind):
-            article = "an" if kind.__name__[0] in "AO" else "a"
-            raise ValueError(f"{name} must be {article} {kind.__name__}; got {_called(given)}")
+        require_part(name, given, kind)
     if not isinstance(hooks, Sequence):
         raise ValueError(f"hooks must be a list of hooks; got {type(hooks).__name__}")
     for place, hook in enumerate(hooks):
         if not isinstance(hook, hook_kind):
             raise ValueError(f"hooks[{place}] must be a {hook_kind.__name__}; got {_called(hook)}")
+        _require_calls(f"hooks[{place}]", hook, hook_kind)
+
+
+def _require_calls(name: str, hook: object, kind: type) -> None:
+    """Refuse a hook whose methods cannot be called as the loop does, or that has a method of another name in place of them.
+
+    Raises:
+        ValueError: it does.
+    """
+    expected = {method: inspect.signature(function) for method, function in vars(kind).items() if inspect.isfunction(function)}
+    for method, usual in expected.items():
+        mine, called = inspect.signature(getattr(type(hook), method)), f"{name}: {type(hook).__name__}.{method}"
+        try:
+            mine.bind(*usual.parameters)
+        except TypeError as error:
+            given, taken = (", ".join(signature.parameters) for signature in (usual, mine))
+            raise ValueError(f"{called} is called with ({given}); it takes ({taken})") from error
+    if all(getattr(type(hook), method) is getattr(kind, method) for method in expected):
+        known = {word: method for method in expected for word in (method, f"on_{method}", f"{method}_end", f"on_{method}_end")}
+        for own in vars(type(hook)) if type(hook) is not kind else ():
+            if near := difflib.get_close_matches(own, known, 1, 0.8):
+                raise ValueError(f"{name}: {type(hook).__name__}.{own} is never called; did you mean {known[near[0]]}?")
+
+
+def require_part(name: str, given: object, kind: type) -> None:
+    """Refuse an argument that is no part of a kind.
+
+    Args:
+        name: name of the argument in the message
+        given: the argument
+        kind: class of such parts
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(given, kind):
+        article = "an" if kind.__name__[0] in "AO" else "a"
+        raise ValueError(f"{name} must be {article} {kind.__name__}; got {_called(given)}")
 
 
 def _called(given: object) -> str:

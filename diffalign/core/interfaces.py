@@ -13,12 +13,15 @@ from .policy import Policy
 from .processes import Devices
 from .scores import Partial
 from .streams import Streams
-from .types import Condition, Loss, Progress, Prompt, ScoredBatch, TrajectoryBatch
+from .types import Condition, Loss, Progress, Prompt, ScoredBatch, Size, TrajectoryBatch
 
 
 @attrs.frozen(eq=False)
 class Outline:
     """Properties of the trajectories of a prompt that are known before they are drawn.
+
+    Where the steps of a run differ, the number of samples holds for all of them, and so does whether there is noise; noise levels and
+    sigmas are those of one step.
 
     Args:
         samples: number of finished samples
@@ -311,12 +314,13 @@ class Planned(Protocol):
 class Meter(Protocol):
     """Computes metrics from the ledger of a step."""
 
-    def read(self, ledger: Ledger, trained: Collection[str]) -> Mapping[str, tuple[float, float]]:
+    def read(self, ledger: Ledger, trained: Collection[str], size: Size | None) -> Mapping[str, tuple[float, float]]:
         """Compute the part of one process.
 
         Args:
             ledger: seconds, rows and calls of the step in this process
             trained: roles of the ledger whose weights are trained
+            size: image size that the prompts of the step ask for; None is the policy's own
 
         Returns:
             Metric name -> (numerator, denominator). Both are summed over the processes, then divided.

@@ -10,10 +10,13 @@ from torch.optim import Optimizer
 from .schedule import Foreseen, Scalar, scalar
 from .types import Progress
 
+WEIGHT_DECAY = 1e-4
+"""Weight decay of AdamW where none is given: that of the published runs. Torch's own default, 0.01, is for training from the start."""
 
-def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Default optimizer: AdamW, learning rate 1e-4, weight decay 1e-4."""
-    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4)
+
+def adamw(parameters: list[nn.Parameter], lr: float = 1e-4) -> torch.optim.Optimizer:
+    """Default optimizer, and the one that a bare learning rate means: AdamW, weight decay 1e-4."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
 
 
 def require_factors(factor: Scalar | float, total: int) -> None:

@@ -36,8 +36,8 @@ from .update import Update, phases_of
 class Hook:
     """Observer of a run. Every method has a default that does nothing.
 
-    Hooks are called in their order, and no hook searches for another. A hook that evaluates the weights appends its result to
-    `loop.evaluations`. The hooks after it read the result there in the same round of calls, the hooks before it in the next round.
+    Hooks are called in their order, and no hook searches for another. A hook that evaluates appends its result to
+    `loop.evaluations`. Hooks after it read it there in the same round of calls, those before it in the next.
     """
 
     def start(self, loop: "AlignmentLoop", step: int, total: int) -> None:
@@ -65,22 +65,22 @@ class AlignmentLoop:
         prompts: their source; a list of texts is `Prompts` of them. A `Mixture` also says which rewards score which prompts
         aggregation: turns raw scores into the reward that the objective sees
         prompts_per_step: prompt groups of a step, over all processes
-        optimizers: role -> factory, or a learning rate for AdamW; one alone is for all roles. Another role gets the entry "default", or
-            AdamW at 1e-4
+        optimizers: role -> factory, or a learning rate: AdamW, weight decay 1e-4. One alone is for all roles; a role that is not named
+            gets the entry "default", or AdamW at 1e-4
         max_grad_norm: gradients are clipped to it per role; None leaves them
         lr_factor: factor on the learning rates of all optimizers, e.g. `Cosine(1.0, 0.05)`
         average: moving average of the policy for evaluation
         hooks: progress, metrics, checkpoints, evaluation
         devices: processes of the run
-        seed: of every random draw
-        rollout: samples and scores prompts, one after the other or at the same time
+        seed: seed of every random draw
+        rollout: samples and scores, one after the other or at once
         chunk: images decoded and scored at once
         check_rows: network rows a step for the first-step contract; None repeats all calls of the rollout at the first step, and
             one at every later one; 0 checks none
         keep_images: images in a report
         folder: for the files of hooks, or None
         sharding: shards weights; None keeps all in each process
-        meter: metrics of the time of a step, as `diffalign.costs.utilisation` has; None adds none
+        meter: metrics of a step's time, as `diffalign.costs.utilisation` has, or None
     """
 
     objective: Objective
@@ -274,7 +274,7 @@ class AlignmentLoop:
             self.average.update(policy, progress.step)
         self.ledger.add(ledger)
         if self.meter is not None:
-            metrics.ratios(self.meter.read(ledger, self._update.trained_among(roles)))
+            metrics.ratios(self.meter.read(ledger, self._update.trained_among(roles), trajectories.condition.size))
         result = metrics.means(self.devices)
         self.reward = result.get("reward", self.reward)
         if (said := self.objective.observe(result, progress)) and self.devices.rank == 0:

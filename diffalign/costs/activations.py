@@ -1,5 +1,6 @@
 """Memory of an update, by its rows."""
 
+import collections
 import math
 
 import attrs
@@ -17,7 +18,7 @@ class Activations:
 
     Args:
         fixed: bytes whatever the rows
-        per_row: bytes for each row
+        per_row: bytes for each row; 0 if they are not known
         size: image size for which they hold; None for the policy's own
         counted: calls of the policy at that size; None if it cannot be counted, and `per_row` is a guess
         reason: error of the count, if it could not be counted
@@ -31,7 +32,7 @@ class Activations:
 
     @classmethod
     def of(cls, loop: AlignmentLoop) -> "Activations":
-        """Count a forward and a backward pass on the meta device, at the largest image size that a prompt asks for.
+        """Count a forward and a backward pass on the meta device, for the longest prompt and the largest image size that one asks for.
 
         Where they cannot be counted (quantised or sharded weights, a network that does not run without numbers), the inputs of the linear
         layers are a guess, without activation checkpointing.
@@ -40,14 +41,14 @@ class Activations:
             loop: the built loop
         """
         policy = loop.objective.policy
-        views = {size: policy.sized(size) for size in _sizes(loop)}
-        size = max(views, key=lambda asked: math.prod(views[asked].latent_shape))
-        calls = evaluations(policy)
+        size, calls = largest_size(loop, policy), evaluations(policy)
+        view = policy.sized(size)
         try:
-            counted = counted_of(loop, views[size])
+            counted = counted_of(loop, view)
             one, two = counted.peak(1), counted.peak(2)
         except Exception as error:  # a network of the user's own that does not run without numbers fails in any way
-            return cls(0, activation_bytes(views[size]), size, None, f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}")
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+            return cls(0, calls * activation_bytes(view), size, None, reason)
         return cls(max(2 * one - two, 0), calls * (two - one), size, counted)
 
     def at(self, rows: int) -> int:
@@ -67,10 +68,38 @@ class Activations:
 
 
 def counted_of(loop: AlignmentLoop, policy: Policy) -> Counted:
-    """Count the calls of a policy for the first prompt of the run."""
+    """Count the calls of a policy for the longest prompt of the run, in bytes: a network may do and keep more for more text."""
     prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else loop.prompts.draw(0, 1)
+    longest = max(prompts, key=lambda text: (len(text.encode()), text))  # of several the same one, whatever their order
     with torch.no_grad():
-        return Counted.of(policy, policy.encode([Prompt.of(prompts[0])]))
+        return Counted.of(policy, policy.encode([Prompt.of(longest)]))
+
+
+def counted_by_size(loop: AlignmentLoop, policy: Policy, known: Activations | None = None) -> dict[Size | None, tuple[float, Counted]]:
+    """Count the calls of a policy at each image size that prompts ask for, each with its share of the prompts.
+
+    Args:
+        loop: the built loop
+        policy: policy at its own size
+        known: calls of the same policy that were counted before, at one of the sizes
+    """
+    done = {} if known is None or known.counted is None else {known.size: known.counted}
+    return {size: (share, done.get(size) or counted_of(loop, policy.sized(size))) for size, share in sizes_of(loop).items()}
+
+
+def sizes_of(loop: AlignmentLoop) -> dict[Size | None, float]:
+    """Image sizes that the prompts of the run ask for, each with its share of the prompts. A step has one size.
+
+    If the source does not list its prompts, the policy's own size is assumed.
+    """
+    prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else [""]
+    sizes = collections.Counter(Prompt.of(prompt).size for prompt in prompts)
+    return {asked: count / sizes.total() for asked, count in sizes.items()}
+
+
+def largest_size(loop: AlignmentLoop, policy: Policy) -> Size | None:
+    """Find the largest image size that a prompt of the run asks for; None is the policy's own."""
+    return max(sizes_of(loop), key=lambda asked: math.prod(policy.sized(asked).latent_shape))
 
 
 def evaluations(policy: Policy) -> int:
@@ -80,8 +109,3 @@ def evaluations(policy: Policy) -> int:
         count *= 2 if isinstance(policy, Guided) and policy.scale != policy.no_guidance else 1
         policy = policy.policy
     return count
-
-
-def _sizes(loop: AlignmentLoop) -> set[Size | None]:
-    prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else [""]
-    return {Prompt.of(prompt).size for prompt in prompts}

@@ -1,6 +1,5 @@
 """Capacity of a cluster for a run: prompt groups per device, rows that fit the memory, largest number of steps per hour."""
 
-import collections
 import time
 from collections.abc import Iterator
 
@@ -8,13 +7,15 @@ import attrs
 import torch
 from torch import nn
 
-from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt, Size
+from ..core import AlignmentLoop, Policy
 from ..core.budget import rows_of
 from ..processes.sharding import separate, sharded_bytes
 from ..samplers import Branches, Branching
-from .activations import Activations
+from .activations import Activations, counted_by_size, evaluations, sizes_of
 from .beside import beside_bytes
 from .cards import Card
+from .limits import limits, work_of
+from .rows import innermost
 from .sizes import size, state_bytes, tensor_bytes, token_layers, tokens
 
 _GIB = 1024**3
@@ -106,7 +107,9 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activ
     replayed = (update or 0) * groups
     rows = min(rows_of(loop.objective) or replayed, replayed)
     passes = activations.at(rows)
-    taken = f"{size(passes)} for {rows} rows in the update" if update else "the update comes on top, its rows are not known"
+    taken = f"{size(passes)} for {rows} rows in the update"
+    if not update or not activations.per_row:
+        taken = f"the update comes on top, its {'memory is' if update else 'rows are'} not known"
     at = f", at {largest[0]} x {largest[1]} (height x width), the largest size of a prompt" if largest is not None else ""
     latent = torch.Size(loop.objective.behavior().sized(largest).latent_shape).numel()
     kept = 2 * 4 * latent * groups * sum(tree.widths) if tree is not None else 0
@@ -151,26 +154,14 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activ
         yield "row budget", f"all {replayed} rows of an update fit {cluster.memory:g} GiB at once ({fits} would)"
 
 
-def _sizes(loop: AlignmentLoop) -> dict[Size | None, float]:
-    """Image sizes that the prompts of the run ask for, each with its share of the prompts. A step has one size.
-
-    If the source does not list its prompts, the policy's own size is assumed.
-    """
-    prompts = loop.prompts.prompts if isinstance(loop.prompts, Listed) else [""]
-    sizes = collections.Counter(Prompt.of(prompt).size for prompt in prompts)
-    return {asked: count / sizes.total() for asked, count in sizes.items()}
-
-
 def _update_rows(loop: AlignmentLoop, tree: Branching | None) -> int | None:
     """Network rows of an update for one prompt and one policy; None where they are not known."""
     return None if tree is None else loop.objective.update_rows(tree.leaves, tree.replay_rows)
 
 
 def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activations: Activations) -> Iterator[tuple[str, str]]:
-    policy = loop.objective.behavior()
-    forward = sum(share * row_flops(policy.sized(asked)) for asked, share in _sizes(loop).items())
-    update = _update_rows(loop, tree)
-    if tree is None or not forward:
+    policy, update = loop.objective.policy, _update_rows(loop, tree)
+    if tree is None:
         return
     if update is None:
         yield "steps per hour", f"not known: {type(loop.objective).__name__} does not say how many rows an update has"
@@ -179,42 +170,53 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activa
         if activations.counted is None:
             yield f"expected on {cluster.card.name}", f"not known, because its operators cannot be counted: {activations.reason}"
             return
-        from .limits import limits  # slow to import, and seldom needed
-
-        yield from limits(loop, tree, update, cluster.card, cluster.devices, activations.counted if activations.size is None else None)
+        counted = counted_by_size(loop, policy, activations)
+        yield from limits(loop, tree, update, cluster.card, list(counted.values()), cluster.devices)
         return
     if cluster.teraflops is None and policy.device.type == "meta":
         yield "steps per hour", "not known: give the card, by --device NAME, or by --teraflops and --bandwidth"
         return
-    groups = -(-loop.prompts_per_step // cluster.devices)
-    updates = max(phase.repeats for phase in loop.objective.phases())
-    whole = not any(not parameter.requires_grad for parameter in loop.objective.policy.parameters())
-    backward = 2 if whole else 1  # frozen weights need only the gradient of their inputs
-    passes = (1 + backward) * updates + ("reference" in loop.policies())
-    flops = groups * (tree.rollout_rows + passes * update) * forward
+    forward, backward = _operations(loop, activations)
+    if not forward:
+        yield "steps per hour", f"not known, because its operators cannot be counted: {activations.reason}"
+        return
+    work = work_of(loop, tree, update, cluster.devices)
+    flops = forward * sum(work.rollout + work.update + work.beside) + backward * sum(work.update)
     speed = cluster.teraflops or measured_teraflops(policy.device, policy.precision)
     source = "given" if cluster.teraflops else "measured here on matrix products"
     yield (
         "steps per hour",
         (
-            f"at most {3600 * speed * 1e12 / flops:,.0f}: {flops / 1e12:.3g} TFLOP a step and device (rollout, update; no decoding, no "
-            f"rewards) at {speed:.3g} TFLOP/s ({source}); memory is slower than that: --device NAME looks at both"
+            f"{'about' if activations.counted is None else 'at most'} {3600 * speed * 1e12 / flops:,.0f}: {flops / 1e12:.3g} TFLOP a step "
+            f"and device (rollout, update; no decoding, no rewards) at {speed:.3g} TFLOP/s ({source}); memory is slower than that: "
+            "--device NAME looks at both"
         ),
     )
 
 
-def row_flops(policy: Policy) -> float:
-    """Operations of one network row, forward: 2 x weights x tokens of the linear layers, and 4 x tokens^2 x width for each attention.
+def _operations(loop: AlignmentLoop, activations: Activations) -> tuple[float, float]:
+    """Operations of a network row, forward and backward: the mean over the prompts; an estimate if they cannot be counted."""
+    policy = loop.objective.policy
+    if activations.counted is not None:
+        counted = counted_by_size(loop, policy, activations).values()
+        rows = [(share, calls(1)) for share, calls in counted]
+        return sum(share * row.forward.useful for share, row in rows), sum(share * row.backward.useful for share, row in rows)
+    forward = sum(share * row_flops(innermost(policy.sized(asked))) for asked, share in sizes_of(loop).items())
+    whole = all(parameter.requires_grad for parameter in policy.parameters())
+    return forward, forward * (2 if whole else 1)  # frozen weights need only the gradient of their inputs
 
-    This is an estimate for transformers; other networks give 0.
+
+def row_flops(policy: Policy) -> float:
+    """Estimate the operations of a row, forward: 2 x weights x tokens of the linear layers, and 4 x tokens^2 x width for each attention.
+
+    Layers of the text are left out, and a row under guidance counts twice. This is for transformers whose operators cannot be counted
+    (`Counted`); other networks give 0.
     """
     layers, count = token_layers(policy), tokens(policy)
     linear = sum(2.0 * layer.in_features * layer.out_features * count for layer in layers)
     named = [module for module in policy.modules() if isinstance(getattr(module, "to_q", None), nn.Module)]
     widths = [int(getattr(module, "inner_dim", 0)) for module in named]
-    return (2 if isinstance(policy, Guided) and policy.scale != policy.no_guidance else 1) * (
-        linear + sum(4.0 * count * count * width for width in widths)
-    )
+    return evaluations(policy) * (linear + sum(4.0 * count * count * width for width in widths))
 
 
 def measured_teraflops(device: torch.device, dtype: torch.dtype, side: int = 1024, repeats: int = 4) -> float:

@@ -7,6 +7,7 @@ from ..core import AlignmentLoop, Hook, Report
 from ..core.budget import has_rows, limited, rows_of
 from ..core.memory import DeviceMemory, Usage
 from ..core.unessential import say
+from .activations import evaluations, largest_size
 from .sizes import activation_bytes, size
 
 _UNKNOWN = 4
@@ -82,7 +83,9 @@ class Filling(Hook):
             say(f"step {report.step}: {', '.join(self._said(stage, rows, calls[stage]) for stage, rows in wanted.items())}")
 
     def _first(self, loop: AlignmentLoop, memory: DeviceMemory) -> int:
-        guess, free = activation_bytes(loop.objective.policy), memory.free()
+        policy = loop.objective.policy
+        guess = evaluations(policy) * activation_bytes(policy.sized(largest_size(loop, policy)))
+        free = memory.free()
         if guess > free and loop.devices.rank == 0:
             say(
                 f"one row of the update needs about {size(guess)} for its activations, and {size(free)} are free on the device. If memory "

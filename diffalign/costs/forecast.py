@@ -74,11 +74,11 @@ def _memory(loop: AlignmentLoop, plan: Branching | None, activations: Activation
     entries += [("gradients", gradients), ("optimizer state", state)]
     unknown = ""
     if plan is not None:
-        policy = loop.objective.behavior()
+        policy = loop.objective.behavior().sized(activations.size)
         nodes = sum(plan.widths) * loop.prompts_per_step
         entries.append(("latents and means of a rollout, at most", 2 * nodes * 4 * torch.Size(policy.latent_shape).numel()))
         update = loop.objective.update_rows(plan.leaves, plan.replay_rows)
-        if update is not None:
+        if update is not None and activations.per_row:
             replayed = update * loop.prompts_per_step
             chunk = min(rows_of(loop.objective) or replayed, replayed)
             entries.append((f"activations of {chunk} rows in the update ({activations.source})", activations.at(chunk)))

@@ -1,14 +1,15 @@
 """Lower bound of the time of a run's step on a card that need not be in this machine."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 from ..core import AlignmentLoop
 from ..core.budget import rows_of
 from ..samplers import Branching
-from .activations import counted_of, evaluations
+from .activations import evaluations
 from .cards import Card
 from .expected import Manner
-from .roofline import Work, bounds, expected, pieces
+from .roofline import Bound, Work, bounds, expected, pieces
 from .rows import Counted
 
 
@@ -38,7 +39,7 @@ def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1,
 
 
 def limits(
-    loop: AlignmentLoop, tree: Branching, update: int, card: Card, devices: int = 1, counted: Counted | None = None
+    loop: AlignmentLoop, tree: Branching, update: int, card: Card, counted: Sequence[tuple[float, Counted]], devices: int = 1
 ) -> Iterator[tuple[str, str]]:
     """Make the lines of a table: expected time, the bound, the bound if operators are fused, the operators, and one more prompt group.
 
@@ -47,18 +48,18 @@ def limits(
         tree: tree of its sampler
         update: rows of an update for one prompt
         card: data sheet of a device
+        counted: calls of the policy at each image size, with its share of the steps; the lines are of a mean step
         devices: number of devices that share the prompts
-        counted: calls of the policy; None counts them
-
-    Raises:
-        ValueError: weights are quantised or sharded. Other errors come from a network that does not run without numbers.
     """
-    policy = loop.objective.policy
-    counted, work = counted or counted_of(loop, policy), work_of(loop, tree, update, devices)
-    peak = card.peak(counted.policy.precision)  # not that of this device, on which mixed precision may be slower than float32
-    apart = bounds(counted, work, card)
-    manner = Manner.of(policy)
-    rollout, update_expected = expected(counted, work, card, manner)
+    policy, work = loop.objective.policy, work_of(loop, tree, update, devices)
+    peak = card.peak(counted[0][1].policy.precision)  # not that of this device, on which mixed precision may be slower than float32
+    manner, shares = Manner.of(policy), [share for share, _ in counted]
+
+    def mean(stages: Callable[[Counted], tuple[Bound, Bound]]) -> tuple[Bound, Bound]:
+        rollouts, updates = zip(*(stages(calls) for _, calls in counted), strict=True)
+        return _mean(rollouts, shares), _mean(updates, shares)
+
+    rollout, update_expected = mean(functools.partial(expected, work=work, card=card, manner=manner))
     step = rollout.seconds + update_expected.seconds
     yield (
         f"expected on {card.name}",
@@ -69,7 +70,7 @@ def limits(
         ),
     )
     for name, fused in ((f"least on {card.name}", False), ("fused", True)):
-        rollout, update_bound = bounds(counted, work, card, fused=fused)
+        rollout, update_bound = mean(functools.partial(bounds, work=work, card=card, fused=fused))
         seconds = rollout.seconds + update_bound.seconds
         yield (
             name,
@@ -79,8 +80,9 @@ def limits(
                 f"{', if all that is no product were fused with a neighbour' if fused else ', operator by operator'}"
             ),
         )
-    operators = sum(bound.operators for bound in apart)
-    larger = sum(bound.seconds for bound in expected(counted, work_of(loop, tree, update, devices, more=1), card, manner))
+    operators = rollout.operators + update_bound.operators
+    more = work_of(loop, tree, update, devices, more=1)
+    larger = sum(bound.seconds for bound in mean(functools.partial(expected, work=more, card=card, manner=manner)))
     groups = -(-loop.prompts_per_step // devices)
     rolled, trained = evaluations(loop.objective.behavior()) * tree.rollout_rows, evaluations(policy) * update
     yield (
@@ -91,3 +93,10 @@ def limits(
         ),
     )
     yield "operators", f"{operators:,} a step; where starting one takes 10 microseconds, the host needs {operators * 1e-5:.3g} s"
+
+
+def _mean(parts: Sequence[Bound], shares: Sequence[float]) -> Bound:
+    seconds = sum(share * part.seconds for share, part in zip(shares, parts, strict=True))
+    useful = sum(share * part.useful for share, part in zip(shares, parts, strict=True))
+    operators = sum(share * part.operators for share, part in zip(shares, parts, strict=True))
+    return Bound(seconds, useful, round(operators))

@@ -34,7 +34,8 @@ class Operator:
         kind: one of the four kinds
         dtype: type of the factors of a product, else of the result
         operations: floating point operations that it does; 0 if it is no product
-        useful: operations that the mathematics needs. A fused attention does more: its backward pass computes the scores again
+        useful: operations that the mathematics needs. A fused attention does more: its backward pass computes the scores again. Operators
+            of activation checkpointing, which computes in the backward pass what the forward pass did not keep, have none
         moved: bytes of its arguments and results, each counted once
     """
 
@@ -146,8 +147,17 @@ class _Operators(TorchDispatchMode):
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if not func.is_view and name not in _FREE:
-            self._found.append(_operator(func, name, args, kwargs, result))
+            found = _operator(func, name, args, kwargs, result)
+            self._found.append(attrs.evolve(found, useful=0.0) if _again(name) else found)
         return result
+
+
+def _again(name: str) -> bool:
+    """True if activation checkpointing computes an operator of the forward pass again: in a backward pass, but with gradients.
+
+    Our own attention never sees that there are gradients, but its backward pass has another name.
+    """
+    return torch._C._current_graph_task_id() != -1 and (torch.is_grad_enabled() or name == "attention")
 
 
 def _operator(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> Operator:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Policy
+from ..policies import FlowMatchingPolicy
+from ..policies.diffusers.unet import UNetFamily
+from .rows import innermost
 
 
 def tensor_bytes(tensor: Tensor) -> int:
@@ -31,15 +34,19 @@ def _arguments(optimizer: torch.optim.Optimizer) -> set[str]:
     return set(inspect.signature(type(optimizer)).parameters)
 
 
-_NOT_PER_TOKEN = ("norm", "embed", "lora")
-"""Words in the names of layers that do not see every token: their input is one vector a row."""
+_NOT_PER_TOKEN = ("norm", "embed", "lora", "modulation", "_mod.", "add_", "context", "txt", "caption")
+"""Words in the names of layers that do not see every token of the image: their input is one vector a row, or the text."""
 
 
 def tokens(policy: Policy) -> int:
-    """Number of tokens of one row, as far as the network's configuration tells."""
-    networks = [dict(module.named_children()).get("network") for module in policy.modules() if isinstance(module, Policy)]
-    configs = [getattr(network, "config", None) for network in networks]
-    config = next((config for config in configs if config is not None), None)
+    """Number of image tokens of one row: as the family says, else as far as the network's configuration tells, else 1.
+
+    It is 0 for a UNet, whose layers see different numbers of them.
+    """
+    inner = innermost(policy)
+    if isinstance(inner, FlowMatchingPolicy):
+        return 0 if isinstance(inner.family, UNetFamily) else inner.family.tokens
+    config = getattr(dict(inner.named_children()).get("network"), "config", None)
     if config is None or len(policy.latent_shape) != 3:
         return 1
     patch = getattr(config, "patch_size", 1)
@@ -47,13 +54,16 @@ def tokens(policy: Policy) -> int:
 
 
 def token_layers(policy: Policy) -> list[nn.Linear]:
-    """Linear layers that see every token."""
+    """Linear layers that see every token of the image."""
     named = [(name, module) for name, module in policy.named_modules() if isinstance(module, nn.Linear)]
     return [layer for name, layer in named if not any(word in name for word in _NOT_PER_TOKEN)]
 
 
 def activation_bytes(policy: Policy) -> int:
-    """Bytes of the inputs of the linear layers for one row: most of what a backward pass keeps without activation checkpointing."""
+    """Bytes of the inputs of the linear layers for one network row: most of what a backward pass keeps without activation checkpointing.
+
+    This is a guess for transformers; other networks give 0.
+    """
     layers = token_layers(policy)
     numbers: int = sum(layer.in_features for layer in layers)
     return tokens(policy) * numbers * (policy.precision.itemsize if layers else 0)

@@ -72,6 +72,7 @@ class Card:
         kind = "Weights" if form == "merged" else "LoRA adapters"
         about = {
             "base": f"{base} ({type(policy.family.pipeline).__name__})",
+            **_files(policy),
             "licence of the base": licence or "not stated in the base's folder: look at its model card before you pass this on",
         }
         head = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {kind} for {base}", ""]
@@ -120,6 +121,16 @@ def base_licence(policy: FlowMatchingPolicy) -> str:
     A card that cannot be read is no error: a line on stderr says so once, and the licence stays empty.
     """
     return "" if policy.family.folder is None else _licence(policy.family.folder / "README.md")
+
+
+def _files(policy: FlowMatchingPolicy) -> dict[str, str]:
+    """Facts about the base's files beside their place."""
+    source = policy.family.loaded_from
+    if source is None:
+        return {}
+    said = {"sub-folder": source.subfolder, "revision": source.revision, "variant of the files": source.variant}
+    said["weights in place of the base's"] = source.single_file
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _licence(file: Path) -> str:
@@ -185,14 +196,14 @@ def _evaluated(folder: Path, steps: int | None) -> tuple[tuple[tuple[str, str, s
 
 
 def _trained(folder: Path, steps: int | None, window: int = 10) -> tuple[tuple[tuple[str, str, str], ...], str]:
-    """Rows of the training metrics: means over the first and the last few steps."""
+    """Rows of the training metrics: means over the first and the last few steps, at most half of them each; none of a single step."""
     file = folder / "metrics.jsonl"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # a crash may have cut off the last one
     lines = [line for line in lines if steps is None or line["step"] < steps]
-    if not lines:
+    count = min(window, len(lines) // 2)
+    if not count:
         return (), ""
-    count = min(window, len(lines))
     rows = []
     for name in dict.fromkeys(name for line in lines[-count:] for name in line):
         if name == "reward" or name.startswith(("reward/", "diversity/")):

@@ -1,7 +1,6 @@
 """Code on a model card: draws with exported weights in plain diffusers as the policy does, with its steps, guidance and text length."""
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,20 +10,22 @@ from diffalign.core import Guided, Policy
 from diffalign.policies import FlowMatchingPolicy, TDMPolicy
 from diffalign.policies.diffusers import Family
 
+from .base_loading import EMBEDDED, Imports, absent, base_loading, quoted
 from .unwrapping import inwards
 
 STEPS = 28
 """Denoising steps where neither the policy nor its run says how many."""
 
-_EMBEDDED = "shapeworld"
 _TRUE_SCALE = "true_cfg_scale"
+_HERE = "  # this folder"
+_ORDER = ("diffusers", "huggingface_hub", "diffalign.embedded")
 
 
 def usage(policy: Policy, inner: FlowMatchingPolicy, merged: bool, steps: int | None = None) -> str:
     """Write a Python program that draws one picture, to be run in the folder of the weights.
 
     A policy whose noise grid is not that of the pipeline's scheduler hands its own sigmas over, to a scheduler without a shift; so
-    do few-step students.
+    do few-step students. UNets hand their timesteps over, to a scheduler of first order without noise.
 
     Args:
         policy: the exported policy, with its guidance and its student's steps around it
@@ -34,33 +35,29 @@ def usage(policy: Policy, inner: FlowMatchingPolicy, merged: bool, steps: int | 
     """
     family = inner.family
     count = next(iter(policy.step_counts), None) or steps or STEPS
-    imports = {"diffusers": {"DiffusionPipeline"}}
+    imports: Imports = {"diffusers": {"DiffusionPipeline"}}
     lines = []
-    if family.dtype != torch.float32:
-        imports["torch"] = set()
     arguments = _call(policy, family, count)
     if (scheduler := _scheduler(policy, family, count, arguments)) is not None:
         imports["diffusers"].add(scheduler[0])
         lines.append(f"pipeline.scheduler = {scheduler[1]}")
-    base = '"."' if merged else _base(family)
-    if base.startswith("SHAPEWORLD"):
-        imports["diffalign.embedded"] = {"SHAPEWORLD"}
-    loading = [base, *(f"{part}=None" for part in family.optional if getattr(family.pipeline, part, None) is None)]
-    loading += [f"torch_dtype={family.dtype}"] if family.dtype != torch.float32 else []
-    here = "  # this folder"
-    head = [f"pipeline = DiffusionPipeline.from_pretrained({', '.join(loading)}){here if merged else ''}"]
-    head += [] if merged else [f'pipeline.load_lora_weights("."){here}']
-    prompt = json.dumps(_prompt(policy, family), ensure_ascii=False)
+    head = _merged(family, imports) if merged else [*base_loading(family, imports), f'pipeline.load_lora_weights("."){_HERE}']
+    prompt = quoted(_prompt(policy, family))
     drawing = _drawing({"prompt": prompt, **arguments})
     return "\n".join([*_imports(imports), "", *head, *lines, *drawing, 'image.save("picture.png")'])
 
 
-def _imports(found: dict[str, set[str]]) -> Iterator[str]:
-    if "torch" in found:
-        yield "import torch"
-    for module in ("diffusers", "diffalign.embedded"):
-        if module in found:
-            yield f"from {module} import {', '.join(sorted(found[module]))}"
+def _merged(family: Family, imports: Imports) -> list[str]:
+    arguments = ['"."', *absent(family)]
+    if family.dtype != torch.float32:
+        imports["torch"] = set()
+        arguments.append(f"torch_dtype={family.dtype}")
+    return [f"pipeline = DiffusionPipeline.from_pretrained({', '.join(arguments)}){_HERE}"]
+
+
+def _imports(found: Imports) -> Iterator[str]:
+    yield from (f"import {module}" for module, names in found.items() if not names)
+    yield from (f"from {module} import {', '.join(sorted(found[module]))}" for module in _ORDER if module in found)
 
 
 def _drawing(arguments: Mapping[str, str]) -> list[str]:
@@ -70,16 +67,13 @@ def _drawing(arguments: Mapping[str, str]) -> list[str]:
     return [line] if len(line) <= 120 else ["image = pipeline(", *(f"    {part}," for part in parts), ").images[0]"]
 
 
-def _base(family: Family) -> str:
-    if family.source == _EMBEDDED:
-        return 'SHAPEWORLD / "model"'  # it ships with diffalign
-    return json.dumps(family.source, ensure_ascii=False)
-
-
 def _prompt(policy: Policy, family: Family) -> str:
-    text = "three red circles" if family.source == _EMBEDDED else "a lighthouse at night"
-    student = next((each for each in inwards(policy) if isinstance(each, TDMPolicy)), None)
-    return text if student is None else text + student.tag.format(steps=student.steps)
+    return ("three red circles" if family.source == EMBEDDED else "a lighthouse at night") + _tag(policy)
+
+
+def _tag(policy: Policy) -> str:
+    """Text that the students in a policy append to what they are given."""
+    return "".join(each.tag.format(steps=each.steps) for each in inwards(policy) if isinstance(each, TDMPolicy))
 
 
 def _call(policy: Policy, family: Family, steps: int) -> dict[str, str]:
@@ -94,8 +88,10 @@ def _call(policy: Policy, family: Family, steps: int) -> dict[str, str]:
         arguments[_TRUE_SCALE] = "1.0" if guided is None else f"{guided.scale:g}"
     elif family.guidance is None:
         arguments["guidance_scale"] = f"{family.no_guidance if guided is None else guided.scale:g}"
-    if guided is not None and "negative_prompt" in known and (guided.negative or _TRUE_SCALE in known):
-        arguments["negative_prompt"] = json.dumps(guided.negative, ensure_ascii=False)
+    if guided is not None and "negative_prompt" in known:
+        negative = guided.negative + _tag(guided)
+        if negative or _TRUE_SCALE in known:
+            arguments["negative_prompt"] = quoted(negative)
     if "max_sequence_length" in known:
         arguments["max_sequence_length"] = str(family.max_sequence_length)
     if "use_resolution_binning" in known:
@@ -104,17 +100,14 @@ def _call(policy: Policy, family: Family, steps: int) -> dict[str, str]:
 
 
 def _scheduler(policy: Policy, family: Family, steps: int, arguments: dict[str, Any]) -> tuple[str, str] | None:
-    """Class and code of a scheduler that walks the policy's grid, where the pipeline's own does not; sigmas join the arguments."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    own = family.pipeline.scheduler
-    if not family.free_grid:
-        name = type(own).__name__
-        return name, f'{name}.from_config(pipeline.scheduler.config, timestep_spacing="trailing")'
-    sigmas = policy.sigmas(steps)
-    plain = isinstance(own, FlowMatchEulerDiscreteScheduler)
-    if plain and torch.allclose(sigmas, family.sigmas(steps), atol=1e-5):
+    """Class and code of a scheduler that walks the policy's grid, where the pipeline's own does not; the grid joins the arguments."""
+    own, sigmas = type(family.pipeline.scheduler).__name__, policy.sigmas(steps)
+    plain = family.plain_steps(sigmas)
+    if plain.settings is None and own == plain.scheduler and torch.allclose(sigmas, family.sigmas(steps), atol=1e-5):
         return None
-    arguments["sigmas"] = f"[{', '.join(f'{float(sigma):.6g}' for sigma in sigmas[:-1])}]"
-    name = FlowMatchEulerDiscreteScheduler.__name__
-    return name, f"{name}()  # it takes the sigmas as they are, and does Euler steps between them"
+    arguments[plain.argument] = f"[{', '.join(f'{level:.6g}' for level in plain.grid)}]"
+    made = f"{plain.scheduler}()"
+    if plain.settings is not None:
+        changed = (f"{name}={quoted(value) if isinstance(value, str) else value}" for name, value in plain.settings.items())
+        made = f"{plain.scheduler}.from_config({', '.join(['pipeline.scheduler.config', *changed])})"
+    return plain.scheduler, f"{made}  # it takes the {plain.argument} as they are, and does Euler steps between them"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Follower, Linear, Loss, Policy, Scalar, ScoredBatch, group_normalize
+from diffalign.core.number_fields import finite
 
 from .draws import GridDraws
 from .forward import ForwardBatch, ForwardLosses, ForwardObjective
@@ -60,10 +61,10 @@ class CRD(ForwardObjective):
 
     policy: Policy
     reference: Policy | None = None
-    beta: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
+    beta: float = attrs.field(default=1.0, validator=finite(attrs.validators.gt(0.0)))
     limit: float = attrs.field(default=5.0, validator=attrs.validators.gt(0.0))
     decay: Scalar | float = _DECAY
-    kl: float = attrs.field(default=0.1, validator=attrs.validators.ge(0.0))
+    kl: float = attrs.field(default=0.1, validator=finite(attrs.validators.ge(0.0)))
     adaptive: bool = True
     levels: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     sigma_min: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])

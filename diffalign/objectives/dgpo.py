@@ -17,6 +17,7 @@ from diffalign.core import (
     group_normalize,
     group_sum,
 )
+from diffalign.core.number_fields import finite
 from diffalign.core.words import allowed_word
 
 from .draws import GridDraws
@@ -72,11 +73,11 @@ class DGPO(ForwardObjective):
 
     policy: Policy
     reference: Policy | None = None
-    beta: float = attrs.field(default=100.0, validator=attrs.validators.gt(0.0))
+    beta: float = attrs.field(default=100.0, validator=finite(attrs.validators.gt(0.0)))
     loss: Literal["weighted", "softplus"] = attrs.field(default="weighted", validator=allowed_word)
     clip: float | None = attrs.field(default=1e-2, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     decay: Scalar | float = RECENT
-    kl: float = attrs.field(default=0.001, validator=attrs.validators.ge(0.0))
+    kl: float = attrs.field(default=0.001, validator=finite(attrs.validators.ge(0.0)))
     levels: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     sigma_min: float = attrs.field(default=0.5, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
     rollouts: Literal["policy", "old"] = attrs.field(default="policy", validator=allowed_word)

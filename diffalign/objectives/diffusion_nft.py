@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Follower, Linear, Loss, Policy, Scalar, ScoredBatch, group_normalize
+from diffalign.core.number_fields import finite
 
 from .draws import GridDraws
 from .forward import ForwardBatch, ForwardLosses, ForwardObjective
@@ -53,7 +54,7 @@ class DiffusionNFT(ForwardObjective):
 
     policy: Policy
     reference: Policy | None = None
-    beta: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
+    beta: float = attrs.field(default=1.0, validator=finite(attrs.validators.gt(0.0)))
     decay: Scalar | float = _DECAY
     limit: float = attrs.field(default=5.0, validator=attrs.validators.gt(0.0))
     adaptive: bool = True

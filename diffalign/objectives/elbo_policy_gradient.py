@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Follower, Loss, Policy, ScoredBatch, group_sum
+from diffalign.core.number_fields import finite
 
 from .elbo import ELBO, Estimates
 from .forward import ForwardBatch, ForwardLosses, ForwardObjective
@@ -48,7 +49,7 @@ class ELBOPolicyGradient(ForwardObjective):
 
     policy: Policy
     reference: Policy | None = None
-    kl: float = attrs.field(default=0.05, validator=attrs.validators.gt(0.0))
+    kl: float = attrs.field(default=0.05, validator=finite(attrs.validators.gt(0.0)))
     bound: ELBO = attrs.field(factory=ELBO)
     clip: float | None = attrs.field(default=1e-3, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))

@@ -69,6 +69,7 @@ class GroupForwardKL(PathMatching):
 
     def require(self, outline: Outline) -> None:
         require_comparable_outline(outline, "GroupForwardKL")
+        super().require(outline)
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "GroupForwardKL")

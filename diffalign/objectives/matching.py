@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.core import Objective, Policy, Progress, Scalar
+from diffalign.core import Objective, Outline, Policy, Progress, Scalar
 
 from .path_losses import PathLosses
 from .paths import Measure, Paths
@@ -18,6 +18,10 @@ class Tempered(Objective):
 
     beta: Scalar | Budget | float
     _temperature: Temperature
+
+    def require(self, outline: Outline) -> None:
+        super().require(outline)
+        self._temperature.require(outline)
 
     def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
         return self._temperature.observe(metrics, progress)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Edges, Policy, Scalar, ScoredBatch, group_sum
+from diffalign.core.given import require_part
 
 from .requirements import given_reference, require_weight
 from .terms import reference_constraint
@@ -30,8 +31,9 @@ def reference_for(policy: Policy, reference: Policy | None, measure: Measure, we
         objective: class of the objective in error messages
 
     Raises:
-        ValueError: the weight is negative or not finite, the reference is trainable, or it has no use.
+        ValueError: the policy is none, the weight is negative or not finite, the reference is trainable, or it has no use.
     """
+    require_part("policy", policy, Policy)
     if not isinstance(weight, Scalar):
         require_weight(weight, f"{objective}.reference_weight")
     if measure == "path" and weight == 0:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import Follower, Loss, Policy, ScoredBatch
+from diffalign.core.number_fields import finite
 
 from .draws import GridDraws
 from .forward import ForwardBatch, ForwardLosses, ForwardObjective
@@ -49,7 +50,7 @@ class RAM(ForwardObjective):
 
     policy: Policy
     reference: Policy | None = None
-    beta: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
+    beta: float = attrs.field(default=1.0, validator=finite(attrs.validators.gt(0.0)))
     levels: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     sigma_min: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
     updates: int = attrs.field(default=1, validator=attrs.validators.ge(1))

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from diffalign.core import NonFiniteError, Outline, Policy, Progress, Scalar, TrajectoryBatch, require_frozen, scalar
+from diffalign.core.given import require_part
+from diffalign.core.number_fields import require_number
 
 
 def require_comparable_outline(outline: Outline, objective: str) -> None:
@@ -77,8 +79,9 @@ def require_weight(value: float, name: str) -> None:
     """Refuse a number that is no weight of a penalty.
 
     Raises:
-        ValueError: the number is negative or not finite.
+        ValueError: it is no number, negative or not finite.
     """
+    require_number(name, value)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be at least 0 and finite: it is the weight of a penalty; got {value:g}")
 
@@ -133,8 +136,9 @@ def optional_reference(policy: Policy, reference: Policy | None, weight: float, 
         weight_name: name of the weight in messages, "Class.field"
 
     Raises:
-        ValueError: the weight is negative, the reference is trainable, or the reference has no use.
+        ValueError: the policy is none, the weight is negative, the reference is trainable, or the reference has no use.
     """
+    require_part("policy", policy, Policy)
     require_weight(weight, weight_name)
     if weight == 0:
         if reference is not None:
@@ -151,8 +155,10 @@ def given_reference(policy: Policy, reference: Policy | None) -> Policy:
         reference: reference that the user gave
 
     Raises:
-        ValueError: the reference is trainable.
+        ValueError: the policy or the reference is none, or the reference is trainable.
     """
+    require_part("policy", policy, Policy)
     reference = policy.fork(pristine=policy.without_delta) if reference is None else reference
+    require_part("reference", reference, Policy)
     require_frozen(reference, "reference")
     return reference

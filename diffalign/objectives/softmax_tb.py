@@ -137,6 +137,7 @@ class SoftmaxTB(PathMatching):
 
     def require(self, outline: Outline) -> None:
         require_comparable_outline(outline, "SoftmaxTB")
+        super().require(outline)
 
     def _losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_comparable(batch.trajectories, "SoftmaxTB")

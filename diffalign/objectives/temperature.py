@@ -9,7 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Progress, Scalar, group_std, scalar
+from diffalign.core import Outline, Progress, Scalar, group_std, scalar
+from diffalign.core.number_fields import require_number
 
 from .requirements import require_positive
 
@@ -23,7 +24,8 @@ _WATCHED = 0.1
 """Share of a run after which the user is told."""
 
 
-def _finite(value: float, name: str, meaning: str) -> None:
+def _finite(value: float, name: str, meaning: str, kinds: str = "a number") -> None:
+    require_number(name, value, kinds)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite: it is {meaning}; got {value:g}")
 
@@ -43,6 +45,13 @@ class Budget(ABC):
     @abstractmethod
     def room(self, metrics: Mapping[str, float]) -> float:
         """Share of the budget that is left: 1 if nothing is used, below 0 if too much is used."""
+
+    def require(self, samples: int, owner: str) -> None:  # noqa: B027  a hook with a default
+        """Refuse a budget that no beta can meet with `samples` of each prompt.
+
+        Raises:
+            ValueError: none can.
+        """
 
 
 @attrs.frozen
@@ -88,7 +97,7 @@ class EffectiveSamples(Budget):
     So the scale of rewards does not matter. With share 0.5 and nine samples, the target covers four or five of them.
 
     Args:
-        share: share of the samples, above 0 and below 1
+        share: share of the samples, above 1 / K and below 1
         start: beta of the first step
         rate: largest change of log beta in a step
 
@@ -102,6 +111,7 @@ class EffectiveSamples(Budget):
     gain: float = attrs.field(default=0.0, init=False)  # the target reacts to beta at once, so it needs no gain
 
     def __attrs_post_init__(self) -> None:
+        require_number("EffectiveSamples.share", self.share)
         if not 0 < self.share < 1:
             raise ValueError(
                 f"EffectiveSamples.share must lie between 0 and 1, both excluded: it is a share of samples; got {self.share:g}"
@@ -111,6 +121,13 @@ class EffectiveSamples(Budget):
 
     def room(self, metrics: Mapping[str, float]) -> float:
         return (metrics["ess/target"] - self.share) / self.share
+
+    def require(self, samples: int, owner: str) -> None:
+        if self.share * samples <= 1:
+            raise ValueError(
+                f"{owner}.beta: EffectiveSamples.share must lie above 1 / {samples} with {samples} samples of a prompt, because a target "
+                f"covers at least one of them; got {self.share:g}"
+            )
 
 
 @attrs.define(eq=False)
@@ -131,12 +148,13 @@ class Temperature:
     _answer: float = attrs.field(default=0.0, init=False)  # room of the step before, from -1 to 1
     _felt: float = attrs.field(default=0.0, init=False)  # largest influence of the reference so far
     _wanted: float = attrs.field(default=0.0, init=False)  # largest standard deviation of beta R so far
+    _ended: bool = attrs.field(default=False, init=False)  # a budget was at an end of its range
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.source, Budget):
             self._found = self.source.start
         elif not isinstance(self.source, Scalar):
-            _finite(self.source, f"{self.owner}.beta", "an inverse temperature")
+            _finite(self.source, f"{self.owner}.beta", "an inverse temperature", "a number, a schedule or a budget")
 
     def __call__(self, progress: Progress) -> float:
         """Value of beta at this step.
@@ -150,16 +168,33 @@ class Temperature:
         require_positive(beta, f"{self.owner}.beta", "it is an inverse temperature")
         return beta
 
+    def require(self, outline: Outline) -> None:
+        """Refuse a budget that cannot be met by the samples of a rollout.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if isinstance(self.source, Budget):
+            self.source.require(outline.samples, self.owner)
+
     def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
         """Look at the metrics of a step, taken over all processes.
 
         Returns:
-            A message for the user: once, after a tenth of the run, if the reference has had no influence so far; else None.
+            A message for the user: once, after a tenth of the run, if the reference has had no influence so far; once, where a budget
+            comes to an end of its range; else None.
         """
         if isinstance(self.source, Budget):
             low, high = LIMITS
             self._answer = max(-1.0, min(1.0, self.source.room(metrics)))
             self._found = max(low, min(high, self._found * math.exp(self.source.rate * self._answer)))
+            if self._found in LIMITS and not self._ended:
+                self._ended = True
+                less = "less" if self._found == low else "more"
+                return (
+                    f"{self.owner}: {self.source} has brought beta to {self._found:g} nats per unit of reward, the end of its range, and "
+                    f"would take {less}. Rewards may be equal within every group, or so large or small that no such beta meets it."
+                )
         if "reference/felt" not in metrics:
             return None
         self._felt = max(self._felt, metrics["reference/felt"])
@@ -168,8 +203,8 @@ class Temperature:
             return None
         if self._wanted == 0:
             return (
-                f"{self.owner}: the rewards of every group have been equal so far, so no weight has moved. Look at the images and at the "
-                "reward: it may not see how they differ, or all images may be equally bad."
+                f"{self.owner}: the rewards of every group have been equal so far, so no weight has moved but by weight decay. Look at "
+                "the images and at the reward: it may not see how they differ, all images may be equally bad, or its weight may be 0."
             )
         if self._felt >= FELT or isinstance(self.source, Budget):  # a budget finds its temperature by itself
             return None

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,23 +17,29 @@ from .diffusers import Family
 Row = Mapping[str, Tensor]
 AT_ONCE = 16
 """Number of texts that are encoded together."""
+ENCODERS = ("text_encoder", "tokenizer")
+"""Beginnings of the names of the parts that encode texts."""
 
 
-def encoder_revision(folder: Path, file: Path | None = None) -> str:
-    """Digest of the contents of all files of text encoders and tokenizers, which determine how a text is encoded.
+def encoder_revision(folder: Path, file: Path | None = None, variant: str | None = None) -> str:
+    """Digest of the contents of all files of text encoders and tokenizers, and of what is loaded of them: what a text is encoded by.
 
     Args:
         folder: folder of the pipeline
         file: file that the encoders' weights were taken from, if not the folder's
+        variant: variant of the weights' files that are loaded; a folder may have several
     """
-    digest = hashlib.sha256() if file is None else hashlib.sha256(_digest(file).encode())
-    for file in sorted(
-        path for part in folder.iterdir() if part.name.startswith(("text_encoder", "tokenizer")) for path in part.rglob("*")
-    ):
-        if file.is_file():
-            real = file.resolve()
+    digest = hashlib.sha256(f"{variant} {'' if file is None else _digest(file)}\n".encode())
+    index = folder / "model_index.json"
+    if index.exists():  # a pipeline may go without an encoder whose files are there, and has settings of its own (of empty texts)
+        entries = json.loads(index.read_text(encoding="utf-8")).items()
+        said = {name: entry for name, entry in entries if name.startswith(ENCODERS) or not (name[0] == "_" or isinstance(entry, list))}
+        digest.update(json.dumps(said, sort_keys=True).encode())
+    for each in sorted(path for part in folder.iterdir() if part.name.startswith(ENCODERS) for path in part.rglob("*")):
+        if each.is_file():
+            real = each.resolve()
             content = real.name if real.parent.name == "blobs" else _digest(real)  # the hub's cache names a file by its digest
-            digest.update(f"{file.relative_to(folder)} {content}\n".encode())
+            digest.update(f"{each.relative_to(folder)} {content}\n".encode())
     return digest.hexdigest()
 
 
@@ -115,7 +121,7 @@ class Encodings:
             return
         file = self._file(self.folder, text, negative)
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")  # several processes may encode the same text
+        temporary = file.with_suffix(f".{uuid4().hex}")  # several processes, also of several machines, may encode the same text
         save_file(dict(row), temporary, metadata={"text": text})
         temporary.replace(file)
 

@@ -22,6 +22,7 @@ from .left_out import LeftOut, add_nothing, switch
 from .lora import ADAPTER, LoRA
 from .products import multiplied_in
 from .step_grids import require_free_grid
+from .text_length import tell_unread
 
 
 class FlowMatchingPolicy(Policy):
@@ -169,9 +170,12 @@ class FlowMatchingPolicy(Policy):
             network.enable_gradient_checkpointing()
         if compilation is not None:
             compilation.apply(network)
-        encodings = None if cache is None else Encodings(adapter, Path(cache), encoder_revision(loaded.folder, loaded.encoders))
+        encodings = None if cache is None else Encodings(adapter, Path(cache), encoder_revision(loaded.folder, loaded.encoders, variant))
         multiplied = None if compute is None else getattr(torch, compute)
         return cls(network, adapter, kernel, grid, None, encodings, compilation, host, multiplied, attention, graphs)
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        tell_unread(self.family, prompts)
 
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         tensors = self.encodings.of([str(prompt) for prompt in prompts], self.device)

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from diffalign.core import ConfigError, Listed, Prompt, PromptSource, Size, Sourced, Stateful
+from diffalign.core.given import prompts_of
 
 _FINEST, _LONGEST = 1000, 100_000
 """Largest denominator of a share, and largest number of prompts until the order of sources repeats itself."""
@@ -18,13 +19,13 @@ class Source:
     """Source of a `Mixture`.
 
     Args:
-        prompts: source of its prompts, which must be able to list them
+        prompts: source of its prompts, which must be able to list them, or a list of texts
         share: number of prompts that it gives, in proportion to the others
         rewards: names of the run's rewards that score its pictures; None takes all. [] takes none: its prompts are not rewarded, but what
             an objective holds beside the reward (distillation, a KL to the reference) is held for them, too
     """
 
-    prompts: PromptSource
+    prompts: PromptSource = attrs.field(converter=prompts_of)
     share: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
     rewards: Sequence[str] | None = attrs.field(default=None)
 

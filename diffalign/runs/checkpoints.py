@@ -48,7 +48,7 @@ class Checkpoints(Hook):
         every: steps between checkpoints
         config: resolved configuration, which the checkpoint holds
         keep: number of latest checkpoints that are kept
-        settings: what `settings_of` gave before the run; `restore` says what has changed
+        settings: result of `settings_of` before the run; `restore` says what has changed
     """
 
     folder: Path

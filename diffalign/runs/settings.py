@@ -11,7 +11,7 @@ from ..core.scoring import named_rewards, reward_name
 from .identity import ANYWHERE
 
 _DECIDING = ("objective", "sampler", "prompts", "aggregation", "prompts_per_step", "max_grad_norm", "lr_factor", "average", "seed")
-"""What decides the numbers of a run beside its rewards; the rest may change when it is resumed, as in a run file."""
+"""Fields that decide the numbers of a run beside its rewards; the rest may change when it is resumed, as in a run file."""
 _LONG = 32
 """Entries from which a list is one value."""
 
@@ -44,6 +44,6 @@ def _values(path: str, value: object) -> Iterator[tuple[str, Any]]:
     elif not isinstance(value, Policy):
         yield path, type(value).__name__
         if attrs.has(type(value)):
-            for field in attrs.fields(type(value)):
+            for field in attrs.fields(type(value)):  # type: ignore[arg-type]  # `has` says so
                 if field.init and field.name not in ANYWHERE:
                     yield from _values(f"{path}.{field.alias}", getattr(value, field.name))

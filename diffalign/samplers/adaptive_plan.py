@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import attrs
 
 from diffalign.core import Progress, Streams
+from diffalign.core.number_fields import finite, is_finite, require_number, whole
 
 from .plans import Branching, Plan
 from .splits import branching_at, move_apart, noise_within, per_split
@@ -51,24 +52,28 @@ class AdaptivePlan(Plan):
 
     low: float
     high: float
-    splits: int = attrs.field(default=3, validator=attrs.validators.ge(1))
-    branches: int = attrs.field(default=3, validator=attrs.validators.ge(2))
+    splits: int = attrs.field(default=3, validator=whole(1))
+    branches: int = attrs.field(default=3, validator=whole(2))
     eta: float | Sequence[float] = 0.7
     eta_factors: Sequence[float] = (1.0, 1.0)
-    eta_max: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
-    concentration: float = attrs.field(default=4.0, validator=attrs.validators.ge(0))
-    tail_guard: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    min_gap: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    first: int = attrs.field(default=1, validator=attrs.validators.ge(0))
-    roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    levels: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
-    max_leaves: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    eta_max: float = attrs.field(default=1.0, validator=finite(attrs.validators.gt(0)))
+    concentration: float = attrs.field(default=4.0, validator=finite(attrs.validators.ge(0)))
+    tail_guard: int = attrs.field(default=1, validator=whole(1))
+    min_gap: int = attrs.field(default=1, validator=whole(1))
+    first: int = attrs.field(default=1, validator=whole(0))
+    roots: int = attrs.field(default=1, validator=whole(1))
+    levels: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(0)))
+    max_leaves: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(1)))
     promote_roots: bool = False
 
     def __attrs_post_init__(self) -> None:
+        require_number("AdaptivePlan.low", self.low)
+        require_number("AdaptivePlan.high", self.high)
         if not self.low < self.high:
             raise ValueError(f"AdaptivePlan.low must be below high, both in units of the raw reward; got {self.low:g} and {self.high:g}")
-        if len(self.eta_factors) != 2 or min(self.eta_factors) <= 0:
+        if not isinstance(self.eta_factors, Sequence) or len(self.eta_factors) != 2 or not all(map(is_finite, self.eta_factors)):
+            raise ValueError(f"AdaptivePlan.eta_factors must be two positive numbers, at low and at high; got {self.eta_factors!r}")
+        if min(self.eta_factors) <= 0:
             raise ValueError(f"AdaptivePlan.eta_factors must be two positive numbers, at low and at high; got {list(self.eta_factors)}")
         if max(per_split(self.eta, self.splits, "AdaptivePlan")) > self.eta_max:
             raise ValueError(f"AdaptivePlan.eta must be at most eta_max, {self.eta_max:g}; got {self.eta}")

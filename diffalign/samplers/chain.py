@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import attrs
 
 from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
+from diffalign.core.number_fields import finite, whole
 
 from .frontier import foreseen, roll_out
 from .plans import Branching
+from .splits import require_steps
 
 
 @attrs.frozen
@@ -26,17 +28,18 @@ class ChainSampler(TrajectorySampler):
     Reference: Flow-GRPO, arXiv:2505.05470.
     """
 
-    steps: int = attrs.field(default=8, validator=attrs.validators.ge(3))
-    samples: int = attrs.field(default=16, validator=attrs.validators.ge(1))
-    eta: float = attrs.field(default=0.7, validator=attrs.validators.gt(0))
+    steps: int = attrs.field(default=8, validator=whole(3))
+    samples: int = attrs.field(default=16, validator=whole(1))
+    eta: float = attrs.field(default=0.7, validator=finite(attrs.validators.gt(0)))
     window: Sequence[int] | None = None
-    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(1)))
 
     def __attrs_post_init__(self) -> None:
         self.branching()
 
     def branching(self) -> Branching:
         """Branching with K roots, in which no step branches."""
+        require_steps("ChainSampler.window", (1, self.steps - 1) if self.window is None else self.window)
         window = (1, self.steps - 1) if self.window is None else tuple(self.window)
         if len(window) != 2 or not 0 <= window[0] < window[1] < self.steps:
             raise ValueError(f"ChainSampler.window must be (first, end) with 0 <= first < end < {self.steps} steps; got {window}")

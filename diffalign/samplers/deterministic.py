@@ -3,6 +3,7 @@
 import attrs
 
 from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
+from diffalign.core.number_fields import whole
 
 from .frontier import draw_ends, foreseen, roll_out
 from .plans import Branching
@@ -27,9 +28,9 @@ class DeterministicSampler(TrajectorySampler):
         ValueError: a solver is given and the policy is a few-step student, whose weights know Euler steps alone.
     """
 
-    steps: int = attrs.field(default=28, validator=attrs.validators.ge(1))
-    samples: int = attrs.field(default=16, validator=attrs.validators.ge(1))
-    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    steps: int = attrs.field(default=28, validator=whole(1))
+    samples: int = attrs.field(default=16, validator=whole(1))
+    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(1)))
     solver: Solver | None = None
 
     def branching(self) -> Branching:

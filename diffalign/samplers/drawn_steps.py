@@ -6,6 +6,7 @@ import attrs
 import torch
 
 from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
+from diffalign.core.number_fields import is_whole, whole
 
 from .deterministic import DeterministicSampler
 from .frontier import foreseen
@@ -31,13 +32,13 @@ class DrawnSteps(TrajectorySampler):
     """
 
     steps: Sequence[int] = attrs.field(default=(1, 2, 4))
-    samples: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    samples: int = attrs.field(default=1, validator=whole(1))
+    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(1)))
 
     @steps.validator
     def _counts(self, attribute: "attrs.Attribute[Sequence[int]]", steps: Sequence[int]) -> None:
-        if not steps or any(type(count) is not int or count < 1 for count in steps):
-            raise ValueError(f"DrawnSteps.steps must hold numbers of steps of at least 1; got {list(steps)}")
+        if not isinstance(steps, Sequence) or not steps or any(not is_whole(count) or count < 1 for count in steps):
+            raise ValueError(f"DrawnSteps.steps must hold numbers of steps of at least 1; got {steps!r}")
 
     def branching(self) -> Branching:
         """Branching of the largest number of steps, which needs the most memory."""

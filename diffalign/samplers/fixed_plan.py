@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import attrs
 
 from diffalign.core import Progress, Streams
+from diffalign.core.number_fields import whole
 
 from .plans import Branching, Plan
-from .splits import branching_at, per_split
+from .splits import branching_at, per_split, require_steps
 
 
 @attrs.frozen
@@ -28,14 +29,15 @@ class FixedPlan(Plan):
     """
 
     splits: Sequence[int] = (1, 2, 3)
-    branches: int = attrs.field(default=3, validator=attrs.validators.ge(2))
+    branches: int = attrs.field(default=3, validator=whole(2))
     eta: float | Sequence[float] = 0.7
-    roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    levels: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
-    max_leaves: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    roots: int = attrs.field(default=1, validator=whole(1))
+    levels: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(0)))
+    max_leaves: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(1)))
     promote_roots: bool = False
 
     def __attrs_post_init__(self) -> None:
+        require_steps("FixedPlan.splits", self.splits)
         if not self.splits:
             raise ValueError("FixedPlan.splits must name at least one step; got none. For independent samples use ChainSampler.")
         if any(later <= earlier for earlier, later in zip(self.splits, self.splits[1:], strict=False)):

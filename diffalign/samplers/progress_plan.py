@@ -6,9 +6,10 @@ from itertools import pairwise
 import attrs
 
 from diffalign.core import Progress, Streams
+from diffalign.core.number_fields import finite, whole
 
 from .plans import Branching, Plan
-from .splits import branching_at, move_apart, noise_within, per_split
+from .splits import branching_at, move_apart, noise_within, per_split, require_steps
 
 
 @attrs.frozen
@@ -45,18 +46,20 @@ class ProgressPlan(Plan):
 
     early: Sequence[int] = (1, 2, 3)
     late: Sequence[int] = (1, 3, 5)
-    branches: int = attrs.field(default=3, validator=attrs.validators.ge(2))
+    branches: int = attrs.field(default=3, validator=whole(2))
     eta: float | Sequence[float] = 0.7
-    concentration: float = attrs.field(default=6.0, validator=attrs.validators.ge(0))
-    tail_guard: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    min_gap: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    first: int = attrs.field(default=1, validator=attrs.validators.ge(0))
-    roots: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    levels: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
-    max_leaves: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    concentration: float = attrs.field(default=6.0, validator=finite(attrs.validators.ge(0)))
+    tail_guard: int = attrs.field(default=1, validator=whole(1))
+    min_gap: int = attrs.field(default=1, validator=whole(1))
+    first: int = attrs.field(default=1, validator=whole(0))
+    roots: int = attrs.field(default=1, validator=whole(1))
+    levels: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(0)))
+    max_leaves: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(1)))
     promote_roots: bool = False
 
     def __attrs_post_init__(self) -> None:
+        require_steps("ProgressPlan.early", self.early)
+        require_steps("ProgressPlan.late", self.late)
         if not self.early or len(self.early) != len(self.late):
             raise ValueError(
                 f"ProgressPlan.early and late must name one step per split each, at least one; got {list(self.early)} and {list(self.late)}"

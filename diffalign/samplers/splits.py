@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from diffalign.core.number_fields import is_finite, is_whole
+
 from .plans import Branching
 
 
@@ -95,10 +97,26 @@ def per_split(eta: float | Sequence[float], count: int, where: str) -> list[floa
     """Noise level of each of `count` splits.
 
     Raises:
-        ValueError: `eta` is a list of another length.
+        ValueError: `eta` is a list of another length, or holds what is no finite number of at least 0.
     """
-    if not isinstance(eta, Sequence):
-        return [eta] * count
-    if len(eta) != count:
-        raise ValueError(f"{where}.eta must be one number or {count}, one per split; got {len(eta)}")
-    return list(eta)
+    etas = list(eta) if isinstance(eta, Sequence) and not isinstance(eta, str) else [eta] * count
+    if len(etas) != count:
+        raise ValueError(f"{where}.eta must be one number or {count}, one per split; got {len(etas)}")
+    for level in etas:
+        if not is_finite(level) or level < 0:
+            raise ValueError(f"{where}.eta must be a finite number of at least 0, or {count} of them, one per split; got {eta!r}")
+    return etas
+
+
+def require_steps(where: str, steps: Sequence[int]) -> None:
+    """Refuse what is no list of denoising steps.
+
+    Args:
+        where: name of the argument in the message
+        steps: value that was given
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(steps, Sequence) or isinstance(steps, str) or not all(map(is_whole, steps)):
+        raise ValueError(f"{where} must be a list of whole numbers, denoising steps counted from 0; got {steps!r}")

@@ -3,6 +3,8 @@
 import attrs
 
 from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
+from diffalign.core.given import require_part
+from diffalign.core.number_fields import whole
 
 from .fixed_plan import FixedPlan
 from .frontier import checked_grid, foreseen, roll_out
@@ -27,12 +29,13 @@ class TreeSampler(TrajectorySampler):
     Reference: TMPO, arXiv:2605.10983.
     """
 
-    steps: int = attrs.field(default=8, validator=attrs.validators.ge(2))
+    steps: int = attrs.field(default=8, validator=whole(2))
     plan: Plan = attrs.field(factory=FixedPlan)
-    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(whole(1)))
     keep_graph: bool = False
 
     def __attrs_post_init__(self) -> None:
+        require_part("TreeSampler.plan", self.plan, Plan)
         self.branching()
 
     def branching(self, progress: Progress | None = None, streams: Streams | None = None) -> Branching:

@@ -3,6 +3,7 @@
 import attrs
 
 from diffalign.core import Progress, Streams
+from diffalign.core.number_fields import finite, whole
 
 from .plans import Branching, Plan
 
@@ -33,12 +34,12 @@ class SlidingWindow(Plan):
     Reference: MixGRPO, arXiv:2507.21802.
     """
 
-    width: int = attrs.field(default=4, validator=attrs.validators.ge(1))
-    samples: int = attrs.field(default=12, validator=attrs.validators.ge(2))
-    eta: float = attrs.field(default=0.7, validator=attrs.validators.gt(0.0))
-    every: int = attrs.field(default=25, validator=attrs.validators.ge(1))
-    stride: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    first: int = attrs.field(default=1, validator=attrs.validators.ge(0))
+    width: int = attrs.field(default=4, validator=whole(1))
+    samples: int = attrs.field(default=12, validator=whole(2))
+    eta: float = attrs.field(default=0.7, validator=finite(attrs.validators.gt(0.0)))
+    every: int = attrs.field(default=25, validator=whole(1))
+    stride: int = attrs.field(default=1, validator=whole(1))
+    first: int = attrs.field(default=1, validator=whole(0))
     shared_noise: bool = True
 
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
@@ -66,10 +67,10 @@ class RandomWindow(Plan):
     Reference: MixGRPO, arXiv:2507.21802 (its random strategy).
     """
 
-    width: int = attrs.field(default=4, validator=attrs.validators.ge(1))
-    samples: int = attrs.field(default=12, validator=attrs.validators.ge(2))
-    eta: float = attrs.field(default=0.7, validator=attrs.validators.gt(0.0))
-    first: int = attrs.field(default=1, validator=attrs.validators.ge(0))
+    width: int = attrs.field(default=4, validator=whole(1))
+    samples: int = attrs.field(default=12, validator=whole(2))
+    eta: float = attrs.field(default=0.7, validator=finite(attrs.validators.gt(0.0)))
+    first: int = attrs.field(default=1, validator=whole(0))
     shared_noise: bool = True
 
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:

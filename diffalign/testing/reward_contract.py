@@ -1,5 +1,6 @@
 """Contract of rewards, and measurements of a reward before it is trained on."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -8,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, RewardError, RewardFunction, score
+from diffalign.core import Partial, Prompt, RewardError, RewardFunction, score
 from diffalign.core.scoring import require_order, reward_name
 
 from .elsewhere import agrees, copied, on_a_second_device
@@ -30,35 +31,59 @@ class Scored:
     images: Tensor
     prompts: Sequence[Prompt]
 
-    def scores(self, index: Sequence[int] | None = None) -> Tensor:
-        """Score the images [K] with the loop's own checks."""
-        if index is None:
-            return score({"reward": self.reward}, self.images, self.prompts)["reward"]
-        return score({"reward": self.reward}, self.images[list(index)], [self.prompts[place] for place in index])["reward"]
+    def scores(self, index: Sequence[int] | None = None) -> Partial:
+        """Score the images, or those of some places, with the loop's own checks; say to which of them the reward applies."""
+        places = list(range(len(self.images)) if index is None else index)
+        images = self.images if index is None else self.images[places]
+        return score({"reward": self.reward}, images, [self.prompts[place] for place in places]).partial("reward")
+
+
+def _needs(scores: Partial, least: int) -> None:
+    """Skip a property that needs more pictures with a score than there are."""
+    count = len(scores.scores)
+    if count < least:
+        raise NotApplicableError(
+            f"the reward applies to {count} of these {len(scores.applies)} pictures, and this needs {least}; give check_reward `images` "
+            "and `prompts` to which it applies"
+        )
+
+
+def _equal(there: Partial, here: Partial, tolerance: float, rule: str, how: str) -> None:
+    """Check that two calls apply to the same pictures, and that the scores there are equal.
+
+    Args:
+        there, here: the two results, in the same order of pictures
+        tolerance: largest difference, relative to the largest score
+        rule: beginning of the message, the rule that is checked
+        how: words for the first call
+    """
+    apart = int((there.applies != here.applies).sum())
+    holds(apart == 0, f"{rule}; {how} the reward applies to others: {apart} of {len(here.applies)} pictures differ")
+    _needs(here, 1)
+    gap, scale = float((there.scores - here.scores).abs().max()), float(here.scores.abs().max()) + 1e-6
+    holds(gap <= tolerance * scale, f"{rule}; {how} it differs by {gap:.3g}")
 
 
 def _shape(scored: Scored) -> None:
-    holds(len(scored.scores()) == len(scored.images), "it must return one number per image")
-    holds(len(scored.scores([0])) == 1, "it must take a single image")
+    holds(len(scored.scores().values) == len(scored.images), "it must return one number per image")
+    holds(len(scored.scores([0]).values) == 1, "it must take a single image")
 
 
 def _repeatable(scored: Scored) -> None:
-    gap = float((scored.scores() - scored.scores()).abs().max())
-    holds(gap == 0, f"equal images must get equal scores; twice the same call differs by {gap:.3g}")
+    _equal(scored.scores(), scored.scores(), 0.0, "equal images must get equal scores", "in a second call")
 
 
 def _order(scored: Scored) -> None:
-    order = torch.randperm(len(scored.images), generator=torch.Generator().manual_seed(0)).tolist()
-    gap = float((scored.scores(order) - scored.scores()[order]).abs().max())
-    scale = float(scored.scores().abs().max()) + 1e-6
-    holds(gap <= 1e-4 * scale, f"an image's score must not depend on its place in the batch; in another order it differs by {gap:.3g}")
+    order = torch.randperm(len(scored.images), generator=torch.Generator().manual_seed(0))
+    here, there = scored.scores(), scored.scores(order.tolist())
+    moved = Partial(here.values[order], here.applies[order])
+    _equal(there, moved, 1e-4, "an image's score must not depend on its place in the batch", "in another order")
 
 
 def _chunks(scored: Scored) -> None:
-    alone = torch.cat([scored.scores([place]) for place in range(len(scored.images))])
-    gap = float((alone - scored.scores()).abs().max())
-    scale = float(scored.scores().abs().max()) + 1e-6
-    holds(gap <= 1e-3 * scale, f"an image's score must not depend on the other images; one by one it differs by {gap:.3g}")
+    pieces = [scored.scores([place]) for place in range(len(scored.images))]
+    alone = Partial(torch.cat([piece.values for piece in pieces]), torch.cat([piece.applies for piece in pieces]))
+    _equal(alone, scored.scores(), 1e-3, "an image's score must not depend on the other images", "one by one")
 
 
 def _leaves_images(scored: Scored) -> None:
@@ -68,10 +93,10 @@ def _leaves_images(scored: Scored) -> None:
 
 
 def _distinguishes(scored: Scored) -> None:
-    holds(
-        float(scored.scores().std()) > 0,
-        f"{len(scored.images)} different images all get {float(scored.scores()[0]):g}: it teaches nothing here",
-    )
+    scores = scored.scores()
+    _needs(scores, 2)
+    values = scores.scores
+    holds(float(values.std()) > 0, f"{len(values)} different images all get {float(values[0]):g}: it teaches nothing here")
 
 
 def _second_device(scored: Scored) -> None:
@@ -81,11 +106,13 @@ def _second_device(scored: Scored) -> None:
     except NotApplicableError:  # it holds a process or a server, so the original is used and moved back afterwards
         reward = scored.reward
     try:
-        there = score({"reward": reward}, scored.images.to(DEVICE), scored.prompts)["reward"]
+        there = score({"reward": reward}, scored.images.to(DEVICE), scored.prompts).partial("reward")
     finally:
         with suppress(RewardError):  # tensors that it shares with its copy have moved with the images; move them back
             score({"reward": reward}, scored.images, scored.prompts)
-    agrees(there, here, "the scores of images there", 1e-3)
+    agrees(there.applies.float(), here.applies.float(), "where the reward applies there", 0.0)
+    _needs(here, 1)
+    agrees(there.scores, here.scores, "the scores of images there", 1e-3)
 
 
 REWARD: tuple[Property[Scored], ...] = (
@@ -147,12 +174,14 @@ def _pictures() -> tuple[Tensor, list[str]]:
 
 @attrs.frozen
 class Measured:
-    """Statistics of a reward on some images.
+    """Statistics of a reward on some images, those to which it applies.
 
     Args:
         mean, std, low, high: mean, standard deviation, least and largest of its scores
         noise: standard deviation over repeated calls, mean over images
         seconds: per image, the median of the calls
+        applies: share of the images to which the reward applies; with fewer than two of them there are no statistics, and mean, std, low,
+            high and noise are NaN
     """
 
     mean: float
@@ -161,11 +190,15 @@ class Measured:
     high: float
     noise: float
     seconds: float
+    applies: float = 1.0
 
     def __str__(self) -> str:
+        seconds = f"{1000 * self.seconds:.1f} ms an image"
+        share = "" if self.applies == 1 else f", applies to {self.applies:.0%} of the images"
+        if math.isnan(self.std):
+            return f"too few scores to measure{share}, {seconds}"
         signal = "no noise" if self.noise == 0 else f"noise {self.noise:.3g} ({self.noise / max(self.std, 1e-12):.0%} of the spread)"
-        scale = f"scores {self.mean:.4g} +- {self.std:.3g} in [{self.low:.4g}, {self.high:.4g}]"
-        return f"{scale}, {signal}, {1000 * self.seconds:.1f} ms an image"
+        return f"scores {self.mean:.4g} +- {self.std:.3g} in [{self.low:.4g}, {self.high:.4g}], {signal}{share}, {seconds}"
 
 
 def measure_reward(
@@ -188,7 +221,11 @@ def measure(scored: Scored, repeats: int = 3) -> Measured:
         start = time.perf_counter()
         rows.append(scored.scores())
         seconds.append(time.perf_counter() - start)
-    table = torch.stack(rows).double()
+    each = sorted(seconds)[len(seconds) // 2] / len(scored.images)
+    applies = torch.stack([row.applies for row in rows]).all(dim=0)
+    table = torch.stack([row.values for row in rows])[:, applies].double()
+    values, share = table[0], float(applies.double().mean())
+    if len(values) < 2:
+        return Measured(math.nan, math.nan, math.nan, math.nan, math.nan, each, share)
     noise = float(table.std(dim=0).mean()) if repeats > 1 else 0.0
-    values, each = table[0], sorted(seconds)[len(seconds) // 2] / len(table[0])
-    return Measured(float(values.mean()), float(values.std()), float(values.min()), float(values.max()), noise, each)
+    return Measured(float(values.mean()), float(values.std()), float(values.min()), float(values.max()), noise, each, share)

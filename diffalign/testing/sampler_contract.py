@@ -1,12 +1,17 @@
 """Contract of trajectory samplers."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffalign.core import (
+    ROOT,
     Condition,
     Edges,
+    Outline,
     Policy,
     Progress,
     Prompt,
@@ -16,8 +21,11 @@ from diffalign.core import (
     check_first_step,
     replay,
 )
+from diffalign.core.replay import replay_parents
 from diffalign.core.rollout import require_forest
 from diffalign.core.transition import expand
+from diffalign.core.types import UNRECORDED
+from diffalign.samplers import Branches, Branching
 
 from .doubles import TinyPolicy
 from .elsewhere import agrees, copied, on_a_second_device
@@ -25,7 +33,10 @@ from .pretended_device import DEVICE
 from .properties import Finding, NotApplicableError, Property, examine, holds, require
 
 PROMPTS = (Prompt("a red cube"), Prompt("two blue stars"), Prompt("a red cube"))
-STREAMS = Streams(5, 3)
+PROGRESS, STREAMS = Progress(3, 10, 0.4), Streams(5, 3)
+
+_STEPS = 20
+"""Steps of a run that are drawn to see whether they differ."""
 
 
 def _policy() -> TinyPolicy:
@@ -33,14 +44,16 @@ def _policy() -> TinyPolicy:
 
 
 def _draw(
-    sampler: TrajectorySampler, policy: Policy, index: tuple[int, ...] = (0, 1, 2), step: int = 3, streams: Streams = STREAMS
+    sampler: TrajectorySampler,
+    policy: Policy,
+    index: tuple[int, ...] = (0, 1, 2),
+    progress: Progress = PROGRESS,
+    streams: Streams = STREAMS,
 ) -> TrajectoryBatch:
     condition = policy.encode([PROMPTS[i] for i in index])
+    condition = Condition(condition.prompts, torch.tensor(index), condition.tensors)
     with torch.no_grad():
-        return require_forest(
-            sampler,
-            sampler.sample(policy, Condition(condition.prompts, torch.tensor(index), condition.tensors), Progress(step, 10, 0.4), streams),
-        )
+        return require_forest(sampler, sampler.sample(policy, condition, progress, streams))
 
 
 def _finished(sampler: TrajectorySampler) -> None:
@@ -125,8 +138,115 @@ def _siblings(sampler: TrajectorySampler) -> None:
 
 
 def _over_time(sampler: TrajectorySampler) -> None:
-    counts = {len(_draw(sampler, _policy(), step=step, streams=Streams(5, step)).leaves) for step in range(10)}
+    counts = {len(_draw(sampler, _policy(), progress=Progress(step, 10, 0.4), streams=Streams(5, step)).leaves) for step in range(10)}
     holds(len(counts) == 1, f"the number of samples must stay constant over a run; got {sorted(counts)}")
+
+
+def _steps_of_a_run(sampler: TrajectorySampler) -> list[TrajectoryBatch]:
+    """Forests of one prompt at the steps of a run in which the reward rises, so that plans move."""
+    steps = [Progress(step, _STEPS, step / _STEPS if step else None) for step in range(_STEPS)]
+    return [_draw(sampler, _policy(), (0,), progress, Streams(5, progress.step)) for progress in steps]
+
+
+def _etas(forest: TrajectoryBatch) -> list[list[float]]:
+    """Noise levels of the edges that cross each denoising step, each once: [T]. A forest of finished samples alone has no edges."""
+    etas: list[set[float]] = [set() for _ in range(len(forest.sigmas) - 1)]
+    level, parent, eta = forest.level.tolist(), forest.parent.tolist(), forest.noise_level.tolist()
+    for node, above in enumerate(parent):
+        for step in range(level[above], level[node]) if above != ROOT else ():
+            etas[step].add(eta[node])
+    return [sorted(found) or [0.0] for found in etas]
+
+
+def _widths(forest: TrajectoryBatch) -> dict[int, int]:
+    """Number of nodes of each level that is stored; level -1: of those without a parent."""
+    levels, counts = forest.level.unique(return_counts=True)
+    return {ROOT: int((forest.parent == ROOT).sum()), **dict(zip(levels.tolist(), counts.tolist(), strict=True))}
+
+
+def _differ(values: Sequence[object]) -> bool:
+    return any(value != values[0] for value in values)
+
+
+def _require_noise(said: Sequence[float], forests: Sequence[TrajectoryBatch], where: str) -> None:
+    """Check noise levels that were said beforehand: exactly if the steps of a run are alike, else only whether there are any."""
+    drawn = [_etas(forest) for forest in forests]
+    noisy = {len(forest.stochastic) > 0 for forest in forests}
+    if len(noisy) == 1:
+        holds(
+            noisy == {any(said)},
+            f"{where} says that {_some(any(said))} of the steps are stochastic, and {_some(*noisy)} of those drawn are",
+        )
+    if _differ(drawn):
+        return
+    holds(len(said) == len(drawn[0]), f"{where} says {len(said)} steps, and {len(drawn[0])} were drawn")
+    for step, (eta, found) in enumerate(zip(said, drawn[0], strict=True)):
+        fits = any(math.isclose(eta, known, rel_tol=1e-5) for known in found)
+        holds(fits, f"{where} says eta {eta:g} for step {step}; drawn was {', '.join(f'{known:g}' for known in found)}")
+
+
+def _some(any_of_them: bool) -> str:
+    return "some" if any_of_them else "none"
+
+
+def _outline(sampler: TrajectorySampler) -> None:
+    outline: Any = sampler.outline(_policy())
+    if outline is None:
+        raise NotApplicableError("it has no outline, so nothing is known before it draws")
+    holds(isinstance(outline, Outline), f"outline(policy) must give an Outline or None; it gave {type(outline).__name__}")
+    forests = _steps_of_a_run(sampler)
+    for forest in forests:
+        count = len(forest.leaves)
+        holds(outline.samples == count, f"outline(policy) says {outline.samples} samples of a prompt, and {count} were drawn")
+    _require_noise(outline.noise_levels, forests, "outline(policy)")
+    grids: list[Tensor] = [forest.sigmas.cpu().double() for forest in forests]
+    said = outline.sigmas.cpu().double()
+    if not _differ([grid.tolist() for grid in grids]):
+        holds(len(said) == len(grids[0]), f"outline(policy) must have the {len(grids[0])} sigmas of the forest; it has {len(said)}")
+        gap = float((said - grids[0]).abs().max())
+        holds(gap < 1e-5, f"the sigmas of outline(policy) must be those of the forest; they differ by {gap:.2g}")
+
+
+def _branching(sampler: TrajectorySampler) -> None:
+    if not isinstance(sampler, Branches):
+        raise NotApplicableError("it has no branching(), so nothing is forecast")
+    said: Any = sampler.branching()
+    holds(isinstance(said, Branching), f"branching() must give a Branching; it gave {type(said).__name__}")
+    forests = _steps_of_a_run(sampler)
+    _require_noise(said.noise_levels, forests, "branching()")
+    for forest in forests:
+        count, steps = len(forest.leaves), len(forest.sigmas) - 1
+        holds(said.leaves == count, f"branching() says {said.leaves} samples of a prompt, and {count} were drawn")
+        holds(len(said.children) >= steps, f"branching() says {len(said.children)} steps, fewer than the {steps} that were drawn")
+    drawn = [_widths(forest) for forest in forests]
+    if _differ(drawn):  # then it is that of the step that needs the most memory, which may be none of these
+        return
+    for level, count in drawn[0].items():
+        width, where = (said.roots, "roots") if level == ROOT else (said.widths[level], f"nodes on level {level}")
+        holds(width == count, f"branching() says {width} {where} of a prompt, and {count} were drawn")
+
+
+def _calls(sampler: TrajectorySampler) -> None:
+    seen: list[Tensor] = []
+    policy = _policy()
+    policy.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0].detach().clone()))
+    forest = _draw(sampler, policy)
+    edges, drawn = Edges.of(forest), list(seen)
+    numbers = forest.call[edges.child]
+    if not len(edges.child):
+        raise NotApplicableError("it is deterministic")
+    if bool((numbers == UNRECORDED).all()):
+        raise NotApplicableError("it does not number its network calls, so a part of each is repeated")
+    for number in numbers[numbers != UNRECORDED].unique().tolist():
+        seen.clear()
+        parents = edges.owner[numbers == number].unique()
+        with torch.no_grad():
+            replay_parents(policy, forest, edges.below(parents))
+        holds(
+            any(torch.equal(rows, seen[0]) for rows in drawn),
+            f"call {number} must have had the {len(parents)} parents of its edges as its rows, in their order, and no others; the calls of "
+            f"the rollout had {', '.join(str(len(rows)) for rows in drawn)} rows",
+        )
 
 
 def _second_device(sampler: TrajectorySampler) -> None:
@@ -151,6 +271,9 @@ SAMPLER: tuple[Property[TrajectorySampler], ...] = (
     Property("deterministic edges", "a stage that is replayed would not be the one that was sampled", _deterministic_edges),
     Property("siblings differ", "branches that share noise are one sample counted twice", _siblings),
     Property("constant number", "a group that shrinks in the course of a run changes the objective", _over_time),
+    Property("outline", "objectives accept or refuse a sampler by it, before anything is drawn", _outline),
+    Property("branching", "samples, rows and memory of a run would be forecast wrongly", _branching),
+    Property("network calls", "the first-step contract would repeat calls that the rollout did not make", _calls),
     on_a_second_device(_second_device),
 )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from loops import PROMPTS, TREE, Phased, build, phase, same, sgd, square, weights
 
-from diffalign.core import Loss, Phase, Progress, Streams
+from diffalign.core import Hook, Loss, Phase, Progress, Streams
 from diffalign.objectives import SoftmaxTB
 from diffalign.samplers import DeterministicSampler, Midpoint
 from diffalign.testing import BrokenReplay, TinyPolicy
@@ -99,3 +99,35 @@ def test_deterministic_samplers_have_no_contract_to_break_and_say_no_number(solv
     metrics = loop.step(PROMPTS.draw(0, 2), Progress(0, 1)).metrics
     assert not [name for name in metrics if name.startswith("contract/")]
     assert "rows/policy/contract" not in metrics
+
+
+class TakesTooLittle(Hook):
+    def start(self, loop):
+        pass
+
+
+class TakesMore(Hook):
+    def step(self, loop, report, extra=None):
+        pass
+
+
+class Misspelt(Hook):
+    def on_step(self, loop, report):
+        pass
+
+
+class Other(Hook):
+    """Has a method of its own, for others."""
+
+    def value(self):
+        return 1
+
+
+def test_hooks_that_cannot_be_called_are_refused_before_the_first_step():
+    with pytest.raises(
+        ValueError, match=r"hooks\[1\]: TakesTooLittle.start is called with \(self, loop, step, total\); it takes \(self, loop\)"
+    ):
+        build(SoftmaxTB(TinyPolicy()), hooks=[Hook(), TakesTooLittle()])
+    with pytest.raises(ValueError, match=r"hooks\[0\]: Misspelt.on_step is never called; did you mean step\?"):
+        build(SoftmaxTB(TinyPolicy()), hooks=[Misspelt()])
+    build(SoftmaxTB(TinyPolicy()), hooks=[Hook(), TakesMore(), Other()])

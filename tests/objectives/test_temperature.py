@@ -8,11 +8,11 @@ from ring import MODES
 
 from diffalign import AlignmentLoop, Prompt
 from diffalign.core import CPS, Constant, Progress
-from diffalign.objectives import EffectiveSamples, GroupForwardKL, KLBudget, SoftmaxTB
+from diffalign.objectives import EffectiveSamples, ELBOSoftmaxTB, GroupForwardKL, KLBudget, SoftmaxTB
 from diffalign.objectives.temperature import LIMITS, Temperature
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
-from diffalign.samplers import FixedPlan, TreeSampler
+from diffalign.samplers import ChainSampler, FixedPlan, TreeSampler
 from diffalign.testing import ConstantReward, TinyPolicy, channel_reward
 
 OBJECTIVES = pytest.mark.parametrize("objective", [SoftmaxTB, GroupForwardKL])
@@ -116,6 +116,23 @@ def test_a_budget_that_is_none_is_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize("objective", [SoftmaxTB, GroupForwardKL, ELBOSoftmaxTB])
+def test_a_share_that_one_sample_exceeds_is_refused_before_the_run(objective):
+    with pytest.raises(ValueError, match=rf"{objective.__name__}\.beta: EffectiveSamples.share must lie above 1 / 4 .*; got 0.25"):
+        loop_of(objective(TinyPolicy((2, 2)), beta=EffectiveSamples(0.25)), sampler=ChainSampler(4, 4))
+    loop_of(objective(TinyPolicy((2, 2)), beta=EffectiveSamples(0.26)), sampler=ChainSampler(4, 4))
+
+
+@pytest.mark.parametrize(("measured", "end", "less"), [(1.0, 1e4, "more"), (0.26, 1e-2, "less")])
+def test_a_budget_at_the_end_of_its_range_is_said_once(measured, end, less):
+    temperature = Temperature(EffectiveSamples(0.9 if less == "less" else 0.5), "Mine")
+    said = [temperature.observe({"ess/target": measured}, Progress(step, 400)) for step in range(400)]
+    (text,) = [line for line in said if line is not None]
+    assert text.startswith("Mine: EffectiveSamples(share=")
+    assert f"has brought beta to {end:g} nats per unit of reward, the end of its range, and would take {less}." in text
+    assert temperature(Progress(0, 1)) == end
+
+
 def test_a_schedule_is_judged_when_it_gives_its_number():
     with pytest.raises(ValueError, match=r"Mine\.beta must be positive: it is an inverse temperature; got -1"):
         Temperature(Constant(-1.0), "Mine")(Progress(0, 1))
@@ -144,7 +161,9 @@ def test_a_constant_reward_is_said_once_and_moves_nothing(objective, capsys):
     policy = TinyPolicy((2, 2))
     before = [parameter.detach().clone() for parameter in policy.trainable_parameters().values()]
     metrics = run(loop_of(objective(policy), ConstantReward(0.5)), 30)
-    assert capsys.readouterr().err.count("the rewards of every group have been equal so far, so no weight has moved") == 1
+    assert (
+        capsys.readouterr().err.count("the rewards of every group have been equal so far, so no weight has moved but by weight decay") == 1
+    )
     assert all(step["reference/felt"] == 0 for step in metrics)
     moved = zip(policy.trainable_parameters().values(), before, strict=True)
     assert max(float((now - then).detach().abs().max()) for now, then in moved) < 1e-6

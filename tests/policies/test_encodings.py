@@ -1,15 +1,19 @@
 """Texts are encoded once: in a run, and with a folder in all runs."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_pipelines import saved
 
 from diffalign.core import Guided, Prompt
-from diffalign.policies import FlowMatchingPolicy, LoRA
+from diffalign.policies import FlowMatchingPolicy, LoRA, encodings
 from diffalign.policies.encodings import Encodings, encoder_revision
 
 PROMPTS = [Prompt("a red cube"), Prompt("two green cats on a mat"), Prompt("a red cube")]
@@ -75,6 +79,45 @@ def test_another_length_or_precision_has_files_of_its_own(folder, tmp_path, chan
     load(folder, cache=str(tmp_path)).encode(PROMPTS)
     load(folder, cache=str(tmp_path), **change).encode(PROMPTS)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 4
+
+
+def test_variants_in_one_folder_have_files_of_their_own(tmp_path_factory, tmp_path):
+    plain, both = saved(tmp_path_factory, "sd3"), tmp_path / "both"
+    shutil.copytree(plain, both)
+    DiffusionPipeline.from_pretrained(plain, torch_dtype=torch.float16).save_pretrained(both, variant="fp16")
+    alone = {variant: load(both, variant=variant).encode(PROMPTS).tensors for variant in ("fp16", None)}
+    assert not same(*alone.values())  # the numbers of one are rounded
+    for variant, tensors in alone.items():
+        assert same(load(both, variant=variant, cache=str(tmp_path / "cache")).encode(PROMPTS).tensors, tensors)
+
+
+def test_an_encoder_that_a_pipeline_goes_without_is_none_of_its_revision(tmp_path_factory, tmp_path):
+    """Its files may still be there: Stable Diffusion 3 without T5 is a line of model_index.json."""
+    shutil.copytree(saved(tmp_path_factory, "sd3"), tmp_path / "base")
+    whole = load(tmp_path / "base", cache=str(tmp_path / "cache")).encode(PROMPTS).tensors
+    file = tmp_path / "base" / "model_index.json"
+    index = json.loads(file.read_text())
+    file.write_text(json.dumps({**index, "text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+    alone = load(tmp_path / "base").encode(PROMPTS).tensors
+    assert not same(whole, alone)
+    assert same(load(tmp_path / "base", cache=str(tmp_path / "cache")).encode(PROMPTS).tensors, alone)
+
+
+def test_processes_of_one_number_on_two_machines_do_not_meet(folder, tmp_path, monkeypatch):
+    """The second one writes the same text between the first one's writing and renaming."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    first, second = (load(folder, cache=str(tmp_path)) for _ in range(2))
+    found = []
+
+    def slowly(tensors, file, **options):
+        save_file(tensors, file, **options)
+        if not found:
+            found.append(None)
+            found.append(second.encode(PROMPTS[:1]).tensors)
+
+    monkeypatch.setattr(encodings, "save_file", slowly)
+    assert same(first.encode(PROMPTS[:1]).tensors, found[1])
+    assert [file.suffix for file in tmp_path.rglob("*") if file.is_file()] == [".safetensors"]
 
 
 def test_the_revision_follows_the_contents_of_encoders_and_tokenizers_alone(folder, tmp_path):

@@ -54,6 +54,12 @@ def test_the_guidance_input_is_that_of_distilled_networks_alone(load):
         load("flux-schnell", guidance=3.5)
 
 
+@pytest.mark.parametrize(("name", "family"), [("sd15", "StableDiffusion"), ("sdxl", "StableDiffusionXL")])
+def test_the_number_of_text_tokens_is_not_a_unets(name, family, load):
+    with pytest.raises(ValueError, match=rf"^max_sequence_length is of .* a {family} always has the tokens of its CLIP; leave it out"):
+        load(name, max_sequence_length=5)
+
+
 def test_a_step_distilled_klein_is_not_guided(load):
     policy = load("flux2-klein")
     policy.family.pipeline.register_to_config(is_distilled=True)

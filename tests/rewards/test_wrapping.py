@@ -71,11 +71,14 @@ def test_a_score_that_does_not_apply_stays_none_behind_a_wrapper(around, expecte
         assert part.applies.tolist() == [True, False, True]
         assert part.scores.tolist() == expected
     every = wrapped(IMAGES[::2], PROMPTS[::2])
-    assert isinstance(every, torch.Tensor) and every.tolist() == expected
+    assert isinstance(every, torch.Tensor)
+    assert every.tolist() == expected
 
 
 def test_a_sum_with_a_score_that_does_not_apply_is_refused_and_not_made_up():
-    with pytest.raises(RewardError, match=r"WeightedSum.rewards must apply to every picture; 'x' does not. Give the run the rewards by name"):
+    with pytest.raises(
+        RewardError, match=r"WeightedSum.rewards must apply to every picture; 'x' does not. Give the run the rewards by name"
+    ):
         score({"r": WeightedSum({"y": brightness, "x": not_the_second})}, IMAGES, PROMPTS)
 
 

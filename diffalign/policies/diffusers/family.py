@@ -18,6 +18,7 @@ from diffalign.core.types import Size
 
 from .foreign_names import converted
 from .grids import flow_sigmas
+from .source import Source
 
 
 @attrs.frozen
@@ -35,6 +36,23 @@ class Setting:
     max_sequence_length: int | None = None
     guidance: float | None = None
     offload: bool = False
+
+
+@attrs.frozen
+class PlainSteps:
+    """Scheduler and grid with which the plain pipeline takes the steps of a policy.
+
+    Args:
+        scheduler: its class in diffusers
+        settings: differences from the configuration of the pipeline's own scheduler; None makes it from its defaults
+        argument: argument of the pipeline's call that takes the grid
+        grid: levels of the network's calls, one a step
+    """
+
+    scheduler: str
+    settings: Mapping[str, Any] | None
+    argument: str
+    grid: tuple[float, ...]
 
 
 class Family(ABC):
@@ -66,6 +84,7 @@ class Family(ABC):
         dtype: type in which the network computes
         guidance: value of the guidance input; None if the network has none
         source: path or hub id from which the pipeline was loaded, "" if it was given as an object; `folder` is its local folder
+        loaded_from: all that was said of its files (variant, revision, sub-folder, single file); None if it was given as an object
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -84,6 +103,7 @@ class Family(ABC):
     no_guidance: ClassVar[float] = 1.0
     source: str = ""
     folder: Path | None = None
+    loaded_from: Source | None = None
 
     def __init__(self, pipeline: Any, setting: Setting | None = None) -> None:
         self.setting = setting or Setting()
@@ -140,6 +160,10 @@ class Family(ABC):
     def sigmas(self, steps: int) -> Tensor:
         """Noise grid of the scheduler: [steps + 1]."""
         return flow_sigmas(self.pipeline.scheduler, steps, self.shift(steps), uniform=self.uniform)
+
+    def plain_steps(self, sigmas: Tensor) -> PlainSteps:
+        """Find out how the plain pipeline takes Euler steps on a grid [steps + 1] of this family."""
+        return PlainSteps("FlowMatchEulerDiscreteScheduler", None, "sigmas", tuple(sigmas[:-1].tolist()))
 
     def unscale(self, latents: Tensor) -> Tensor:
         """Turn latents [K, *] into the input of the autoencoder's decoder."""

@@ -155,6 +155,6 @@ def load_family(
         made.placed(device, dtype)
     if not setting.offload:
         made.pipeline.to(device)  # the pipeline has no denoiser any more
-    made.source, made.folder = source.path, folder
+    made.source, made.folder, made.loaded_from = source.path, folder, source
     file = source.single_file
     return Loaded(made, network, folder, Path(file) if file is not None and has_text_encoders(file) else None)

@@ -50,6 +50,11 @@ def has_text_encoders(file: str) -> bool:
     return any(name.startswith(TEXT_ENCODERS) for name in _names(file))
 
 
+def has_autoencoder(file: str) -> bool:
+    """Check whether it holds an autoencoder."""
+    return any(name.startswith(AUTOENCODER) for name in _names(file))
+
+
 def with_file(
     pipeline: type[Any],
     folder: Path,
@@ -78,7 +83,7 @@ def with_file(
     from diffusers.loaders.single_file import FromSingleFileMixin
 
     parts: dict[str, Any] = {part: loaded(index[part], folder, part, file, dtype), **absent}
-    if any(name.startswith(AUTOENCODER) for name in _names(file)):
+    if has_autoencoder(file):
         parts["vae"] = loaded(index["vae"], folder, "vae", file, dtype)
     if not has_text_encoders(file):
         return pipeline.from_pretrained(folder, dtype=dtype, variant=variant, **parts)

@@ -7,13 +7,19 @@ only if the number of steps divides the number of training levels: else it steps
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .family import Family, Setting
+from .family import Family, PlainSteps, Setting
+
+_CURVE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr", "prediction_type")
+_OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+_FIRST_ORDER = {"solver_order": 1, "algorithm_type": "dpmsolver++", "thresholding": False}
+_EULER = {"timestep_spacing": "trailing", "timestep_type": "discrete", "interpolation_type": "linear"}
+"""Settings of diffusers' schedulers: of the noise, of grids that are not used here, and of deterministic steps of first order."""
 
 
 class UNetFamily(Family):
@@ -32,6 +38,11 @@ class UNetFamily(Family):
 
     def __init__(self, pipeline: Any, setting: Setting | None = None) -> None:
         super().__init__(pipeline, setting)
+        if self.setting.max_sequence_length is not None:
+            raise ValueError(
+                f"max_sequence_length is of text encoders that read longer texts, and a {type(self).__name__} always has the tokens of its "
+                f"CLIP; leave it out. Got {self.setting.max_sequence_length}"
+            )
         scheduler = pipeline.scheduler
         if (prediction := scheduler.config.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
             raise ValueError(f"the scheduler's prediction_type must be epsilon or v_prediction; got {prediction!r}")
@@ -72,6 +83,21 @@ class UNetFamily(Family):
         timesteps = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round().long() - 1
         return torch.cat([self.levels[timesteps], torch.tensor([self.last], dtype=torch.float64)]).float()
 
+    def plain_steps(self, sigmas: Tensor) -> PlainSteps:
+        import diffusers
+
+        # both are exact for any number of steps, which DDIM is not; DPM-Solver starts at unit noise, Euler at its largest s / a
+        top = float(self.levels[-1])
+        at_unit = abs(self.prior_scale - ((1 - top) ** 2 + top**2) ** 0.5) <= abs(self.prior_scale - top)
+        kind: Any = diffusers.DPMSolverMultistepScheduler if at_unit else diffusers.EulerDiscreteScheduler
+        own, read = self.pipeline.scheduler.config, _read_by(self.pipeline.scheduler)
+        given = kind.from_config(own).config
+        wanted: dict[str, Any] = {"rescale_betas_zero_snr": False, **{name: own[name] for name in _CURVE if name in read}}
+        wanted |= {name: False for name in _OTHER_GRIDS if name in given} | (_FIRST_ORDER if at_unit else _EULER)
+        wanted["final_sigmas_type"] = "sigma_min" if self.last > 0 else "zero"
+        settings = {name: value for name, value in wanted.items() if given[name] != value}
+        return PlainSteps(kind.__name__, settings, "timesteps", tuple(self.timestep(sigmas[:-1]).tolist()))
+
     def timestep(self, sigma: Tensor) -> Tensor:
         """Convert sigma [B] to timesteps [B]. Trained levels give whole numbers; between them the timestep is interpolated."""
         levels = self.on_device("levels", lambda: self.levels, sigma.device)
@@ -105,9 +131,14 @@ class UNetFamily(Family):
         return latents / last / float(self.pipeline.vae.config.scaling_factor)
 
 
+def _read_by(scheduler: Any) -> Collection[str]:
+    """Settings that a scheduler reads; its configuration may hold others, of the class that it was made from."""
+    return inspect.signature(type(scheduler).__init__).parameters
+
+
 def _ends_above_zero(scheduler: Any) -> bool:
     """True if the last step leads to the first training level. Keys that this scheduler does not read are ignored."""
-    known, config = inspect.signature(type(scheduler).__init__).parameters, scheduler.config
+    known, config = _read_by(scheduler), scheduler.config
     if "final_sigmas_type" in known:
         return bool(config.final_sigmas_type != "zero")
     return "set_alpha_to_one" in known and not config.set_alpha_to_one
