@@ -374,4 +374,4 @@ def test_a_card_is_made_of_metrics_that_some_steps_lack_and_of_a_line_that_was_c
     lines = [{"step": 0, "reward": 1.0, "reward/ocr": 0.5}, {"step": 1, "reward": 3.0, "reward/pick": 2.0, "reward/ocr": 0.7}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "rew')
     measured = Card.of_run(tmp_path).measured
-    assert measured == (("reward", "1.0000", "3.0000"), ("reward/ocr", "0.5000", "0.7000"), ("reward/pick", "", "2.0000"))
+    assert measured == (("reward", "1.0000", "3.0000"), ("reward/pick", "", "2.0000"), ("reward/ocr", "0.5000", "0.7000"))

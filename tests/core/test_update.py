@@ -332,7 +332,7 @@ def test_calls_that_are_larger_than_the_budget_do_not_end_the_halving():
 
 
 @attrs.define
-class Counting(TrajectorySampler):
+class Remembering(TrajectorySampler):
     """Draws one sample more at every step, and remembers how many it drew; the step `full` runs out of memory with all rows at once."""
 
     rows: int | None = None
@@ -355,17 +355,17 @@ class Counting(TrajectorySampler):
 
 @pytest.mark.parametrize("full", [None, 2])
 def test_memory_that_runs_out_takes_nothing_from_what_a_sampler_remembers(full):
-    loop = build(SoftmaxTB(TinyPolicy()), sampler=Counting(full=full))
+    loop = build(SoftmaxTB(TinyPolicy()), sampler=Remembering(full=full))
     drawn = [len(loop.step(loop.prompts.draw(step, 2), Progress(step, 4)).batch.rewards) for step in range(4)]
     assert drawn == [2 * samples for samples in (3, 4, 5, 6)]
     assert loop.sampler.state() == {"drawn": 6}
 
 
 def test_another_row_budget_keeps_what_a_sampler_remembers(tmp_path):
-    loop = build(SoftmaxTB(TinyPolicy()), sampler=Counting(full=2))
+    loop = build(SoftmaxTB(TinyPolicy()), sampler=Remembering(full=2))
     loop.run(3, folder=tmp_path)
     assert limited(loop.sampler, 7).state() == {"drawn": 5}
-    again = build(SoftmaxTB(TinyPolicy()), sampler=Counting())
+    again = build(SoftmaxTB(TinyPolicy()), sampler=Remembering())
     again.run(4, folder=tmp_path, resume=True)
     assert again.sampler.rows is not None  # the budget that the first run found
     assert again.sampler.state() == {"drawn": 6}
