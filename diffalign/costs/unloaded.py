@@ -90,6 +90,7 @@ def unloaded(
     compilation: Compilation | None = None,
     graphs: CallGraphs | None = None,
     quantization: Quantization | None = None,
+    trainable: bool = True,
 ) -> FlowMatchingPolicy:
     """Make the policy that `FlowMatchingPolicy.from_pretrained` would load, without its weights.
 
@@ -98,13 +99,14 @@ def unloaded(
         lora: adapters, whose `start` is not read; None trains all weights
         kernel, grid, dtype, max_sequence_length, resolution, guidance, checkpointing, offload, compute, compilation, graphs: see there
         quantization: only checked; `saved_bytes` says what it saves
+        trainable: see there
 
     Raises:
         ValueError: the shape is not known, an argument does not fit it, or the arguments do not go together.
     """
     import diffusers
 
-    lora, dtype = read_choices(lora, dtype, quantization, compute)
+    lora, dtype = read_choices(lora, dtype, quantization, compute, trainable)
     shape, typed = shape_of(path), getattr(torch, dtype)
     kind = next(family for family in families() if shape.pipeline in family.pipelines)
     with default_dtype(typed), torch.device("meta"):
@@ -112,7 +114,7 @@ def unloaded(
     family = kind(_pipeline(shape, kind, network, typed), Setting(_sides(resolution, shape), max_sequence_length, guidance, offload))
     family.source = path
     if lora is None:
-        network.requires_grad_(True)
+        network.requires_grad_(trainable)
     else:
         attrs.evolve(lora, start=None).attach(network, family.lora_targets, family)
     if checkpointing:
@@ -120,7 +122,8 @@ def unloaded(
     if compilation is not None:
         compilation.apply(network)
     texts, multiplied = ZeroTexts(_texts(shape, family), typed), None if compute is None else getattr(torch, compute)
-    return FlowMatchingPolicy(network, family, kernel, grid, None, texts, compilation, compute=multiplied, graphs=graphs)
+    policy = FlowMatchingPolicy(network, family, kernel, grid, None, texts, compilation, compute=multiplied, graphs=graphs)
+    return policy if trainable else policy.requires_grad_(False)
 
 
 def saved_bytes(policy: FlowMatchingPolicy, quantization: Quantization | None) -> int:

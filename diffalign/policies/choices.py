@@ -13,7 +13,7 @@ from .lora import LoRA
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-def read_choices(lora: Any, dtype: Any, quantization: str | None, compute: str | None) -> tuple[LoRA | None, Dtype]:
+def read_choices(lora: Any, dtype: Any, quantization: str | None, compute: str | None, trainable: bool) -> tuple[LoRA | None, Dtype]:
     """Read the adapters and the type of the base, and check that the choices go together.
 
     Args:
@@ -21,6 +21,7 @@ def read_choices(lora: Any, dtype: Any, quantization: str | None, compute: str |
         dtype: name of a type, or torch's type
         quantization: name of the quantisation of the base
         compute: name of the type of the products
+        trainable: whether anything is trained
 
     Raises:
         ValueError: a word is unknown, or half-precision or quantised weights would be trained.
@@ -32,12 +33,16 @@ def read_choices(lora: Any, dtype: Any, quantization: str | None, compute: str |
     require_word("compute", compute, Literal["bfloat16"] | None)
     if lora is not None and not isinstance(lora, LoRA):
         raise ValueError(f"lora must be a LoRA, a dict of its arguments, or None; got {type(lora).__name__}")
-    if lora is None and quantization is not None:
+    if trainable and lora is None and quantization is not None:
         raise ValueError(
-            f"quantization must be left out when all weights are trained, because {quantization} has no gradient; or give lora"
+            f"quantization must be left out when all weights are trained, because {quantization} has no gradient; or give lora, or "
+            "trainable: false"
         )
-    if lora is None and dtype != "float32":
-        raise ValueError(f"dtype must be float32 when all weights are trained (an optimizer loses small steps in {dtype}); or give lora")
+    if trainable and lora is None and dtype != "float32":
+        raise ValueError(
+            f"dtype must be float32 when all weights are trained (an optimizer loses small steps in {dtype}); or give lora, or "
+            "trainable: false"
+        )
     if compute is not None and dtype != "float32":
         raise ValueError(f"compute must be left out if dtype is {dtype}: it is the type in which float32 weights are multiplied")
     return lora, dtype

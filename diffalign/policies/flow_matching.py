@@ -102,6 +102,7 @@ class FlowMatchingPolicy(Policy):
         revision: str | None = None,
         subfolder: str | None = None,
         single_file: str | None = None,
+        trainable: bool = True,
     ) -> "FlowMatchingPolicy":
         """Load a pipeline folder or hub id. The family is read from its model_index.json.
 
@@ -141,13 +142,15 @@ class FlowMatchingPolicy(Policy):
             subfolder: folder of the pipeline inside `path` or the hub's repository
             single_file: safetensors file whose weights replace the pipeline's, as authors, ComfyUI and others publish them:
                 the denoiser alone, or with autoencoder and text encoders. `path` then gives all that the file does not hold
+            trainable: whether its adapters, or without `lora` its weights, require gradients; a teacher's must not. Trainable forks of a
+                frozen policy train its adapters
 
         Raises:
             ImportError: `quantization` is given, but its extra is not installed.
             ValueError: the pipeline class is unknown, files are missing or are not those that the model needs, the device does not exist,
                 the family does not have a setting, or half-precision or quantised weights would be trained.
         """
-        lora, dtype = read_choices(lora, dtype, quantization, compute)
+        lora, dtype = read_choices(lora, dtype, quantization, compute, trainable)
         place = placed(device)
         setting = Setting(sides(resolution), max_sequence_length, guidance, offload)
         host = None if sharding is None or quantization is not None else sharding.host
@@ -165,14 +168,15 @@ class FlowMatchingPolicy(Policy):
             with nullcontext() if host is None else host.posing():  # peft rounds new adapters to the type of the base
                 lora.attach(network, adapter.lora_targets, adapter)
         else:
-            network.requires_grad_(True)
+            network.requires_grad_(trainable)
         if checkpointing:
             network.enable_gradient_checkpointing()
         if compilation is not None:
             compilation.apply(network)
         encodings = None if cache is None else Encodings(adapter, Path(cache), encoder_revision(loaded.folder, loaded.encoders, variant))
         multiplied = None if compute is None else getattr(torch, compute)
-        return cls(network, adapter, kernel, grid, None, encodings, compilation, host, multiplied, attention, graphs)
+        policy = cls(network, adapter, kernel, grid, None, encodings, compilation, host, multiplied, attention, graphs)
+        return policy if trainable else policy.requires_grad_(False)  # its own tensors are known by now, so that forks have them
 
     def require(self, prompts: Sequence[Prompt]) -> None:
         tell_unread(self.family, prompts)
