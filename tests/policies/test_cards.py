@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler
 from original_names import latent_diffusion
+from published_places import hub_of, other
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import BUILD, built, saved
 
@@ -93,18 +94,6 @@ def test_guidance_inside_a_student_has_no_tag(tmp_path_factory, tmp_path, monkey
     assert 'negative_prompt="a blur"' in code_of(folder)
 
 
-def other(folder, name):
-    """The same pipeline with other weights in every network."""
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for part in pipeline.components.values():
-            for parameter in part.parameters() if isinstance(part, torch.nn.Module) else ():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    pipeline.save_pretrained(name)
-    return pipeline
-
-
 @pytest.fixture
 def same(tmp_path, monkeypatch):
     """Export a policy and hold its card against it; the code is the result."""
@@ -140,20 +129,7 @@ def test_a_card_names_the_variant(alone, tmp_path_factory, tmp_path, same):
 
 @pytest.fixture
 def hub(tmp_path, tmp_path_factory, monkeypatch):
-    """A hub's cache without a network: two commits of one repository, the second with a pipeline in a sub-folder."""
-    cache = tmp_path / "hub"
-    repository = cache / "models--someone--model"
-    commits = {"main": "a" * 40, "v2": "b" * 40}
-    plain = saved(tmp_path_factory, "sd15")
-    shutil.copytree(plain, repository / "snapshots" / commits["main"])
-    other(plain, repository / "snapshots" / commits["v2"])
-    shutil.copytree(plain, repository / "snapshots" / commits["v2"] / "deep" / "inside")
-    (repository / "refs").mkdir()
-    for name, commit in commits.items():
-        (repository / "refs" / name).write_text(commit)
-    for module in ("huggingface_hub.constants", "diffusers.pipelines.pipeline_utils", "diffusers.configuration_utils"):
-        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(cache), raising=False)
-    return repository
+    return hub_of(saved(tmp_path_factory, "sd15"), tmp_path / "hub", monkeypatch)
 
 
 @pytest.mark.parametrize("where", [{}, {"revision": "v2"}, {"revision": "v2", "subfolder": "deep/inside"}])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from original_names import latent_diffusion, z_image
+from published_places import COMMITS, hub_of, other
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import saved
 
@@ -29,19 +30,6 @@ def answer(policy):
     return torch.cat(
         [policy.velocity(latents, torch.tensor([0.9, 0.3]), policy.encode(PROMPTS)).flatten(), policy.decode(latents).flatten()]
     )
-
-
-def other(folder, name, seed=1):
-    """The same pipeline with other weights in every network."""
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for part in pipeline.components.values():
-            if isinstance(part, torch.nn.Module):
-                for parameter in part.parameters():
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    pipeline.save_pretrained(name)
-    return pipeline
 
 
 def test_a_folder_with_files_of_a_variant_alone(tmp_path_factory, tmp_path):
@@ -79,28 +67,14 @@ def test_names_of_variants():
 
 @pytest.fixture
 def hub(tmp_path, tmp_path_factory, monkeypatch):
-    """A hub's cache without a network: two commits of one repository, the second with a pipeline in a sub-folder."""
-    cache = tmp_path / "hub"
-    repository = cache / "models--someone--model"
-    commits = {"main": "a" * 40, "v2": "b" * 40}
-    plain = saved(tmp_path_factory, "sd3")
-    shutil.copytree(plain, repository / "snapshots" / commits["main"])
-    other(plain, repository / "snapshots" / commits["v2"])
-    shutil.copytree(plain, repository / "snapshots" / commits["v2"] / "deep" / "inside")
-    (repository / "refs").mkdir()
-    for name, commit in commits.items():
-        (repository / "refs" / name).write_text(commit)
-    for module in ("huggingface_hub.constants", "diffusers.pipelines.pipeline_utils", "diffusers.configuration_utils"):
-        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(cache), raising=False)
-    return repository, commits
+    return hub_of(saved(tmp_path_factory, "sd3"), tmp_path / "hub", monkeypatch)
 
 
 def test_revisions_and_sub_folders_of_a_hub_id(hub, tmp_path_factory):
-    repository, commits = hub
-    snapshots = {name: answer(load(repository / "snapshots" / commit)) for name, commit in commits.items()}
+    snapshots = {name: answer(load(hub / "snapshots" / commit)) for name, commit in COMMITS.items()}
     assert torch.equal(answer(load("someone/model")), snapshots["main"])
     assert torch.equal(answer(load("someone/model", revision="v2")), snapshots["v2"])
-    assert torch.equal(answer(load("someone/model", revision=commits["v2"])), snapshots["v2"])
+    assert torch.equal(answer(load("someone/model", revision=COMMITS["v2"])), snapshots["v2"])
     assert not torch.equal(snapshots["main"], snapshots["v2"])
     assert torch.equal(answer(load("someone/model", revision="v2", subfolder="deep/inside")), snapshots["main"])
 
