@@ -22,7 +22,8 @@ from torch import Tensor
 
 from diffalign import config
 from diffalign.config import files, parts
-from diffalign.config.signature import alternatives, check, parameters, words
+from diffalign.config.resolution import resolve
+from diffalign.config.signature import Parameter, alternatives, check, parameters, words
 from diffalign.core import (
     AlignmentLoop,
     Average,
@@ -33,6 +34,7 @@ from diffalign.core import (
     Phase,
     Policy,
     Prompt,
+    PromptSource,
     Raw,
     Reward,
     TrajectorySampler,
@@ -843,3 +845,8 @@ def test_every_own_part_can_be_described() -> None:
             assert part.summary, part.name
             assert parameters(part.target) is not None, part.name
     assert isinstance(Linear(0, 1, 2), parts.SLOTS["Scalar"])
+
+
+@pytest.mark.parametrize(("hint", "value"), [(PromptSource | Mapping[str, str], {"a": "b"}), (PromptSource | dict[str, float], {"a": 1.0})])
+def test_a_mapping_that_a_parameter_takes_itself_is_no_short_form(hint, value):
+    assert resolve(value, Parameter("x", hint), "x") == value

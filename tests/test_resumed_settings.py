@@ -1,21 +1,24 @@
 """Resuming from Python with other settings: what changes is said, and what an optimizer would bring back in silence is refused."""
 
+import functools
 import json
 
+import attrs
 import pytest
+import torch
 from ring import ring_loop
 
-from diffalign.core import AlignmentLoop, CheckpointError
+from diffalign.core import AlignmentLoop, CheckpointError, Hook, TrajectorySampler
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.runs.settings import changes, settings_of
-from diffalign.samplers import ChainSampler
+from diffalign.samplers import ChainSampler, FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
 
 
 def loop(beta=20.0, **changed):
     given = {"rewards": channel_reward, "prompts": ["one", "two"], "prompts_per_step": 2, **changed}
-    return AlignmentLoop(SoftmaxTB(TinyPolicy(), beta=beta), ChainSampler(4, 3), **given)
+    return AlignmentLoop(SoftmaxTB(TinyPolicy(), beta=beta), given.pop("sampler", ChainSampler(4, 3)), **given)
 
 
 def test_other_settings_are_said_and_hold_from_now_on(tmp_path, capsys):
@@ -38,15 +41,31 @@ def test_equal_settings_are_not_mentioned(tmp_path, capsys):
     assert "settings" not in capsys.readouterr().err
 
 
-def test_a_learning_rate_that_would_do_nothing_is_refused(tmp_path):
-    loop(optimizers=1e-3, lr_factor=0.5).run(1, folder=tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"written with lr 0.001 of the optimizer of .policy., and this run gives 0.01: .* Give 0.001"
-    ):
-        loop(optimizers=1e-2, lr_factor=0.5).run(2, folder=tmp_path, resume=True)
-    again = loop(optimizers=1e-3, lr_factor=0.5)
+@pytest.mark.parametrize("given", [1e-2, torch.optim.AdamW, lambda parameters, lr=1e-2: torch.optim.AdamW(parameters, lr=lr)])
+def test_a_learning_rate_that_would_do_nothing_is_refused(given, tmp_path):
+    usual = functools.partial(torch.optim.AdamW, lr=1e-4)
+    loop(optimizers=usual, lr_factor=0.5).run(1, folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r"was written with other optimizers: optimizers.policy.lr was 0.0001, is now 0.0"):
+        loop(optimizers=given, lr_factor=0.5).run(2, folder=tmp_path, resume=True)
+    again = loop(optimizers=usual, lr_factor=0.5)
     assert again.run(2, folder=tmp_path, resume=True).steps == 2
-    assert again.running["policy"].param_groups[0]["lr"] == 5e-4
+    assert again.running["policy"].param_groups[0]["lr"] == 5e-5
+
+
+class Halves(Hook):
+    """Moves the learning rate by itself."""
+
+    def step(self, loop, report):
+        for group in loop.running["policy"].param_groups:
+            group["lr"] *= 0.5
+
+
+def test_a_learning_rate_that_a_hook_moves_is_no_other_setting(tmp_path, capsys):
+    for total in (1, 2):
+        again = loop(hooks=[Halves()])
+        again.run(total, folder=tmp_path, resume=True)
+    assert again.running["policy"].param_groups[0]["lr"] == 2.5e-5
+    assert "settings" not in capsys.readouterr().err
 
 
 def test_a_total_that_is_reached_already_is_said(tmp_path, capsys):
@@ -67,4 +86,52 @@ def test_settings_are_plain_values_by_path():
 
 
 def test_changes_compare_what_both_have():
-    assert changes({"a": 1, "b": 2, "gone": 3}, {"a": 1, "b": 4, "new": 5}) == ["b was 2, is now 4"]
+    assert changes({"a": 1, "b": 2, "gone": 3}, {"a": 1, "b": 4, "new": 5}) == {"b": "b was 2, is now 4"}
+
+
+class Thing:
+    """No plain value; its repr is an address."""
+
+
+@attrs.define
+class Odd(TrajectorySampler):
+    """A sampler with all that a comparison may trip over."""
+
+    stages: list = attrs.field(factory=lambda: [Thing() for _ in range(40)])
+    nothing: float = float("nan")
+    drawn: int = 0
+    parent: object = None
+
+    def __attrs_post_init__(self):
+        self.parent = self
+
+    def sample(self, policy, condition, progress, streams):
+        self.drawn += 1
+        return ChainSampler(4, 3).sample(policy, condition, progress, streams)
+
+    def state(self):
+        return {"drawn": self.drawn}
+
+    def restore(self, state):
+        self.drawn = state["drawn"]
+
+
+def test_what_is_no_setting_is_not_mentioned(tmp_path, capsys):
+    run = loop(sampler=Odd())
+    run.run(1, folder=tmp_path)
+    run.run(2, folder=tmp_path, resume=True)
+    loop(sampler=Odd()).run(3, folder=tmp_path, resume=True)
+    assert "settings" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"prompts": ["a", "b"]}, {"prompts": ["a", "b", "c"]}),
+        ({"prompts": [str(number) for number in range(20)]}, {"prompts": [str(number) for number in range(40)]}),
+        ({"sampler": TreeSampler(5, FixedPlan((1, 2)))}, {"sampler": TreeSampler(5, FixedPlan((1, 2, 3)))}),
+        ({"rewards": {"a": channel_reward}}, {"rewards": {"b": channel_reward}}),
+    ],
+)
+def test_what_is_longer_or_has_another_name_has_changed(before, after):
+    assert changes(settings_of(loop(**before)), settings_of(loop(**after)))

@@ -56,7 +56,8 @@ def resolve(value: Any, parameter: Parameter, where: str) -> Any:
     value = value if typed is None else typed.value
     members = alternatives(parameter.hint)
     slots = [member for member in members if is_slot(member)]
-    usual = parameter.usual or next((_USUAL[slot] for slot in slots if slot in _USUAL), "")
+    mapped = any(value_of(member) is not MISSING for member in members)  # then a mapping is one
+    usual = parameter.usual or next((_USUAL[slot] for slot in slots if slot in _USUAL and not mapped), "")
     parameter = attrs.evolve(parameter, usual=usual)
     if isinstance(value, Mapping):
         implied = _implied(value, parameter.default, slots, where)

@@ -93,19 +93,31 @@ def _require_calls(name: str, hook: object, kind: type) -> None:
     Raises:
         ValueError: it does.
     """
-    expected = {method: inspect.signature(function) for method, function in vars(kind).items() if inspect.isfunction(function)}
-    for method, usual in expected.items():
-        mine, called = inspect.signature(getattr(type(hook), method)), f"{name}: {type(hook).__name__}.{method}"
+    expected = {
+        method: [*inspect.signature(function).parameters][1:] for method, function in vars(kind).items() if inspect.isfunction(function)
+    }
+    for method, given in expected.items():
         try:
-            mine.bind(*usual.parameters)
+            mine = inspect.signature(getattr(hook, method))
+        except (TypeError, ValueError):  # its call will tell
+            continue
+        try:
+            mine.bind(*given)
         except TypeError as error:
-            given, taken = (", ".join(signature.parameters) for signature in (usual, mine))
-            raise ValueError(f"{called} is called with ({given}); it takes ({taken})") from error
-    if all(getattr(type(hook), method) is getattr(kind, method) for method in expected):
-        known = {word: method for method in expected for word in (method, f"on_{method}", f"{method}_end", f"on_{method}_end")}
-        for own in vars(type(hook)) if type(hook) is not kind else ():
-            if near := difflib.get_close_matches(own, known, 1, 0.8):
-                raise ValueError(f"{name}: {type(hook).__name__}.{own} is never called; did you mean {known[near[0]]}?")
+            called = f"{name}: {type(hook).__name__}.{method}"
+            raise ValueError(f"{called} is called with ({', '.join(given)}); it takes ({', '.join(mine.parameters)})") from error
+    if type(hook) is kind or any(_overrides(hook, method, kind) for method in expected):
+        return
+    known = {word: method for method in expected for word in (method, f"on_{method}", f"{method}_end", f"on_{method}_end")}
+    for own, value in vars(type(hook)).items():
+        near = difflib.get_close_matches(own, known, 1, 0.8) if callable(value) and not own.startswith("_") else []
+        if near:
+            raise ValueError(f"{name}: {type(hook).__name__}.{own} is never called; did you mean {known[near[0]]}?")
+
+
+def _overrides(hook: object, method: str, kind: type) -> bool:
+    own = getattr(hook, method)
+    return (own.__func__ if inspect.ismethod(own) else own) is not vars(kind)[method]
 
 
 def require_part(name: str, given: object, kind: type) -> None:

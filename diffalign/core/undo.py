@@ -67,7 +67,7 @@ def rewind_of(sampler: TrajectorySampler) -> Callable[[TrajectorySampler], None]
 
     def rewind(other: TrajectorySampler) -> None:
         for part, state in zip(_stateful(other), before, strict=True):
-            part.restore(state)
+            part.restore(copy.deepcopy(state))  # a step may be repeated twice
 
     return rewind
 

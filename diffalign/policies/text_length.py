@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from diffalign.core import Prompt
 from diffalign.core.unessential import say_once
 
@@ -10,30 +12,45 @@ from .diffusers import Family
 _SHOWN = 60
 """Characters of a text in the message."""
 
+_SPECIAL = 4
+"""Tokens that a tokenizer may add to a text; every other token stands for at least a byte of it."""
 
-def unread(family: Family, text: str) -> int:
-    """Count the tokens at the end of a text that no encoder of the family reads; 0 if one reads it whole.
+
+def unread(family: Family, texts: Sequence[str]) -> list[int]:
+    """Count, for each text, the tokens at its end that no encoder of the family reads; 0 if one reads it whole.
 
     Tokens of a chat template around the text are not counted, so a text that ends just before the limit may lose some all the same.
     """
     from transformers import PreTrainedTokenizerBase
 
-    beyond = []
+    least = [0 if not text else len(text.encode(errors="replace")) + _SPECIAL for text in texts]
     for name, part in family.pipeline.components.items():
-        if name.startswith("tokenizer") and isinstance(part, PreTrainedTokenizerBase):
-            clip = type(part).__name__.startswith("CLIPTokenizer")  # one class in newer transformers, two in older ones
-            limit = part.model_max_length if clip else family.max_sequence_length
-            beyond.append(len(part(text, truncation=False, verbose=False).input_ids) - limit)
-    return max(0, min(beyond, default=0))
+        if not name.startswith("tokenizer") or not isinstance(part, PreTrainedTokenizerBase):
+            continue
+        clip = type(part).__name__.startswith("CLIPTokenizer")  # one class in newer transformers, two in older ones
+        limit = part.model_max_length if clip else family.max_sequence_length
+        open_still = [place for place, text in enumerate(texts) if least[place] > 0 and _may_exceed(text, limit)]
+        counts = part([texts[place] for place in open_still], truncation=False, verbose=False).input_ids if open_still else []
+        beyond = {place: max(0, len(tokens) - limit) for place, tokens in zip(open_still, counts, strict=True)}
+        least = [min(known, beyond.get(place, 0)) for place, known in enumerate(least)]
+    return least
 
 
 def tell_unread(family: Family, prompts: Sequence[Prompt]) -> None:
-    """Say once which prompts are cut off: a reward reads them whole, and the policy draws only their beginning."""
-    cut = [text for text in dict.fromkeys(map(str, prompts)) if unread(family, text)]
+    """Say once, in the first process, which prompts are cut off: a reward reads them whole, and the policy draws only their beginning."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
+    texts = [*dict.fromkeys(map(str, prompts))]
+    cut = [(text, tokens) for text, tokens in zip(texts, unread(family, texts), strict=True) if tokens]
     if cut:
-        first = cut[0] if len(cut[0]) <= _SHOWN else f"{cut[0][:_SHOWN]}..."
+        text, tokens = cut[0]
+        first = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
         say_once(
             f"{len(cut)} of {len(prompts)} prompts are longer than the policy reads; the end of each has no influence on its pictures. "
-            f"First: {first!r}, of which {unread(family, cut[0])} tokens are not read. Shorten them, or raise max_sequence_length (now "
+            f"First: {first!r}, of which {tokens} tokens are not read. Shorten them, or raise max_sequence_length (now "
             f"{family.max_sequence_length}) where the family has it."
         )
+
+
+def _may_exceed(text: str, limit: int) -> bool:
+    return len(text.encode(errors="replace")) + _SPECIAL > limit

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,26 +63,43 @@ class Cached(Reward):
             while len(self._scores) > self.size:
                 self._scores.popitem(last=False)
         values = torch.tensor([known[key] or 0.0 for key in keys], dtype=torch.float32, device=images.device)
-        return Partial(values, torch.tensor([known[key] is not None for key in keys], device=images.device)).plain()
+        return Partial(values, torch.tensor([known[key] is not None for key in keys], dtype=torch.bool, device=images.device)).plain()
 
 
 def _key(image: Tensor, prompt: str) -> bytes:
     digest = hashlib.sha256()
-    for part in (*_content(image), str(prompt).encode(), *_content(getattr(prompt, "metadata", {}))):
+    for part in (*_content(image), str(prompt).encode(errors="surrogatepass"), *_content(getattr(prompt, "metadata", {}))):
         digest.update(len(part).to_bytes(8))
         digest.update(part)
     return digest.digest()
 
 
 def _content(value: object) -> Iterator[bytes]:
-    """All that a value holds: `repr` leaves out the middle of long arrays."""
+    """All that a value holds, each part of it told apart: `repr` leaves out the middle of long arrays."""
     if isinstance(value, Mapping):
-        for key in sorted(value):
-            yield str(key).encode()
+        yield f"mapping of {len(value)}".encode()
+        for key in sorted(value, key=repr):
+            yield repr(key).encode()
             yield from _content(value[key])
+    elif isinstance(value, list | tuple):
+        yield f"{type(value).__name__} of {len(value)}".encode()
+        for inner in value:
+            yield from _content(inner)
     elif isinstance(value, Tensor):
         plain = value.detach().cpu().contiguous()
         yield repr((tuple(plain.shape), plain.dtype)).encode()
         yield plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        yield repr((value.shape, value.dtype)).encode()
+        yield value.tobytes()
+    elif value is None or isinstance(value, bool | int | float | str | bytes):
+        yield repr(value).encode()
     else:
-        yield pickle.dumps(value)
+        yield _pickled(value)
+
+
+def _pickled(value: object) -> bytes:
+    try:
+        return pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError, TypeError):  # a function, an open file: told apart by what it says of itself
+        return repr(value).encode()

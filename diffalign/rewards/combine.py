@@ -42,7 +42,7 @@ class WeightedSum(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         weights = self.weights or dict.fromkeys(self.rewards, 1.0)
         scores = score(self.rewards, images, prompts)
-        if partial := [name for name, part in scores.parts.items() if isinstance(part, Partial)]:
+        if partial := [name for name in scores if isinstance(scores.partial(name).plain(), Partial)]:
             raise ValueError(
                 f"WeightedSum.rewards must apply to every picture; {partial[0]!r} does not. Give the run the rewards by name: its "
                 "aggregation adds those that apply."

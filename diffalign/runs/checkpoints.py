@@ -15,7 +15,7 @@ from ..durable import discard
 from .best import BEST, Score, evaluated, held_out_score, keep, training_score, value_to_beat
 from .identity import differences
 from .lock import is_held_elsewhere
-from .settings import changes
+from .settings import OPTIMIZERS, changes
 from .snapshot import (
     CONFIG,
     RunSnapshot,
@@ -69,8 +69,13 @@ class Checkpoints(Hook):
         """
         last = self._last()
         changed = changes(_facts_of(last).get("settings", {}), self.settings)
+        if undone := [change for path, change in changed.items() if path.startswith(OPTIMIZERS)]:
+            raise CheckpointError(
+                f"{last} was written with other optimizers: {'; '.join(undone)}. Their state would bring the old values back, so the new "
+                "ones would do nothing. Give the same ones, or another folder; `lr_factor` changes learning rates over a run."
+            )
         if changed and loop.devices.rank == 0:
-            shown, more = "; ".join(changed[:8]), f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
+            shown, more = "; ".join([*changed.values()][:8]), f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
             say(f"{last} was written with other settings: {shown}{more}. The run goes on with those of now.")
         return load(loop, last)
 

@@ -1,17 +1,23 @@
 """Settings of a loop that was built in Python: its numbers and words, to be compared when the run is resumed."""
 
+import inspect
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
-from ..core import AlignmentLoop, Policy
+from ..core import AlignmentLoop, Objective, Policy, Stateful
+from ..core.learning_rates import adamw
 from ..core.scoring import named_rewards, reward_name
 from .identity import ANYWHERE
 
+OPTIMIZERS = "optimizers."
+"""Beginning of the paths of what optimizers are given."""
+
 _DECIDING = ("objective", "sampler", "prompts", "aggregation", "prompts_per_step", "max_grad_norm", "lr_factor", "average", "seed")
 """Fields that decide the numbers of a run beside its rewards; the rest may change when it is resumed, as in a run file."""
+
 _LONG = 32
 """Entries from which a list is one value."""
 
@@ -19,31 +25,51 @@ _LONG = 32
 def settings_of(loop: AlignmentLoop) -> dict[str, Any]:
     """List the plain values of a loop and of its parts by dotted path; of a part also its class, of a reward its name alone.
 
-    What is no plain value is left out.
+    What is no plain value is left out, and so is what a part moves itself (`state`). Of an optimizer it is what was given, not what a
+    schedule has made of it.
     """
-    found = {path: value for name in _DECIDING for path, value in _values(name, getattr(loop, name))}
-    return found | {f"rewards.{name}": reward_name(reward) for name, reward in named_rewards(loop.rewards).items()}
+    found = {path: value for name in _DECIDING for path, value in _values(name, getattr(loop, name), ())}
+    rewards = {name: reward_name(reward) for name, reward in named_rewards(loop.rewards).items()}
+    found |= {"rewards": ", ".join(rewards), **{f"rewards.{name}": reward for name, reward in rewards.items()}}
+    for role in loop.running:
+        factory = loop.optimizers.get(role, loop.optimizers.get("default", adamw))
+        found |= {f"{OPTIMIZERS}{role}.{name}": value for name, value in _given(factory).items()}
+    return found
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Say what differs between two results of `settings_of`; a value that one side lacks is not compared."""
-    return [f"{path} was {old}, is now {after[path]}" for path, old in before.items() if path in after and after[path] != old]
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """Say what differs between two results of `settings_of`, by path; a value that one side lacks is not compared."""
+    both = {path: (old, after[path]) for path, old in before.items() if path in after}
+    return {path: f"{path} was {old}, is now {new}" for path, (old, new) in both.items() if repr(old) != repr(new)}
 
 
-def _values(path: str, value: object) -> Iterator[tuple[str, Any]]:
-    if value is None or isinstance(value, bool | int | float | str):
+def _given(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Plain arguments of an optimizer's factory, given or usual."""
+    try:
+        known = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return {}
+    return {each.name: each.default for each in known if isinstance(each.default, bool | int | float | str)}
+
+
+def _values(path: str, value: object, around: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    if _is_plain(value):
         yield path, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _values(f"{path}.{key}", inner)
-    elif isinstance(value, list | tuple) and len(value) > _LONG:
-        yield path, f"{len(value)} entries ({zlib.crc32(repr(value).encode()):08x})"
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from _values(f"{path}.{index}", inner)
+    elif isinstance(value, list | tuple) and len(value) > _LONG and all(map(_is_plain, value)):
+        yield path, f"{len(value)} entries ({zlib.crc32(repr(value).encode(errors='replace')):08x})"
+    elif isinstance(value, Mapping | list | tuple):
+        yield path, f"{len(value)} entries"
+        if len(value) <= _LONG:
+            for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+                yield from _values(f"{path}.{key}", inner, around)
     elif not isinstance(value, Policy):
         yield path, type(value).__name__
-        if attrs.has(type(value)):
+        if attrs.has(type(value)) and id(value) not in around:
+            moved = {*value.state()} if isinstance(value, Stateful | Objective) else set()
             for field in attrs.fields(type(value)):  # type: ignore[arg-type]  # `has` says so
-                if field.init and field.name not in ANYWHERE:
-                    yield from _values(f"{path}.{field.alias}", getattr(value, field.name))
+                if field.init and field.name not in ANYWHERE and field.alias not in moved and field.name not in moved:
+                    yield from _values(f"{path}.{field.alias}", getattr(value, field.name), (*around, id(value)))
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)

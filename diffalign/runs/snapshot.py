@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,6 @@ from ..durable import publish
 _NAME = re.compile(r"step-(\d{6,})")
 STATE = "state.pt"
 CONFIG = "config.yaml"
-_FIXED = ("lr", "betas", "eps", "momentum", "weight_decay")
-"""Settings of an optimizer that do not change while it steps, but for schedules, which keep the initial value."""
 
 
 @attrs.frozen(eq=False)
@@ -141,7 +139,7 @@ def load(loop: AlignmentLoop, folder: Path) -> int:
     """Restore policies, optimizers and state in place; returns the number of steps done.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, its tensors are not those of this run, or its optimizers had other learning rates.
+        CheckpointError: the checkpoint is damaged, or its tensors are not those of this run.
     """
     manifest = read_manifest(folder)
     for role, policy in loop.policies().items():
@@ -150,7 +148,6 @@ def load(loop: AlignmentLoop, folder: Path) -> int:
     for role, optimizer in loop.running.items():
         _require(folder, f"{role}.optimizer.pt", manifest)
         state = _plain(folder / f"{role}.optimizer.pt")
-        _require_same(folder, role, state["param_groups"], optimizer)
         try:
             optimizer.load_state_dict(_spread_state(state, optimizer))
         except ValueError as error:
@@ -159,18 +156,6 @@ def load(loop: AlignmentLoop, folder: Path) -> int:
         _restore(loop, _plain(folder / STATE))
     loop.reward = manifest["reward"]
     return int(manifest["step"])
-
-
-def _require_same(folder: Path, role: str, groups: Sequence[Mapping[str, Any]], optimizer: torch.optim.Optimizer) -> None:
-    """Refuse another setting of an optimizer: its state brings the old one back, so that the new one would do nothing."""
-    for old, new in zip(groups, optimizer.param_groups, strict=False):  # another number of groups is torch's to refuse
-        for name in _FIXED:
-            before, now = (group.get(f"initial_{name}", group.get(name)) for group in (old, new))
-            if before is not None and now is not None and before != now:
-                raise CheckpointError(
-                    f"{folder} was written with {name} {before} of the optimizer of {role!r}, and this run gives {now}: the optimizer's "
-                    f"state would bring the old one back. Give {before}, or another folder; `lr_factor` changes learning rates over a run."
-                )
 
 
 @torch.no_grad()

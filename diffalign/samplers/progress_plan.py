@@ -72,24 +72,26 @@ class ProgressPlan(Plan):
     def largest_noise(self, steps: int) -> tuple[float, ...]:
         last, eta = steps - 1 - self.tail_guard, max(per_split(self.eta, len(self.early), "ProgressPlan"))
         if not self.concentration:  # splits go from their early to their late step and draw nothing
-            ends = [self.draw(steps, Progress(step, 2), Streams(0)) for step in range(2)]
-            noisy = [step for end in ends for step, level in enumerate(end.noise_levels) if level > 0]
-            return tuple(eta if min(noisy) <= step <= max(noisy) else 0.0 for step in range(steps))
+            ends = [move_apart("ProgressPlan", self._means(steps, place), self.first, last, self.min_gap) for place in (0.0, 1.0)]
+            earliest = self.draw(steps, Progress(int(ends[1][0] < ends[0][0]), 2), Streams(0))
+            return noise_within(earliest, min(ends[0][0], ends[1][0]), max(ends[0][-1], ends[1][-1]), eta)
         return noise_within(self._branching(steps, [float(self.first)] * len(self.early)), self.first, last, eta)
 
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
         outside = [split for split in (*self.early, *self.late) if not 0 <= split < steps]
         if outside:
             raise ValueError(f"ProgressPlan.early and late must be steps of the rollout, 0 to {steps - 1}; got {outside[0]}")
-        last = steps - 1 - self.tail_guard
-        means = [early + (late - early) * progress.fraction for early, late in zip(self.early, self.late, strict=True)]
-        positions = [min(max(mean, self.first), last) for mean in means]
+        last, positions = steps - 1 - self.tail_guard, self._means(steps, progress.fraction)
         if self.concentration and last > self.first:
             generator = streams.generator("plan")
             shares = [min(max((position - self.first) / (last - self.first), 1e-3), 1 - 1e-3) for position in positions]
             kappa = self.concentration
             positions = [self.first + (last - self.first) * generator.beta(kappa * share, kappa * (1 - share)) for share in shares]
         return self._branching(steps, positions)
+
+    def _means(self, steps: int, fraction: float) -> list[float]:
+        means = (early + (late - early) * fraction for early, late in zip(self.early, self.late, strict=True))
+        return [min(max(mean, float(self.first)), float(steps - 1 - self.tail_guard)) for mean in means]
 
     def _branching(self, steps: int, positions: Sequence[float]) -> Branching:
         splits = move_apart("ProgressPlan", positions, self.first, steps - 1 - self.tail_guard, self.min_gap)

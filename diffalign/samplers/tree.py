@@ -5,6 +5,7 @@ import attrs
 from diffalign.core import Condition, Outline, Policy, Progress, Streams, TrajectoryBatch, TrajectorySampler
 from diffalign.core.given import require_part
 from diffalign.core.number_fields import whole
+from diffalign.core.undo import rewind_of
 
 from .fixed_plan import FixedPlan
 from .frontier import checked_grid, foreseen, roll_out
@@ -43,7 +44,9 @@ class TreeSampler(TrajectorySampler):
         return self.plan.draw(self.steps, progress or Progress(0, 1), streams or Streams(0))
 
     def outline(self, policy: Policy) -> Outline:
+        rewind = rewind_of(self)
         checked_grid(policy, self.plan.largest_noise(self.steps))  # a later draw may reach other steps than the first
+        rewind(self)
         return foreseen(policy, self.branching())
 
     def sample(self, policy: Policy, condition: Condition, progress: Progress, streams: Streams) -> TrajectoryBatch:

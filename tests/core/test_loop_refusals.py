@@ -1,5 +1,8 @@
 """The loop: what is refused before a weight moves."""
 
+import functools
+from unittest.mock import Mock
+
 import pytest
 import torch
 from loops import PROMPTS, TREE, Phased, build, phase, same, sgd, square, weights
@@ -124,10 +127,45 @@ class Other(Hook):
 
 
 def test_hooks_that_cannot_be_called_are_refused_before_the_first_step():
-    with pytest.raises(
-        ValueError, match=r"hooks\[1\]: TakesTooLittle.start is called with \(self, loop, step, total\); it takes \(self, loop\)"
-    ):
+    with pytest.raises(ValueError, match=r"hooks\[1\]: TakesTooLittle.start is called with \(loop, step, total\); it takes \(loop\)"):
         build(SoftmaxTB(TinyPolicy()), hooks=[Hook(), TakesTooLittle()])
     with pytest.raises(ValueError, match=r"hooks\[0\]: Misspelt.on_step is never called; did you mean step\?"):
         build(SoftmaxTB(TinyPolicy()), hooks=[Misspelt()])
     build(SoftmaxTB(TinyPolicy()), hooks=[Hook(), TakesMore(), Other()])
+
+
+class Static(Hook):
+    @staticmethod
+    def step(loop, report):
+        pass
+
+
+class OfTheClass(Hook):
+    steps = 5
+
+    @classmethod
+    def step(cls, loop, report):
+        pass
+
+
+class OnTheInstance(Hook):
+    def __init__(self):
+        self.step = self._step
+
+    def _step(self, loop, report):
+        pass
+
+
+class Named(Hook):
+    """Only a number whose name is near."""
+
+    steps = 5
+
+
+class AnObject(Hook):
+    step = functools.partial(print)
+
+
+@pytest.mark.parametrize("make", [Static, OfTheClass, OnTheInstance, Named, AnObject, lambda: Mock(spec=Hook)])
+def test_hooks_that_the_loop_can_call_are_taken(make):
+    build(SoftmaxTB(TinyPolicy()), hooks=[make()])

@@ -361,6 +361,34 @@ def test_memory_that_runs_out_takes_nothing_from_what_a_sampler_remembers(full):
     assert loop.sampler.state() == {"drawn": 6}
 
 
+@attrs.define
+class Listing(TrajectorySampler):
+    """Remembers steps in a list that it changes in place; runs out of memory with more than two rows at once."""
+
+    rows: int | None = None
+    _seen: list[int] = attrs.field(factory=list, init=False)
+
+    def sample(self, policy, condition, progress, streams):
+        self._seen.append(progress.step)
+        drawn = ChainSampler(steps=4, samples=4, rows=self.rows).sample(policy, condition, progress, streams)
+        if self.rows is None or self.rows > 2:
+            raise torch.OutOfMemoryError("too many rows")
+        return drawn
+
+    def state(self):
+        return {"seen": self._seen}
+
+    def restore(self, state):
+        self._seen = state["seen"]
+
+
+def test_a_step_that_is_repeated_twice_is_remembered_once():
+    loop = build(SoftmaxTB(TinyPolicy()), sampler=Listing())
+    loop.step(loop.prompts.draw(0, 2), Progress(0, 4))
+    assert loop.sampler.rows == 2
+    assert loop.sampler.state() == {"seen": [0]}
+
+
 def test_another_row_budget_keeps_what_a_sampler_remembers(tmp_path):
     loop = build(SoftmaxTB(TinyPolicy()), sampler=Remembering(full=2))
     loop.run(3, folder=tmp_path)

@@ -16,9 +16,15 @@ LONG = "seven small green cubes on a long wooden table " * 60
 def test_what_is_not_read_changes_no_encoding(load, name):
     policy = load(name)
     encoded = [policy.encode([Prompt(text)]).tensors for text in (LONG, f"{LONG} and a red cat")]
-    assert unread(policy.family, LONG) > 0
+    assert unread(policy.family, [LONG])[0] > 0
     assert all(torch.equal(encoded[0][key], encoded[1][key]) for key in encoded[0])
-    assert unread(policy.family, "a cat") == 0
+    assert unread(policy.family, ["a cat", ""]) == [0, 0]
+
+
+def test_texts_that_surely_fit_are_not_tokenised(load, monkeypatch):
+    family = load("sd15").family
+    monkeypatch.setattr(type(family.pipeline.tokenizer), "__call__", None)
+    assert unread(family, ["a cat", "two red cubes"] * 1000) == [0] * 2000
 
 
 def test_a_text_that_one_encoder_reads_whole_is_not_cut(load):
@@ -26,7 +32,7 @@ def test_a_text_that_one_encoder_reads_whole_is_not_cut(load):
     clip = policy.family.pipeline.tokenizer.model_max_length
     text = " ".join(["a"] * (clip + 1))
     assert len(policy.family.pipeline.tokenizer(text).input_ids) > clip
-    assert unread(policy.family, text) == 0
+    assert unread(policy.family, [text]) == [0]
     encoded = [policy.encode([Prompt(each)]).tensors for each in (text, f"{text} b")]
     assert any(not torch.equal(encoded[0][key], encoded[1][key]) for key in encoded[0])
 

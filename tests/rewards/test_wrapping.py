@@ -75,6 +75,13 @@ def test_a_score_that_does_not_apply_stays_none_behind_a_wrapper(around, expecte
     assert every.tolist() == expected
 
 
+def test_a_sum_takes_a_partial_score_of_every_picture():
+    wrapped = WeightedSum(
+        {"y": brightness, "x": lambda images, prompts: Partial(brightness(images, prompts), torch.ones(3, dtype=torch.bool))}
+    )
+    assert wrapped(IMAGES, PROMPTS).tolist() == [0.0, 1.0, 2.0]
+
+
 def test_a_sum_with_a_score_that_does_not_apply_is_refused_and_not_made_up():
     with pytest.raises(
         RewardError, match=r"WeightedSum.rewards must apply to every picture; 'x' does not. Give the run the rewards by name"
@@ -126,6 +133,31 @@ def test_cached_tells_long_metadata_apart(kind):
     for mask in (*masks, *masks):
         reward(IMAGES[:1], [Prompt("a", {"mask": kind(mask)})])
     assert inner.asked == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [({"a": {}, "b": 1}, {"a": {"b": 1}}), ({1: "x"}, {"1": "x"}), ({"a": [1, [2]]}, {"a": [[1], 2]}), ({"a": 1}, {"a": True})],
+)
+def test_cached_tells_nested_metadata_apart(one, other):
+    inner = Counted()
+    reward = Cached(inner)
+    for metadata in (one, other, one):
+        reward(IMAGES[:1], [Prompt("a", {"nested": metadata})])
+    assert inner.asked == [1, 1]
+
+
+def test_cached_takes_equal_metadata_as_equal_and_whatever_else_there_is():
+    inner = Counted()
+    reward = Cached(inner)
+    word = "".join(["r", "ed"])
+    for words in (["red", "red"], [word, "".join(["re", "d"])]):
+        reward(IMAGES[:1], [Prompt("a", {"words": words})])
+    assert inner.asked == [1]
+    lonely = Prompt("a \ud800", {"call": len, "open": lambda: 1})
+    assert reward(IMAGES[1:2], [lonely]).tolist() == reward(IMAGES[1:2], [lonely]).tolist() == [0.5]
+    assert inner.asked == [1, 1]
+    assert reward(IMAGES[:0], []).tolist() == []
 
 
 def test_cached_forgets_what_was_used_longest_ago():

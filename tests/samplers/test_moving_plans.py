@@ -121,6 +121,15 @@ def test_what_no_draw_reaches_is_not_refused(plan):
     TreeSampler(8, plan).outline(TinyPolicy(kernel=FlowSDE()))
 
 
+def test_a_plan_without_noise_has_none_and_one_whose_first_split_is_promoted_at_times_has_all():
+    quiet = ProgressPlan((1, 2), (2, 3), levels=0, roots=3, eta=0.0, concentration=0.0)
+    assert quiet.largest_noise(8) == (0.0,) * 8
+    moving = ProgressPlan((1, 8, 8), (3, 4, 4), promote_roots=True, levels=1, max_leaves=4, concentration=0.0, eta=(0.3, 0.9, 0.9))
+    for step in range(100):
+        drawn = moving.draw(10, Progress(step, 100), Streams(0)).noise_levels
+        assert all(eta <= most for eta, most in zip(drawn, moving.largest_noise(10), strict=True))
+
+
 def test_the_shipped_setting_keeps_27_leaves_where_the_release_drops_to_9():
     plan = ProgressPlan((1, 2, 3), (1, 3, 5), promote_roots=True)
     draws = [plan.draw(6, Progress(step, 500), Streams(seed, step)) for step in range(500) for seed in range(4)]
