@@ -63,15 +63,16 @@ def rewind_of(sampler: TrajectorySampler) -> Callable[[TrajectorySampler], None]
     Returns:
         Function that puts it back, into this sampler or one of its kind: a step that is repeated must not count twice.
     """
-    before = [copy.deepcopy(dict(part.state())) for part in _stateful(sampler)]
+    before = {name: copy.deepcopy(dict(part.state())) for name, part in stateful_parts(sampler).items()}
 
     def rewind(other: TrajectorySampler) -> None:
-        for part, state in zip(_stateful(other), before, strict=True):
-            part.restore(copy.deepcopy(state))  # a step may be repeated twice
+        for name, part in stateful_parts(other).items():
+            part.restore(copy.deepcopy(before[name]))  # a step may be repeated twice
 
     return rewind
 
 
-def _stateful(sampler: TrajectorySampler) -> list[Stateful]:
-    parts = (sampler, sampler.plan if isinstance(sampler, Planned) else None)
-    return [part for part in parts if isinstance(part, Stateful)]
+def stateful_parts(sampler: TrajectorySampler) -> dict[str, Stateful]:
+    """A sampler and its plan, those of them that depend on earlier steps, by name."""
+    parts = {"sampler": sampler, "plan": sampler.plan if isinstance(sampler, Planned) else None}
+    return {name: part for name, part in parts.items() if isinstance(part, Stateful)}

@@ -23,16 +23,17 @@ def unread(family: Family, texts: Sequence[str]) -> list[int]:
     """
     from transformers import PreTrainedTokenizerBase
 
-    least = [0 if not text else len(text.encode(errors="replace")) + _SPECIAL for text in texts]
-    for name, part in family.pipeline.components.items():
-        if not name.startswith("tokenizer") or not isinstance(part, PreTrainedTokenizerBase):
-            continue
+    parts = [part for name, part in family.pipeline.components.items() if name.startswith("tokenizer")]
+    known = [part for part in parts if isinstance(part, PreTrainedTokenizerBase)]  # a processor of texts and pictures is none
+    most = [len(text.encode(errors="replace")) + _SPECIAL for text in texts]
+    least = most if known else [0] * len(texts)
+    for part in known:
         clip = type(part).__name__.startswith("CLIPTokenizer")  # one class in newer transformers, two in older ones
         limit = part.model_max_length if clip else family.max_sequence_length
-        open_still = [place for place, text in enumerate(texts) if least[place] > 0 and _may_exceed(text, limit)]
+        open_still = [place for place, size in enumerate(most) if least[place] > 0 and size > limit]
         counts = part([texts[place] for place in open_still], truncation=False, verbose=False).input_ids if open_still else []
         beyond = {place: max(0, len(tokens) - limit) for place, tokens in zip(open_still, counts, strict=True)}
-        least = [min(known, beyond.get(place, 0)) for place, known in enumerate(least)]
+        least = [min(before, beyond.get(place, 0)) for place, before in enumerate(least)]
     return least
 
 
@@ -50,7 +51,3 @@ def tell_unread(family: Family, prompts: Sequence[Prompt]) -> None:
             f"First: {first!r}, of which {tokens} tokens are not read. Shorten them, or raise max_sequence_length (now "
             f"{family.max_sequence_length}) where the family has it."
         )
-
-
-def _may_exceed(text: str, limit: int) -> bool:
-    return len(text.encode(errors="replace")) + _SPECIAL > limit

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..core import AlignmentLoop, CheckpointError, Planned, Policy, Stateful
+from ..core import AlignmentLoop, CheckpointError, Policy, Stateful
 from ..core.budget import limited, rows_of
 from ..core.spread import is_spread, spread_like, whole
+from ..core.undo import stateful_parts
 from ..durable import publish
 
 _NAME = re.compile(r"step-(\d{6,})")
@@ -232,9 +233,9 @@ def is_whole(folder: Path, quiet: bool) -> bool:
 
 def _stateful(loop: AlignmentLoop) -> dict[str, Stateful]:
     """Parts of a run that have state."""
-    plan = loop.sampler.plan if isinstance(loop.sampler, Planned) else None
-    parts = {"sampler": loop.sampler, "plan": plan, "aggregation": loop.aggregation, "prompts": loop.prompts}
-    return {"objective": loop.objective, **{name: part for name, part in parts.items() if isinstance(part, Stateful)}}
+    others = {"aggregation": loop.aggregation, "prompts": loop.prompts}
+    stateful = {name: part for name, part in others.items() if isinstance(part, Stateful)}
+    return {"objective": loop.objective, **stateful_parts(loop.sampler), **stateful}
 
 
 def _restore(loop: AlignmentLoop, state: Mapping[str, Any]) -> None:

@@ -27,6 +27,12 @@ def test_texts_that_surely_fit_are_not_tokenised(load, monkeypatch):
     assert unread(family, ["a cat", "two red cubes"] * 1000) == [0] * 2000
 
 
+def test_a_pipeline_without_a_plain_tokenizer_says_nothing(load, monkeypatch):
+    family = load("z-image").family
+    monkeypatch.setattr(type(family.pipeline), "components", {"tokenizer": object()})  # a processor of texts and pictures
+    assert unread(family, [LONG, "a cat"]) == [0, 0]
+
+
 def test_a_text_that_one_encoder_reads_whole_is_not_cut(load):
     policy = load("sd3", max_sequence_length=100)
     clip = policy.family.pipeline.tokenizer.model_max_length
