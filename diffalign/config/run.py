@@ -47,7 +47,7 @@ _PLACES = ("path", "start", "single_file", "weights", "model", "folder")
 
 _NOT_IN_FILES = ("devices", "sharding", "meter")
 
-USUAL: Mapping[str, str] = {"optimizers": "AdamW", "evaluation": "HeldOutEvaluation"}
+USUAL: Mapping[str, str] = {"optimizers": "AdamW", "prompts": "PromptFile", "evaluation": "HeldOutEvaluation"}
 """Keys of a run whose parts may leave out their class -> the class that is meant."""
 
 
