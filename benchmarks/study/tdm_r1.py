@@ -14,6 +14,7 @@
 `--world shapeworld`: held-out prompts of all four families, of which the run trains on counts; beside the arms the base with 100 and with 8
 network evaluations and the student that they start from, all with the seed's noise. L-GMD is diversity. Minutes to hours. Seeds from 100
 on are a search: measured on prompts of the training, so that nothing is chosen on those that are reported.
+`--taste` trains on `UpperHalf` instead of the exact count: a taste, which the prompts leave open, instead of a skill, which the base lacks.
 `--set` changes the run file of all arms, and names the rows after it. What a GPU does in eight minutes an arm and seed: `--set
 prompts_per_step=16 sampler.samples=24 total=240`, with the reward in processes where an arm names none (`WorkerReward`).
 `--world ring`: seconds a run; reward, share of samples on rewarded modes, and distance to the nearest mode (0.42 for exact modes).
@@ -27,6 +28,7 @@ Args:
     set: what to change in the run file beside the arm, as OPTION=VALUE (ShapeWorld)
     prompts: of count, binding, relation and text, on which it is measured
     samples: of each prompt; rows of another number than 8 are kept apart
+    taste: another trained reward, whose rows are kept apart, too (ShapeWorld)
     skip_base: leave out the base with 100 evaluations, the dearest of the baselines
     pretrain: steps of the ring's base
     distil: steps of the ring's student
@@ -45,6 +47,7 @@ from PIL import Image
 from benchmarks.record import Record
 from benchmarks.study.bars import bars
 from benchmarks.subjects.examples import ring, ring_tdm_r1
+from benchmarks.subjects.upper_half import UpperHalf
 from diffalign import config
 from diffalign.config.blueprint import build
 from diffalign.core import CPS, Guided, Policy
@@ -66,6 +69,7 @@ SAMPLES = 8
 """Of each prompt, where no other number is named."""
 START = "student, 4 evaluations"
 ETA = 0.8
+TASTE = "{class_path: benchmarks.subjects.upper_half.UpperHalf}"
 ADAM = "{class_path: AdamW, init_args: {lr: %s, betas: [0.0, 0.999], weight_decay: 0.0}}"
 ARMS: dict[str, list[str]] = {
     "TDM-R1": [],
@@ -101,7 +105,7 @@ ON_SHAPEWORLD = ("last stage spared", "all stage ends", "independent draws", "gr
 
 
 def measured(policy: Policy, steps: int, prompts: Mapping[str, int], samples: int, seed: int) -> Row:
-    """Mean reward, share of exact pictures and L-GMD by family."""
+    """Mean reward, share of exact pictures and of those with `UpperHalf`, and L-GMD by family."""
     row: Row = {}
     for family in FAMILIES:
         if seed >= SEARCH:
@@ -109,10 +113,10 @@ def measured(policy: Policy, steps: int, prompts: Mapping[str, int], samples: in
             asked = known[:: len(known) // prompts[family]][: prompts[family]]
         else:
             asked = read_prompts(f"shapeworld/{family}-held-out")[: prompts[family]]
-        rewards = {"reward": CompositionalReward(), "exact": ExactMatch()}
+        rewards = {"reward": CompositionalReward(), "exact": ExactMatch(), "upper": UpperHalf()}
         result = evaluate(policy, asked, rewards, samples=samples, steps=steps, seed=seed, pictures=0)
-        row |= {family: float(result.rewards["reward"].mean()), f"{family} exact": float(result.rewards["exact"].mean())}
-        row[f"{family} L-GMD"] = float(result.l_gmd.mean())
+        row |= {family: float(result.rewards["reward"].mean()), f"{family} L-GMD": float(result.l_gmd.mean())}
+        row |= {f"{family} {name}": float(result.rewards[name].mean()) for name in ("exact", "upper")}
     return row
 
 
@@ -185,13 +189,20 @@ def ring_world(only: Sequence[str], seeds: range, steps: int, pretrain: int, dis
 
 
 def shapeworld(
-    only: Sequence[str], seeds: range, steps: int | None, prompts: Sequence[int], samples: int, many_steps: bool, set_: Sequence[str]
+    only: Sequence[str],
+    seeds: range,
+    steps: int | None,
+    prompts: Sequence[int],
+    samples: int,
+    many_steps: bool,
+    set_: Sequence[str],
+    taste: bool,
 ) -> Runs:
     measure = functools.partial(measured, prompts=dict(zip(FAMILIES, prompts, strict=True)), samples=samples)
     for name, make in baselines(many_steps).items():
         for seed in seeds:
             yield name, seed, lambda make=make, seed=seed: measure(*make(), seed=seed)
-    more = [f"--{change}" for change in set_]
+    more = [f"--{change}" for change in (*set_, *([f"rewards={TASTE}"] if taste else []))]
     for arm in only:
         for seed in seeds:
             yield " ".join([arm, *set_]), seed, lambda arm=arm, seed=seed: measure(trained(arm, seed, steps, more), 4, seed=seed)
@@ -233,6 +244,7 @@ def main(
     set: tuple[str, ...] = (),  # noqa: A002  # names the option
     prompts: tuple[int, int, int, int] = (24, 12, 12, 12),
     samples: int = SAMPLES,
+    taste: bool = False,
     skip_base: bool = False,
     pretrain: int = 2500,
     distil: int = 400,
@@ -241,17 +253,17 @@ def main(
 ) -> None:
     record = Record(json)
     section = world if world == "ring" or samples == SAMPLES else f"{world}, {samples} samples"
+    section = f"{section}, upper half" if taste else section
     found = record.content.setdefault(f"{section}, search" if first >= SEARCH else section, {})
     of_seeds = range(first, first + seeds)
     if world == "ring":
         runs = ring_world(only, of_seeds, 800 if steps is None else steps, pretrain, distil)
     else:
-        runs = shapeworld(only, of_seeds, steps, prompts, samples, not skip_base, sorted(set))
+        runs = shapeworld(only, of_seeds, steps, prompts, samples, not skip_base, sorted(set), taste)
     for name, seed, make in runs:
         record.once(found.setdefault(name, {}), str(seed), lambda name=name, seed=seed, make=make: told(name, seed, make()))
-    table(
-        found, ["reward", "mass", "modes", "distance"] if world == "ring" else ["count exact", *FAMILIES, *(f"{f} L-GMD" for f in FAMILIES)]
-    )
+    trained_on = "count upper" if taste else "count exact"
+    table(found, ["reward", "mass", "modes", "distance"] if world == "ring" else [trained_on, *FAMILIES, *(f"{f} L-GMD" for f in FAMILIES)])
     if figure:
         figure_of(record.content).save(figure)
         print(figure)

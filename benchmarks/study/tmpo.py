@@ -17,6 +17,7 @@ Args:
     first: the first seed; 100 begins a search
     steps: of a run
     rates: of learning
+    last: share of the rate that is left at the last step; it falls along a cosine, and 1 keeps it
     task: what the reward says
     json: the runs, written after each; those that it holds are not run again
 """
@@ -36,7 +37,19 @@ from benchmarks.record import RESULTS, Record
 from benchmarks.subjects.curve import Curve
 from benchmarks.subjects.handwriting import ARMS, ENDS
 from diffalign import AlignmentLoop, Prompt
-from diffalign.core import CPS, Edges, Policy, Progress, Report, Reward, Streams, TrajectoryBatch, TrajectorySampler, replay_log_prob
+from diffalign.core import (
+    CPS,
+    Cosine,
+    Edges,
+    Policy,
+    Progress,
+    Report,
+    Reward,
+    Streams,
+    TrajectoryBatch,
+    TrajectorySampler,
+    replay_log_prob,
+)
 from diffalign.digits import ClassReward, DigitsPolicy, ThicknessReward, class_shares, distance_to_real, effective_classes, kl
 from diffalign.digits.classes import CLASSES
 from diffalign.digits.judge import look
@@ -61,6 +74,11 @@ SEARCH = 100
 """The first seed of a search for settings."""
 
 
+def noise_of(seed: int) -> int:
+    """The seed of the initial noises at which a run is measured: a search sees others than what is reported."""
+    return 78 if seed >= SEARCH else 77
+
+
 @attrs.frozen
 class Thick(Reward):
     """1 for a sure digit whose stroke is among the thickest third of real ones of that digit, else 0."""
@@ -76,10 +94,10 @@ def reward_of(task: str) -> Reward:
 
 
 @torch.no_grad()
-def forests(policy: Policy, sampler: TrajectorySampler, roots: int) -> Iterator[TrajectoryBatch]:
-    """Samples from the first initial noises of the study, which are the same for every policy and sampler."""
+def forests(policy: Policy, sampler: TrajectorySampler, roots: int, noise: int) -> Iterator[TrajectoryBatch]:
+    """Samples from the first initial noises of a seed, which are the same for every policy and sampler."""
     for start in range(0, roots, 8):
-        yield sampler.sample(policy, policy.encode([PROMPT] * 8), Progress(0, 1), Streams(77, start))
+        yield sampler.sample(policy, policy.encode([PROMPT] * 8), Progress(0, 1), Streams(noise, start))
 
 
 def tilted(images: Tensor, task: str, beta: float) -> Tensor:
@@ -91,7 +109,7 @@ def tilted(images: Tensor, task: str, beta: float) -> Tensor:
 
 
 @torch.no_grad()
-def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) -> Tensor:
+def exact_tilt(task: str, beta: float, noise: int, roots: int = ROOTS, leaves: int = 256) -> Tensor:
     """Class shares [10] of the base tilted by exp(beta R) at each initial noise, and of no digit in what is left of the sum 1.
 
     E_root[p_0(c | root) exp(beta R_c) / Z(root)],        p_0(c | root) counted over leaves of independent noise
@@ -99,7 +117,7 @@ def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) ->
     policy = DigitsPolicy.from_pretrained("digits", CPS("mean"), device="cpu")
     wide = TreeSampler(8, GivenPlan(Branching((1, leaves, *(1,) * 6), (0.0, 0.7, 0.7, 0.7, *(0.0,) * 4))))  # the law of TREE's leaves
     total = torch.zeros(11, dtype=torch.float64)
-    for forest in forests(policy, wide, roots):
+    for forest in forests(policy, wide, roots, noise):
         images = policy.decode(forest.samples)
         for group in range(len(forest.condition)):
             total += tilted(images[forest.group == group], task, beta)
@@ -107,10 +125,10 @@ def exact_tilt(task: str, beta: float, roots: int = ROOTS, leaves: int = 256) ->
 
 
 @torch.no_grad()
-def tilt_of_ends(task: str, beta: float) -> Tensor:
+def tilt_of_ends(task: str, beta: float, noise: int) -> Tensor:
     """Class shares [10] of the base's finished samples tilted by exp(beta R): the optimum of losses that see no path."""
     policy = DigitsPolicy.from_pretrained("digits", CPS("mean"), device="cpu")
-    return tilted(torch.cat([policy.decode(batch.samples) for batch in forests(policy, ENDS, ROOTS)]), task, beta)[:10]
+    return tilted(torch.cat([policy.decode(batch.samples) for batch in forests(policy, ENDS, ROOTS, noise)]), task, beta)[:10]
 
 
 def near(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -118,7 +136,7 @@ def near(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     return -distances_to_real(images)
 
 
-def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor) -> dict[str, Any]:
+def run(arm: str, task: str, seed: int, steps: int, rate: float, last: float, target: Tensor) -> dict[str, Any]:
     """Measures of one run at MEASURED steps, and the alarms of the run."""
     chosen = ARMS[arm]
     policy = DigitsPolicy.from_pretrained("digits", CPS(chosen.density), device="cpu")
@@ -130,26 +148,27 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, target: Tensor)
         prompts=Prompts([PROMPT]),
         prompts_per_step=8,
         optimizers={"default": lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)},
+        lr_factor=Cosine(1.0, last),
         seed=seed,
         check_rows=0,
     )
 
     def take(loop: AlignmentLoop, report: Report) -> dict[str, Any]:
-        row = measured(policy, base, chosen.measured, task, target)
+        row = measured(policy, base, chosen.measured, task, target, noise_of(seed))
         return row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics}
 
     measures, alarm = Curve(MEASURED, take), HackingAlarm({"near": near}, features=PixelFeatures(), diversity_fall=0.4)
     loop.advance(steps, also=(measures, alarm))
-    last = {name: round(value, 3) for name, value in measures.rows[-1].items() if isinstance(value, float)}
-    print(arm, rate, seed, json.dumps(last), *(f"{each.kind} at {each.step}" for each in alarm.alarms), flush=True)
+    ended = {name: round(value, 3) for name, value in measures.rows[-1].items() if isinstance(value, float)}
+    print(arm, rate, last, seed, json.dumps(ended), *(f"{each.kind} at {each.step}" for each in alarm.alarms), flush=True)
     return {"rows": measures.rows, "alarms": [{"kind": each.kind, "step": each.step} for each in alarm.alarms]}
 
 
 @torch.no_grad()
-def measured(policy: Policy, base: Policy, sampler: TrajectorySampler, task: str, target: Tensor) -> dict[str, Any]:
+def measured(policy: Policy, base: Policy, sampler: TrajectorySampler, task: str, target: Tensor, noise: int) -> dict[str, Any]:
     """Numbers of a policy under a sampler, at the initial noises at which the target was counted."""
     parts, drift = [], []
-    for forest in forests(policy, sampler, ROOTS):
+    for forest in forests(policy, sampler, ROOTS, noise):
         parts.append(policy.decode(forest.samples))
         edges = Edges.of(forest)
         if len(edges.child):
@@ -179,18 +198,21 @@ def _only(shares: Tensor, classes: Iterable[int]) -> Tensor:
 
 def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
     """One line a task, arm, rate and step, of the seeds that are reported or of those of the search."""
-    groups: dict[tuple[str, str, float, int], dict[int, dict[str, float]]] = {}
+    groups: dict[tuple[str, str, float, float, int, int], dict[int, dict[str, float]]] = {}
     for entry in sorted((entry for entry in runs if (entry["seed"] >= SEARCH) == search), key=lambda entry: int(entry["steps"])):
-        for row in entry["rows"]:  # a longer run of a seed begins with the same steps, and counts once
-            groups.setdefault((entry["task"], entry["arm"], entry["rate"], row["step"]), {})[entry["seed"]] = row
+        of = 0 if entry["last"] == 1 else entry["steps"]  # at one rate a longer run of a seed begins with the same steps, and counts once
+        for row in entry["rows"]:
+            key = (entry["task"], entry["arm"], entry["rate"], entry["last"], of, row["step"])
+            groups.setdefault(key, {})[entry["seed"]] = row
     lines = []
-    for (task, arm, rate, step), by_seed in sorted(groups.items()):
+    for (task, arm, rate, last, of, step), by_seed in sorted(groups.items()):
         rows = list(by_seed.values())
         known_of_all = [name for name in NUMBERS if all(name in row for row in rows)]
         numbers = "  ".join(f"{name} {shown([row[name] for row in rows])}" for name in known_of_all)
         if "nats" in known_of_all:
             numbers += f"  J {shown([BETA[task] * row['reward'] - row['nats'] for row in rows])}"
-        lines.append(f"{task:5s} {arm:42s} {rate:.0e} {step:5d} n={len(rows)}  {numbers}")
+        falling = f"to {last * rate:.0e} in {of:4d}" if of else ""
+        lines.append(f"{task:5s} {arm:42s} {rate:.0e} {falling:16s} {step:5d} n={len(rows)}  {numbers}")
     return "\n".join(lines)
 
 
@@ -200,15 +222,17 @@ def main(
     first: int = 0,
     steps: int = 600,
     rates: tuple[float, ...] = (1e-4,),
+    last: float = 1.0,
     task: Literal["even", "tilt", "thick"] = "even",
     json: Path = RESULTS / "digits_study.json",
 ) -> None:
     record = Record(json)
     runs, targets = (record.content.setdefault(name, empty) for name, empty in (("runs", []), ("targets", {})))
     for seed, arm, rate in itertools.product(range(first, first + seeds), arms, rates):
-        settings = {"task": task, "arm": arm, "rate": rate, "seed": seed, "steps": steps}
+        settings = {"task": task, "arm": arm, "rate": rate, "last": last, "seed": seed, "steps": steps}
         key, count = (f"{task}, ends", tilt_of_ends) if ARMS[arm].on_ends else (task, exact_tilt)
-        shares = record.once(targets, key, lambda count=count: count(task, BETA[task]).tolist())
+        key, noise = f"{key}, search" if seed >= SEARCH else key, noise_of(seed)
+        shares = record.once(targets, key, lambda count=count, noise=noise: count(task, BETA[task], noise).tolist())
         target = torch.tensor(shares, dtype=torch.float64)
         record.run("runs", settings, lambda settings=settings, target=target: run(**settings, target=target))
     print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")
