@@ -56,13 +56,17 @@ It says
 
 - how much memory a device needs: weights, gradients and optimizer, the rollout, the update, and text encoders and autoencoder, where
   they stay (`offload: true` takes them off the device while they have nothing to do);
-- the row budget that fits: `--objective.rows N`. The memory of an update is counted on the operators of a forward and a backward pass,
-  with activation checkpointing where the run has it, for the longest prompt and the largest image size that one asks for;
+- the row budget that fits: `--objective.rows N`. The memory of an update is counted on the operators of a forward and a backward pass, at
+  each moment of it, with activation checkpointing where the run has it, for the longest prompt and the largest image size that one asks
+  for. Gradients are counted once, beside it. Under guidance a row of the budget is two network rows. Rows whose graph the rollout keeps
+  (`keep_graph`) are in memory at once, whatever the budget;
 - the seconds of a step on the card: [what is expected](scaling.md#the-limit-of-a-step), compiled or not as the run is, and the least, by
   the roofline: a floor. Measured steps of SD3.5-M took 1.2 (compiled and recorded) to 2.4 times the bound "operator by operator"; a call of
   one row, which waits for the host, up to ten times. If prompts ask for several sizes, it is the mean over the prompts.
 
-Not in it: rewards and the evaluation, which are not built; the allocator's own room (leave a tenth); the unpacking of quantised weights.
+Not in it: rewards and the evaluation, which are not built; the allocator's own room (leave a tenth); the unpacking of quantised weights;
+the update of few-step objectives, whose roles evaluate different numbers of rows ([few-step students](few_step.md#roles) gives them): its
+rows, memory and time are "not known". The metrics `rows/ROLE/update` and `memory/update_bytes` of a run's first step say them.
 Known are {known}. `path` may also be such a name. A run that has its weights is planned in the same way by `diffalign check RUN.yaml`.
 
 ## All that is missing

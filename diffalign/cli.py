@@ -67,11 +67,21 @@ def _exit_code(error: Exception) -> int | None:
     """Exit code of a user error; None for a bug."""
     from torch import OutOfMemoryError
 
-    from .core import CheckpointError, ConfigError, ContractError, NonFiniteError, ProcessError, RewardError
+    from .core import CheckpointError, ConfigError, ContractError, NonFiniteError, ProcessError, RewardError, UpdateError
 
     if isinstance(error, ConfigError):
         return 2
-    expected = (RewardError, NonFiniteError, ContractError, CheckpointError, ProcessError, OutOfMemoryError, ValueError, OSError)
+    expected = (
+        RewardError,
+        NonFiniteError,
+        ContractError,
+        CheckpointError,
+        ProcessError,
+        UpdateError,
+        OutOfMemoryError,
+        ValueError,
+        OSError,
+    )
     return 1 if isinstance(error, expected) else None
 
 

@@ -225,7 +225,8 @@ def test_an_interrupt_before_the_first_step_leaves_nothing(
 def test_an_error_at_run_time_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "toy.yaml", "--rewards", "my_parts.short"]) == 1
     output = capsys.readouterr()
-    assert output.err == "error: short returned shape (1,) for 8 images; a reward must return one number per image, shape (8,).\n"
+    said = "error: short returned shape (1,) for 8 images; a reward must return one number per image, shape (8,)"
+    assert output.err == f"{said}; there is no checkpoint in runs/toy yet\n"
     with pytest.raises(RewardError):
         main(["train", "toy.yaml", "--rewards", "my_parts.short", "--overwrite", "--debug"])
 

@@ -119,7 +119,7 @@ def packed(policy):
 def test_what_cannot_be_counted_is_an_estimate_for_transformers_alone(load):
     loop = build(packed(load("flux-dev")), None)
     assert "  about " in line(capacity(loop, Cluster(teraflops=1.0)), "steps per hour")
-    assert Activations.of(build(Guided(loop.objective.policy, 3.0))).per_row == 2 * Activations.of(loop).per_row > 0
+    assert Activations.of(build(Guided(loop.objective.policy, 3.0))).at(5) == 2 * Activations.of(loop).at(5) > 0
     unet = build(packed(load("sd15", resolution=64, max_sequence_length=None)))
     assert row_flops(unet.objective.policy) == activation_bytes(unet.objective.policy) == 0
     said = capacity(unet, Cluster(memory=80.0, teraflops=1.0))
@@ -198,7 +198,7 @@ def test_the_memory_of_a_ragged_text_is_that_of_the_longest(load):
     policy, found = load("qwen-image", resolution=64, max_sequence_length=512), []
     for texts in ([short, long], [long, short], [short]):
         tree = TreeSampler(4, FixedPlan(splits=(1,), branches=2))
-        found.append(Activations.of(AlignmentLoop(SoftmaxTB(policy), tree, channel_reward, Prompts(texts), prompts_per_step=1)).per_row)
+        found.append(Activations.of(AlignmentLoop(SoftmaxTB(policy), tree, channel_reward, Prompts(texts), prompts_per_step=1)).at(5))
     assert found[0] == found[1] > 1.5 * found[2]
 
 

@@ -72,15 +72,16 @@ def said(folder, case):
 def test_a_reward_that_is_not_finite_in_one_process_stops_both(folder, case):
     first, second = said(folder, case)
     assert second.startswith("NonFiniteRewardError: reward returned nan for image 0 of ")
-    assert first == second.replace("NonFiniteRewardError: ", "NonFiniteError: process 1 of 2: ")
+    assert first == second.replace("NonFiniteRewardError: ", "NonFiniteRewardError: process 1 of 2: ")
     same_weights(folder, case)
 
 
 @pytest.mark.parametrize("case", ["held_out", "sharded-held_out"])
 def test_a_reward_of_an_evaluation_that_fails_in_one_process_stops_both(folder, case):
     first, second = said(folder, case)
-    assert second.startswith("RewardError: reward 'odd' raised ValueError for 2 images: no licence")
-    assert first == second.replace("RewardError: ", "RewardError: process 1 of 2: ")
+    place = "RewardError: in the evaluation at step 2, HeldOutEvaluation: "
+    assert second.startswith(f"{place}reward 'odd' raised ValueError for 2 images: no licence")
+    assert first == second.replace(place, f"{place}process 1 of 2: ")
     same_weights(folder, case)
     one, other = (torch.load(folder / case / f"before-{rank}.pt", weights_only=True) for rank in range(2))
     assert one.shape == (5, 2)
@@ -102,7 +103,7 @@ def same_weights(folder, case):
 def test_a_full_disk_of_the_first_stops_both(folder):
     assert said(folder, "full_disk") == [
         "OSError: No space left on device",
-        "RuntimeError: process 0 of 2: No space left on device",
+        "OSError: process 0 of 2: No space left on device",
     ]
     same_weights(folder, "full_disk")
 

@@ -9,7 +9,20 @@ import pytest
 import torch
 from ring import ring_loop
 
-from diffalign.core import AlignmentLoop, Average, Cosine, FlowSDE, Hook, Interrupted, Loss, Objective, Phase, RunningScale
+from diffalign.core import (
+    AlignmentLoop,
+    Average,
+    Cosine,
+    FlowSDE,
+    Hook,
+    Interrupted,
+    Loss,
+    Objective,
+    Phase,
+    RewardError,
+    RunningScale,
+    TrajectorySampler,
+)
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, SoftmaxTB, SurrogateReward, TrajectoryDistributionMatching
 from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.prompts import Prompts
@@ -84,14 +97,14 @@ class InterruptAfter(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def build(name, folder, hooks=(), rows=None):
+def build(name, folder, hooks=(), rows=None, reward=channel_reward):
     torch.manual_seed(0)
     objective, sampler = BUILDERS[name](rows)
     checkpoints = Checkpoints(folder, every=3)
     loop = AlignmentLoop(
         objective,
         sampler,
-        channel_reward,
+        reward,
         Prompts(["a", "b", "c"]),
         prompts_per_step=2,
         optimizers={"default": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)},
@@ -132,6 +145,58 @@ def test_a_resumed_run_is_the_whole_one(name, tmp_path):
         for index, entries in optimizer.state_dict()["state"].items():
             assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(again[index][key])) for key, value in entries.items())
     assert resumed.reward == whole.reward
+
+
+class FailsIn:
+    """A reward that draws of torch's generator, and fails once, in the step of this number."""
+
+    def __init__(self, step):
+        self.step, self.calls = step, 0
+
+    def __call__(self, images, prompts):
+        noise = torch.rand(len(images))
+        if self.calls == self.step:
+            raise ConnectionError("503")
+        self.calls += 1
+        return channel_reward(images, prompts) + 0.01 * noise
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_run_whose_reward_failed_is_the_whole_one_when_it_goes_on(name, tmp_path):
+    whole, _ = build(name, tmp_path / "whole", reward=FailsIn(None))
+    whole.run(4)
+    first, _ = build(name, tmp_path / "parts", reward=FailsIn(2))
+    with pytest.raises(RewardError, match="images: 503"):
+        first.run(4)
+    resumed, checkpoints = build(name, tmp_path / "parts", reward=FailsIn(None))
+    start = checkpoints.restore(resumed)
+    assert start == 2, "no checkpoint was due: it was written because the reward failed"
+    resumed.run(4, start)
+    mine = tensors(resumed)
+    assert all(torch.equal(mine[key], expected) for key, expected in tensors(whole).items())
+    assert resumed.reward == whole.reward
+
+
+@attrs.define
+class Turning(TrajectorySampler):
+    """Draws less noise with every forest that it has drawn."""
+
+    drawn: int = 0
+
+    def sample(self, policy, condition, progress, streams):
+        self.drawn += 1
+        return ChainSampler(5, 4, eta=1 / self.drawn).sample(policy, condition, progress, streams)
+
+    def state(self):
+        return {"drawn": self.drawn}
+
+    def restore(self, state):
+        self.drawn = state["drawn"]
+
+
+def test_what_a_sampler_drew_in_the_failed_step_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setitem(BUILDERS, "Turning", lambda rows: (SoftmaxTB(TinyPolicy()), Turning()))
+    test_a_run_whose_reward_failed_is_the_whole_one_when_it_goes_on("Turning", tmp_path)
 
 
 def test_a_step_that_is_done_again_after_a_restore_is_observed_again(tmp_path):

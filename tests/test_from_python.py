@@ -147,6 +147,10 @@ def test_optimizers_are_rates_classes_or_functions(given, kind, rate) -> None:
         ({"aggregation": "Raw"}, "aggregation must be an Aggregation; got str"),
         ({"hooks": Console()}, "hooks must be a list of hooks; got Console"),
         ({"rewards": [channel_reward]}, "must be callable with"),
+        ({"average": 0.9}, r"average must be an Average, or None for none; got float\. Write Average\(0\.9\)\."),
+        ({"average": True}, r"average must be an Average, or None for none; got bool\. Write Average\(0\.9\)\."),
+        ({"lr_factor": lambda step: 1.0}, r"lr_factor must be a number or a Scalar, such as Cosine\(1\.0, 0\.05\); got function\. Write a"),
+        ({"lr_factor": "high"}, "lr_factor must be a number or a Scalar, such as .*; got str"),
     ],
 )
 def test_a_wrong_type_is_said_in_our_words(wrong, said) -> None:

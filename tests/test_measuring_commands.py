@@ -63,6 +63,7 @@ def trained(tmp_path_factory):
     """Two runs of four steps, in the folder that they were started in."""
     folder = tmp_path_factory.mktemp("measured")
     (folder / "toy.yaml").write_text(RUN)
+    (folder / "odd_names.yaml").write_text(RUN.replace("{green: my_parts.green}", "{red: my_parts.green}"))
     (folder / "my_parts.py").write_text(PARTS)
     (folder / "held-out.txt").write_text("a\nbb\nccc\ndddd\neeeee\n")
     before = Path.cwd()
@@ -178,6 +179,9 @@ def test_compare_where_no_reward_applies_compares_the_diversity(trained, capsys)
         (["evaluate", "runs/slow", "--reward", "nothing.here"], "--reward must be"),
         (["evaluate", "runs/slow", "--prompts", "absent.txt"], "'absent.txt'"),
         (["evaluate", "toy.yaml", "--evaluation", "null"], "--prompts must name a prompt file"),
+        (["evaluate", "toy.yaml", "--evaluation.rewards", "{red: my_parts.green}"], "evaluation.rewards.red must have another name"),
+        (["check", "toy.yaml", "--evaluation.rewards", "{red: my_parts.green}"], "evaluation.rewards.red must have another name"),
+        (["compare", "runs/slow", "odd_names.yaml"], "evaluation.rewards.red must have another name: the run trains on a reward 'red'"),
     ],
 )
 def test_errors_are_one_message(arguments, message, trained, capsys):
@@ -211,7 +215,8 @@ def test_different_rewards_under_one_name_are_refused(trained, capsys):
     text = (trained / "toy.yaml").read_text().replace("my_parts.green}", "my_parts.long}")
     (trained / "odd.yaml").write_text(text)
     assert main(["compare", "runs/slow", "odd.yaml"]) == 2
-    assert "the reward 'green' must be the same in all runs; it is green in slow and long in odd" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the reward 'green' must be the same in all runs; it is my_parts.green in slow and my_parts.long in odd" in said
 
 
 CATS = """{"tag": "two_object", "include": [{"class": "cat", "count": 1}], "prompt": "a"}

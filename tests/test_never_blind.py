@@ -11,15 +11,20 @@ import torch
 from PIL import Image
 from ring import ring_loop
 
-from diffalign.core import Hook, Interrupted, RunningScale
+from diffalign.core import AlignmentLoop, Hook, Interrupted, Partial, Raw, RunningScale
 from diffalign.core.interrupt import stop_between_steps
 from diffalign.evaluation import evaluate, write_report
+from diffalign.objectives import SoftmaxTB, TrajectoryDistributionMatching
+from diffalign.policies import TDMPolicy
+from diffalign.prompts import Mixture, Source
 from diffalign.runs import pictures
 from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints, load
 from diffalign.runs.console import UNKNOWN, Console
 from diffalign.runs.pictures import FirstAndLast
 from diffalign.runs.recording import Recorder
 from diffalign.runs.signs import Signs
+from diffalign.samplers import ChainSampler, DeterministicSampler
+from diffalign.testing import TinyPolicy
 
 
 def weights(loop):
@@ -101,6 +106,54 @@ def test_ten_steps_without_spread_are_said_once(capsys) -> None:
     texts = [said.step(10 + number, reward__group_std=0.0) for number in range(12)]
     assert [bool(text) for text in texts] == [False] * 9 + [True, False, False]
     assert texts[9].startswith("step 20: for 10 steps all samples of a prompt have had the same reward")
+
+
+def said_by(capsys, steps=12, **changed) -> str:
+    given = {
+        "objective": SoftmaxTB(TinyPolicy()),
+        "sampler": ChainSampler(4, 2),
+        "prompts": ["one", "two"],
+        "aggregation": Raw(),
+        **changed,
+    }
+    AlignmentLoop(**given, prompts_per_step=1, hooks=[Signs()]).advance(steps)
+    return capsys.readouterr().err
+
+
+def nothing(images, prompts):
+    return Partial(torch.zeros(len(images)), torch.zeros(len(images), dtype=torch.bool))
+
+
+def flat(images, prompts):
+    return torch.zeros(len(images))
+
+
+def test_one_sample_of_a_prompt_has_no_spread_to_miss(capsys) -> None:
+    def distilled(samples):
+        objective = TrajectoryDistributionMatching(TDMPolicy(TinyPolicy(), steps=4))
+        return said_by(capsys, rewards=flat, objective=objective, sampler=DeterministicSampler(4, samples=samples))
+
+    assert "all samples of a prompt have had the same reward" in distilled(2)
+    assert "same reward" not in distilled(1)
+
+
+def test_ten_steps_without_a_score_are_said_once(capsys) -> None:
+    text = said_by(capsys, rewards={"quoted": nothing})
+    assert text.count("step 10: for 10 steps no reward has applied to any picture, so none is learned from. Look at what quoted asks") == 1
+    assert text.count("no reward has applied") == 1
+    assert "no reward has applied" not in said_by(capsys, steps=9, rewards={"quoted": nothing})
+    assert "no reward has applied" not in said_by(capsys, rewards={"quoted": nothing, "flat": flat})
+    logged = said_by(capsys, rewards={"quoted": nothing, "flat": flat}, aggregation=Raw({"quoted": 1.0, "flat": 0.0}))
+    assert "Look at what quoted asks" in logged
+
+
+def test_prompts_that_need_no_reward_are_not_missed(capsys) -> None:
+    def asked(share):
+        sources = {"free": Source(["one"], share=99.0, rewards=[]), "asked": Source(["two"], share=share, rewards=["quoted"])}
+        return said_by(capsys, rewards={"quoted": nothing}, prompts=Mixture(sources))
+
+    assert "no reward has applied" not in asked(1.0)
+    assert "no reward has applied" in asked(9_900.0)
 
 
 def test_a_log_ratio_that_explodes_is_said(capsys) -> None:

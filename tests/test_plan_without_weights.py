@@ -206,9 +206,9 @@ def test_text_encoders_and_autoencoder_are_counted_beside_the_policy():
 
 
 def test_rows_that_fit_are_counted_down_from_the_room():
-    activations = Activations(fixed=10, per_row=4, size=None, counted=None)
-    assert [activations.fitting(room) for room in (5, 14, 21.9, 22)] == [0, 1, 2, 3]
-    assert (activations.at(0), activations.at(2)) == (0, 18)
+    activations = Activations(per_row=4, size=None, counted=None)
+    assert [activations.fitting(room) for room in (-5, 3.9, 4, 11.9, 12)] == [0, 0, 1, 2, 3]
+    assert (activations.at(0), activations.at(2)) == (0, 8)
 
 
 def test_all_that_is_missing_is_one_message(run, alone, capsys):

@@ -47,13 +47,13 @@ def line(text, name):
 
 
 def test_the_row_budget_that_is_named_fits(loop, activations):
-    per_row = activations.per_row / 2**30
+    taken = [activations.at(rows) / 2**30 for rows in range(4)]
     loose = capacity(loop, Cluster(memory=100.0, teraflops=1.0), activations)
     assert "all 16 rows of an update fit 100 GiB at once" in loose
-    fixed = 100.0 - per_row * int(loose.split("at once (")[1].split()[0])
-    budget = line(capacity(loop, Cluster(memory=fixed + 3.0 * per_row, teraflops=1.0), activations), "row budget").split()[3]
+    fixed = 100.0 - activations.at(int(loose.split("at once (")[1].split()[0])) / 2**30
+    budget = line(capacity(loop, Cluster(memory=fixed + taken[3], teraflops=1.0), activations), "row budget").split()[3]
     assert budget == "3"  # between 3 and 4 fit, because `fixed` is up to one row too large
-    tight = line(capacity(loop, Cluster(memory=fixed - 0.5 * per_row, teraflops=1.0), activations), "row budget")
+    tight = line(capacity(loop, Cluster(memory=fixed - 0.5 * taken[1], teraflops=1.0), activations), "row budget")
     assert "nothing fits" in tight
     assert "Shard the weights (--shard)" in tight
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from ring import ring_loop
 
-from diffalign.core import AlignmentLoop, CheckpointError, Hook, TrajectorySampler
+from diffalign.core import AlignmentLoop, CheckpointError, Cosine, Hook, Interrupted, TrajectorySampler
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.runs.settings import changes, settings_of
 from diffalign.samplers import ChainSampler, FixedPlan, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
+
+ON = "The run goes on with those of now."
 
 
 def loop(beta=20.0, **changed):
@@ -26,18 +28,31 @@ def test_other_settings_are_said_and_hold_from_now_on(tmp_path, capsys):
     again = loop(beta=5.0, seed=7, prompts=Prompts(["one", "two"], shuffle=False))
     again.run(2, folder=tmp_path, resume=True)
     said = capsys.readouterr().err
-    assert (
-        "step-000001 was written with other settings: objective.beta was 20.0, is now 5.0; prompts.shuffle was True, is now False; " in said
-    )
-    assert "seed was 0, is now 7. The run goes on with those of now." in said
+    assert "step-000001 was written with other settings: total was 1, is now 2; objective.beta was 20.0, is now 5.0; prompts." in said
+    assert "prompts.shuffle was True, is now False; seed was 0, is now 7. The run goes on with those of now." in said
     again.run(3, folder=tmp_path, resume=True)
-    assert "other settings" not in capsys.readouterr().err
+    assert f"other settings: total was 2, is now 3. {ON}" in capsys.readouterr().err
     assert again.objective.beta == 5.0
 
 
+def test_another_total_moves_a_schedule_and_is_said(tmp_path, capsys):
+    loop(lr_factor=Cosine(1.0, 0.1)).run(2, folder=tmp_path)
+    again = loop(lr_factor=Cosine(1.0, 0.1)).run(4, folder=tmp_path, resume=True)
+    assert again.metrics[0]["lr_factor"] > 0.3, "the schedule had reached 0.1, and goes back"
+    assert f"step-000002 was written with other settings: total was 2, is now 4. {ON}" in capsys.readouterr().err
+
+
+class Ends(Hook):
+    """As an alarm does whose action is to stop."""
+
+    def step(self, loop, report):
+        loop.end()
+
+
 def test_equal_settings_are_not_mentioned(tmp_path, capsys):
-    for total in (1, 2):
-        loop().run(total, folder=tmp_path, resume=True)
+    with pytest.raises(Interrupted):
+        loop(hooks=[Ends()]).run(2, folder=tmp_path)
+    assert loop().run(2, folder=tmp_path, resume=True).steps == 2
     assert "settings" not in capsys.readouterr().err
 
 
@@ -65,7 +80,7 @@ def test_a_learning_rate_that_a_hook_moves_is_no_other_setting(tmp_path, capsys)
         again = loop(hooks=[Halves()])
         again.run(total, folder=tmp_path, resume=True)
     assert again.running["policy"].param_groups[0]["lr"] == 2.5e-5
-    assert "settings" not in capsys.readouterr().err
+    assert f"other settings: total was 1, is now 2. {ON}" in capsys.readouterr().err
 
 
 def test_a_total_that_is_reached_already_is_said(tmp_path, capsys):
@@ -76,13 +91,13 @@ def test_a_total_that_is_reached_already_is_said(tmp_path, capsys):
 
 
 def test_settings_are_plain_values_by_path():
-    found = settings_of(loop(rewards={"mine": channel_reward}, prompts=[f"prompt {number}" for number in range(100)]))
+    found = settings_of(loop(rewards={"mine": channel_reward}, prompts=[f"prompt {number}" for number in range(100)]), 1)
     assert json.loads(json.dumps(found)) == found
     assert (found["objective"], found["objective.beta"], found["sampler.samples"]) == ("SoftmaxTB", 20.0, 3)
     assert found["rewards.mine"] == "channel_reward"
     assert found["prompts.prompts"].startswith("100 entries (")
     assert not any(path.startswith("objective.policy") or path.endswith(".rows") for path in found)
-    assert settings_of(ring_loop()) == settings_of(ring_loop())
+    assert settings_of(ring_loop(), 1) == settings_of(ring_loop(), 1)
 
 
 def test_changes_compare_what_both_have():
@@ -121,7 +136,9 @@ def test_what_is_no_setting_is_not_mentioned(tmp_path, capsys):
     run.run(1, folder=tmp_path)
     run.run(2, folder=tmp_path, resume=True)
     loop(sampler=Odd()).run(3, folder=tmp_path, resume=True)
-    assert "settings" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    for before in (1, 2):
+        assert f"other settings: total was {before}, is now {before + 1}. {ON}" in said
 
 
 @pytest.mark.parametrize(
@@ -134,4 +151,4 @@ def test_what_is_no_setting_is_not_mentioned(tmp_path, capsys):
     ],
 )
 def test_what_is_longer_or_has_another_name_has_changed(before, after):
-    assert changes(settings_of(loop(**before)), settings_of(loop(**after)))
+    assert changes(settings_of(loop(**before), 1), settings_of(loop(**after), 1))

@@ -245,7 +245,7 @@ def test_check_says_what_one_more_prompt_costs(policy):
     tree = loop.sampler.branching()
     rows, update = tree.rollout_rows, loop.objective.update_rows(tree.leaves, tree.replay_rows)
     said = line(capacity(loop, Cluster(card=card("h100"))), "one more prompt")
-    assert f"{rows} rows of rollout and {update} of update more" in said
+    assert f"{rows} network rows of rollout and {update} of update more" in said
     assert said.endswith("for 50% more samples")
     assert int(said.split("%")[0].split()[-1]) < 10  # tiny calls take the time to start their operators, however many rows they have
     more, now = (work_of(loop, tree, update, more=count) for count in (1, 0))
@@ -258,7 +258,7 @@ def test_one_more_prompt_under_guidance_has_the_rows_of_a_step(policy):
     said = line(capacity(loop, Cluster(card=card("h100"))), "one more prompt")
     rows = loop.step(loop.prompts.draw(0, 2), Progress(0, 1)).ledger
     rolled, updated = rows.rows["policy/rollout"] // 2, rows.tracked["policy/update"] // 2
-    assert f"{rolled} rows of rollout and {updated} of update more" in said
+    assert f"{rolled} network rows of rollout and {updated} of update more" in said
 
 
 def test_unknown_cards_are_refused(capsys):

@@ -249,6 +249,8 @@ def test_a_file_that_a_run_makes_is_the_same_path_when_it_goes_on(tmp_path: Path
     before, after = ("policy: {path: made/by.it, text: a}", f"policy: {{path: {tmp_path}/made/by.it, text: a}}")
     assert differences(before, after) == []
     assert [path for path, *_ in differences(before, after.replace("by.it", "other"))] == ["policy.path"]
+    assert differences("policy: {path: by.it}", f"policy: {{path: {tmp_path}/by.it}}") == []
+    assert differences("policy: {path: by.it}", "policy: {path: it.by}") == [("policy.path", "by.it", "it.by")]
 
 
 def test_a_long_text_is_no_path(tmp_path: Path) -> None:

@@ -8,11 +8,17 @@ from .options import refuse_overrides
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("part", metavar="PACKAGE:NAME", help="a policy, sampler, objective or reward, or a function that builds one")
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="prompts for a reward, as PromptFile reads them; the first eight are scored (captions of ShapeWorld)",
+    )
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..config.parts import find, suggestion
     from ..core import ConfigError
+    from ..prompts import read_prompts
     from ..testing.elsewhere import prepare_second_device
     from ..testing.parts import examination
     from ..testing.properties import examine
@@ -24,8 +30,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     except LookupError as error:
         why = str(error) or suggestion(options.part, ()).strip()
         raise ConfigError(f"{options.part} must name an object that can be imported. {why}") from error
+    prompts = None if options.prompts is None else read_prompts(options.prompts)
     try:
-        known = examination(part)
+        known = examination(part, prompts)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     findings = examine(known.subject, known.properties)

@@ -99,27 +99,30 @@ def _all_rewards(subjects: "Sequence[Subject]") -> "dict[str, RewardFunction]":
     Raises:
         ConfigError: two runs have different rewards under one name.
     """
+    from ..config.files import write_yaml
     from ..core import ConfigError
+    from ..runs.identity import differences
 
     rewards: dict[str, RewardFunction] = {}
-    owner: dict[str, str] = {}
+    first: dict[str, tuple[str, str]] = {}
     for subject in subjects:
-        for name, reward in subject.rewards(subject.evaluation()).items():
-            if name in rewards and _described(rewards[name]) != _described(reward):
+        evaluation = subject.evaluation()
+        for name, reward in subject.rewards(evaluation).items():
+            mine = write_yaml({_ITSELF: subject.configuration(name, evaluation)})
+            owner, known = first.setdefault(name, (subject.name, mine))
+            if changed := differences(known, mine):
+                told = [f"{_place(path)} is {before} in {owner} and {after} in {subject.name}" for path, before, after in changed[:4]]
                 raise ConfigError(
-                    f"the reward {name!r} must be the same in all runs; it is {_described(rewards[name])} in {owner[name]} and "
-                    f"{_described(reward)} in {subject.name}. Give one of them another name in its config.yaml."
+                    f"the reward {name!r} must be the same in all runs; {'; '.join(told)}. Give one of them another name in its "
+                    "config.yaml."
                 )
             rewards.setdefault(name, reward)
-            owner.setdefault(name, subject.name)
     return rewards
 
 
-def _described(reward: Any) -> str:
-    """Describe a reward; rewards that are built alike have equal descriptions."""
-    import attrs
+_ITSELF = "it"
 
-    from ..core.scoring import inner
 
-    reward = inner(reward)
-    return repr(reward) if attrs.has(type(reward)) else getattr(reward, "__qualname__", type(reward).__qualname__)
+def _place(path: str) -> str:
+    """Dotted path inside a reward, as on the command line; "it" for the reward itself."""
+    return ".".join(name for name in path.split(".")[1:] if name not in ("class_path", "init_args")) or _ITSELF

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..core.unessential import unessential
     from ..export import Card, export
     from ..runs.snapshot import read_manifest
-    from ..runs.trained import trained_policy
+    from ..runs.trained import evaluated_role, trained_policy
     from .subject import Subject
 
     subject = Subject.of(options.run, overrides)
@@ -37,7 +37,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     policy = trained_policy(subject.job, subject.checkpoint, options.role)
     card = Card()
     with unessential("what the model card says of the run"):
-        card = Card.of_run(subject.folder, int(read_manifest(subject.checkpoint)["step"]))
+        manifest = read_manifest(subject.checkpoint)
+        evaluated = evaluated_role(manifest)
+        role = options.role or evaluated or ""
+        card = Card.of_run(subject.folder, int(manifest["step"]), role)
+        card = card if role == evaluated else card.unmeasured()
     folder = options.out or subject.folder / "export" / options.format
     try:
         print(export(policy, folder, options.format, card))

@@ -80,7 +80,25 @@ class Subject:
         from ..core.scoring import named_rewards, rewards_by_source
 
         named = rewards_by_source(named_rewards(build(self.job.tree["rewards"], {})), build(self.job.tree["prompts"], {}))
-        return {**named, **(evaluation.rewards if evaluation else {})}
+        if evaluation is None:
+            return named
+        evaluation.require_apart(named)
+        return {**named, **evaluation.rewards}
+
+    def configuration(self, reward: str, evaluation: "HeldOutEvaluation | None") -> Any:
+        """Configuration of one of `rewards`, in the form of a run file. Rewards of one configuration give equal scores.
+
+        Args:
+            reward: its name
+            evaluation: the run's own evaluation
+        """
+        from ..config.blueprint import plain
+
+        trained, held_out = self.job.tree["rewards"], self.job.tree["evaluation"]
+        if evaluation is None or reward not in evaluation.rewards:
+            return plain(trained[reward] if isinstance(trained, Mapping) else trained)
+        given = held_out.arguments.get("rewards")
+        return plain(given[reward] if isinstance(given, Mapping) and reward in given else held_out)  # one may bring rewards of its own
 
     @property
     def identity(self) -> str:

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _train(job: "Run", options: argparse.Namespace, devices: "Devices", lock: "FolderLock") -> int:
     from ..config.sources import forget
-    from ..core import NonFiniteError
+    from ..core import NonFiniteError, RewardError
     from ..costs.filling import Filling
     from ..costs.utilisation import meter_of
     from ..processes.sharding import FullySharded
@@ -66,6 +66,7 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices", lock: "F
     from ..runs.pictures import FirstAndLast
     from ..runs.recording import Recorder
     from ..runs.signs import Signs
+    from ..runs.snapshot import going_on
     from ..threads import take_fair_threads
 
     text, total = job.yaml(), int(job.tree["total"])
@@ -80,27 +81,35 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices", lock: "F
     lock.take(create=not options.resume)
     _require_new(job, options)  # another run may have come and gone while this one was built
     start = _resumed(job, checkpoints, loop, options) if options.resume else 0
-    if start >= total and (job.folder / "report.html").exists():
+    if start > total or (start == total and _is_ended(job)):
         return say(f"{job.folder} has done {start} of {total} steps; nothing is left to do. Give a larger --total and --new-total.", 0)
     if options.overwrite and not options.resume and devices.rank == 0:
         clear(job.folder)
         forget(job.folder, job.sources())
     devices.barrier()
+    advice = f"Continue, with the same --key values, by: diffalign train {options.run} --resume"
     try:
         loop.advance(total, start)
     except KeyboardInterrupt:
-        saved = complete_checkpoints(job.folder, quiet=True)
-        if not saved:
-            return say(f"interrupted; there is no checkpoint in {job.folder} yet", 130)
-        again = f"diffalign train {options.run} --resume"
-        return say(f"interrupted; the last checkpoint is {saved[-1]}. Continue, with the same --key values, by: {again}", 130)
-    except NonFiniteError as error:
-        saved = complete_checkpoints(job.folder, quiet=True)
+        return say(f"interrupted; {going_on(job.folder, advice)}", 130)
+    except (RewardError, NonFiniteError) as error:
         kept = keep_offending_batch(error, job.folder, devices.rank)
-        where = f" The batch is in {kept}." if kept else ""
-        said = str(error).rstrip(".")
-        raise type(error)(f"{said}. Last good checkpoint: {saved[-1] if saved else 'none yet'}.{where}") from error
+        said = f"{str(error).rstrip('.')}. The batch is in {kept}" if kept else str(error).rstrip(".")
+        if isinstance(error, RewardError):  # perhaps it does not fail again
+            raise type(error)(f"{said}; {going_on(job.folder, advice)}") from error
+        saved = complete_checkpoints(job.folder, quiet=True)
+        raise type(error)(f"{said}. Last good checkpoint: {saved[-1] if saved else 'none yet'}.") from error
     return 0
+
+
+def _is_ended(job: "Run") -> bool:
+    """True if the run folder has the report of this run to its end. An interrupted run has one too, but its total was another."""
+    from ..runs.identity import differences
+    from ..runs.snapshot import CONFIG
+
+    written = job.folder / CONFIG
+    changed = written.exists() and differences(written.read_text(encoding="utf-8"), job.yaml())
+    return (job.folder / "report.html").exists() and not changed
 
 
 def _open_pages(loop: "AlignmentLoop") -> None:

@@ -1,6 +1,5 @@
 """Run from a YAML file: reading, checking, writing the full configuration, and building."""
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,9 +27,9 @@ from ..core import (
 from ..core.demands import require
 from ..core.learning_rates import require_factors
 from ..core.scoring import named_rewards, reward_name, rewards_by_source
-from ..embedded import WORLDS
 from ..placement import placed
 from ..tracking import Trackers
+from .anchoring import anchored
 from .blueprint import Part, build, build_all, described, plain, require_found
 from .errors import listed, nearest, refused, together
 from .files import built_in, locate, read_run, read_yaml, write_yaml
@@ -41,9 +40,6 @@ from .signature import MISSING, Parameter, parameters, words
 from .sources import make_importable, remember, sources
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+")
-_LONGEST_PATH = 4096
-_PLACES = ("path", "start", "single_file", "weights", "model", "folder")
-"""Arguments whose value may be the name of a file or folder without any slash."""
 
 _NOT_IN_FILES = ("devices", "sharding", "meter")
 
@@ -139,6 +135,7 @@ class Run:
             raise
         except ValueError as error:
             raise refused("", error) from error
+        _check_apart(made["evaluation"], rewards)
         _check_scored({**rewards, **getattr(made["evaluation"], "rewards", {})}, held_out)
         torch.manual_seed(made["seed"])  # new adapters are drawn from torch's own generator
         policy = build(self.tree["policy"], {"sharding": sharding})
@@ -223,7 +220,7 @@ def _resolved(name: str, content: dict[str, Any], beside: Path | None = None) ->
     if tree["folder"] is None:
         tree["folder"] = Path("runs") / name
     tree["hooks"] = [_named(hook, name) for hook in tree["hooks"]]
-    return Run(name, {key: _anchored(value, beside) for key, value in tree.items()})
+    return Run(name, {key: value if key == "folder" else anchored(value, beside) for key, value in tree.items()})
 
 
 def _named(hook: Any, name: str) -> Any:
@@ -231,29 +228,6 @@ def _named(hook: Any, name: str) -> Any:
     if not isinstance(hook, Part) or hook.target is not Trackers or hook.arguments["project"] is not None:
         return hook
     return attrs.evolve(hook, arguments={**hook.arguments, "project": name})
-
-
-def _anchored(node: Any, beside: Path | None, named: bool = False) -> Any:
-    """Make paths of files absolute in a part, so that the run can be read from any folder.
-
-    A text names a file if it looks like a path, or its argument is called like one, and there is one: where the command is given, or
-    else beside the run file.
-    """
-    if isinstance(node, Part):
-        return attrs.evolve(node, arguments={name: _anchored(value, beside, name in _PLACES) for name, value in node.arguments.items()})
-    if isinstance(node, dict):
-        return {name: _anchored(value, beside) if isinstance(value, Part | dict) else value for name, value in node.items()}
-    if isinstance(node, list | tuple):
-        return type(node)(_anchored(value, beside) if isinstance(value, Part) else value for value in node)
-    if not isinstance(node, str) or isinstance(node, Prompt) or not (_is_path(node) or (named and node not in WORLDS)):
-        return node
-    places = [Path(node), *([] if beside is None else [beside / node])]
-    return next((str(place.absolute()) for place in places if os.path.exists(place)), node)  # Path.exists raises at a name that is too long
-
-
-def _is_path(text: str) -> bool:
-    shipped = text.partition("/")[0] in WORLDS and not Path(text).suffix
-    return len(text) < _LONGEST_PATH and "\0" not in text and not shipped and ("/" in text or bool(Path(text).suffix))
 
 
 def _modules(node: Any) -> Iterator[str]:
@@ -297,6 +271,16 @@ def _check_sources(prompts: PromptSource, held_out: Sequence[Prompt]) -> None:
             f"evaluation.prompts must name sources of the run, which are {listed(prompts.rewarded, 'and')}; got {source!r}."
             f"{nearest(str(source), prompts.rewarded)}"
         )
+
+
+def _check_apart(evaluation: Hook | None, rewards: Mapping[str, RewardFunction]) -> None:
+    """Check that no reward of the evaluation has the name of a trained one."""
+    if evaluation is None:
+        return
+    from ..evaluation.held_out import HeldOutEvaluation
+
+    if isinstance(evaluation, HeldOutEvaluation):
+        evaluation.require_apart(rewards)
 
 
 def _check_scored(rewards: Mapping[str, RewardFunction], held_out: Sequence[Prompt]) -> None:

@@ -74,7 +74,16 @@ from .ledger import Ledger
 from .processes import Devices, Lockstep, Sharding, SingleProcess, agree
 
 # what goes wrong
-from .errors import CheckpointError, ConfigError, ContractError, NonFiniteError, NonFiniteRewardError, ProcessError, RewardError
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    ContractError,
+    NonFiniteError,
+    NonFiniteRewardError,
+    ProcessError,
+    RewardError,
+    UpdateError,
+)
 from .interrupt import Interrupted
 
 # For users, who compose a run, run it and look at it.
@@ -122,6 +131,7 @@ __all__ = [
     "RewardError",
     "CheckpointError",
     "ProcessError",
+    "UpdateError",
     "Interrupted",
 ]
 

@@ -63,6 +63,10 @@ class CheckpointError(RuntimeError):
     """Error for a checkpoint that is damaged, that cannot be written, or that belongs to another run."""
 
 
+class UpdateError(RuntimeError):
+    """Error for an update that cannot be made: memory ran out where fewer rows would not help, or losses cannot be back-propagated."""
+
+
 class ContractError(RuntimeError):
     """Rollout and replay disagree before the first update: every log-prob ratio would be wrong."""
 

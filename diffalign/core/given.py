@@ -6,15 +6,18 @@ The parts above are named and not imported, like entry points, because the core 
 import difflib
 import functools
 import inspect
+import numbers
 import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from .average import Average
 from .interfaces import Aggregation, Listed, Objective, OptimizerFactory, PromptSource, TrajectorySampler
 from .learning_rates import adamw
 from .policy import Policy
+from .schedule import scalar
 from .types import Prompt
 
 RUN = "diffalign.runs.around:run"
@@ -85,6 +88,41 @@ def require_parts(objective: object, sampler: object, aggregation: object, hooks
         if not isinstance(hook, hook_kind):
             raise ValueError(f"hooks[{place}] must be a {hook_kind.__name__}; got {_called(hook)}")
         _require_calls(f"hooks[{place}]", hook, hook_kind)
+
+
+def require_numbers(lr_factor: object, average: object) -> None:
+    """Refuse a factor that is neither number nor schedule, and an average that is a bare decay.
+
+    Raises:
+        ValueError: one is; the message says what to write.
+    """
+    factor: Any = lr_factor
+    try:
+        scalar(factor)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"lr_factor must be a number or a Scalar, such as Cosine(1.0, 0.05); got {_called(factor)}. Write a function of the step as a "
+            "class: class Mine(Scalar) with __call__(self, progress)."
+        ) from error
+    if average is not None and not isinstance(average, Average):
+        decay = average if isinstance(average, float) else 0.9
+        raise ValueError(f"average must be an Average, or None for none; got {_called(average)}. Write Average({decay}).")
+
+
+def require_steps(total: object, start: object) -> None:
+    """Refuse numbers of steps that a run cannot do.
+
+    Raises:
+        ValueError: one is no whole number, `total` is negative, or `start` lies after it.
+    """
+    for name, given in (("total", total), ("start", start)):
+        if not isinstance(given, numbers.Integral):
+            raise ValueError(f"{name} must be a whole number of steps; got {given!r}. Write it without a fraction.")
+    steps, first = int(total), int(start)  # type: ignore[call-overload]  # whole numbers
+    if steps < 0:
+        raise ValueError(f"total must be at least 0 steps; got {steps}. It counts all steps of the run, those that are done as well.")
+    if not 0 <= first <= steps:
+        raise ValueError(f"start must lie between 0 and total = {steps}; got {first}. It counts the steps that are done, 0 for a new run.")
 
 
 def _require_calls(name: str, hook: object, kind: type) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .ledger import Ledger
 from .policy import Policy
 from .processes import Devices
-from .scores import Partial
+from .scores import Partial, Scores
 from .streams import Streams
 from .types import Condition, Loss, Progress, Prompt, ScoredBatch, Size, TrajectoryBatch
 
@@ -27,11 +27,18 @@ class Outline:
         samples: number of finished samples
         noise_levels: [T] eta of each denoising step, 0 = deterministic
         sigmas: [T+1] the noise grid, on the host
+        others: noise grids of other steps of the run, each as `sigmas`
     """
 
     samples: int
     noise_levels: tuple[float, ...]
     sigmas: Tensor
+    others: tuple[Tensor, ...] = ()
+
+    @property
+    def grids(self) -> tuple[Tensor, ...]:
+        """All noise grids of the run, that of `sigmas` first."""
+        return (self.sigmas, *self.others)
 
 
 class TrajectorySampler(ABC):
@@ -106,7 +113,8 @@ class Aggregation(ABC):
     """Turns the raw scores of several rewards into the one number that an objective sees.
 
     Args:
-        weights: by reward name; None weighs each 1
+        weights: by reward name; None weighs each 1. A reward without a weight, or with weight 0, is only logged: a sample to which no other
+            applies counts as not scored
     """
 
     weights: Mapping[str, float] | None = None
@@ -120,6 +128,25 @@ class Aggregation(ABC):
 
         The loop gives `Scores`: `parts[name]` is refused where a reward does not apply to all, `parts.partial(name)` says to which.
         """
+
+    def batch(
+        self, trajectories: TrajectoryBatch, rewards: Tensor, parts: Scores, groups: int, progress: Progress, streams: Streams
+    ) -> ScoredBatch:
+        """Make the batch of a step of the rewards that this aggregation gave; the arguments are those of `ScoredBatch`.
+
+        Raises:
+            ValueError: the rewards are not one floating-point number per sample. Whether they are finite is seen where they are next read.
+        """
+        given: Any = rewards
+        name, shape = type(self).__name__, tuple(trajectories.group.shape)
+        if not isinstance(given, Tensor) or given.shape != shape or not given.is_floating_point():
+            is_tensor = isinstance(given, Tensor)
+            what = f"a tensor of shape {tuple(given.shape)}, {given.dtype}" if is_tensor else type(given).__name__
+            raise ValueError(
+                f"the aggregation {name} must return one number per sample, a floating-point tensor of shape {shape}, as its scores are; "
+                f"it returned {what}"
+            )
+        return ScoredBatch(trajectories, rewards, parts, groups, progress, streams, weights=self.weights, aggregation=name)
 
 
 @attrs.frozen(eq=False)

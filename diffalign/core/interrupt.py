@@ -3,10 +3,9 @@
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
 
 import attrs
 import torch
@@ -106,30 +105,3 @@ def stop_between_steps(speaks: bool = True) -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-class _Ends(Protocol):
-    """Part of a hook's interface that ends a run."""
-
-    def stop(self, loop: Any, step: int, error: BaseException | None) -> None: ...
-
-
-def end_all(hooks: Iterable[_Ends], loop: object, step: int, error: BaseException | None) -> None:
-    """Tell every hook that the run ends. If hooks fail, the first error is raised after all were told.
-
-    Args:
-        hooks: hooks of the run, in their order
-        loop: the loop that ends
-        step: number of steps done
-        error: error that ended the run; it gets a note if a hook fails as well
-    """
-    failed: Exception | None = None
-    for hook in hooks:
-        try:
-            hook.stop(loop, step, error)
-        except Exception as caught:
-            failed = failed or caught
-    if failed is not None and error is None:
-        raise failed
-    if failed is not None and error is not None:
-        error.add_note(f"then, while stopping: {type(failed).__name__}: {failed}")

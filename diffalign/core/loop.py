@@ -12,10 +12,21 @@ from .budget import limited, shrink
 from .contract import check_first_step, refuse_dropout
 from .demands import reach
 from .errors import Evidence, NonFiniteError
-from .given import RUN, optimizers_of, prompts_of, require_fit, require_parts, require_roles, trainable, usual
+from .given import (
+    RUN,
+    optimizers_of,
+    prompts_of,
+    require_fit,
+    require_numbers,
+    require_parts,
+    require_roles,
+    require_steps,
+    trainable,
+    usual,
+)
 from .groups import Raw
 from .interfaces import Aggregation, Meter, Objective, OptimizerFactory, PromptSource, RewardFunction, TrajectorySampler
-from .interrupt import StopRequest, end_all, stop_between_steps
+from .interrupt import StopRequest, stop_between_steps
 from .learning_rates import adamw, scale_learning_rates
 from .ledger import Ledger
 from .outcome import Outcome
@@ -27,6 +38,7 @@ from .schedule import Scalar
 from .scores import Scores
 from .scoring import hooks_of, named_rewards, rewards_by_source
 from .streams import Streams
+from .telling import end_all, start_all, step_all
 from .types import Progress, Prompt, ScoredBatch, TrajectoryBatch
 from .undo import rewind_of
 from .unessential import say
@@ -110,6 +122,7 @@ class AlignmentLoop:
 
     def __attrs_post_init__(self) -> None:
         require_parts(self.objective, self.sampler, self.aggregation, self.hooks, Hook)
+        require_numbers(self.lr_factor, self.average)
         self._rewards = rewards_by_source(named_rewards(self.rewards), self.prompts)
         phases = phases_of(self.objective)
         roles = [role for phase in phases for role in phase.trains]
@@ -188,9 +201,9 @@ class AlignmentLoop:
 
         Raises:
             Interrupted: a process received SIGINT or SIGTERM, or `end` was called; the step was finished, and the hooks were stopped.
+            RewardError: a reward failed. `Checkpoints` keep the last finished step.
         """
-        if not 0 <= start <= total:
-            raise ValueError(f"start must lie between 0 and total = {total}; got {start}")
+        require_steps(total, start)
         step = start
         self.evaluations.clear()
         own = hooks_of(self._rewards)
@@ -198,18 +211,14 @@ class AlignmentLoop:
         with stop_between_steps(speaks=self.devices.rank == 0) as request:
             self._request = request
             try:
-                for hook in (*own, *self.hooks, *also):  # evaluations ask rewards; one process may fail: then all stop
-                    with together(self.devices, self.lockstep):
-                        hook.start(self, start, total)
+                start_all((*own, *self.hooks, *also), self, start, total)  # evaluations ask rewards
                 request.honour(self.devices)
                 for step in range(start, total):
                     request.step = step + 1
                     report = self.step(self.prompts.draw(step, self.prompts_per_step), Progress(step, total, self.reward))
                     step += 1  # noqa: PLW2901  steps done
                     request.release()
-                    for hook in hooks:
-                        with together(self.devices, self.lockstep):
-                            hook.step(self, report)
+                    step_all(hooks, self, report)
                     request.honour(self.devices)
             except BaseException as error:
                 request.release()
@@ -254,8 +263,8 @@ class AlignmentLoop:
             self._observed = True
         with together(self.devices, self.lockstep):
             rewards = self.aggregation(parts, trajectories.group)
-            batch = ScoredBatch(trajectories, rewards, parts, len(prompts), progress, streams)
-            metrics.describe(batch, self.aggregation.weights)
+            batch: ScoredBatch = self.aggregation.batch(trajectories, rewards, parts, len(prompts), progress, streams)
+            metrics.describe(batch)
         batch = attrs.evolve(batch, deviation=deviation(batch, self.devices))
         factor = scale_learning_rates(self.running.values(), self.lr_factor, progress)
         if self.lr_factor != 1.0:

@@ -29,8 +29,8 @@ class Outcome:
 
     @property
     def diversity(self) -> list[float]:
-        """Mean L-GMD of each step."""
-        return [line["diversity/l_gmd"] for line in self.metrics]
+        """Mean L-GMD of each step; without steps that had one sample of each prompt, which have none."""
+        return [line["diversity/l_gmd"] for line in self.metrics if "diversity/l_gmd" in line]
 
     @property
     def paths(self) -> dict[str, Path]:

@@ -8,7 +8,17 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from .errors import BrokenCallError, ContractError, NonFiniteError, PeerFailed, ProcessError, RewardError
+from .errors import (
+    BrokenCallError,
+    CheckpointError,
+    ContractError,
+    NonFiniteError,
+    NonFiniteRewardError,
+    PeerFailed,
+    ProcessError,
+    RewardError,
+    UpdateError,
+)
 from .host_weights import HostWeights
 from .policy import Policy
 
@@ -116,11 +126,15 @@ class Sharding(Protocol):
 _KINDS: tuple[type[Exception], ...] = (
     RuntimeError,
     ProcessError,
+    OSError,
     ValueError,
+    CheckpointError,
     ContractError,
     RewardError,
     NonFiniteError,
+    NonFiniteRewardError,
     torch.OutOfMemoryError,
+    UpdateError,
 )
 """Kinds of errors, in order of precedence: if processes fail differently, the last of these kinds is raised."""
 

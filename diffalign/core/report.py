@@ -1,5 +1,6 @@
 """Report of a step, and the metrics that it adds up."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import ConfigError, Evidence, NonFiniteError
 from .groups import Raw, group_std, log_geometric_mean_distance
 from .ledger import Ledger, peak_memory
 from .processes import Devices, gather_texts
@@ -99,29 +100,29 @@ class Metrics:
         for name, (total, count) in found.items():
             self.add(name, torch.tensor(total), torch.tensor(count))
 
-    def describe(self, batch: ScoredBatch, weights: Mapping[str, float] | None) -> None:
+    def describe(self, batch: ScoredBatch) -> None:
         """Add the raw rewards of a batch, their standard deviation within groups, and the diversity.
 
         If prompts come from several sources, add those of each source as well. A reward that applies to no sample has no entry. Samples to
-        which no reward applies count in none of the means; where there are no others, `reward` and `reward/group_std` have no entry.
+        which no reward with a weight applies count neither in `reward` nor in `reward/group_std`, which have no entry where there are no
+        others. Where each prompt has one sample there are no pairs, so neither the deviation within groups nor the diversity has an entry.
 
         Args:
             batch: the scored batch
-            weights: weights of the rewards in their sum
         """
-        group = batch.trajectories.group
-        raw = Raw(weights)(batch.parts, group)
-        std = group_std(raw, group)
+        group, scored = batch.trajectories.group, batch.scored
+        raw, std = _of_scored(batch)
         spread = log_geometric_mean_distance(batch.trajectories.samples, group)
-        scored = batch.scored
-        rewarded = batch.parts.complete or bool(scored.any())
+        rewarded = batch.complete or bool(scored.any())
+        paired = len(group) > len(batch.trajectories.condition)
         if rewarded:
             self.add("reward", raw.sum(), scored.sum())
         for name, part in batch.parts.parts.items():
             self._score(f"reward/{name}", part)
-        if rewarded:
+        if rewarded and paired:
             self.add("reward/group_std", std.sum(), scored.sum())
-        self.add("diversity/l_gmd", spread.sum(), len(spread))
+        if paired:
+            self.add("diversity/l_gmd", spread.sum(), len(spread))
         prompts = batch.trajectories.condition.prompts
         for source in dict.fromkeys(prompt.source for prompt in prompts if prompt.source is not None):
             mine = torch.tensor([prompt.source == source for prompt in prompts])
@@ -132,9 +133,10 @@ class Metrics:
                 self.add(f"source/{source}/reward", raw[theirs].sum(), count)
             for name in batch.parts:
                 self._score(f"reward/{name}/{source}", batch.parts.partial(name).where(theirs))
-            if count:
+            if count and paired:
                 self.add(f"reward/group_std/{source}", std[theirs].sum(), count)
-            self.add(f"diversity/l_gmd/{source}", spread[mine.to(spread.device)].sum(), mine.sum())
+            if paired:
+                self.add(f"diversity/l_gmd/{source}", spread[mine.to(spread.device)].sum(), mine.sum())
 
     def _score(self, name: str, part: Tensor | Partial) -> None:
         """Add the mean of a reward over the samples that it applies to, if there are any."""
@@ -178,12 +180,52 @@ def _on_host(numbers: Sequence[Tensor]) -> Tensor:
     return result
 
 
+def _of_scored(batch: ScoredBatch) -> tuple[Tensor, Tensor]:
+    """Raw rewards of the scored samples, and their standard deviation within groups, 0 at the other samples: [K] each."""
+    group = batch.trajectories.group
+    raw = Raw(batch.weights)(batch.parts, group)
+    if batch.complete:
+        return raw, group_std(raw, group)
+    index = batch.scored.nonzero().squeeze(1)
+    zeros = torch.zeros_like(raw)
+    return zeros.scatter(0, index, raw[index]), zeros.scatter(0, index, group_std(raw[index], group[index]))
+
+
 def deviation(batch: ScoredBatch, devices: Devices) -> float:
-    """Population standard deviation of the rewards over all processes, of samples to which a reward applies; 0 if there are none."""
-    rewards = batch.rewards if batch.parts.complete else batch.rewards[batch.scored]
+    """Population standard deviation of the rewards of scored samples over all processes; 0 if there are none.
+
+    Raises:
+        NonFiniteError: such a reward is not finite, in this process or another. All processes raise it.
+    """
+    spread = _deviation(batch, devices)
+    if not math.isfinite(spread):  # it has been waited for; looking at each reward in a good step would wait once more
+        _require_finite_rewards(batch, devices)
+    return spread
+
+
+def _deviation(batch: ScoredBatch, devices: Devices) -> float:
+    rewards = batch.rewards if batch.complete else batch.rewards[batch.scored]
     if devices.size == 1 and len(rewards):
         return float(rewards.double().std(unbiased=False))
     mine = rewards.detach().double().cpu()
     count, total = devices.sum(torch.stack([torch.tensor(float(len(mine)), dtype=torch.float64), mine.sum()]))
     mean, count = total / count.clamp(min=1), count.clamp(min=1)
     return float((devices.sum((mine - mean).square().sum()[None])[0] / count).sqrt())
+
+
+def _require_finite_rewards(batch: ScoredBatch, devices: Devices) -> None:
+    """Refuse aggregated rewards that are not finite. All processes call this together."""
+    bad = (batch.scored & ~batch.rewards.isfinite()).nonzero().squeeze(1)
+    if not devices.sum(torch.tensor([float(len(bad))], dtype=torch.float64)).item():  # only the squares are too large
+        return
+    found = "a number that is not finite in another process"
+    if len(bad):
+        first, condition = int(bad[0]), batch.trajectories.condition
+        prompt = condition.prompts[int(batch.trajectories.group[first])]
+        found = f"{batch.rewards[first].item()} for sample {first} of {len(batch.rewards)}, prompt {str(prompt)!r}"
+    error = NonFiniteError(
+        f"{batch.aggregation} must give finite rewards, and at step {batch.progress.step} it gave {found}. The scores that it was given "
+        "are finite: look for a division by 0 or the logarithm of 0 in it. Nothing was updated."
+    )
+    error.evidence = Evidence.of(batch.progress.step, (), batch.trajectories, batch)
+    raise error

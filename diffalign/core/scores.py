@@ -47,6 +47,13 @@ class Partial:
         return self.values if bool(self.applies.all()) else self
 
 
+class UnknownRewardError(KeyError, ValueError):
+    """Error for a name that no reward has: a `KeyError`, as every mapping raises, that is shown as a sentence."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @attrs.frozen(eq=False)
 class Scores(Mapping[str, Tensor]):
     """Raw scores of some pictures by reward name: a mapping to tensors [K].
@@ -76,7 +83,7 @@ class Scores(Mapping[str, Tensor]):
         return cls({name: _joined([piece.parts[name] for piece in split]) for name in split[0]})
 
     def __getitem__(self, name: str) -> Tensor:
-        part = self.parts[name]
+        part = self._part(name)
         if isinstance(part, Tensor):
             return part
         if not bool(part.applies.all()):
@@ -99,8 +106,16 @@ class Scores(Mapping[str, Tensor]):
 
     def partial(self, name: str) -> Partial:
         """The scores of one reward, and where they apply."""
-        part = self.parts[name]
+        part = self._part(name)
         return Partial(part, torch.ones_like(part, dtype=torch.bool)) if isinstance(part, Tensor) else part
+
+    def _part(self, name: str) -> Tensor | Partial:
+        if name not in self.parts:
+            raise UnknownRewardError(
+                f"scores must be asked for by the name of a reward, and the rewards are {', '.join(self.parts) or 'none'}; an aggregation "
+                f"or objective asked for {name!r}"
+            )
+        return self.parts[name]
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Everything as tensors, for files: PREFIX/NAME, and applies/NAME for a reward that does not apply to all (0 where it has none)."""

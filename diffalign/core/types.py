@@ -290,6 +290,8 @@ class ScoredBatch:
         progress: progress of the run
         streams: random draws of this step
         deviation: standard deviation of the aggregated rewards of this step over all ranks; None if the batch was made by hand
+        weights: the aggregation's weights by reward name; None weighs each 1
+        aggregation: its name, for messages
     """
 
     trajectories: TrajectoryBatch
@@ -299,13 +301,27 @@ class ScoredBatch:
     progress: Progress
     streams: Streams
     deviation: float | None = None
+    weights: Mapping[str, float] | None = None
+    aggregation: str = "the aggregation"
+
+    @property
+    def _weighed(self) -> Scores:
+        """Scores of the rewards that have a weight other than 0; the others are only logged."""
+        weights = dict.fromkeys(self.parts, 1.0) if self.weights is None else self.weights
+        return Scores({name: part for name, part in self.parts.parts.items() if weights.get(name, 0.0) != 0})
+
+    @property
+    def complete(self) -> bool:
+        """True if every sample is scored for certain: some reward with a weight applies to all. The device is not asked."""
+        return self._weighed.complete
 
     @property
     def scored(self) -> Tensor:
-        """Samples to which a reward applies: [K] bool. All, where the batch names no reward."""
-        if self.parts.complete:
+        """Samples to which a reward with a weight applies: [K] bool. All, where no reward has one."""
+        if self.complete:
             return torch.ones_like(self.rewards, dtype=torch.bool)
-        return torch.stack([self.parts.partial(name).applies for name in self.parts]).any(dim=0)
+        weighed = self._weighed
+        return torch.stack([weighed.partial(name).applies for name in weighed]).any(dim=0)
 
 
 @attrs.frozen(eq=False)

@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from .errors import NonFiniteError
+from .errors import NonFiniteError, UpdateError
 from .finite import blame
 from .groups import group_std
 from .interfaces import Objective, Phase
@@ -69,6 +69,7 @@ class Update:
         Raises:
             NonFiniteError: a loss or gradient is not finite, in this process or another. Everything is as it was before the call.
             ValueError: the losses of a phase are no `Loss`, or none of them has a graph. Everything is as it was.
+            UpdateError: memory ran out where fewer rows would not help, or a loss was yielded inside no_grad or autocast.
         """
         several = sum(phase.repeats * len(phase.trains) for phase in self.phases) > 1
         undo = self._remember() if several else None
@@ -88,13 +89,13 @@ class Update:
         """Copy what the update may change.
 
         Raises:
-            RuntimeError: memory ran out, in this process or another. Fewer rows at once would not help.
+            UpdateError: memory ran out, in this process or another. Fewer rows at once would not help.
         """
         with together(self.devices, self.lockstep):
             try:
                 return Undo.remember(self.objective, self.trained(), self.running)
             except torch.OutOfMemoryError as error:
-                raise RuntimeError(
+                raise UpdateError(
                     f"{error}\nMemory ran out while weights and optimizers were copied, so that an update that fails half-way can be taken "
                     "back. Nothing was updated. Train fewer weights (LoRA), keep the weights on more devices (--shard), or draw fewer "
                     "--prompts_per_step."
@@ -140,7 +141,7 @@ class Update:
         except torch.OutOfMemoryError as error:
             if repeatable:
                 raise
-            raise RuntimeError(
+            raise UpdateError(
                 f"{error}\nMemory ran out while the optimizer of {_names(phase)} stepped. Some weights may have moved, so the step is not "
                 "repeated. Continue from the last checkpoint by --resume, and use less memory: smaller rows, --shard, or more processes."
             ) from error
@@ -165,7 +166,7 @@ class Update:
         attached = 0
         for loss in yielded(phase, batch, update):
             if not torch.is_grad_enabled() or torch.is_autocast_enabled(loss.value.device.type):
-                raise RuntimeError(
+                raise UpdateError(
                     f"the losses of {', '.join(phase.trains)} yielded inside no_grad or autocast, which leaks into the loop's backward; "
                     "leave the block before each yield."
                 )

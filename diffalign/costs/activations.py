@@ -1,4 +1,4 @@
-"""Memory of an update, by its rows."""
+"""Memory of the rows of a policy with gradient, by their number."""
 
 import collections
 import math
@@ -8,27 +8,29 @@ import torch
 
 from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt, Size
 from ..core.wrapper import PolicyAround
-from .rows import Counted
+from .rows import Counted, Line
 from .sizes import activation_bytes
+
+_WORDS = {2: "two", 4: "four"}
 
 
 @attrs.frozen(eq=False)
 class Activations:
-    """Bytes that an update takes beside weights, gradients and optimizer: fixed + per_row * rows.
+    """Bytes that an update takes beside weights, gradients and optimizer: of a call that was counted, or per_row * rows.
 
     Args:
-        fixed: bytes whatever the rows
-        per_row: bytes for each row; 0 if they are not known
+        per_row: guess of the bytes for each network row; 0 if they are not known, or were counted
         size: image size for which they hold; None for the policy's own
         counted: calls of the policy at that size; None if it cannot be counted, and `per_row` is a guess
         reason: error of the count, if it could not be counted
+        calls: network rows for each row: two under guidance
     """
 
-    fixed: int
     per_row: int
     size: Size | None
     counted: Counted | None
     reason: str = ""
+    calls: int = 1
 
     @classmethod
     def of(cls, loop: AlignmentLoop) -> "Activations":
@@ -45,19 +47,32 @@ class Activations:
         view = policy.sized(size)
         try:
             counted = counted_of(loop, view)
-            one, two = counted.peak(1), counted.peak(2)
+            counted.lines()
         except Exception as error:  # a network of the user's own that does not run without numbers fails in any way
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
-            return cls(0, calls * activation_bytes(view), size, None, reason)
-        return cls(max(2 * one - two, 0), calls * (two - one), size, counted)
+            return cls(activation_bytes(view), size, None, reason, calls)
+        return cls(0, size, counted, calls=calls)
+
+    @property
+    def known(self) -> bool:
+        """True if the bytes were counted or guessed."""
+        return self.counted is not None or self.per_row > 0
 
     def at(self, rows: int) -> int:
         """Bytes of an update of that many rows at a time."""
-        return self.fixed + self.per_row * rows if rows else 0
+        if not rows:
+            return 0
+        return self.per_row * self.calls * rows if self.counted is None else self.counted.peak(self.calls * rows)
 
     def fitting(self, room: float) -> int:
         """Largest number of rows whose update takes at most `room` bytes; 0 if none."""
-        return max(int((room - self.fixed) // self.per_row), 0)
+        lines = (Line(0, self.per_row),) if self.counted is None else self.counted.lines()
+        return max(int(min((room - line.fixed) // (self.calls * line.per_row) for line in lines if line.per_row > 0)), 0)
+
+    @property
+    def each(self) -> str:
+        """Description of a row that is several network rows, for a table, to be put after the word "rows"."""
+        return "" if self.calls == 1 else f" (each {_WORDS.get(self.calls, self.calls)} network rows)"
 
     @property
     def source(self) -> str:

@@ -42,6 +42,8 @@ def _scored(loop: AlignmentLoop, metrics: Mapping[str, float]) -> str:
         return "no reward applies to these prompts"
     known = ((name, metrics.get(f"reward/{name}")) for name in loop.named_rewards())
     scores = ", ".join(f"{name} {mean:.3f}" for name, mean in known if mean is not None)
-    spread = metrics["reward/group_std"]
+    spread = metrics.get("reward/group_std")
+    if spread is None:  # one sample of each prompt
+        return scores
     doubt = "" if spread > 0 else "; no prompt's samples differ in reward, so this step taught nothing"
     return f"{scores}, spread within a prompt {spread:.3f}{doubt}"

@@ -14,9 +14,10 @@ from ..samplers import Branches, Branching
 from .activations import Activations, counted_by_size, evaluations, sizes_of
 from .beside import beside_bytes
 from .cards import Card
+from .kept import Kept
 from .limits import limits, work_of
 from .rows import innermost
-from .sizes import size, state_bytes, tensor_bytes, token_layers, tokens
+from .sizes import figures, size, state_bytes, tensor_bytes, token_layers, tokens
 
 _GIB = 1024**3
 
@@ -106,21 +107,25 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activ
     update = _update_rows(loop, tree)
     replayed = (update or 0) * groups
     rows = min(rows_of(loop.objective) or replayed, replayed)
-    passes = activations.at(rows)
-    taken = f"{size(passes)} for {rows} rows in the update"
-    if not update or not activations.per_row:
+    graphs = Kept(0, 0, 1) if tree is None else Kept.of(loop, tree, update)
+    held = graphs.rows * groups
+    passes = graphs.bytes(activations, rows, groups)
+    taken = f"{size(passes)} for {rows} rows{activations.each} in the update"
+    if held:
+        taken = f"{size(passes)} for {held} rows{activations.each} whose graph the rollout keeps, and the update"
+    if not update or not activations.known:
         taken = f"the update comes on top, its {'memory is' if update else 'rows are'} not known"
     at = f", at {largest[0]} x {largest[1]} (height x width), the largest size of a prompt" if largest is not None else ""
     latent = torch.Size(loop.objective.behavior().sized(largest).latent_shape).numel()
-    kept = 2 * 4 * latent * groups * sum(tree.widths) if tree is not None else 0
+    forest = 2 * 4 * latent * groups * sum(tree.widths) if tree is not None else 0
     where = "sharded" if cluster.shard else "whole in each"
     resident = "" if beside.offloaded or not beside.total else f", {size(beside.total)} for text encoders and autoencoder"
     fixed += 0 if beside.offloaded else beside.total
     yield (
         "memory of a device",
         (
-            f"about {size(fixed + kept + passes)}: {size(fixed - (0 if beside.offloaded else beside.total))} for weights ({where}), "
-            f"gradients and optimizer of the policies{resident}, {size(kept)} for the rollout, {taken}{at}"
+            f"about {size(fixed + forest + passes)}: {size(fixed - (0 if beside.offloaded else beside.total))} for weights ({where}), "
+            f"gradients and optimizer of the policies{resident}, {size(forest)} for the rollout, {taken}{at}"
         ),
     )
     if beside.total and beside.offloaded:
@@ -132,26 +137,43 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activ
                 f"come on top of the weights, and no update then{f'; that does not fit {cluster.memory:g} GiB' if too_much else ''}"
             ),
         )
-    if cluster.memory is None or not activations.per_row or not replayed:
-        return
-    room = cluster.memory * _GIB - fixed - kept
+    if cluster.memory is not None and activations.known and replayed:
+        yield "row budget", _row_budget(cluster, cluster.memory, activations, graphs, fixed + forest, held, replayed)
+
+
+def _row_budget(cluster: Cluster, memory: float, activations: Activations, graphs: Kept, taken: int, held: int, replayed: int) -> str:
+    """Say which row budget fits.
+
+    Args:
+        cluster: the cluster to plan for
+        memory: memory of a device in GiB
+        activations: bytes by rows
+        graphs: rows whose graph the rollout keeps
+        taken: bytes that are taken before the update
+        held: rows of a device whose graph the rollout keeps
+        replayed: rows of an update on a device
+    """
+    room, each = memory * _GIB - taken, activations.each
     fits = activations.fitting(room)
+    if held > fits:
+        return (
+            f"nothing fits: the rollout keeps the graph of {held} rows{each}, whatever the budget, and {fits} fit {memory:g} GiB. "
+            "Set --sampler.keep_graph false, or draw fewer --prompts_per_step."
+        )
+    if not graphs.evaluated:
+        return f"all {held} rows{each} whose graph the rollout keeps fit {memory:g} GiB ({fits} would); the update evaluates none"
+    if held and not graphs.spares:
+        taken += activations.at(held)
+        fits = activations.fitting(room - activations.at(held))
     if fits < 1:
-        yield (
-            "row budget",
-            (
-                f"nothing fits: {size(fixed + kept)} of {cluster.memory:g} GiB are taken before the first row of the update, which needs "
-                f"{size(activations.at(1))} more. {'Use more devices' if cluster.shard else 'Shard the weights (--shard)'}, a smaller "
-                "rank, activation checkpointing, offload or quantization."
-            ),
+        return (
+            f"nothing fits: {size(taken)} of {memory:g} GiB are taken before the first row of the update, which needs "
+            f"{size(activations.at(1))} more. {'Use more devices' if cluster.shard else 'Shard the weights (--shard)'}, a smaller "
+            "rank, activation checkpointing, offload or quantization."
         )
-    elif fits < replayed:
-        yield (
-            "row budget",
-            f"--objective.rows {fits} fits {cluster.memory:g} GiB; an update has {replayed} rows, in {-(-replayed // fits)} pieces",
-        )
-    else:
-        yield "row budget", f"all {replayed} rows of an update fit {cluster.memory:g} GiB at once ({fits} would)"
+    if fits < replayed:
+        return f"--objective.rows {fits} fits {memory:g} GiB; an update has {replayed} rows{each}, in {-(-replayed // fits)} pieces"
+    return f"all {replayed} rows{each} of an update fit {memory:g} GiB at once ({fits} would)"
 
 
 def _update_rows(loop: AlignmentLoop, tree: Branching | None) -> int | None:
@@ -181,14 +203,14 @@ def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activa
         yield "steps per hour", f"not known, because its operators cannot be counted: {activations.reason}"
         return
     work = work_of(loop, tree, update, cluster.devices)
-    flops = forward * sum(work.rollout + work.update + work.beside) + backward * sum(work.update)
+    flops = forward * sum(work.rollout + work.update + work.beside) + backward * sum(work.update + work.kept)
     speed = cluster.teraflops or measured_teraflops(policy.device, policy.precision)
     source = "given" if cluster.teraflops else "measured here on matrix products"
     yield (
         "steps per hour",
         (
-            f"{'about' if activations.counted is None else 'at most'} {3600 * speed * 1e12 / flops:,.0f}: {flops / 1e12:.3g} TFLOP a step "
-            f"and device (rollout, update; no decoding, no rewards) at {speed:.3g} TFLOP/s ({source}); memory is slower than that: "
+            f"{'about' if activations.counted is None else 'at most'} {3600 * speed * 1e12 / flops:,.0f}: {figures(flops / 1e12)} TFLOP a "
+            f"step and device (rollout, update; no decoding, no rewards) at {speed:.3g} TFLOP/s ({source}); memory is slower than that: "
             "--device NAME looks at both"
         ),
     )

@@ -11,6 +11,7 @@ from ..core.budget import rows_of
 from ..samplers import Branches, Branching
 from .activations import Activations, evaluations
 from .beside import beside_bytes
+from .kept import Kept
 from .sizes import size, tensor_bytes
 from .sizes import state_bytes as _state_bytes
 
@@ -52,6 +53,16 @@ def _plan(loop: AlignmentLoop, plan: Branching | None, total: int) -> Iterator[t
             "update",
             f"not known: no step of the rollout is stochastic, and {type(loop.objective).__name__} does not say what it evaluates",
         )
+    elif (kept := Kept.of(loop, plan, update)).spares:
+        graph = evaluations(loop.objective.behavior()) * kept.rows
+        rest = f"; {trained * prompts} network rows in each further update, per policy" if kept.evaluated else ""
+        yield (
+            "replay",
+            (
+                f"none in the first update: the rollout keeps the graph of {graph} network rows a prompt for {drawn} stochastic edges, "
+                f"{graph * prompts} a step{rest}"
+            ),
+        )
     elif update == replay:
         yield "replay", f"{trained} network rows a prompt for {drawn} stochastic edges, {trained * prompts} a step, per policy and update"
     else:
@@ -78,15 +89,23 @@ def _memory(loop: AlignmentLoop, plan: Branching | None, activations: Activation
         nodes = sum(plan.widths) * loop.prompts_per_step
         entries.append(("latents and means of a rollout, at most", 2 * nodes * 4 * torch.Size(policy.latent_shape).numel()))
         update = loop.objective.update_rows(plan.leaves, plan.replay_rows)
-        if update is not None and activations.per_row:
-            replayed = update * loop.prompts_per_step
-            chunk = min(rows_of(loop.objective) or replayed, replayed)
-            entries.append((f"activations of {chunk} rows in the update ({activations.source})", activations.at(chunk)))
+        if update is not None and activations.known:
+            entries.append(_passes(loop, Kept.of(loop, plan, update), update, activations))
         else:
             unknown = ", and activations of the update, which are not known"
     yield "memory", f"about {size(sum(count for _, count in entries))}{unknown}:"
     for name, count in entries:
         yield "", f"{size(count):>9}  {name}"
+
+
+def _passes(loop: AlignmentLoop, kept: Kept, update: int, activations: Activations) -> tuple[str, int]:
+    prompts = loop.prompts_per_step
+    chunk = min(rows_of(loop.objective) or update * prompts, update * prompts)
+    taken, each = kept.bytes(activations, chunk, prompts), activations.each
+    if not kept.rows:
+        return f"activations of {chunk} rows{each} in the update ({activations.source})", taken
+    rest = f", {'then' if kept.spares else 'and'} of {chunk} in the update" if kept.evaluated else ""
+    return f"activations of {kept.rows * prompts} rows{each} whose graph the rollout keeps{rest} ({activations.source})", taken
 
 
 def _loaded_bytes() -> int:

@@ -9,8 +9,10 @@ from ..samplers import Branching
 from .activations import evaluations
 from .cards import Card
 from .expected import Manner
+from .kept import Kept
 from .roofline import Bound, Work, bounds, expected, pieces
 from .rows import Counted
+from .sizes import figures
 
 
 def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1, more: int = 0) -> Work:
@@ -27,14 +29,17 @@ def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1,
     size = min(loop.rollout.prompts or groups, groups)
     sizes = [min(size, groups - start) for start in range(0, groups, size)]
     calls = [rows for count in sizes for width in tree.evaluated for rows in pieces(width * count, rows_of(loop.sampler))]
-    once = pieces(update * groups, rows_of(loop.objective))
-    updates = max(phase.repeats for phase in loop.objective.phases())
+    once, graphs = pieces(update * groups, rows_of(loop.objective)), Kept.of(loop, tree, update)
+    noisy = [width for width, eta in zip(tree.widths, tree.noise_levels, strict=False) if eta > 0 and graphs.spares]
+    kept = [rows for count in sizes for width in noisy for rows in pieces(width * count, rows_of(loop.sampler))]
+    before = graphs.spares > 0 and graphs.updates > 1  # the log-probabilities that later updates compare with
     numbers = sum(parameter.numel() for policy in loop.trained().values() for parameter in policy.trainable_parameters().values())
     return Work(
         tuple(calls) * evaluations(loop.objective.behavior()),
-        once * updates * evaluations(loop.objective.policy),
-        once * ("reference" in loop.policies()) * evaluations(loop.objective.policy),
-        numbers * updates,
+        once * graphs.evaluated * evaluations(loop.objective.policy),
+        once * (before + ("reference" in loop.policies())) * evaluations(loop.objective.policy),
+        numbers * graphs.updates,
+        tuple(kept) * evaluations(loop.objective.policy),
     )
 
 
@@ -64,8 +69,8 @@ def limits(
     yield (
         f"expected on {card.name}",
         (
-            f"{step:.3g} s a step ({3600 / step:,.0f} an hour): rollout {rollout.seconds:.3g} s ({rollout.share(peak):.0%} of "
-            f"{peak / 1e12:.4g} TFLOP/s), update {update_expected.seconds:.3g} s ({update_expected.share(peak):.0%}); "
+            f"{figures(step)} s a step ({3600 / step:,.0f} an hour): rollout {figures(rollout.seconds)} s ({rollout.share(peak):.0%} of "
+            f"{peak / 1e12:.4g} TFLOP/s), update {figures(update_expected.seconds)} s ({update_expected.share(peak):.0%}); "
             f"{'not compiled' if manner.several.rest == 1 else 'compiled'}, no decoding, no rewards"
         ),
     )
@@ -75,8 +80,9 @@ def limits(
         yield (
             name,
             (
-                f"{seconds:.3g} s a step ({3600 / seconds:,.0f} an hour): rollout {rollout.seconds:.3g} s ({rollout.share(peak):.0%} of "
-                f"{peak / 1e12:.4g} TFLOP/s), update {update_bound.seconds:.3g} s ({update_bound.share(peak):.0%})"
+                f"{figures(seconds)} s a step ({3600 / seconds:,.0f} an hour): rollout {figures(rollout.seconds)} s "
+                f"({rollout.share(peak):.0%} of "
+                f"{peak / 1e12:.4g} TFLOP/s), update {figures(update_bound.seconds)} s ({update_bound.share(peak):.0%})"
                 f"{', if all that is no product were fused with a neighbour' if fused else ', operator by operator'}"
             ),
         )
@@ -84,15 +90,16 @@ def limits(
     more = work_of(loop, tree, update, devices, more=1)
     larger = sum(bound.seconds for bound in mean(functools.partial(expected, work=more, card=card, manner=manner)))
     groups = -(-loop.prompts_per_step // devices)
-    rolled, trained = evaluations(loop.objective.behavior()) * tree.rollout_rows, evaluations(policy) * update
+    evaluated = update if Kept.of(loop, tree, update).evaluated else 0
+    rolled, trained = evaluations(loop.objective.behavior()) * tree.rollout_rows, evaluations(policy) * evaluated
     yield (
         "one more prompt",
         (
-            f"on each device: {rolled} rows of rollout and {trained} of update more, {larger - step:.3g} s: "
+            f"on each device: {rolled} network rows of rollout and {trained} of update more, {figures(larger - step)} s: "
             f"{larger / step - 1:.0%} of a step for {1 / groups:.0%} more samples"
         ),
     )
-    yield "operators", f"{operators:,} a step; where starting one takes 10 microseconds, the host needs {operators * 1e-5:.3g} s"
+    yield "operators", f"{operators:,} a step; where starting one takes 10 microseconds, the host needs {figures(operators * 1e-5)} s"
 
 
 def _mean(parts: Sequence[Bound], shares: Sequence[float]) -> Bound:

@@ -18,11 +18,13 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes that live
         peak: largest `now` so far
+        moments: `now` after each storage that was made
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now, self.peak = 0, 0
+        self.moments: list[int] = []
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -43,6 +45,8 @@ class LiveBytes(TorchDispatchMode):
                 weakref.finalize(storage, self._forget, place, size).atexit = False
                 self.now += size
                 self.peak = max(self.peak, self.now)
+                if made:
+                    self.moments.append(self.now)
 
     def _forget(self, place: int, size: int) -> None:
         self._known.remove(place)

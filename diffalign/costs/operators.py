@@ -126,11 +126,25 @@ def counting() -> Iterator[Callable[[], Call]]:
 def differentiate(output: Tensor, inputs: Sequence[Tensor]) -> None:
     """Do the backward pass from an output to inputs inside `counting`, for its operators alone.
 
-    torch.autograd.grad would suspend the function mode meanwhile, and attention that is computed again would count as another operator.
+    Each gradient is freed once it is there, as where a loop adds it to the one of an earlier call: their sum is not of this pass.
+    torch.autograd.backward would suspend the function mode meanwhile, and attention that is computed again would count as another operator.
+
+    Args:
+        output: result of a call
+        inputs: weights that are trained; they have no gradient before and none after
     """
-    torch.autograd.graph._engine_run_backward(
-        (output,), (torch.empty_like(output),), False, False, tuple(inputs), True, accumulate_grad=False
-    )
+    hooks = [tensor.register_post_accumulate_grad_hook(_forget_gradient) for tensor in inputs]
+    try:
+        torch.autograd.graph._engine_run_backward(
+            (output,), (torch.empty_like(output),), False, False, tuple(inputs), True, accumulate_grad=True
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _forget_gradient(weight: Tensor) -> None:
+    weight.grad = None
 
 
 class _Operators(TorchDispatchMode):

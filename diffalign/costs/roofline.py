@@ -29,12 +29,14 @@ class Work:
         update: rows of each call with a forward and a backward pass
         beside: rows of each call of the update without gradient: calls that weigh pieces, and calls of a reference
         trained: count of the numbers that an optimizer updates
+        kept: rows of each call of the rollout through whose graph the update goes back
     """
 
     rollout: tuple[int, ...]
     update: tuple[int, ...] = ()
     beside: tuple[int, ...] = ()
     trained: int = 0
+    kept: tuple[int, ...] = ()
 
 
 @attrs.frozen
@@ -116,7 +118,12 @@ def _stages(counted: Counted, work: Work, card: Card, alone: _Seconds, tracked: 
         found = counted(rows)
         return _added(Bound(tracked(call, rows), call.useful, len(call.operators)) for call in (found.forward, found.backward))
 
-    beside, trained = _added(map(seen, work.beside)), _added(map(both, work.update))
+    @functools.cache
+    def back(rows: int) -> Bound:
+        call = counted(rows).backward
+        return Bound(tracked(call, rows), call.useful, len(call.operators))
+
+    beside, trained = _added(map(seen, work.beside)), _added((*map(both, work.update), *map(back, work.kept)))
     optimizer = work.trained * _OPTIMIZER_BYTES / card.bandwidth
     update = Bound(trained.seconds + beside.seconds + optimizer, trained.useful, trained.operators + beside.operators)
     return _added(map(seen, work.rollout)), update

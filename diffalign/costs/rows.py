@@ -19,6 +19,37 @@ from .operators import Call, counting, differentiate
 _COUNTED = 3
 """Rows up to which calls are counted one by one. One row has fewer operators than two: nothing needs to be copied for it."""
 
+_MANY = 32
+"""Rows of the further call that shows the memory of a network that treats rows one by one."""
+
+
+@attrs.frozen
+class Line:
+    """Bytes at one moment of a call, by its rows: fixed + per_row * rows.
+
+    Args:
+        fixed: bytes whatever the rows
+        per_row: bytes for each row
+    """
+
+    fixed: int
+    per_row: int
+
+    @classmethod
+    def through(cls, rows: int, count: int, more: int, larger: int) -> "Line":
+        """Draw the line through two counts; the bytes of a row are rounded up.
+
+        Args:
+            rows, count: rows of a call and its bytes
+            more, larger: the same of a call of more rows
+        """
+        per_row = -((count - larger) // (more - rows))
+        return cls(count - rows * per_row, per_row)
+
+    def at(self, rows: int) -> int:
+        """Bytes of a call of that many rows."""
+        return self.fixed + self.per_row * rows
+
 
 @attrs.frozen
 class Pass:
@@ -28,13 +59,15 @@ class Pass:
         rows: rows of the call
         forward: operators of the forward pass with gradients, which keeps activations
         backward: operators of the backward pass to the trained weights; empty if nothing is trained
-        peak: bytes that live at once beside the weights, at most
+        peak: bytes that live at once beside the weights and their gradients, at most
+        moments: bytes that live beside them after each storage that was made
     """
 
     rows: int
     forward: Call
     backward: Call
     peak: int
+    moments: tuple[int, ...] = attrs.field(default=(), repr=False)
 
 
 @attrs.define(eq=False)
@@ -54,6 +87,7 @@ class Counted:
     condition: Condition
     compute: torch.dtype | None = None
     _known: dict[int, Pass] = attrs.field(factory=dict, init=False)
+    _lines: tuple[Line, ...] = attrs.field(default=(), init=False, repr=False)
 
     @classmethod
     def of(cls, policy: Policy, condition: Condition) -> "Counted":
@@ -82,22 +116,43 @@ class Counted:
 
     def _continued(self, rows: int) -> Pass:
         two, three = self(_COUNTED - 1), self(_COUNTED)
-        if not (two.forward.alike(three.forward) and two.backward.alike(three.backward)):
+        if not self._alike():
             return self.run(rows)
         forward, backward = two.forward.at(rows, three.forward, _COUNTED - 1), two.backward.at(rows, three.backward, _COUNTED - 1)
         return Pass(rows, forward, backward, self.peak(rows))
 
+    def _alike(self) -> bool:
+        two, three = self(_COUNTED - 1), self(_COUNTED)
+        alike = two.forward.alike(three.forward) and two.backward.alike(three.backward)
+        return alike and len(two.moments) == len(three.moments)
+
     def peak(self, rows: int) -> int:
-        """Bytes that live at once beside the weights in a forward and a backward pass: a + b * rows, by the calls of two and three rows.
+        """Bytes that live at once beside the weights and their gradients in a forward and a backward pass: the largest of `lines`.
+
+        One row is counted, because it has fewer operators.
 
         Activation checkpointing shows in it. Attention keeps no scores, as with the kernels of accelerators. The scratch space of
         kernels and what an allocator keeps are not seen.
         """
-        two, three = self(_COUNTED - 1).peak, self(_COUNTED).peak
-        return two + (rows - _COUNTED + 1) * (three - two)
+        return self(rows).peak if rows < _COUNTED - 1 else max(line.at(rows) for line in self.lines())
+
+    def lines(self) -> tuple[Line, ...]:
+        """Bytes by rows at each moment of a call, from the calls of two and three rows.
+
+        At few rows the moment with most bytes may be another than at many: one in which few bytes are of the rows and many of a weight's
+        size. A network that treats rows one by one has other moments at other rows; its lines lead through the peaks of some calls.
+        """
+        if not self._lines:
+            two, three = self(_COUNTED - 1), self(_COUNTED)
+            pairs = set(zip(two.moments, three.moments, strict=True)) if self._alike() else {(two.peak, three.peak)}
+            lines = {Line.through(_COUNTED - 1, less, _COUNTED, more) for less, more in pairs}
+            if not self._alike():
+                lines.add(Line.through(_COUNTED, three.peak, _MANY, self(_MANY).peak))
+            self._lines = tuple(lines)
+        return self._lines
 
     def run(self, rows: int) -> Pass:
-        """Do a forward and a backward pass of that many rows on the meta device, and count their operators."""
+        """Do a forward and a backward pass of that many rows on the meta device, and count their operators and their bytes."""
         condition = self.condition.select(torch.zeros(rows, dtype=torch.long))
         latents = torch.zeros(rows, *self.policy.latent_shape, device="meta")
         with LiveBytes() as live, counting() as taken, torch.enable_grad():
@@ -107,7 +162,7 @@ class Counted:
             if velocity.requires_grad:
                 with self._mixed(keeps=False):
                     differentiate(velocity, list(self.policy.trainable_parameters().values()))
-            return Pass(rows, forward, taken(), live.peak)
+            return Pass(rows, forward, taken(), live.peak, tuple(live.moments))
 
     def _mixed(self, *, keeps: bool) -> AbstractContextManager[object]:
         return nullcontext() if self.compute is None else MixedPrecision(self.compute, keeps=keeps)

@@ -69,6 +69,11 @@ def activation_bytes(policy: Policy) -> int:
     return tokens(policy) * numbers * (policy.precision.itemsize if layers else 0)
 
 
+def figures(number: float) -> str:
+    """Number with three figures; one above 1000 has all that lie before the point, and no power of ten."""
+    return f"{number:.0f}" if number >= 999.5 else f"{number:.3g}"
+
+
 def size(count: float) -> str:
     """Byte count as B, KiB, MiB or GiB."""
     for unit in ("B", "KiB", "MiB"):

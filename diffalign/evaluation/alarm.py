@@ -49,6 +49,9 @@ def forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+_L_GMD = "diversity/l_gmd"
+
+
 @attrs.define(eq=False)
 class HackingAlarm(Hook):
     """Warns when the trained reward rises while held-out rewards or diversity fall.
@@ -142,7 +145,7 @@ class HackingAlarm(Hook):
             return
         with loop.ledger.stage("alarm"):
             judged = self._judged(loop, report)
-        line = {"step": report.step, "trained": report.metrics["reward"], "diversity": report.metrics["diversity/l_gmd"], **judged}
+        line = {"step": report.step, "trained": report.metrics["reward"], **_diversity(report), **judged}
         self._watched.append(line)
         if loop.folder is not None and loop.devices.rank == 0:
             with (loop.folder / WATCH).open("a", encoding="utf-8") as file:
@@ -241,6 +244,11 @@ def _sums_of(part: Partial, group: Tensor) -> Tensor:
     ones = torch.ones_like(scores)
     columns = (ones, scores, scores.square(), torch.ones_like(totals), counts.square(), totals.square(), counts * totals)
     return torch.stack([column.sum() for column in columns])
+
+
+def _diversity(report: Report) -> dict[str, float]:
+    """L-GMD of a step's latents; nothing where each prompt has one sample."""
+    return {"diversity": report.metrics[_L_GMD]} if _L_GMD in report.metrics else {}
 
 
 def _log_vendi(features: Tensor, prompts: Sequence[str]) -> Tensor:

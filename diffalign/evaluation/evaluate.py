@@ -236,7 +236,8 @@ def _result(step: int, prompts: tuple[Prompt, ...], table: Mapping[str, Tensor],
             diversity[f"cosine/{name}"] = cosine_distance(vectors)
             diversity[f"vendi/{name}"] = vendi_score(vectors)
             diversity[f"modes/{name}"] = torch.stack([effective_modes(modes(rows)) for rows in vectors])
-            across[f"cosine/{name}"] = cosine_distance_across(vectors).item()
+            if len(vectors) > 1:  # one prompt is not different from another
+                across[f"cosine/{name}"] = cosine_distance_across(vectors).item()
             across[f"vendi/{name}"] = vendi_score(vectors.flatten(0, 1)).item()
     rewards: dict[str, Tensor] = {}
     scored: dict[str, Tensor] = {}

@@ -1,11 +1,11 @@
 """Evaluation during training, on prompts that are not trained on."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
-from diffalign.core import AlignmentLoop, Hook, Listed, Prompt, Report, RewardFunction
+from diffalign.core import AlignmentLoop, ConfigError, Hook, Listed, Prompt, Report, RewardFunction
 from diffalign.core.demands import reach
 from diffalign.core.unessential import unessential
 from diffalign.prompts import read_prompts
@@ -37,7 +37,7 @@ class HeldOutEvaluation(Hook):
         samples: samples per prompt
         steps: denoising steps
         seed: seed of the noise
-        rewards: further rewards by name that are not trained on, beside those of the loop
+        rewards: further rewards that are not trained on, under other names than those of the loop, which are measured as well
         pictures: number of prompts whose images are kept
         features: features by name on which diversity is measured
         rows: network rows per call
@@ -67,7 +67,24 @@ class HeldOutEvaluation(Hook):
         """Refuse servers of held-out rewards, and files of features, that are not there."""
         reach([*self.rewards.values(), *self.features.values()])
 
+    def require_apart(self, trained: Iterable[str]) -> None:
+        """Refuse a further reward that has the name of a trained one, in whose place it would be measured.
+
+        Args:
+            trained: names of the rewards that the run trains on
+
+        Raises:
+            ConfigError: there is one.
+        """
+        for name in trained:
+            if name in self.rewards:
+                raise ConfigError(
+                    f"evaluation.rewards.{name} must have another name: the run trains on a reward {name!r}, which is measured as well. "
+                    "Rename it, or remove it if both are the same."
+                )
+
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
+        self.require_apart(loop.named_rewards())
         self._evaluate(loop, step)
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:

@@ -23,7 +23,8 @@ class Evaluation:
         rewards: rewards by name, each [P, n]; of a reward that does not apply to all prompts, the rows of those that it does
         diversity: diversity within the samples of a prompt, each [P]: l_gmd (of latents), ms_ssim_distance, and for each kind of features
             cosine/NAME, vendi/NAME, modes/NAME; larger is more diverse
-        across: diversity over all prompts: cosine/NAME between samples of different prompts, vendi/NAME of all samples
+        across: diversity over all prompts: cosine/NAME between samples of different prompts, where there are several, vendi/NAME of all
+            samples
         images: [p, n, 3, H, W] on the CPU, the first few prompts only
         settings: samples, steps and seed, which must be equal if two evaluations are compared prompt by prompt
         repeated: whether the run repeats this evaluation while it trains, so that its steps can be compared

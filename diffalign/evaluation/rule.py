@@ -96,5 +96,5 @@ class Rule:
 
 
 def _having(lines: Lines, kind: str) -> Lines:
-    """Lines of the steps at which a held-out reward scored a picture; all of them for diversity."""
-    return [line for line in lines if kind == DIVERSITY or kind in line["held_out"]]
+    """Lines of the steps at which a held-out reward scored a picture, or for diversity of those that have it."""
+    return [line for line in lines if kind in (line if kind == DIVERSITY else line["held_out"])]

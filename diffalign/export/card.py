@@ -8,13 +8,13 @@ from typing import Any
 import attrs
 import yaml
 
-from diffalign.config.parts import import_path
 from diffalign.core import Policy
 from diffalign.core.unessential import say_once
 from diffalign.evaluation.recorded import basis, places
 from diffalign.policies import FlowMatchingPolicy
 
-from .usage import usage
+from .unwrapping import inwards
+from .usage import own_usage, usage
 
 _COMFYUI = "Put `comfyui_lora.safetensors` into ComfyUI's `models/loras` and load it with a LoRA loader node at strength 1."
 
@@ -31,6 +31,7 @@ class Card:
         measured: rows (measure, before, after), where before may be empty
         source: description of where `measured` comes from
         sampled: denoising steps of the run's evaluation, or of its rollouts if it has none
+        role: role of the exported weights in the run, such as "average"; "" if it is not known
     """
 
     objective: str = ""
@@ -40,21 +41,27 @@ class Card:
     measured: tuple[tuple[str, str, str], ...] = ()
     source: str = ""
     sampled: int | None = None
+    role: str = ""
 
     @classmethod
-    def of_run(cls, folder: Path, steps: int | None = None) -> "Card":
+    def of_run(cls, folder: Path, steps: int | None = None, role: str = "") -> "Card":
         """Read the facts from the files of a run folder, as far as they exist.
 
         Args:
             folder: run folder with config.yaml, and with evaluation.json or metrics.jsonl
             steps: training steps of the exported weights
+            role: their role. The measurements are those of the weights that the run evaluates: see `unmeasured`
         """
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) if (folder / "config.yaml").exists() else {}
         measured, source = _evaluated(folder, steps)
         if not measured:
             measured, source = _trained(folder, steps)
         facts = _name(config.get("objective")), _rewards(config.get("rewards")), _name(config.get("sampler"))
-        return cls(*facts, steps, measured, source, _steps(config.get("evaluation")) or _steps(config.get("sampler")))
+        return cls(*facts, steps, measured, source, _steps(config.get("evaluation")) or _steps(config.get("sampler")), role)
+
+    def unmeasured(self) -> "Card":
+        """The card of other weights of the same run: without the measurements, which say nothing of them."""
+        return attrs.evolve(self, measured=(), source="")
 
     def text(self, policy: FlowMatchingPolicy, form: str, around: Policy | None = None) -> str:
         """Write the card as Markdown with the hub's front matter.
@@ -79,15 +86,15 @@ class Card:
         code = _COMFYUI if form == "comfyui" else f"```python\n{usage(around or policy, policy, form == 'merged', self.sampled)}\n```"
         return "\n".join([*head, *self._body(about), code, ""])
 
-    def plain(self, policy: type[object]) -> str:
+    def plain(self, policy: Policy) -> str:
         """Write the card of a policy that saves itself.
 
         Args:
-            policy: class of the policy
+            policy: the exported policy, with its guidance and its student's steps around it
         """
-        module, _, name = import_path(policy, policy.__name__).rpartition(".")
-        use = f'```python\nfrom {module} import {name}\n\npolicy = {name}.from_pretrained(".")  # this folder\n```'
-        return "\n".join([f"# Weights of a {name}", "", *self._body({}), use, ""])
+        *_, inner = inwards(policy)
+        name = type(inner).__name__
+        return "\n".join([f"# Weights of a {name}", "", *self._body({}), f"```python\n{own_usage(policy)}\n```", ""])
 
     def _body(self, about: Mapping[str, str]) -> list[str]:
         """Write the facts of the training, the measurements, and the heading of the section on use."""
@@ -99,6 +106,7 @@ class Card:
             "rewards": ", ".join(self.rewards) or "unknown",
             "sampler": self.sampler or "unknown",
             "training steps": "unknown" if self.steps is None else str(self.steps),
+            **({"role in the run": self.role} if self.role else {}),
         }
         lines = [
             f"Trained with diffalign {__version__}.",

@@ -79,7 +79,7 @@ def _of_its_own(policy: Policy, folder: Path, form: Format, card: Card) -> Path:
     before = weights(folder)
     inner.save(str(folder))
     give_usual_mode(folder, before)
-    (folder / "README.md").write_text(card.plain(type(inner)), encoding="utf-8")
+    (folder / "README.md").write_text(card.plain(policy), encoding="utf-8")
     return folder
 
 

@@ -4,8 +4,10 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
+from diffalign.config.parts import import_path
 from diffalign.core import Guided, Policy
 from diffalign.policies import FlowMatchingPolicy, TDMPolicy
 from diffalign.policies.diffusers import Family
@@ -45,6 +47,48 @@ def usage(policy: Policy, inner: FlowMatchingPolicy, merged: bool, steps: int | 
     prompt = quoted(_prompt(policy, family))
     drawing = _drawing({"prompt": prompt, **arguments})
     return "\n".join([*_imports(imports), "", *head, *lines, *drawing, 'image.save("picture.png")'])
+
+
+def own_usage(policy: Policy) -> str:
+    """Write a Python program that loads a policy that saves itself, to be run in the folder of its weights.
+
+    Args:
+        policy: the exported policy, with its guidance and its student's steps around it
+    """
+    imports: dict[str, set[str]] = {}
+    lines: list[str] = []
+    for each in reversed(list(inwards(policy))):
+        module, _, name = import_path(type(each), type(each).__name__).rpartition(".")
+        if isinstance(each, TDMPolicy):
+            lines.append(f"policy = {name}({_student(each)})  # {_numbers(each)} on these sigmas, and no others")
+        elif isinstance(each, Guided):
+            lines.append(f"policy = {name}(policy, {each.scale!r}, {quoted(each.negative)})")
+        elif not lines:
+            lines.append(f'policy = {name}.from_pretrained("."){_HERE}')
+        else:  # it changes no weight, and nothing is known of how it is built
+            continue
+        imports.setdefault(module, set()).add(name)
+    return "\n".join([*(f"from {module} import {', '.join(sorted(imports[module]))}" for module in sorted(imports)), "", *lines])
+
+
+def _student(policy: TDMPolicy) -> str:
+    """Arguments of a few-step student, as they are written."""
+    main, *also = policy.step_counts
+    grids = [f"[{', '.join(map(_shortest, policy.at(count).sigmas(count).tolist()))}]" for count in policy.step_counts]
+    arguments = {"steps": str(main), "grid": f"[{', '.join(grids)}]" if also else grids[0]}
+    arguments |= {"tag": quoted(policy.tag)} if policy.tag else {}
+    arguments |= {"also": str(also)} if also else {}
+    return ", ".join(["policy", *(f"{name}={value}" for name, value in arguments.items())])
+
+
+def _numbers(policy: TDMPolicy) -> str:
+    counts = " or ".join(map(str, policy.step_counts))
+    return f"{counts} step{'s' * (counts != '1')}"
+
+
+def _shortest(level: float) -> str:
+    """Shortest text that is read as the same number in float32."""
+    return np.format_float_positional(np.float32(level), trim="-")
 
 
 def _merged(family: Family, imports: Imports) -> list[str]:

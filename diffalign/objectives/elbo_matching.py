@@ -82,5 +82,6 @@ class ELBOMatching(Tempered, ForwardObjective):
             "log_ratio/reference": (ratio.sum(), count),
             "log_ratio/noise": (((one - other).detach().square() / 4).sum(), count),
             **felt(ratio, logits, group),
+            **self._temperature.spent(ratio, logits, batch),
         }
         return Loss(value, metrics)

@@ -125,7 +125,7 @@ class FlowGRPO(Objective):
                 rewards = rewards - self.kl * drift
         advantage = self._advantage(rewards, batch)
         log_ratio = self._log_ratio(paths)
-        surrogate = self._surrogate(trajectories.node_mean(advantage)[child], log_ratio, paths)
+        surrogate, blocked = self._surrogate(trajectories.node_mean(advantage)[child], log_ratio, paths)
         weight = paths.share()  # turns the mean over leaves of path sums into a sum over edges
         value = (weight * surrogate).sum() / batch.groups
         if self._divergence_in_loss:
@@ -133,11 +133,10 @@ class FlowGRPO(Objective):
             value = value + self.kl * (weight * divergence).sum() / batch.groups
             metrics["kl"] = (paths.divergence().detach().sum(), count)
         ratio, edges = log_ratio.detach().exp(), torch.tensor(len(child))
-        outside = (ratio - 1).abs() > (self.clip or float("inf"))
         metrics |= {
             "loss": (value.detach() * batch.groups, torch.tensor(len(trajectories.condition))),
             "ratio/mean": (ratio.sum(), edges),
-            "ratio/clipped": (outside.double().sum(), edges),
+            "ratio/clipped": (blocked.double().sum(), edges),
             "advantage/std": (advantage.std() * count, count),
         }
         return Loss(value, metrics)
@@ -152,12 +151,17 @@ class FlowGRPO(Objective):
         spread = float(batch.rewards.double().std(unbiased=False)) if batch.deviation is None else batch.deviation
         return centered(rewards, group) / max(spread, _FLOOR)
 
-    def _surrogate(self, advantage: Tensor, log_ratio: Tensor, paths: Paths) -> Tensor:
-        """Surrogate of each step, which has no gradient outside of its trust region: [E]."""
+    def _surrogate(self, advantage: Tensor, log_ratio: Tensor, paths: Paths) -> tuple[Tensor, Tensor]:
+        """Surrogate of each step, and whether its trust region holds it: [E] each.
+
+        Held are the steps whose gradient the mask blocks. Without a mask they are all those whose ratio is outside the clip range, of which
+        some keep their gradient: those that would come back.
+        """
         if self.kl_mask is None:
-            return clipped_surrogate(advantage, log_ratio, self.clip)
+            outside = (log_ratio.detach().exp() - 1).abs() > (self.clip or float("inf"))
+            return clipped_surrogate(advantage, log_ratio, self.clip), outside
         moved = paths.numbers["squares"].detach() / (2 * paths.numbers["std"].double().square())
-        return self.kl_mask.surrogate(advantage, log_ratio, moved)
+        return self.kl_mask.surrogate(advantage, log_ratio, moved), self.kl_mask.blocked(advantage, log_ratio, moved)
 
     def _log_ratio(self, paths: Paths) -> Tensor:
         """Log-ratio of each step, with its gradient: [E]."""

@@ -72,4 +72,5 @@ class PathMatching(Tempered):
         count = torch.tensor(len(paths.group))
         if self.measure == "path":
             return {"log_ratio/reference": (paths.drift(paths.log_prob).sum(), count)}
-        return {"log_ratio/reference": (matched.sum(), count), **felt(matched, logits, paths.group)}
+        kept = self._temperature.spent(matched, logits, paths.batch)
+        return {"log_ratio/reference": (matched.sum(), count), **felt(matched, logits, paths.group), **kept}

@@ -22,7 +22,7 @@ from .few_step.query_times import QueryTime, ShiftedTime
 from .few_step.reach import Reach, is_largest_sigma, is_least_sigma, weights_of_stages
 from .few_step.references import FrozenTeacher, Reference, started
 from .few_step.reinforcing import Reinforcement, reinforce
-from .few_step.roles import fake_condition, frozen_teacher, moving_fork
+from .few_step.roles import conditions, frozen_teacher, moving_fork
 from .few_step.stage_samplers import CleanerStages, EveryStage, StageSampler
 from .few_step.stages import DrawnBy, Rows, drawn_rows
 from .few_step.surrogate import Preference, prefer, regress
@@ -162,13 +162,8 @@ class SurrogateReward(Objective):
         )
 
     def policies(self) -> Mapping[str, Policy]:
-        named = {
-            "generator": self.policy,
-            "fake": self._fake,
-            "surrogate": self._surrogate,
-            "old_surrogate": self._old,
-            "teacher": self._teacher,
-        }
+        named = {"generator": self.policy, "fake": self._fake, "surrogate": self._surrogate, "old_surrogate": self._old}
+        named["teacher"] = self._teacher
         if self._reference is not self._start:
             named["reference"] = self._reference
         if self._baseline not in (self._start, self._reference):
@@ -177,6 +172,11 @@ class SurrogateReward(Objective):
 
     def require(self, outline: Outline) -> None:
         require_several(outline, "SurrogateReward")
+        for sigmas in outline.grids:
+            trained, compared = (sampler.possible(len(sigmas) - 1) for sampler in (self.stages, self.surrogate_stages))
+            self._near.require(sigmas, trained, "SurrogateReward")
+            self._far.require(sigmas, self._reach.among(sigmas, trained), "SurrogateReward's reward term")
+            self._comparing.require(sigmas, compared, "SurrogateReward's surrogate")
 
     def after_step(self) -> None:
         # once all phases have succeeded, so that a failure leaves nothing half moved
@@ -195,29 +195,35 @@ class SurrogateReward(Objective):
     def _rows(self, batch: ScoredBatch, sampler: StageSampler, name: str) -> Rows:
         return drawn_rows(batch.trajectories, sampler, batch.streams, name, self.stages_by)
 
-    def _condition(self, batch: ScoredBatch) -> Condition:
-        """Prompts encoded for teacher and surrogate: a student may have a tag of its own."""
-        with torch.no_grad():
-            return self._teacher.encode(batch.trajectories.condition.prompts)
-
     def _conditions(self, batch: ScoredBatch) -> tuple[Condition, Condition]:
-        """Prompts encoded for the fake and for the teacher."""
-        plain = self._condition(batch)
-        return fake_condition(self.policy, batch.trajectories.condition, plain), plain
+        return conditions(self.policy, self._teacher, batch.trajectories.condition)
+
+    @property
+    def _near(self) -> Queries:
+        return Queries(self.interval, self.times, shared=self.shared)
+
+    @property
+    def _far(self) -> Queries:
+        return Queries(self.reward_interval, self.times, self.reward_floor, self.shared, self.reward_noise == "group", self.reward_ceiling)
+
+    @property
+    def _comparing(self) -> Queries:
+        shared: Shared = "batch" if self.shared == "batch" else "group"
+        return Queries(self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True, ceiling=self.surrogate_ceiling)
+
+    @property
+    def _reach(self) -> Reach:
+        return Reach(self.reward_stages, self.reward_weights, self.reward_ceiling)
 
     def _compared(self, batch: ScoredBatch, update: int) -> tuple[Rows, tuple[Tensor, Tensor], Tensor]:
         """Rows at which surrogate and reference are compared, their taus and noises, and weights [B]."""
         rows = self._rows(batch, self.surrogate_stages, f"surrogate/{update}/stages")
         stages = len(batch.trajectories.sigmas) - 1
         weight = (rows.stage + 1) / stages if self.weight_by_stage else torch.ones_like(rows.share)
-        shared: Shared = "batch" if self.shared == "batch" else "group"
-        queries = Queries(
-            self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True, ceiling=self.surrogate_ceiling
-        )
-        return rows, queries(rows, batch.streams, f"surrogate/{update}"), weight * rows.share / batch.groups
+        return rows, self._comparing(rows, batch.streams, f"surrogate/{update}"), weight * rows.share / batch.groups
 
     def _reference_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        yield from regress(self._reference, *self._compared(batch, update), self._condition(batch), self.rows)
+        yield from regress(self._reference, *self._compared(batch, update), self._conditions(batch)[1], self.rows)
 
     def _surrogate_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_groups(batch.trajectories, "SurrogateReward")
@@ -228,7 +234,7 @@ class SurrogateReward(Objective):
         yield from prefer(
             Preference(self._surrogate, self._reference, self._old, self._start),
             rows,
-            self._condition(batch),
+            self._conditions(batch)[1],
             drawn,
             values[rows.sample, rows.stage].to(rows.sigma.dtype),
             weight,
@@ -243,17 +249,9 @@ class SurrogateReward(Objective):
         rows = self._rows(batch, self.stages, f"few_step/{update}/stages")
         if len(batch.trajectories.stochastic):  # the stored ends are no steps of the student
             rows = rows.replayed(self.policy, batch.trajectories.condition, self.rows)
-        drawn = Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"fake/{update}")
+        read, drawn = self._conditions(batch), self._near(rows, batch.streams, f"fake/{update}")
         yield from fake_losses(
-            self._fake,
-            self._start,
-            rows,
-            self._conditions(batch),
-            drawn,
-            self.fake_target,
-            self.fake_regularization,
-            batch.groups,
-            self.rows,
+            self._fake, self._start, rows, read, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows
         )
 
     def _generator_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
@@ -268,10 +266,7 @@ class SurrogateReward(Objective):
             distance=self.distance,
             normalizer=self.normalizer,
         )
-        near = Queries(self.interval, self.times, shared=self.shared)
-        far = Queries(self.reward_interval, self.times, self.reward_floor, self.shared, self.reward_noise == "group", self.reward_ceiling)
-        conditions = (batch.trajectories.condition, *self._conditions(batch))
-        reach, name = Reach(self.reward_stages, self.reward_weights, self.reward_ceiling), f"generator/{update}"
-        for some, reached, factor in reach.split(rows, len(batch.trajectories.sigmas) - 1):
-            drawn = near(some, batch.streams, name), far(some, batch.streams, f"{name}/reward") if reached else None
-            yield from reinforce(roles, some, conditions, *drawn, factor, batch.groups, self.rows)
+        read, name = (batch.trajectories.condition, *self._conditions(batch)), f"generator/{update}"
+        for some, reached, factor in self._reach.split(rows, len(batch.trajectories.sigmas) - 1):
+            drawn = self._near(some, batch.streams, name), self._far(some, batch.streams, f"{name}/reward") if reached else None
+            yield from reinforce(roles, some, read, *drawn, factor, batch.groups, self.rows)

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 import torch
-from torch import Tensor
 
-from diffalign.core import Condition, Loss, Objective, Phase, Policy, ScoredBatch
+from diffalign.core import Loss, Objective, Outline, Phase, Policy, ScoredBatch
 from diffalign.core.words import allowed_word
 
 from .few_step.directions import Distance, Huber, Normalizer, PerTerm, pull
@@ -15,7 +14,7 @@ from .few_step.intervals import Interval, Overlap
 from .few_step.matching import Predictor, Queries, Shared, fake_losses, random_ends, scale_of, unguided
 from .few_step.noising import diffuse, mean_over_dimensions
 from .few_step.query_times import QueryTime, ShiftedTime
-from .few_step.roles import fake_condition, frozen_teacher, moving_fork
+from .few_step.roles import conditions, frozen_teacher, moving_fork
 from .few_step.stage_samplers import EveryStage, StageSampler
 from .few_step.stages import Rows
 from .few_step.update_plans import InOrder, Role, UpdatePlan
@@ -49,12 +48,14 @@ class TrajectoryDistributionMatching(Objective):
         distance: distance of the generator's regression
         normalizer: the weight w
         stages: stages that a step trains
-        random_end: end stages at a uniform sigma in [s_{j+1}, s_j - random_end); None ends them at the grid
+        random_end: end stages at a uniform sigma in [s_{j+1}, s_j - random_end), held where `times` has room above it; None ends them at
+            the grid
         plan: order and number of optimizer steps of the roles "fake" and "generator"
         rows: rows per micro-batch; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: the teacher is trainable, the scale is below that of no guidance, or the batch does not store all levels.
+        ValueError: the teacher is trainable, the scale is below that of no guidance, a stage has no noise level at which it can be
+            compared, or the batch does not store all levels.
 
     Reference: Luo et al., TDM, arXiv:2503.06674.
     """
@@ -95,30 +96,36 @@ class TrajectoryDistributionMatching(Objective):
     def policies(self) -> Mapping[str, Policy]:
         return {"generator": self.policy, "fake": self._fake, "teacher": self._teacher}
 
+    def require(self, outline: Outline) -> None:
+        for sigmas in outline.grids:
+            self._queries.require(sigmas, self.stages.possible(len(sigmas) - 1), "TrajectoryDistributionMatching")
+
+    @property
+    def _queries(self) -> Queries:
+        return Queries(self.interval, self.times, shared=self.shared)
+
     def _rows(self, batch: ScoredBatch, update: int) -> Rows:
         stages = len(batch.trajectories.sigmas) - 1
         rows = Rows.of(batch.trajectories, self.stages.draw(stages, batch.streams.generator("few_step/stages", update)))
         if self.random_end is not None:
-            rows = random_ends(rows, batch.streams, f"few_step/{update}", self.random_end)
+            latest = self.times.latest(self._queries.top(rows.sigma, rows.first))
+            rows = random_ends(rows, batch.streams, f"few_step/{update}", self.random_end, latest)
         return rows
-
-    def _drawn(self, batch: ScoredBatch, rows: Rows, role: str, update: int) -> tuple[Tensor, Tensor]:
-        return Queries(self.interval, self.times, shared=self.shared)(rows, batch.streams, f"{role}/{update}")
 
     def _fake_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         rows = self._rows(batch, update)
         if len(batch.trajectories.stochastic):  # stochastic edges are not steps of the student
             rows = rows.replayed(self.policy, batch.trajectories.condition, self.rows)
-        conditions = self._conditions(batch)
-        drawn = self._drawn(batch, rows, "fake", update)
+        read = conditions(self.policy, self._teacher, batch.trajectories.condition)
+        drawn = self._queries(rows, batch.streams, f"fake/{update}")
         yield from fake_losses(
-            self._fake, self._start, rows, conditions, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows
+            self._fake, self._start, rows, read, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows
         )
 
     def _generator_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         rows = self._rows(batch, update)
-        told, plain = self._conditions(batch)
-        drawn = self._drawn(batch, rows, "generator", update)
+        told, plain = conditions(self.policy, self._teacher, batch.trajectories.condition)
+        drawn = self._queries(rows, batch.streams, f"generator/{update}")
         teacher = Predictor(self._teacher, self.guidance, self.negative)
         for index in rows.pieces(self.rows):
             some = rows.select(index)
@@ -134,10 +141,3 @@ class TrajectoryDistributionMatching(Objective):
             count = torch.tensor(len(index))
             size = mean_over_dimensions(direction.square()).sqrt()
             yield Loss(value, {"generator/kl": (size.sum(), count), "generator/w": (divisor.detach().sum(), count)})
-
-    def _conditions(self, batch: ScoredBatch) -> tuple[Condition, Condition]:
-        """Encode the prompts for the fake and for the teacher. They may differ, because a student may add a tag to the prompts."""
-        told = batch.trajectories.condition
-        with torch.no_grad():
-            plain = self._teacher.encode(told.prompts)
-        return fake_condition(self.policy, told, plain), plain

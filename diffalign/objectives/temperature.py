@@ -9,10 +9,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Outline, Progress, Scalar, group_std, scalar
+from diffalign.core import Outline, Progress, Scalar, ScoredBatch, group_mean, group_std, scalar
 from diffalign.core.number_fields import require_number
 
-from .requirements import require_positive
+from .requirements import group_has_spread, require_positive
+from .terms import effective_share
 
 LIMITS = (1e-2, 1e4)
 """Limits between which a budget searches beta, in nats per unit of reward."""
@@ -46,6 +47,22 @@ class Budget(ABC):
     def room(self, metrics: Mapping[str, float]) -> float:
         """Share of the budget that is left: 1 if nothing is used, below 0 if too much is used."""
 
+    def used(self, log_ratio: Tensor, logits: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor] | None:
+        """Measure what each sample has used, and say which samples count; None if `room` reads other metrics alone.
+
+        The mean over those that count, over all micro-batches and processes, is the metric `budget/used`, which `room` may read; their
+        share of all samples is `budget/samples`. In a step in which none counts, beta stays.
+
+        Args:
+            log_ratio: [K] log p(tau) - log p_ref(tau), nats
+            logits: [K] beta R
+            batch: the scored batch
+
+        Returns:
+            [K] numbers, and [K] bool.
+        """
+        return None
+
     def require(self, samples: int, owner: str) -> None:  # noqa: B027  a hook with a default
         """Refuse a budget that no beta can meet with `samples` of each prompt.
 
@@ -62,6 +79,9 @@ class KLBudget(Budget):
 
     with KL the mean of log p(tau) - log p_ref(tau) over the trajectories of a step. b follows dual ascent on the constraint KL <= nats,
     in log b. The policy follows beta only over many steps, so dual ascent alone would oscillate; the factor exp(gain e) reacts at once.
+
+    Trajectories of a prompt that no reward scores (`rewards: []`) do not count: there the policy is only held. Those of a group of equal
+    rewards do, because the nats are spent there as well. In a step without a scored prompt beta stays.
 
     Args:
         nats: KL(policy || reference) of a path, > 0
@@ -85,7 +105,11 @@ class KLBudget(Budget):
         _finite(self.gain, "KLBudget.gain", "an answer of log beta")
 
     def room(self, metrics: Mapping[str, float]) -> float:
-        return (self.nats - metrics["log_ratio/reference"]) / self.nats
+        return (self.nats - metrics.get("budget/used", metrics["log_ratio/reference"])) / self.nats
+
+    def used(self, log_ratio: Tensor, logits: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor]:
+        # whole groups: the log-ratios of the scored samples alone would be no estimate of the KL
+        return log_ratio, group_mean(batch.scored.double(), batch.trajectories.group) > 0
 
 
 @attrs.frozen
@@ -95,6 +119,9 @@ class EffectiveSamples(Budget):
         beta <- beta exp(rate clip((ESS - share) / share, -1, 1)),        ESS = 1 / (K sum_i q_i^2),   q = softmax(beta R)
 
     So the scale of rewards does not matter. With share 0.5 and nine samples, the target covers four or five of them.
+
+    ESS is the mean over the groups whose rewards differ. The target of equal rewards, or of none, is uniform at every beta, so such groups
+    do not count. In a step without any other beta stays.
 
     Args:
         share: share of the samples, above 1 / K and below 1
@@ -120,7 +147,11 @@ class EffectiveSamples(Budget):
         _finite(self.rate, "EffectiveSamples.rate", "a step of log beta")
 
     def room(self, metrics: Mapping[str, float]) -> float:
-        return (metrics["ess/target"] - self.share) / self.share
+        return (metrics.get("budget/used", metrics["ess/target"]) - self.share) / self.share
+
+    def used(self, log_ratio: Tensor, logits: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor]:
+        group = batch.trajectories.group
+        return effective_share(logits, group), group_has_spread(batch.rewards, group)
 
     def require(self, samples: int, owner: str) -> None:
         if self.share * samples <= 1:
@@ -177,6 +208,25 @@ class Temperature:
         if isinstance(self.source, Budget):
             self.source.require(outline.samples, self.owner)
 
+    @torch.no_grad()
+    def spent(self, log_ratio: Tensor, logits: Tensor, batch: ScoredBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Metrics that a budget is kept by, `budget/used` and `budget/samples`: sums and counts by name; empty without a budget.
+
+        Args:
+            log_ratio: [K] log p(tau) - log p_ref(tau), nats
+            logits: [K] beta R
+            batch: the scored batch
+        """
+        used = self.source.used(log_ratio, logits, batch) if isinstance(self.source, Budget) else None
+        if used is None:
+            return {}
+        numbers, counts = used
+        share = counts.double().sum()
+        return {
+            "budget/used": (torch.where(counts, numbers, 0.0).sum(), share),
+            "budget/samples": (share, torch.tensor(len(counts))),
+        }
+
     def observe(self, metrics: Mapping[str, float], progress: Progress) -> str | None:
         """Look at the metrics of a step, taken over all processes.
 
@@ -184,7 +234,7 @@ class Temperature:
             A message for the user: once, after a tenth of the run, if the reference has had no influence so far; once, where a budget
             comes to an end of its range; else None.
         """
-        if isinstance(self.source, Budget):
+        if isinstance(self.source, Budget) and metrics.get("budget/samples", 1.0) > 0:
             low, high = LIMITS
             self._answer = max(-1.0, min(1.0, self.source.room(metrics)))
             self._found = max(low, min(high, self._found * math.exp(self.source.rate * self._answer)))
@@ -217,13 +267,17 @@ class Temperature:
         )
 
     def state(self) -> dict[str, Any]:
-        """Value of beta that a budget has found; empty for a number or a schedule."""
-        return {"beta": self._found, "answer": self._answer} if isinstance(self.source, Budget) else {}
+        """Numbers that the messages depend on, and the beta that a budget has found."""
+        seen = {"felt": self._felt, "wanted": self._wanted, "ended": self._ended}
+        return {"beta": self._found, "answer": self._answer, **seen} if isinstance(self.source, Budget) else seen
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state()` gave."""
         if isinstance(self.source, Budget):
             self._found, self._answer = float(state["beta"]), float(state["answer"])
+        # older checkpoints hold nothing of these
+        self._felt, self._wanted = float(state.get("felt", 0.0)), float(state.get("wanted", 0.0))
+        self._ended = bool(state.get("ended", False))
 
 
 def felt(drift: Tensor, logits: Tensor, group: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -17,7 +17,7 @@ from diffalign.core.demands import reach, require
 
 @attrs.define(eq=False)
 class Cached(Reward):
-    """Reward that remembers the scores of (image, prompt), by a hash of all pixels, the text and the metadata.
+    """Reward that remembers the scores of (image, prompt), by a hash of all pixels, the text, the metadata and the source.
 
     It saves time if images come again: duplicates within a batch, evaluation on fixed images, a slow judge that is asked twice. Use it
     for rewards that score each image on its own and always alike; a noisy reward keeps its first answer.
@@ -67,8 +67,9 @@ class Cached(Reward):
 
 
 def _key(image: Tensor, prompt: str) -> bytes:
-    digest = hashlib.sha256()
-    for part in (*_content(image), str(prompt).encode(errors="surrogatepass"), *_content(getattr(prompt, "metadata", {}))):
+    known, digest = Prompt.of(prompt), hashlib.sha256()
+    source = () if known.source is None else (known.source.encode(errors="surrogatepass"),)
+    for part in (*_content(image), str(known).encode(errors="surrogatepass"), *_content(known.metadata), *source):
         digest.update(len(part).to_bytes(8))
         digest.update(part)
     return digest.digest()

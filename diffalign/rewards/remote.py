@@ -4,15 +4,14 @@ import uuid
 from collections.abc import Sequence
 
 import attrs
-import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, Reward, RewardError
+from diffalign.core import Partial, Prompt, Reward, RewardError
 
 from .bearer import authorization
 from .connections import Connections
 from .servers import Question, Servers
-from .wire import SCORE, ScoreRequest, WireError, decode_scores, encode_request, error_text, pixels_of, require_portable
+from .wire import SCORE, ScoreRequest, WireError, decode_scores, encode_request, error_text, pixels_of, require_portable, reward_of
 
 _BYTES_OF_A_SCORE = 64
 
@@ -25,9 +24,9 @@ def _listed(url: str | Sequence[str]) -> tuple[str, ...]:
 class RemoteReward(Reward):
     """Reward of a server started by `diffalign serve-reward`, or of any server with the same protocol (docs/reward_server.md).
 
-    Prompts are sent with their metadata, images as 8-bit PNG. A missing score is an error, never a zero. Refused or lost connections, late
-    answers and overload are tried again, first on the other servers and then after a pause. A wrong answer is an error at once.
-    Connections are kept between calls.
+    Prompts are sent with their metadata and source, images as 8-bit PNG. A missing score is an error, never a zero; only where the server
+    says that its reward does not apply to an image is there none (`Partial`). Refused or lost connections, late answers and overload are
+    tried again, first on the other servers and then after a pause. A wrong answer is an error at once. Connections are kept between calls.
 
     Args:
         url: address of the server, or of several that score alike and share the work
@@ -67,7 +66,7 @@ class RemoteReward(Reward):
             concurrency=self.concurrency,
         )
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
         if len(images) != len(prompts):
             raise RewardError(f"RemoteReward needs one prompt per image; got {len(images)} images and {len(prompts)} prompts")
         try:
@@ -77,7 +76,7 @@ class RemoteReward(Reward):
             answers = self._servers.ask([_question(request) for request in requests])
         except WireError as error:
             raise RewardError(f"RemoteReward: {error}") from error
-        return torch.tensor([score for scores in answers for score in scores], dtype=torch.float32, device=images.device)
+        return reward_of([score for scores in answers for score in scores], images.device)
 
     def reach(self) -> None:
         """Refuse servers that are not there.
@@ -101,7 +100,7 @@ class RemoteReward(Reward):
             connections.close()
 
 
-def _question(request: ScoreRequest) -> Question[list[float]]:
+def _question(request: ScoreRequest) -> Question[list[float | None]]:
     return Question(
         body=lambda: encode_request(request),
         read=lambda body: decode_scores(body, request.id, len(request.images)),

@@ -7,21 +7,25 @@ Both ends share this module, so that they always agree. Images are sent as 8-bit
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import ConfigError, Prompt
+from diffalign.core import ConfigError, Partial, Prompt
 
 from .png import decode_png, encode_png, png_size
 
 T = TypeVar("T")
 
-VERSION = 1
-"""Version of the protocol. A message of another version is refused."""
+VERSION, EXTENDED = 1, 2
+"""Versions of the protocol. A message of another version is refused.
+
+A message is of version 2 if it says what version 1 cannot: the source of a prompt, or that an image has no score. Every other one is of
+version 1. So an older end reads all that it understands, and refuses what it would otherwise lose.
+"""
 
 SCORE, HEALTH, ABOUT = (f"/v{VERSION}/{name}" for name in ("score", "health", "version"))
 """Paths of the server."""
@@ -84,11 +88,12 @@ def encode_request(request: ScoreRequest) -> bytes:
     Raises:
         WireError: metadata that JSON cannot hold.
     """
+    prompts = [plain_prompt(prompt) for prompt in request.prompts]
     return _dump(
         {
-            "version": VERSION,
+            "version": EXTENDED if any("source" in prompt for prompt in prompts) else VERSION,
             "id": request.id,
-            "prompts": [plain_prompt(prompt) for prompt in request.prompts],
+            "prompts": prompts,
             "images": [encode_png(image) for image in request.images],
         }
     )
@@ -134,7 +139,8 @@ def read_request(body: bytes, limits: Limits) -> PackedRequest:
         raise WireError(f"images must be a list of 1 to {limits.images} images{_count(images)}")
     if not isinstance(prompts, list) or len(prompts) != len(images):
         raise WireError(f"prompts must be a list of {len(images)}, one per image{_count(prompts)}")
-    texts = tuple(_prompt(entry, place, limits.text) for place, entry in enumerate(prompts))
+    optional = {"source"} if message["version"] == EXTENDED else set()
+    texts = tuple(_prompt(entry, place, limits.text, optional) for place, entry in enumerate(prompts))
     sizes = [_at(place, png_size, image) for place, image in enumerate(images)]
     if other := [place for place, size in enumerate(sizes) if size != sizes[0]]:
         raise WireError(f"images of one request must have one size; images[0] is {sizes[0]}, images[{other[0]}] is {sizes[other[0]]}")
@@ -144,13 +150,13 @@ def read_request(body: bytes, limits: Limits) -> PackedRequest:
     return PackedRequest(identity, tuple(images), texts, pixels)
 
 
-def encode_scores(identity: str, scores: Sequence[float]) -> bytes:
-    """Encode the body of an answer with scores."""
-    return _dump({"version": VERSION, "id": identity, "scores": list(scores)})
+def encode_scores(identity: str, scores: Sequence[float | None]) -> bytes:
+    """Encode the body of an answer with scores; None where an image has none."""
+    return _dump({"version": EXTENDED if None in scores else VERSION, "id": identity, "scores": list(scores)})
 
 
-def decode_scores(body: bytes, identity: str, count: int) -> list[float]:
-    """Read the scores of an answer.
+def decode_scores(body: bytes, identity: str, count: int) -> list[float | None]:
+    """Read the scores of an answer; None where the reward does not apply to an image.
 
     Raises:
         WireError: the answer belongs to another request, has another number of scores, or holds a score that is not a finite number.
@@ -162,9 +168,27 @@ def decode_scores(body: bytes, identity: str, count: int) -> list[float]:
     if not isinstance(scores, list) or len(scores) != count:
         raise WireError(f"the answer must hold {count} scores, one per image{_count(scores)}")
     for place, score in enumerate(scores):
+        if score is None and message["version"] == EXTENDED:
+            continue
         if isinstance(score, bool) or not isinstance(score, int | float) or not _finite(score):
             raise WireError(f"the score of image {place} of {count} must be a finite number; got {_short(score)}")
-    return [float(score) for score in scores]
+    return [None if score is None else float(score) for score in scores]
+
+
+def plain_scores(scores: Tensor | Partial) -> list[float | None]:
+    """Convert the scores of a reward [K] to plain JSON values: None where it does not apply to an image."""
+    if isinstance(scores, Tensor):
+        return [*scores.tolist()]
+    told = zip(scores.values.tolist(), scores.applies.tolist(), strict=True)
+    return [value if applies else None for value, applies in told]
+
+
+def reward_of(scores: Sequence[float | None], device: torch.device) -> Tensor | Partial:
+    """Convert plain scores to what a reward returns: a tensor [K], or a `Partial` where some are None."""
+    values = torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float32, device=device)
+    if None not in scores:
+        return values
+    return Partial(values, torch.tensor([score is not None for score in scores], dtype=torch.bool, device=device))
 
 
 def encode_error(kind: str, text: str) -> bytes:
@@ -192,15 +216,16 @@ def _message(body: bytes, keys: set[str]) -> dict[str, Any]:
         raise WireError(f"the message is not JSON: {_short(str(error))}; it begins {_short(body[:40])}") from error
     if not isinstance(message, dict):
         raise WireError(f"the message must be an object; got {type(message).__name__}")
-    if message.get("version") != VERSION or isinstance(message.get("version"), bool):
-        raise WireError(f"version must be {VERSION}; got {_short(message.get('version'))}. Both ends need the same protocol.")
+    version = message.get("version")
+    if version not in (VERSION, EXTENDED) or isinstance(version, bool):
+        raise WireError(f"version must be {VERSION} or {EXTENDED}; got {_short(version)}. Both ends need the same protocol.")
     if message.keys() != keys:
         raise WireError(f"the message must have the keys {', '.join(sorted(keys))}; got {_short(sorted(message))}")
     return message
 
 
 def plain_prompt(prompt: str) -> dict[str, Any]:
-    """Convert a prompt's text and metadata to plain JSON values.
+    """Convert a prompt to plain JSON values: its text and metadata, and its source if it has one. The size follows from the metadata.
 
     Raises:
         WireError: metadata that JSON cannot hold.
@@ -211,7 +236,8 @@ def plain_prompt(prompt: str) -> dict[str, Any]:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise WireError(f"metadata {key!r} of prompt {_short(str(prompt))} cannot be sent as JSON: {error}") from error
-    return {"text": str(prompt), "metadata": dict(metadata)}
+    source = Prompt.of(prompt).source
+    return {"text": str(prompt), "metadata": dict(metadata), **({} if source is None else {"source": source})}
 
 
 def require_portable(prompts: Sequence[Prompt], reward: str) -> None:
@@ -231,19 +257,22 @@ def require_portable(prompts: Sequence[Prompt], reward: str) -> None:
             raise ConfigError(f"{reward}: {error}") from error
 
 
-def _prompt(entry: Any, place: int, longest: int) -> Prompt:
-    if not isinstance(entry, dict) or entry.keys() != {"text", "metadata"}:
-        raise WireError(f"prompts[{place}] must be an object with text and metadata; got {_short(entry)}")
-    text, metadata = entry["text"], entry["metadata"]
+def _prompt(entry: Any, place: int, longest: int, optional: Set[str]) -> Prompt:
+    if not isinstance(entry, dict) or entry.keys() - optional != {"text", "metadata"}:
+        more = ", and source if it has one" if optional else ""
+        raise WireError(f"prompts[{place}] must be an object with text and metadata{more}; got {_short(entry)}")
+    text, metadata, source = entry["text"], entry["metadata"], entry.get("source")
     if not isinstance(text, str) or len(text) > longest:
         raise WireError(f"prompts[{place}].text must be at most {longest} characters; got {_short(text)}")
     if not isinstance(metadata, dict):
         raise WireError(f"prompts[{place}].metadata must be an object; got {_short(metadata)}")
+    if source is not None and (not isinstance(source, str) or len(source) > longest):
+        raise WireError(f"prompts[{place}].source must be null or at most {longest} characters; got {_short(source)}")
     try:  # JSON texts may hold half of a surrogate pair, NaN or infinity
         json.dumps(entry, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise WireError(f"prompts[{place}] must be Unicode text and finite numbers: {error}") from error
-    return Prompt(text, metadata)
+    return Prompt(text, metadata, source)
 
 
 def _at(place: int, read: Callable[[Any], T], picture: Any) -> T:

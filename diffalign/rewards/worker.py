@@ -17,7 +17,7 @@ from torch import Tensor
 from diffalign.core import Partial, Prompt, Reward, RewardError, Scores
 
 from .memory import HalvedBatches
-from .wire import WireError, plain_prompt, require_portable
+from .wire import WireError, plain_prompt, require_portable, reward_of
 from .worker_process import WorkerProcess
 
 Result = TypeVar("Result")
@@ -27,9 +27,12 @@ Result = TypeVar("Result")
 class WorkerReward(Reward):
     """Runs a reward under another Python on this machine, in one process or in several. That Python needs torch, but not this package.
 
-    Images are sent as float32 through a pipe, without rounding, and prompts with their metadata as JSON. Nothing is pickled. The process
-    starts when the reward is built, so that a missing package is known before training. If it crashes or is late, the call fails with
-    the last lines that it printed, and the next call starts it again. When memory runs out, batches are halved.
+    Images are sent as float32 through a pipe, without rounding, and prompts with their metadata, source and size as JSON. Nothing is
+    pickled. The process starts when the reward is built, so that a missing package is known before training. If it crashes or is late, the
+    call fails with the last lines that it printed, and the next call starts it again. When memory runs out, batches are halved.
+
+    A reward that does not apply to every image returns a `Partial` there, or without this package any object with its `values` and
+    `applies`.
 
     With several workers the images of a call are dealt to them in as many consecutive parts of nearly equal size, which are scored at the
     same time; scores come back in the order of the images. A reward must score each image on its own, as a call may be cut anywhere. If a
@@ -122,7 +125,7 @@ class WorkerReward(Reward):
             for process in self._processes:
                 process.stop()
 
-    def _scored(self, process: WorkerProcess, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def _scored(self, process: WorkerProcess, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Partial:
         try:
             texts = [plain_prompt(prompt) for prompt in prompts]
         except WireError as error:
@@ -132,10 +135,10 @@ class WorkerReward(Reward):
         if len(scores) != len(images):
             raise RewardError(f"WorkerReward: {self.reward} returned {len(scores)} scores for {len(images)} images; it must be one each")
         for place, score in enumerate(scores):
-            if not math.isfinite(score):
+            if score is not None and not math.isfinite(score):
                 where = f"image {place} of {len(images)}, prompt {str(prompts[place])!r}"
                 raise RewardError(f"WorkerReward: {self.reward} returned {score} for {where}")
-        return torch.tensor(scores, dtype=torch.float32, device=images.device)
+        return reward_of(scores, images.device)
 
 
 def _together(tasks: Sequence[Callable[[], Result]]) -> list[Result]:

@@ -87,8 +87,8 @@ class WorkerProcess:
             what = answer.get("error") if isinstance(answer, dict) else answer
             raise RewardError(f"WorkerReward: {self.words[0]} cannot be built by {self.python}: {what}{self._tail()}")
 
-    def ask(self, question: Mapping[str, Any], payload: Any) -> list[float]:
-        """Send a question and the numbers that belong to it, and return the scores. Starts the process if there is none.
+    def ask(self, question: Mapping[str, Any], payload: Any) -> list[float | None]:
+        """Send a question and the numbers that belong to it, and return the scores, None where there is none. Starts a missing process.
 
         Raises:
             MemoryError: the reward's memory ran out; the process continues.
@@ -112,7 +112,7 @@ class WorkerProcess:
             raise MemoryError(f"in the worker: {answer['error']}")
         if "error" in answer:
             raise RewardError(f"WorkerReward: {self.words[0]} raised {answer['error']}{self._tail()}")
-        scores: list[float] = answer["scores"]
+        scores: list[float | None] = answer["scores"]
         return scores
 
     def stop(self) -> None:
@@ -156,7 +156,7 @@ def _fits(answer: Any, asked: int) -> bool:
     if not isinstance(answer, dict) or answer.get("id") != asked:
         return False
     scores = answer.get("scores")
-    return isinstance(answer.get("error"), str) or (isinstance(scores, list) and all(isinstance(score, float) for score in scores))
+    return isinstance(answer.get("error"), str) or (isinstance(scores, list) and all(isinstance(score, float | None) for score in scores))
 
 
 def _after(late: threading.Event, process: subprocess.Popen[bytes]) -> Callable[[], None]:

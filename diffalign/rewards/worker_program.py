@@ -20,9 +20,26 @@ LENGTH = struct.Struct("<Q")
 
 
 class WorkerPrompt(str):
-    """Prompt with its metadata, for an interpreter without the package's own class."""
+    """Prompt with its metadata and the source that it comes from, for an interpreter without the package's own class."""
 
     metadata: dict[str, Any]
+    source: str | None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels from the metadata "height" and "width"; None if the metadata have neither.
+
+        Raises:
+            ValueError: only one of them is given, or they are not whole numbers above 0.
+        """
+        height, width = self.metadata.get("height"), self.metadata.get("width")
+        if height is None and width is None:
+            return None
+        if type(height) is not int or type(width) is not int or height < 1 or width < 1:
+            raise ValueError(
+                f"a prompt's height and width must both be whole numbers of pixels; {str(self)!r} has {height!r} and {width!r}"
+            )
+        return height, width
 
 
 def read_exactly(stream: BinaryIO, count: int) -> bytearray:
@@ -124,22 +141,30 @@ def _reward(name: str, arguments: dict[str, Any]) -> Any:
     return target
 
 
-def _scores(reward: Any, pixels: bytearray, shape: list[int], prompts: list[dict[str, Any]], device: str) -> list[float]:
+def _scores(reward: Any, pixels: bytearray, shape: list[int], prompts: list[dict[str, Any]], device: str) -> list[float | None]:
     import torch
 
     images = torch.frombuffer(pixels, dtype=torch.float32).view(shape).to(device)
     with torch.no_grad():
         result = reward(images, [_prompt(entry) for entry in prompts])
-    values = result.tolist() if hasattr(result, "tolist") else list(result)
-    return [float(value) for value in values]
+    if not hasattr(result, "applies"):
+        return [float(value) for value in _listed(result)]
+    values, applies = _listed(result.values), _listed(result.applies)  # of the package's `Partial`, or of what stands for it here
+    if len(values) != len(applies):
+        raise ValueError(f"values and applies must be equally many; got {len(values)} and {len(applies)}")
+    return [float(values[place]) if there else None for place, there in enumerate(applies)]
+
+
+def _listed(numbers: Any) -> list[Any]:
+    return numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)
 
 
 def _prompt(entry: dict[str, Any]) -> Any:
     core = sys.modules.get("diffalign.core.types")  # only a reward of the package needs its class, and has imported it
     if core is not None:
-        return core.Prompt(entry["text"], entry["metadata"])
+        return core.Prompt(*(entry[key] for key in ("text", "metadata", "source") if key in entry))
     prompt = WorkerPrompt(entry["text"])
-    prompt.metadata = entry["metadata"]
+    prompt.metadata, prompt.source = entry["metadata"], entry.get("source")
     return prompt
 
 

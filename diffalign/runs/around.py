@@ -7,7 +7,8 @@ from pathlib import Path
 
 import attrs
 
-from ..core import AlignmentLoop, ConfigError, Hook, Outcome, Report
+from ..core import AlignmentLoop, ConfigError, Hook, Outcome, Report, RewardError
+from ..core.given import require_steps
 from ..core.report import plain
 from ..core.unessential import say
 from ..costs.filling import Filling
@@ -19,7 +20,7 @@ from .pictures import FirstAndLast
 from .recording import Recorder
 from .settings import settings_of
 from .signs import Signs
-from .snapshot import complete_checkpoints
+from .snapshot import complete_checkpoints, going_on
 
 
 @attrs.define(eq=False)
@@ -43,7 +44,9 @@ def run(
 
     Raises:
         ConfigError: `resume` without a folder, or a folder that holds a run, is being trained in, or cannot be written.
+        RewardError: a reward failed; the message names the checkpoint of the last finished step.
     """
+    require_steps(total, start)  # before the folder is made
     if folder is None:
         if resume:
             raise ConfigError("resume needs the folder of the run: loop.run(60, folder=..., resume=True)")
@@ -55,13 +58,17 @@ def run(
         if not resume and start == 0 and has_begun(place):
             raise ConfigError(f"folder {place} must not hold another run; it has steps of one. Give resume=True, or another folder.")
         loop.folder = place
-        checkpoints = Checkpoints(place, settings=settings_of(loop))
+        checkpoints = Checkpoints(place, settings=settings_of(loop, total))
         if resume and complete_checkpoints(place):
             start = checkpoints.restore(loop)
             if total < start and loop.devices.rank == 0:
                 say(f"{place} has {start} steps already, so a total of {total} adds none. Give a larger one to go on.")
             total = max(total, start)
-        return _advanced(loop, total, start, [FirstAndLast(place), Recorder(place, name=place.name), checkpoints], show)
+        try:
+            return _advanced(loop, total, start, [FirstAndLast(place), Recorder(place, name=place.name), checkpoints], show)
+        except RewardError as error:
+            advice = f"Continue by: loop.run({total}, folder={str(place)!r}, resume=True)"
+            raise type(error)(f"{str(error).rstrip('.')}; {going_on(place, advice)}") from error
 
 
 def _advanced(loop: AlignmentLoop, total: int, start: int, hooks: Sequence[Hook], show: bool | None) -> Outcome:

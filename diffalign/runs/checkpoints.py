@@ -9,11 +9,11 @@ from typing import Any
 import attrs
 import torch
 
-from ..core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, agree
+from ..core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, RewardError, agree
 from ..core.unessential import say
 from ..durable import discard
 from .best import BEST, Score, evaluated, held_out_score, keep, training_score, value_to_beat
-from .identity import differences
+from .identity import differences, listed
 from .lock import is_held_elsewhere
 from .settings import OPTIMIZERS, changes
 from .snapshot import (
@@ -37,7 +37,7 @@ __all__ = ["Checkpoints", "complete_checkpoints", "load", "load_weights", "read_
 
 @attrs.define(eq=False)
 class Checkpoints(Hook):
-    """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted; the best one is kept as `best/`.
+    """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted or a reward fails; keeps the best as `best/`.
 
     If a hook before this one evaluates the run while it trains (a `HeldOutEvaluation` with `every`), the best weights are those with the
     highest reward on held-out prompts. They are kept even if no other checkpoint is due at their step. Otherwise the best checkpoint is
@@ -58,6 +58,7 @@ class Checkpoints(Hook):
     settings: Mapping[str, Any] = attrs.field(factory=dict)
     _saved: int | None = attrs.field(default=None, init=False)
     _rewards: list[float] = attrs.field(factory=list, init=False)
+    _prompts: Mapping[str, Any] | None = attrs.field(default=None, init=False)
     _finished: tuple[int, Mapping[str, Any]] | None = attrs.field(default=None, init=False)
     """Steps done, and the state of the parts after them, which the step under way may have moved on."""
 
@@ -77,6 +78,8 @@ class Checkpoints(Hook):
         if changed and loop.devices.rank == 0:
             shown, more = "; ".join([*changed.values()][:8]), f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
             say(f"{last} was written with other settings: {shown}{more}. The run goes on with those of now.")
+        if not any(path.startswith("prompts") for path in changed):
+            _say_other_prompts(last, loop)
         return load(loop, last)
 
     def resume(self, loop: AlignmentLoop, new_total: bool = False) -> int:
@@ -91,6 +94,7 @@ class Checkpoints(Hook):
         """
         last = self._last()
         self.require_same_run(last, new_total)
+        _say_other_prompts(last, loop)
         return load(loop, last)
 
     def require_same_run(self, written: Path, new_total: bool = False) -> None:
@@ -125,7 +129,7 @@ class Checkpoints(Hook):
                     f"{self.folder} must hold no checkpoint after step {step}, at which this run starts; it has {later[-1].name} of "
                     "another run. Give another folder, or remove that checkpoint."
                 )
-        self._saved, self._rewards = None, []
+        self._saved, self._rewards, self._prompts = None, [], listed(loop.prompts)
         if step:
             self._rewards = _rewards_of(self.folder / f"step-{step:06d}")
             self._judge(loop, step, step % self.every == 0)  # a crash between a checkpoint and the best
@@ -146,16 +150,15 @@ class Checkpoints(Hook):
         # weights and optimizers fit together at the end, and when a signal waited for the end of its step; not after an error
         if (error is None or isinstance(error, Interrupted)) and step != self._saved:
             self._save(loop, step)
-        elif isinstance(error, KeyboardInterrupt) and step and step != self._saved and self._finished is not None:
-            # a second signal: weights have not moved since the last finished step; nor has anything, if it came while hooks saw that step
+        elif _spares_weights(error, loop) and step and step != self._saved and self._finished is not None:
             noted, state = self._finished
-            self._save(loop, step, state if noted == step else None)
+            self._save(loop, step, state if noted == step else None)  # nothing has moved if it came while hooks saw that step
         if error is None and step:
             self._judge(loop, step, True)
 
     def _note(self, loop: AlignmentLoop, step: int) -> None:
-        """Keep the small state of a finished step; of several processes one alone may be interrupted, so that none can save."""
-        self._finished = (step, state_of(loop)) if loop.devices.size == 1 else None
+        """Keep the small state of a finished step."""
+        self._finished = (step, state_of(loop))
 
     def _last(self) -> Path:
         if not is_held_elsewhere(self.folder):
@@ -178,7 +181,14 @@ class Checkpoints(Hook):
 
     def _facts(self, loop: AlignmentLoop, step: int, score: Score | None) -> dict[str, Any]:
         judged = {"score": None} if score is None else {"score": score.value, "measure": score.measure}
-        return {"step": step, "reward": loop.reward, **judged, "rewards": self._rewards, "settings": dict(self.settings)}
+        return {
+            "step": step,
+            "reward": loop.reward,
+            **judged,
+            "rewards": self._rewards,
+            "prompts": self._prompts,
+            "settings": dict(self.settings),
+        }
 
     def _judge(self, loop: AlignmentLoop, step: int, due: bool) -> None:
         """Keep the weights of this step if they are the best so far. All processes decide alike."""
@@ -205,6 +215,24 @@ class Checkpoints(Hook):
         done = [path for path in found if step_of(path) <= step]
         for path in [*done[: -self.keep], *(path for path in found if step_of(path) > step)]:
             discard(path)
+
+
+def _say_other_prompts(written: Path, loop: AlignmentLoop) -> None:
+    """Say that a prompt file has changed: its path is the same, so that no configuration shows it. Older checkpoints do not know."""
+    before, now = _facts_of(written).get("prompts"), listed(loop.prompts)
+    if before and now and before != now and loop.devices.rank == 0:
+        say(
+            f"the prompts ({before['count']} of them, now {now['count']}) changed since the run began; the run continues with the present "
+            "prompts"
+        )
+
+
+def _spares_weights(error: BaseException | None, loop: AlignmentLoop) -> bool:
+    """True if weights have not moved since the last finished step, and all processes are here to save them.
+
+    A reward fails before the update, and in all processes. A second signal waits while weights move, but may come to one process alone.
+    """
+    return isinstance(error, RewardError) or (isinstance(error, KeyboardInterrupt) and loop.devices.size == 1)
 
 
 def _rewards_of(written: Path) -> list[float]:

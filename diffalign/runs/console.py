@@ -84,7 +84,7 @@ class Console(Hook):
         speed = self._rows / max(time.monotonic() - self._began, 1e-9)
         numbers = {
             "reward": metrics.get("reward"),
-            "diversity": metrics["diversity/l_gmd"],
+            "diversity": metrics.get("diversity/l_gmd"),
             "check": metrics.get("contract/deviation"),
             "rows": speed,
         }

@@ -1,13 +1,15 @@
-"""Comparison of two configurations: do they describe the same run?"""
+"""Comparison of two configurations, and of the prompts that their files hold: do they describe the same run?"""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..config.parts import find, import_path
+from ..core import Listed, Prompt, PromptSource
 
 SURROUNDINGS = (
     *("folder", "hooks", "evaluation", "trackers", "checkpoint_every", "checkpoint_keep", "keep_images"),
@@ -39,6 +41,17 @@ def differences(before: str, after: str) -> list[tuple[str, str, str]]:
     ]
 
 
+def listed(source: PromptSource) -> dict[str, Any] | None:
+    """Count and digest of the prompts of a source, in order, with their metadata and sources; None if it cannot list them."""
+    if not isinstance(source, Listed):
+        return None
+    digest = hashlib.sha256()
+    for prompt in map(Prompt.of, source.prompts):
+        told = json.dumps([str(prompt), prompt.source, dict(prompt.metadata)], sort_keys=True, default=lambda value: type(value).__name__)
+        digest.update(f"{told}\n".encode())
+    return {"count": len(source.prompts), "sha256": digest.hexdigest()}
+
+
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key not in SURROUNDINGS}
 
@@ -54,8 +67,9 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _are_one_file(before: Any, after: Any) -> bool:
     """True for two paths that lead to one place, of which one may be relative: a file that a run made is looked up as a whole path."""
-    texts = isinstance(before, str) and isinstance(after, str) and os.sep in before and os.sep in after
-    return texts and Path(before).absolute() == Path(after).absolute()
+    if not isinstance(before, str) or not isinstance(after, str) or os.sep not in before + after or "\0" in before + after:
+        return False
+    return os.path.realpath(before) == os.path.realpath(after)
 
 
 def _canonical(path: Any) -> Any:

@@ -15,7 +15,7 @@ import attrs
 import torch
 
 from ..config.sources import keep
-from ..core import AlignmentLoop, Hook, Interrupted, Report
+from ..core import AlignmentLoop, Hook, Interrupted, Report, RewardError
 from ..core.report import plain
 from ..core.unessential import say, unessential
 from ..durable import append_line, write_whole
@@ -82,9 +82,10 @@ class Recorder(Hook):
     name: str = "run"
     sources: Callable[[], Mapping[str, Path]] = dict
     _began: float = attrs.field(init=False, default=0.0)
+    _total: int = attrs.field(init=False, default=0)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
-        self._began = time.monotonic()
+        self._began, self._total = time.monotonic(), total
         if loop.devices.rank != 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,7 @@ class Recorder(Hook):
             forget(self.folder)
         if step < total:
             self._rehearse(loop, step)
-            (self.folder / "report.html").unlink(missing_ok=True)  # a report means that the run is finished
+            self._report.unlink(missing_ok=True)  # a report means that the run is finished
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         if loop.devices.rank != 0:
@@ -127,29 +128,40 @@ class Recorder(Hook):
         append_line(self.folder / "metrics.jsonl", json.dumps(line))
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
-        if error is not None and not isinstance(error, Interrupted):
+        unevaluated = isinstance(error, RewardError) and 0 < step == self._total  # a reward failed when the training was done
+        if error is not None and not isinstance(error, Interrupted) and not unevaluated:
             return
         if loop.devices.rank != 0:
             return
-        self._finish(loop, step, self.folder / "lora")
+        self._export(loop, step, self.folder / "lora")
+        if error is not None and step == self._total:  # the last evaluation is missing, and a report would say that nothing is
+            return
+        self._write_report()
+
+    @property
+    def _report(self) -> Path:
+        return self.folder / "report.html"
 
     def _rehearse(self, loop: AlignmentLoop, step: int) -> None:
         """Write what is written at the end once before the first step, so that nothing is left to fail when the work is done."""
         trial = self.folder / "lora.tmp"
         try:
-            self._finish(loop, step, trial)
+            self._export(loop, step, trial)
+            self._write_report()
         finally:
             shutil.rmtree(trial, ignore_errors=True)
 
-    def _finish(self, loop: AlignmentLoop, step: int, folder: Path) -> None:
+    def _export(self, loop: AlignmentLoop, step: int, folder: Path) -> None:
         policy = loop.evaluation_policy()
         inner = pipeline_policy(policy)
         if inner is not None and inner.adapters:
             card = Card()
             with unessential("what the model card says of the run"):
-                card = _filled(Card.of_run(self.folder, step), loop)
+                card = _filled(Card.of_run(self.folder, step, _evaluated_role(loop)), loop)
             export(policy, folder, "diffusers", card)
-        with unessential(f"{self.folder / 'report.html'} cannot be written"):
+
+    def _write_report(self) -> None:
+        with unessential(f"{self._report} cannot be written"):
             write_report(self.folder, self.name)
 
 
@@ -163,6 +175,12 @@ def _filled(card: Card, loop: AlignmentLoop) -> Card:
         sampler=card.sampler or type(loop.sampler).__name__,
         sampled=card.sampled or (None if tree is None else len(tree.children)),
     )
+
+
+def _evaluated_role(loop: AlignmentLoop) -> str:
+    """Name under which a checkpoint holds the weights that are evaluated."""
+    evaluated = loop.evaluation_policy()
+    return next((name for name, policy in loop.policies().items() if policy is evaluated), "")
 
 
 def _step_of(line: str) -> float:

@@ -22,8 +22,10 @@ _LONG = 32
 """Entries from which a list is one value."""
 
 
-def settings_of(loop: AlignmentLoop) -> dict[str, Any]:
+def settings_of(loop: AlignmentLoop, total: int) -> dict[str, Any]:
     """List the plain values of a loop and of its parts by dotted path; of a part also its class, of a reward its name alone.
+
+    The number of steps is among them, because schedules depend on it.
 
     What is no plain value is left out, and so is what a part moves itself (`state`). Of an optimizer it is what was given, not what a
     schedule has made of it.
@@ -34,7 +36,7 @@ def settings_of(loop: AlignmentLoop) -> dict[str, Any]:
     for role in loop.running:
         factory = loop.optimizers.get(role, loop.optimizers.get("default", adamw))
         found |= {f"{OPTIMIZERS}{role}.{name}": value for name, value in _given(factory).items()}
-    return found
+    return {"total": int(total), **found}
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import attrs
 
-from ..core import AlignmentLoop, Hook, Report
+from ..core import AlignmentLoop, Hook, Report, RewardFunction
+from ..core.scoring import OfSources
 from ..core.unessential import say
 
 PATIENCE = 10
@@ -19,19 +20,21 @@ TIMES = 3.0
 
 @attrs.define(eq=False)
 class Signs(Hook):
-    """Watches every step for three signs, and says each once, on stderr, with its likely cause.
+    """Watches every step for four signs, and says each once, on stderr, with its likely cause.
 
-    no spread   reward/group_std is 0 for 10 steps in a row
+    no spread   reward/group_std is 0 for 10 steps in a row; one sample a prompt has none
+    no score    no reward with a weight applies to any picture for 10 steps in a row; steps whose prompts have no reward do not count
     exploded    |log_ratio/reference| or kl is above 100 + 10 target/spread nats: far more than the rewards ask for
     destroyed   the root mean square of the finished latents is 3 times, or a third of, that of the first step that was seen
     """
 
     _flat: int = attrs.field(default=0, init=False)
+    _blank: int = attrs.field(default=0, init=False)
     _size: float | None = attrs.field(default=None, init=False)
     _said: set[str] = attrs.field(factory=set, init=False)
 
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
-        self._flat, self._size, self._said = 0, None, set()
+        self._flat, self._blank, self._size, self._said = 0, 0, None, set()
 
     def step(self, loop: AlignmentLoop, report: Report) -> None:
         for sign, text in self._seen(loop, report):
@@ -42,12 +45,20 @@ class Signs(Hook):
     def _seen(self, loop: AlignmentLoop, report: Report) -> Iterator[tuple[str, str]]:
         metrics = report.metrics
         self._flat = self._flat + 1 if metrics.get("reward/group_std", 1.0) == 0 else 0
+        self._blank = 0 if "reward" in metrics else self._blank + _asks(loop, report)
         if self._flat >= PATIENCE:
             text = (
                 f"for {self._flat} steps all samples of a prompt have had the same reward, so nothing is learned. The reward is coarse, "
                 "the prompts are too easy or too hard for this model, or the samples are alike (a higher eta, more branches)."
             )
             yield "no spread", text
+        if self._blank >= PATIENCE:
+            text = (
+                f"for {self._blank} steps no reward has applied to any picture, so none is learned from. Look at what "
+                f"{', '.join(_weighed(loop))} asks of a prompt (metadata, a text in quotes), or give these prompts another reward; prompts "
+                "that need none belong to a source with rewards: []."
+            )
+            yield "no score", text
         asked = metrics.get("target/spread", 0.0)
         far = next((name for name in ("log_ratio/reference", "kl") if abs(metrics.get(name, 0.0)) > FAR + 10 * asked), None)
         if far is not None:
@@ -64,6 +75,18 @@ class Signs(Hook):
                 f"rate has probably destroyed the model{_rates(loop)}: take a tenth, and begin again or go on from an earlier checkpoint."
             )
             yield "destroyed", text
+
+
+def _weighed(loop: AlignmentLoop) -> dict[str, RewardFunction]:
+    """Rewards that count, by name."""
+    weights = loop.aggregation.weights
+    return {name: reward for name, reward in loop.named_rewards().items() if weights is None or weights.get(name, 0.0) != 0}
+
+
+def _asks(loop: AlignmentLoop, report: Report) -> bool:
+    """True if a prompt of the step belongs to a reward."""
+    prompts, rewards = report.batch.trajectories.condition.prompts, _weighed(loop).values()
+    return any(not isinstance(reward, OfSources) or reward.applies(prompt) for reward in rewards for prompt in prompts)
 
 
 def _rates(loop: AlignmentLoop) -> str:

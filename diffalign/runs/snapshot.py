@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..core import AlignmentLoop, CheckpointError, Policy, Stateful
+from ..core import AlignmentLoop, CheckpointError, Devices, Policy, Stateful
 from ..core.budget import limited, rows_of
 from ..core.spread import is_spread, spread_like, whole
 from ..core.undo import stateful_parts
@@ -49,27 +49,29 @@ class RunSnapshot:
 
         Args:
             loop: run to collect
-            state: earlier result of `state_of`, if the loop's parts have changed since; None takes the present state
+            state: earlier result of `state_of` in this process, if the loop's parts have changed since; None takes the present state
         """
         keep = loop.devices.rank == 0
         return cls(
             {role: _weights(policy, keep) for role, policy in loop.policies().items()},
             {role: _state(optimizer, keep) for role, optimizer in loop.running.items()},
-            state_of(loop) if state is None else state,
+            _of_all(loop.devices, state_of(loop) if state is None else state),
         )
 
 
 def state_of(loop: AlignmentLoop) -> dict[str, Any]:
-    """Copy the state of the objective and of the parts that have one, and torch's random generators by rank.
-
-    Every process of the run must call this.
-    """
+    """Copy the state of the objective and of the parts that have one, and torch's random generators of this process, one row each."""
     parts = {name: copy.deepcopy(_on_host(dict(part.state()))) for name, part in _stateful(loop).items()}
     device = loop.objective.policy.device
-    drawn = {} if device.type == "cpu" else {device.type: loop.devices.gather(torch.get_device_module(device).get_rng_state(device)[None])}
-    generators = loop.devices.gather(torch.get_rng_state()[None]).clone()
+    drawn = {} if device.type == "cpu" else {device.type: torch.get_device_module(device).get_rng_state(device)[None]}
     budgets = {"sampler": rows_of(loop.sampler), "objective": rows_of(loop.objective), "chunk": loop.chunk}
-    return {"parts": parts, "generators": generators, "device_generators": drawn, "budgets": budgets}
+    return {"parts": parts, "generators": torch.get_rng_state()[None], "device_generators": drawn, "budgets": budgets}
+
+
+def _of_all(devices: Devices, state: Mapping[str, Any]) -> dict[str, Any]:
+    """State with the random generators of all processes by rank. Every process of the run must call this."""
+    drawn = {kind: devices.gather(rows) for kind, rows in state["device_generators"].items()}
+    return {**state, "generators": devices.gather(state["generators"]).clone(), "device_generators": drawn}
 
 
 def save(loop: AlignmentLoop, folder: Path, step: int, config: str, score: float | None = None) -> None:
@@ -201,6 +203,17 @@ def complete_checkpoints(folder: Path, quiet: bool = False) -> list[Path]:
         quiet: print nothing about damaged checkpoints
     """
     return [candidate for candidate in checkpoints(folder) if is_whole(candidate, quiet)]
+
+
+def going_on(folder: Path, advice: str) -> str:
+    """Say of a run that ended early which checkpoint is its last.
+
+    Args:
+        folder: folder of the run
+        advice: sentence that says how it is continued from there
+    """
+    saved = complete_checkpoints(folder, quiet=True)
+    return f"the last checkpoint is {saved[-1]}. {advice}" if saved else f"there is no checkpoint in {folder} yet"
 
 
 def name_complete(folder: Path) -> None:

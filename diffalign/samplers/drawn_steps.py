@@ -45,9 +45,10 @@ class DrawnSteps(TrajectorySampler):
         return DeterministicSampler(max(self.steps), self.samples).branching()
 
     def outline(self, policy: Policy) -> Outline:
-        """Outline of the smallest number of steps: what fits it fits the others."""
-        count = min(self.steps)
-        return foreseen(policy.at(count), DeterministicSampler(count, self.samples).branching())
+        """Outline of the smallest number of steps, with the grids of the others."""
+        counts = sorted(set(self.steps))
+        least, *others = (foreseen(policy.at(count), DeterministicSampler(count, self.samples).branching()) for count in counts)
+        return attrs.evolve(least, others=tuple(other.sigmas for other in others))
 
     def drawn(self, streams: Streams) -> int:
         """Draw the number of steps of a training step."""

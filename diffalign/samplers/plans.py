@@ -4,7 +4,7 @@ Legend: T steps; step t leads from sigmas[t] to sigmas[t + 1].
 """
 
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -107,4 +107,34 @@ class Plan(ABC):
 
         Without another word it is that of the first draw, which is right for a plan that never changes.
         """
-        return self.draw(steps, Progress(0, 1), Streams(0)).noise_levels
+        return drawn(self, steps, Progress(0, 1), Streams(0)).noise_levels
+
+
+def drawn(plan: Plan, steps: int, progress: Progress, streams: Streams) -> Branching:
+    """Draw the branching of a step of the run, and require that it has `steps` denoising steps.
+
+    Raises:
+        ValueError: the plan gave no `Branching`, or one of another length.
+    """
+    branching: Any = plan.draw(steps, progress, streams)
+    where, what = f"{type(plan).__name__}.draw", f"a Branching of {steps} denoising steps"
+    if not isinstance(branching, Branching):
+        raise ValueError(f"{where} must return {what}; at step {progress.step} of the run it returned {type(branching).__name__}")
+    if len(branching.children) != steps:
+        raise ValueError(
+            f"{where} must return {what}, as its argument `steps` says; at step {progress.step} of the run it returned one of "
+            f"{len(branching.children)}. Give every step an entry: 1 child and eta 0 where nothing is to happen."
+        )
+    return branching
+
+
+def noise_bound(plan: Plan, steps: int) -> tuple[float, ...]:
+    """Read the largest eta of each of `steps` denoising steps from a plan: [T].
+
+    Raises:
+        ValueError: their number is another.
+    """
+    bound = plan.largest_noise(steps)
+    if len(bound) != steps:
+        raise ValueError(f"{type(plan).__name__}.largest_noise must return {steps} etas, one per denoising step; it returned {len(bound)}")
+    return bound

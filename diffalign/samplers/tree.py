@@ -9,7 +9,7 @@ from diffalign.core.undo import rewind_of
 
 from .fixed_plan import FixedPlan
 from .frontier import checked_grid, foreseen, roll_out
-from .plans import Branching, Plan
+from .plans import Branching, Plan, drawn, noise_bound
 
 
 @attrs.frozen
@@ -25,7 +25,7 @@ class TreeSampler(TrajectorySampler):
             in memory until the update, whatever the objective's row budget is
 
     Raises:
-        ValueError: the plan does not fit the steps.
+        ValueError: the plan does not fit the steps, or draws another number of them, at whichever step of the run.
 
     Reference: TMPO, arXiv:2605.10983.
     """
@@ -41,11 +41,11 @@ class TreeSampler(TrajectorySampler):
 
     def branching(self, progress: Progress | None = None, streams: Streams | None = None) -> Branching:
         """Branching that the plan draws; without arguments, at the first step of seed 0."""
-        return self.plan.draw(self.steps, progress or Progress(0, 1), streams or Streams(0))
+        return drawn(self.plan, self.steps, progress or Progress(0, 1), streams or Streams(0))
 
     def outline(self, policy: Policy) -> Outline:
         rewind = rewind_of(self)
-        checked_grid(policy, self.plan.largest_noise(self.steps))  # a later draw may reach other steps than the first
+        checked_grid(policy, noise_bound(self.plan, self.steps))  # a later draw may reach other steps than the first
         rewind(self)
         return foreseen(policy, self.branching())
 

@@ -17,7 +17,19 @@ from .. import __version__
 from ..core import ConfigError, RewardError, RewardFunction
 from ..core.nesting import require_single
 from ..placement import is_there, placed
-from ..rewards.wire import ABOUT, HEALTH, SCORE, VERSION, Limits, ScoreRequest, WireError, encode_error, encode_scores, read_request
+from ..rewards.wire import (
+    ABOUT,
+    EXTENDED,
+    HEALTH,
+    SCORE,
+    VERSION,
+    Limits,
+    ScoreRequest,
+    WireError,
+    encode_error,
+    encode_scores,
+    read_request,
+)
 from .batching import Batcher
 from .bodies import announced, bearer, received, require_json
 from .room import FullError, Room
@@ -110,7 +122,8 @@ class _Service:
     async def about(self, request: Request) -> Response:
         self._authorise(request)
         limits = attrs.asdict(self.settings.limits)
-        return JSONResponse({"version": VERSION, "diffalign": __version__, "reward": self.name, "limits": limits})
+        known = {"version": VERSION, "versions": [VERSION, EXTENDED]}
+        return JSONResponse({**known, "diffalign": __version__, "reward": self.name, "limits": limits})
 
     async def score(self, request: Request) -> Response:
         self._authorise(request)

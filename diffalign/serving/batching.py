@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core import Partial, Prompt, RewardFunction, score
 from ..rewards.memory import HalvedBatches
+from ..rewards.wire import plain_scores
 
 
 @attrs.frozen(eq=False)
@@ -19,7 +20,7 @@ class _Job:
 
     images: Tensor  # [K, 3, H, W] uint8
     prompts: tuple[Prompt, ...]  # K
-    scores: asyncio.Future[list[float]]
+    scores: asyncio.Future[list[float | None]]
 
 
 @attrs.define(eq=False)
@@ -57,8 +58,10 @@ class Batcher:
         """Number of requests whose scoring has not begun."""
         return len(self._waiting)
 
-    async def scored(self, images: Tensor, prompts: Sequence[Prompt]) -> list[float]:
-        """Wait for the scores of [K, 3, H, W] uint8 images. A caller that stops waiting leaves the queue.
+    async def scored(self, images: Tensor, prompts: Sequence[Prompt]) -> list[float | None]:
+        """Wait for the scores of [K, 3, H, W] uint8 images, None where the reward does not apply.
+
+        A caller that stops waiting leaves the queue.
 
         Raises:
             RewardError: the reward failed.
@@ -110,12 +113,12 @@ class Batcher:
             scores = scores[len(job.images) :]
         return True
 
-    def _score(self, jobs: Sequence[_Job]) -> list[float]:
+    def _score(self, jobs: Sequence[_Job]) -> list[float | None]:
         images, prompts = torch.cat([job.images for job in jobs]), [prompt for job in jobs for prompt in job.prompts]
-        scores: list[float] = []
+        scores: list[float | None] = []
         for start in range(0, len(images), self.batch):
             end = start + self.batch
-            scores += score({self.name: self._halved}, images[start:end], prompts[start:end])[self.name].tolist()
+            scores += plain_scores(score({self.name: self._halved}, images[start:end], prompts[start:end]).parts[self.name])
             self.batches += 1
         self.images += len(images)
         return scores

@@ -189,6 +189,10 @@ def _some(any_of_them: bool) -> str:
     return "some" if any_of_them else "none"
 
 
+def _is_close(said: Tensor, grid: Tensor) -> bool:
+    return said.shape == grid.shape and float((said - grid).abs().max()) < 1e-5
+
+
 def _outline(sampler: TrajectorySampler) -> None:
     outline: Any = sampler.outline(_policy())
     if outline is None:
@@ -201,7 +205,12 @@ def _outline(sampler: TrajectorySampler) -> None:
     _require_noise(outline.noise_levels, forests, "outline(policy)")
     grids: list[Tensor] = [forest.sigmas.cpu().double() for forest in forests]
     said = outline.sigmas.cpu().double()
-    if not _differ([grid.tolist() for grid in grids]):
+    if _differ([grid.tolist() for grid in grids]):
+        for grid in grids:
+            sigmas = ", ".join(f"{level:.4g}" for level in grid.tolist())
+            known = any(_is_close(other.cpu().double(), grid) for other in outline.grids)
+            holds(known, f"a forest has the sigmas {sigmas}, which are no grid of outline(policy); give it in `Outline.others`")
+    else:
         holds(len(said) == len(grids[0]), f"outline(policy) must have the {len(grids[0])} sigmas of the forest; it has {len(said)}")
         gap = float((said - grids[0]).abs().max())
         holds(gap < 1e-5, f"the sigmas of outline(policy) must be those of the forest; they differ by {gap:.2g}")

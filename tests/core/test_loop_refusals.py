@@ -7,7 +7,7 @@ import pytest
 import torch
 from loops import PROMPTS, TREE, Phased, build, phase, same, sgd, square, weights
 
-from diffalign.core import Hook, Loss, Phase, Progress, Streams
+from diffalign.core import Hook, Loss, Phase, Progress, Streams, UpdateError
 from diffalign.objectives import SoftmaxTB
 from diffalign.samplers import DeterministicSampler, Midpoint
 from diffalign.testing import BrokenReplay, TinyPolicy
@@ -23,7 +23,7 @@ def test_losses_that_yield_inside_a_block_are_refused_and_leave_no_trace(block):
             yield Loss(square(policy))
 
     loop = build(Phased(policy, Phase({"policy": policy}, losses)))
-    with pytest.raises(RuntimeError, match="the losses of policy yielded inside no_grad or autocast"):
+    with pytest.raises(UpdateError, match="the losses of policy yielded inside no_grad or autocast"):
         loop.step(PROMPTS.draw(0, 2), Progress(0, 1))
     assert torch.is_grad_enabled()
     assert not torch.is_autocast_enabled("cpu")
@@ -58,6 +58,23 @@ def test_an_optimizer_for_no_role_is_refused():
 def test_numbers_out_of_range_are_refused_by_name(options):
     with pytest.raises(ValueError, match=f"'{next(iter(options))}' must be >"):
         build(SoftmaxTB(TinyPolicy()), **options)
+
+
+@pytest.mark.parametrize(
+    ("total", "start", "said"),
+    [
+        (2.5, 0, r"total must be a whole number of steps; got 2\.5\. Write it without a fraction\."),
+        (3, 1.0, r"start must be a whole number of steps; got 1\.0\."),
+        ("3", 0, r"total must be a whole number of steps; got '3'\."),
+        (-1, 0, r"total must be at least 0 steps; got -1\. It counts all steps of the run"),
+    ],
+)
+def test_numbers_that_count_no_steps_are_refused(total, start, said, tmp_path):
+    loop = build(Phased(TinyPolicy()))
+    for run in (loop.advance, loop.run, lambda *given: loop.run(*given, folder=tmp_path / "run")):
+        with pytest.raises(ValueError, match=said):
+            run(total, start)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("total", "start"), [(3, 4), (3, -1)])

@@ -1,9 +1,10 @@
 import json
 
+import pytest
 import torch
 from ring import ring_loop
 
-from diffalign.core import Average, Hook
+from diffalign.core import Average, ConfigError, Hook
 from diffalign.evaluation import HeldOutEvaluation, evaluate
 
 
@@ -26,6 +27,13 @@ def test_held_out_evaluation_before_during_and_after(tmp_path):
     assert set(entries[-1]["diversity"]) == {"l_gmd", "ms_ssim_distance", "cosine/pixels", "vendi/pixels", "modes/pixels"}
     assert [row["prompt"] for row in entries[-1]["by_prompt"]] == ["one", "two"]
     assert sorted(path.name for path in (tmp_path / "run" / "images").iterdir())[-1] == "step-000005.png"
+
+
+def test_a_further_reward_does_not_take_the_place_of_a_trained_one(tmp_path):
+    hook = HeldOutEvaluation(prompts(tmp_path), samples=3, steps=4, rewards={"rewarded": brightness})
+    with pytest.raises(ConfigError, match=r"evaluation\.rewards\.rewarded must have another name: the run trains on a reward 'rewarded'"):
+        ring_loop(tmp_path / "run", [hook]).run(1)
+    assert not (tmp_path / "run" / "evaluation.json").exists()
 
 
 class Reader(Hook):

@@ -65,6 +65,29 @@ def test_the_mask_of_flow_grpo_blocks_steps_that_have_moved_on():
     assert_same(gradient(masked, batch, 1), torch.cat([part.flatten() for part in expected]), tolerance=1e-7)
 
 
+@pytest.mark.parametrize("clip", [None, 1e-4, 0.5])
+def test_under_a_mask_the_metric_counts_what_the_mask_blocks(clip):
+    """The clip is not in force."""
+    policy, _ = pair()
+    batch = batch_of(policy)
+    objective = FlowGRPO(policy, kl=0.0, clip=clip, updates=2, kl_mask=KLMask(3e-4))
+    (phase,) = objective.phases()
+    (loss,) = phase.losses(batch, 0)
+    assert float(loss.metrics["ratio/clipped"][0]) == 0
+    with torch.no_grad():
+        policy.network.lora_B.weight += 0.03
+    (loss,) = phase.losses(batch, 1)
+    edges = Edges.of(batch.trajectories)
+    with torch.no_grad():
+        step = replay(policy, batch.trajectories, edges)
+        moved = (step.mean - batch.trajectories.mean[edges.row]).flatten(1).square().mean(dim=1) / (2 * step.std.square())
+        log_ratio = step.log_prob(batch.trajectories.latents[edges.child]) - batch.trajectories.log_prob[edges.child]
+    advantage = batch.trajectories.node_mean(group_normalize(batch.rewards.double(), batch.trajectories.group))[edges.child]
+    blocked, count = loss.metrics["ratio/clipped"]
+    assert float(blocked) == int(((moved > 3e-4) & (advantage * log_ratio > 0)).sum()) > 0
+    assert float(count) == len(edges.child) > float(blocked)
+
+
 def test_any_objective_takes_the_guard_of_the_norm():
     policy, reference = pair()
     batch = batch_of(policy)

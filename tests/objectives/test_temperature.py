@@ -30,11 +30,11 @@ def loop_of(objective, reward=channel_reward, rate=0.05, prompts=2, sampler=TREE
     )
 
 
-def run(loop, total, start=0):
+def run(loop, total, start=0, stop=None):
     """The metrics of each step."""
     return [
         dict(loop.step(loop.prompts.draw(step, loop.prompts_per_step), Progress(step, total, loop.reward)).metrics)
-        for step in range(start, total)
+        for step in range(start, total if stop is None else stop)
     ]
 
 
@@ -91,7 +91,6 @@ def test_what_a_budget_has_found_goes_into_checkpoints(objective):
     assert second.state() == first.state() != {}
     expected = first.state()["beta"] * math.exp(2.0 * first.state()["answer"])
     assert run(loop_of(second), 5, 4)[0]["beta"] == pytest.approx(expected, rel=1e-12)
-    assert objective(policy, beta=2.0).state() == {}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +166,44 @@ def test_a_constant_reward_is_said_once_and_moves_nothing(objective, capsys):
     assert all(step["reference/felt"] == 0 for step in metrics)
     moved = zip(policy.trainable_parameters().values(), before, strict=True)
     assert max(float((now - then).detach().abs().max()) for now, then in moved) < 1e-6
+
+
+class Fading:
+    """Rewards that are equal from the tenth step on."""
+
+    def __init__(self, step=0):
+        self.step = step
+
+    def __call__(self, images, prompts):
+        self.step += 1
+        return channel_reward(images, prompts) if self.step <= 10 else torch.ones(len(images))
+
+
+@OBJECTIVES
+def test_what_a_run_says_does_not_depend_on_a_resume(objective, capsys):
+    policy = TinyPolicy((2, 2))
+    first = objective(policy, beta=1.0)
+    run(loop_of(first, Fading()), 100, stop=10)
+    again = objective(policy, first.reference, beta=1.0)
+    again.restore(first.state())
+    run(loop_of(again, Fading(10)), 100, start=10, stop=12)
+    assert capsys.readouterr().err == ""
+    fresh = objective(policy, first.reference, beta=1.0)
+    fresh.restore({})  # an older checkpoint knows nothing of the steps before
+    run(loop_of(fresh, Fading(10)), 100, start=10, stop=12)
+    assert capsys.readouterr().err.count("the rewards of every group have been equal so far") == 1
+
+
+def test_the_end_of_a_range_is_said_once_in_a_run_that_is_resumed():
+    first, again, older = (Temperature(EffectiveSamples(0.5), "Mine") for _ in range(3))
+    said = [first.observe({"ess/target": 1.0}, Progress(step, 400)) for step in range(100)]
+    assert sum(line is not None for line in said) == 1
+    again.restore(first.state())
+    assert again.observe({"ess/target": 1.0}, Progress(100, 400)) is None
+    assert again.state() == first.state()
+    older.restore({name: first.state()[name] for name in ("beta", "answer")})
+    assert older(Progress(100, 400)) == first(Progress(100, 400))
+    assert "the end of its range" in older.observe({"ess/target": 1.0}, Progress(100, 400))
 
 
 def test_a_run_that_is_resumed_late_has_nothing_to_say(capsys):

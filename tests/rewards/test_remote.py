@@ -8,7 +8,7 @@ from fake_server import FakeServer, hang_up, lengths, says, send
 
 from diffalign.core import ConfigError, Prompt, RewardError
 from diffalign.rewards.remote import RemoteReward
-from diffalign.rewards.wire import Limits, read_request
+from diffalign.rewards.wire import Limits, encode_error, read_request
 
 IMAGES = torch.rand(7, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 PROMPTS = [Prompt("x" * (place + 1), {"target": place, "box": [0.5, {"deep": None}]}) for place in range(7)]
@@ -34,6 +34,22 @@ def test_metadata_travels():
         sent = read_request(server.bodies[0], Limits())
     assert sent.prompts == tuple(PROMPTS)
     assert [dict(prompt.metadata) for prompt in sent.prompts] == [dict(prompt.metadata) for prompt in PROMPTS]
+
+
+def test_a_server_of_version_1_serves_prompts_without_a_source_and_refuses_the_others_at_once():
+    def older(handler, body):
+        version = json.loads(body)["version"]
+        if version == 1:
+            lengths(handler, body)
+        else:
+            send(handler, 400, encode_error("malformed", f"version must be 1; got {version}. Both ends need the same protocol."))
+
+    with FakeServer(older) as server:
+        reward = RemoteReward(server.url, retries=2, backoff=0.0)
+        assert reward(IMAGES, PROMPTS).tolist() == [1, 2, 3, 4, 5, 6, 7]
+        with pytest.raises(RewardError, match=r"answered 400: version must be 1; got 2\. Both ends need the same protocol"):
+            reward(IMAGES[:1], [Prompt("a", {}, "likes")])
+        assert len(server.bodies) == 2
 
 
 def test_plain_strings_serve_as_prompts():

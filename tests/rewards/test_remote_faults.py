@@ -42,7 +42,7 @@ FOR_NOUGHT = {
     "null": (scores(1.0, None), "score of image 1 of 2 must be a finite number; got None"),
     "a truth": (scores(True, 1.0), "score of image 0 of 2 must be a finite number; got True"),
     "another's": (another_id, "belongs to another request: its id is 'someone-else'"),
-    "other version": (says(200, b'{"version": 2, "id": "", "scores": [1, 2]}'), "version must be 1; got 2"),
+    "other version": (says(200, b'{"version": 3, "id": "", "scores": [1, 2]}'), "version must be 1 or 2; got 3"),
     "refusal": (says(422, b'{"version":1,"error":{"kind":"reward_refused","message":"no metadata"}}'), "answered 422: no metadata"),
     "unauthorised": (says(401, b"who are you"), "answered 401: 'who are you'"),
     "not ours": (says(404, b'{"error": "gone"}'), 'answered 404: \'{"error": "gone"}\''),

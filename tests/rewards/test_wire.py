@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffalign.core import Prompt
+from diffalign.core import Partial, Prompt
 from diffalign.rewards.wire import (
     Limits,
     ScoreRequest,
@@ -26,7 +26,9 @@ from diffalign.rewards.wire import (
     encode_scores,
     error_text,
     pixels_of,
+    plain_scores,
     read_request,
+    reward_of,
 )
 
 PIXELS = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -64,6 +66,35 @@ def test_scores_survive_the_journey_exactly(values):
     assert decode_scores(encode_scores("x", values), "x", len(values)) == values
 
 
+def test_a_source_travels_in_a_message_that_older_ends_refuse():
+    sent = encode_request(ScoreRequest("x", PIXELS, (Prompt("a", {}, "likes"), Prompt("b"))))
+    assert json.loads(sent)["version"] == 2
+    assert [prompt.source for prompt in read_request(sent, Limits()).prompts] == ["likes", None]
+
+
+def test_what_older_ends_understand_is_sent_as_they_know_it():
+    asked = json.loads(encode_request(ScoreRequest("x", PIXELS, (Prompt("a"), Prompt("b", {"n": 1})))))
+    assert (asked["version"], asked["prompts"]) == (1, [{"text": "a", "metadata": {}}, {"text": "b", "metadata": {"n": 1}}])
+    assert json.loads(encode_scores("x", [0.5, 1.0])) == {"version": 1, "id": "x", "scores": [0.5, 1.0]}
+
+
+def test_images_without_a_score_travel_in_an_answer_that_older_ends_refuse():
+    sent = encode_scores("x", [0.5, None, 0.0])
+    assert json.loads(sent) == {"version": 2, "id": "x", "scores": [0.5, None, 0.0]}
+    assert decode_scores(sent, "x", 3) == [0.5, None, 0.0]
+    with pytest.raises(WireError, match="the score of image 1 of 3 must be a finite number; got None"):
+        decode_scores(sent.replace(b'"version":2', b'"version":1'), "x", 3)
+
+
+@pytest.mark.parametrize("scores", [torch.tensor([0.5, 1.5]), Partial(torch.tensor([0.5, float("nan")]), torch.tensor([True, False]))])
+def test_scores_become_plain_values_and_come_back_as_a_reward_returns_them(scores):
+    plain = plain_scores(scores)
+    back = reward_of(plain, torch.device("cpu"))
+    assert type(back) is type(scores)
+    assert plain_scores(back) == plain
+    assert plain == ([0.5, 1.5] if isinstance(scores, torch.Tensor) else [0.5, None])
+
+
 def test_pixels_are_rounded_and_held_in_range():
     levels = torch.tensor([-0.5, 0.0, 0.4999 / 255, 0.5001 / 255, 254.6 / 255, 1.0, 7.0])
     assert pixels_of(levels.expand(1, 3, 1, 7))[0, 0, 0].tolist() == [0, 0, 0, 1, 255, 255, 255]
@@ -80,9 +111,9 @@ BROKEN = [
     (b"[" * 10**5, "not JSON"),
     (b"9" * 10**5, "not JSON"),
     (b"[]", "must be an object; got list"),
-    (b"{}", "version must be 1; got None"),
-    (message(version=2), "version must be 1; got 2"),
-    (message(version=True), "version must be 1; got True"),
+    (b"{}", "version must be 1 or 2; got None"),
+    (message(version=3), "version must be 1 or 2; got 3"),
+    (message(version=True), "version must be 1 or 2; got True"),
     (message(more=1), "must have the keys id, images, prompts, version"),
     (message(id=""), "id must be 1 to 64"),
     (message(id="a\nb"), "id must be 1 to 64"),
@@ -94,6 +125,10 @@ BROKEN = [
     (message(prompts=["a", "b"]), "prompts[0] must be an object with text and metadata; got 'a'"),
     (message(prompts=[{"text": "a", "metadata": {}}, {"text": 1, "metadata": {}}]), "prompts[1].text must be"),
     (message(prompts=[{"text": "a", "metadata": []}] * 2), "prompts[0].metadata must be an object; got []"),
+    (message(prompts=[{"text": "a", "metadata": {}, "source": "x"}] * 2), "prompts[0] must be an object with text and metadata; got"),
+    (message(version=2, prompts=[{"text": "a", "source": "x"}] * 2), "an object with text and metadata, and source if it has one; got"),
+    (message(version=2, prompts=[{"text": "a", "metadata": {}, "source": 1}] * 2), "prompts[0].source must be null or at most 20000"),
+    (message(version=2, prompts=[{"text": "a", "metadata": {}, "source": "x" * 20_001}] * 2), "prompts[0].source must be null or at most"),
     (message(prompts=[{"text": "a" * 20_001, "metadata": {}}] * 2), "prompts[0].text must be at most 20000 characters"),
     (message(prompts=[{"text": "\ud800", "metadata": {}}] * 2), "prompts[0] must be Unicode text"),
     (message(prompts=[{"text": "a", "metadata": {"x": "\ud800"}}] * 2), "prompts[0] must be Unicode text"),

@@ -1,6 +1,7 @@
 """Rewards in a process of their own: the same numbers, and an error with its cause for whatever goes wrong there."""
 
 import os
+import re
 import signal
 import sysconfig
 import time
@@ -12,6 +13,7 @@ import torch
 
 from diffalign.core import Prompt, RewardError
 from diffalign.rewards.worker import WorkerReward
+from diffalign.rewards.worker_program import WorkerPrompt
 from diffalign.threads import of_child
 
 PARTS = """
@@ -24,6 +26,11 @@ def bright(images, prompts):
 class Ranked:
     def of_groups(self, images, prompts, group):
         return group
+
+
+class Partial:
+    def __init__(self, values, applies):
+        self.values, self.applies = values, applies
 
 
 class Faulty:
@@ -82,6 +89,15 @@ class Faulty:
     def fuller(self, images, prompts):
         raise MemoryError("not even one")
 
+    def prompted(self, images, prompts):
+        return [len(prompt.source or "") + 10.0 * sum(prompt.size or ()) for prompt in prompts]
+
+    def partial(self, images, prompts):
+        return Partial(images.mean(dim=(1, 2, 3)), [prompt.metadata.get("applies", True) for prompt in prompts])
+
+    def unequal(self, images, prompts):
+        return Partial([1.0, 2.0], [True])
+
     def pid(self, images, prompts):
         return [float(os.getpid())] * len(images)
 """
@@ -139,6 +155,7 @@ def test_the_program_does_not_import_the_package(faulty):
         ("nan", "returned nan for image 1 of 2, prompt 'nan'"),
         ("few", "returned 1 scores for 2 images"),
         ("nested", "raised TypeError"),
+        ("unequal", "raised ValueError: values and applies must be equally many; got 2 and 1"),
         ("fuller", "memory ran out for a single image of 4 x 4"),
     ],
 )
@@ -148,6 +165,48 @@ def test_a_failure_that_the_process_survives(faulty, word, message):
         ask(faulty, word)
     assert message in str(caught.value)
     assert ask(faulty, "pid").tolist() == before
+
+
+PROMPTED = [Prompt("prompted", {"height": 8, "width": 6}, "likes"), Prompt("prompted", {}, "counts"), Prompt("prompted")]
+
+
+def test_a_reward_without_the_package_reads_the_source_and_the_size_of_a_prompt(faulty):
+    assert faulty(torch.zeros(3, 3, 4, 4), PROMPTED).tolist() == [145.0, 6.0, 0.0]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"height": 8, "width": 6}, {"height": 8}, {"height": 8, "width": 0}, {"height": 8, "width": "6"}])
+def test_a_prompt_without_the_package_has_the_size_of_the_packages_own(metadata):
+    own, other = Prompt("a", metadata), WorkerPrompt("a")
+    other.metadata = metadata
+    try:
+        expected = own.size
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            _ = other.size
+    else:
+        assert other.size == expected
+
+
+def test_a_reward_without_the_package_need_not_apply_to_every_picture(faulty):
+    scores = faulty(IMAGES, [Prompt("partial"), Prompt("partial", {"applies": False})])
+    assert scores.applies.tolist() == [True, False]
+    assert scores.scores.tolist() == [IMAGES[0].mean().item()]
+    assert torch.equal(ask(faulty, "partial"), IMAGES.mean(dim=(1, 2, 3)))  # it applies to both
+
+
+def test_a_reward_of_the_package_is_the_same_in_a_worker(folder):
+    (folder / "packaged.py").write_text(
+        "from diffalign.core import Partial\n\n\n"
+        "def liked(images, prompts):\n"
+        "    values = images.mean(dim=(1, 2, 3)) + images.new_tensor([len(prompt.source or '') for prompt in prompts])\n"
+        "    return Partial(values, images.new_tensor([prompt.size is None for prompt in prompts]) > 0)\n"
+    )
+    images = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    reward = WorkerReward("packaged:liked", workers=2)
+    scores = reward(images, PROMPTED)
+    reward.close()
+    assert scores.applies.tolist() == [False, True, True]
+    assert torch.equal(scores.scores, images.mean(dim=(1, 2, 3))[1:] + torch.tensor([6.0, 0.0]))
 
 
 def test_memory_and_noise_are_no_failures(faulty):

@@ -11,6 +11,7 @@ from diffalign import Prompt
 from diffalign.core import ConfigError, Partial, Reward, RewardError, score
 from diffalign.core.demands import require
 from diffalign.rewards import BinaryLiking, Cached, Clipped, Concurrent, WeightedSum
+from diffalign.rewards.caching import _key
 
 PROMPTS = [Prompt("a"), Prompt("b"), Prompt("c")]
 IMAGES = torch.stack([torch.full((3, 4, 4), value) for value in (0.0, 0.5, 1.0)])
@@ -236,3 +237,17 @@ def test_what_a_reward_needs_is_known_through_every_wrapper(wrap):
     require([brightness, reward], [Prompt("a", {"number": 1})])
     with pytest.raises(ConfigError, match="Counted needs metadata 'number'; prompt 'b' has none"):
         require([brightness, reward], [Prompt("a", {"number": 1}), Prompt("b")])
+
+
+def test_cached_tells_sources_apart_and_keeps_the_keys_of_prompts_without_one():
+    class OfSource(Reward):
+        def __call__(self, images, prompts):
+            return torch.tensor([float(len(prompt.source or "")) for prompt in prompts])
+
+    reward = Cached(OfSource())
+    prompts = [Prompt("a", source="faces"), Prompt("a", source="pens"), Prompt("a"), Prompt("a", source="faces")]
+    assert reward(IMAGES[:1].repeat(4, 1, 1, 1), prompts).tolist() == [5.0, 4.0, 0.0, 5.0]
+    assert (reward.hits, reward.misses) == (1, 3)
+    image = torch.arange(12.0).reshape(3, 2, 2)
+    keys = [_key(image, prompt).hex()[:16] for prompt in ("a", Prompt("a"), Prompt("a", {"n": 1}))]
+    assert keys == ["b1df41f49d292d31", "b1df41f49d292d31", "f3ff010f1ca732b1"]

@@ -132,6 +132,16 @@ def test_the_plan_of_a_run_has_room_for_the_most_steps():
     assert SAMPLER.branching() == DeterministicSampler(4, 3).branching()
 
 
+def test_the_outline_names_the_grids_of_all_numbers():
+    policy = student()
+    outline = DrawnSteps((4, 1, 2, 4), samples=3).outline(policy)
+    assert outline.grids[0] is outline.sigmas
+    assert [grid.tolist() for grid in outline.grids] == [policy.at(count).sigmas(count).tolist() for count in (1, 2, 4)]
+    assert len(DeterministicSampler(4, 3).outline(policy).grids) == 1
+    with pytest.raises(ValueError, match="this student serves 4, 1 and 2 steps; 3 steps were asked for"):
+        DrawnSteps((4, 3)).outline(policy)
+
+
 @pytest.mark.parametrize("steps", [(), (0, 2), (1.5,)])
 def test_numbers_that_are_none_are_refused(steps):
     with pytest.raises(ValueError, match=r"DrawnSteps\.steps must hold numbers of steps of at least 1; got"):

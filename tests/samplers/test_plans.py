@@ -2,13 +2,14 @@
 
 import math
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign.core import Progress, Streams
+from diffalign.core import Progress, Prompt, Streams
 from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, FixedPlan, Plan, TreeSampler
-from diffalign.testing import GivenPlan
+from diffalign.testing import GivenPlan, TinyPolicy
 from diffalign.testing.strategies import branchings
 
 HERE = (Progress(0, 1), Streams(0))
@@ -203,3 +204,48 @@ def test_without_levels_a_tree_is_chains():
 def test_options_that_contradict_each_other_are_refused_when_the_sampler_is_built(arguments, message):
     with pytest.raises(ValueError, match=message):
         TreeSampler(6, FixedPlan(**arguments))
+
+
+@attrs.frozen
+class LaterPlan(Plan):
+    """Draws what fits at the first step of a run, and something else from the second on."""
+
+    later: object
+    first: object = Branching((1, 3, 1, 1, 1, 1), (0.0, 0.7, 0.0, 0.0, 0.0, 0.0))
+
+    def draw(self, steps, progress, streams):
+        return self.later if progress.step else self.first
+
+
+SHORT = Branching((1, 3, 1), (0.0, 0.7, 0.0))
+LONG = Branching((1, 3, 1, 1, 1, 1, 1), (0.0, 0.7, 0.0, 0.0, 0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("drawn", [SHORT, LONG], ids=["short", "long"])
+def test_a_draw_of_another_number_of_steps_is_refused(drawn):
+    wanted = rf"LaterPlan.draw must return a Branching of 6 denoising steps.* at step {{}} of the run .* one of {len(drawn.children)}\."
+    with pytest.raises(ValueError, match=wanted.format(0)):
+        TreeSampler(6, LaterPlan(drawn, drawn))
+    sampler, policy = TreeSampler(6, LaterPlan(drawn)), TinyPolicy((2, 2))
+    with pytest.raises(ValueError, match=wanted.format(4)):
+        sampler.sample(policy, policy.encode([Prompt("a")]), Progress(4, 9), Streams(0, 4))
+
+
+def test_a_draw_that_is_no_branching_is_refused():
+    wanted = r"LaterPlan.draw must return a Branching of 6 denoising steps; at step {} of the run it returned list"
+    with pytest.raises(ValueError, match=wanted.format(0)):
+        TreeSampler(6, LaterPlan([1, 3], [1, 3]))
+    with pytest.raises(ValueError, match=wanted.format(0)):
+        LaterPlan([1, 3], [1, 3]).largest_noise(6)
+    with pytest.raises(ValueError, match=wanted.format(2)):
+        TreeSampler(6, LaterPlan([1, 3])).branching(Progress(2, 9), Streams(0, 2))
+
+
+def test_a_bound_on_the_noise_of_another_number_of_steps_is_refused():
+    class Bounded(FixedPlan):
+        def largest_noise(self, steps):
+            return (0.0, 0.7, 0.0)
+
+    sampler = TreeSampler(6, Bounded())
+    with pytest.raises(ValueError, match=r"Bounded.largest_noise must return 6 etas, one per denoising step; it returned 3"):
+        sampler.outline(TinyPolicy((2, 2)))

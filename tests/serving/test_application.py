@@ -10,7 +10,7 @@ import torch
 from running import ask, request, running
 
 import diffalign
-from diffalign.core import Prompt, RewardError
+from diffalign.core import Partial, Prompt, RewardError
 from diffalign.rewards.remote import RemoteReward
 from diffalign.rewards.wire import ABOUT, HEALTH, SCORE, Limits, ScoreRequest, encode_request
 from diffalign.serving import Settings
@@ -47,10 +47,39 @@ def test_the_client_gets_the_scores_of_the_local_reward(server):
     reward.close()
 
 
+def test_a_served_reward_reads_the_source_and_the_size_of_a_prompt():
+    prompts = [Prompt("a", {"height": 8, "width": 6}, "likes"), Prompt("b", {}, "counts"), Prompt("c")]
+    reward = lambda images, prompts: torch.tensor([len(p.source or "") + 10.0 * sum(p.size or ()) for p in prompts])  # noqa: E731
+    images = torch.zeros(3, 3, 8, 6)
+    with running(reward) as address:
+        for batch in (1, 3):
+            assert RemoteReward("http://{}:{}".format(*address), batch=batch)(images, prompts).tolist() == [145.0, 6.0, 0.0]
+
+
+def test_a_served_reward_need_not_apply_to_every_picture():
+    asked = []
+
+    def smile(images, prompts):
+        asked.append(len(images))
+        brightness = images.mean(dim=(1, 2, 3))
+        return Partial(brightness, brightness > 0.5)
+
+    images = torch.tensor([1.0, 0.0, 0.6, 0.0]).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    with running(smile) as address:
+        for batch in (1, 4):
+            scores = RemoteReward("http://{}:{}".format(*address), batch=batch, retries=0)(images, ["p"] * 4)
+            assert scores.applies.tolist() == [True, False, True, False]
+            torch.testing.assert_close(scores.scores, torch.tensor([1.0, 0.6]))
+        everywhere = RemoteReward("http://{}:{}".format(*address))(images[[0, 2]], ["p"] * 2)
+        torch.testing.assert_close(everywhere, torch.tensor([1.0, 0.6]))
+        assert sum(asked) == 10  # nothing was tried again
+
+
 def test_health_and_version(server):
     assert ask(server, None, "GET", HEALTH) == (200, {"status": "ok", "waiting": 0})
     status, about = ask(server, None, "GET", ABOUT)
     assert (status, about["version"], about["diffalign"], about["reward"]) == (200, 1, diffalign.__version__, "tested")
+    assert about["versions"] == [1, 2]
     assert about["limits"] == {"body": 200_000, "images": 8, "pixels": 32_768, "text": 20_000}
 
 

@@ -109,6 +109,28 @@ def test_steps_that_differ_have_the_branching_that_needs_the_most():
     assert "says 2 steps, fewer than the 4" in findings(Shorter())["branching"].failure
 
 
+@attrs.frozen
+class Grids(TrajectorySampler):
+    """Draws one of three numbers of steps, and says some of their grids."""
+
+    said: tuple = (1, 2, 4)
+
+    def outline(self, policy):
+        first, *others = (foreseen(policy, DeterministicSampler(count, 2).branching()) for count in self.said)
+        return attrs.evolve(first, others=tuple(other.sigmas for other in others))
+
+    def sample(self, policy, condition, progress, streams):
+        return DrawnSteps((1, 2, 4), samples=2).sample(policy, condition, progress, streams)
+
+
+def test_every_drawn_grid_is_one_that_was_said():
+    assert not findings(Grids())["outline"].failure
+    assert not findings(Grids((4, 1, 2)))["outline"].failure
+    for said, lacking in (((1, 2), "1, 0.8571, 0.6667, 0.4, 0"), ((4, 2), "1, 0"), ((1, 3, 4), "1, 0.6667, 0")):
+        failure = findings(Grids(said))["outline"].failure
+        assert f"has the sigmas {lacking}, which are no grid of outline(policy); give it in `Outline.others`" in failure
+
+
 class Shorter(TrajectorySampler):
     """Says the branching of its shortest step."""
 

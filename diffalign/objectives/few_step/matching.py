@@ -3,7 +3,7 @@
 Legend: B rows, * latent dimensions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import attrs
@@ -79,9 +79,31 @@ class Queries:
     def __call__(self, rows: Rows, streams: Streams, name: str) -> tuple[Tensor, Tensor]:
         """Taus [B] and unit noises [B, *]."""
         uniform = draw_uniform(streams, f"{name}/time", rows, self.shared)
-        top = torch.minimum(self.interval.top(rows.sigma).clamp(max=self.ceiling), rows.first)  # above, a UNet was never trained
-        tau = self.times(rows.sigma_end.clamp(min=self.floor), top, uniform)
+        tau = self.times(rows.sigma_end.clamp(min=self.floor), self.top(rows.sigma, rows.first), uniform)
         return tau, draw_noise(streams, f"{name}/noise", rows, self.noise_by_group)
+
+    def top(self, sigma: Tensor, first: Tensor) -> Tensor:
+        """The largest tau of stages that start at `sigma` [B], on a grid that starts at `first` [B]: [B]."""
+        return torch.minimum(self.interval.top(sigma).clamp(max=self.ceiling), first)  # above, a UNet was never trained
+
+    def require(self, sigmas: Tensor, stages: Sequence[int], owner: str) -> None:
+        """Refuse a stage for which there is no tau, before one is drawn.
+
+        Args:
+            sigmas: [T+1] noise grid
+            stages: stages that may be drawn
+            owner: who asks, for the message
+
+        Raises:
+            ValueError: there is such a stage; the message names the first.
+        """
+        for stage in stages:
+            start, end = sigmas[stage : stage + 1], sigmas[stage + 1 : stage + 2]
+            try:
+                self.times(end.clamp(min=self.floor), self.top(start, sigmas[:1]), torch.zeros_like(end))
+            except ValueError as error:
+                where = f"stage {stage} of {len(sigmas) - 1}, from sigma {start.item():.4g} to {end.item():.4g}"
+                raise ValueError(f"{owner} finds no noise level for {where}: {error}") from error
 
 
 def scale_of(given: float | None, policy: Policy, name: str) -> float:
@@ -103,10 +125,14 @@ def unguided(teacher: Policy) -> Policy:
     return unguided(teacher.policy) if isinstance(teacher, Guided) else teacher
 
 
-def random_ends(rows: Rows, streams: Streams, name: str, margin: float) -> Rows:
-    """Stages ended at a uniform sigma in [s_{j+1}, s_j - margin) instead of at the grid point; where there is no room, at it."""
+def random_ends(rows: Rows, streams: Streams, name: str, margin: float, latest: Tensor) -> Rows:
+    """Stages ended at a uniform sigma in [s_{j+1}, s_j - margin) instead of at the grid point; where there is no room, at it.
+
+    An end above `latest` [B] is held there, so that there are taus above it.
+    """
     room = (rows.sigma - margin - rows.sigma_end).clamp(min=0)
-    return rows.with_ends(rows.sigma_end + draw_uniform(streams, f"{name}/end", rows, "batch") * room)
+    ends = rows.sigma_end + draw_uniform(streams, f"{name}/end", rows, "batch") * room
+    return rows.with_ends(torch.minimum(ends, torch.maximum(latest, rows.sigma_end)))
 
 
 def fake_losses(

@@ -13,7 +13,18 @@ class QueryTime(ABC):
 
     @abstractmethod
     def __call__(self, low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
-        """Taus [B] above `low` [B] by a margin and at most `high` [B], for `uniform` [B] in [0, 1)."""
+        """Taus [B] above `low` [B] by a margin and at most `high` [B], for `uniform` [B] in [0, 1).
+
+        Raises:
+            ValueError: there is no such tau for a row; the message names the sigmas of the first.
+        """
+
+    def latest(self, high: Tensor) -> Tensor:
+        """The largest `low` [B] that leaves room below `high` [B], where random ends of stages are held.
+
+        Without another word it is `high`, which is right for a rule without a margin.
+        """
+        return high
 
 
 def shift_time(u: Tensor, shift: float) -> Tensor:
@@ -26,13 +37,32 @@ def unshift_time(sigma: Tensor, shift: float) -> Tensor:
     return sigma / (shift - (shift - 1) * sigma)
 
 
+_ROOM = 1e-4
+"""Room that is left above `QueryTime.latest`: more than float32 rounds."""
+
+
 def _between(low: Tensor, high: Tensor, uniform: Tensor, margin: float) -> Tensor:
-    if bool((low + margin >= high).any()):
-        raise ValueError(
-            f"query times must lie between {low.max().item():.4g} + margin {margin:g} and {high.min().item():.4g}, where there is nothing. "
-            "Lower the floor or the margin, or take the interval Overlap or a higher ceiling."
-        )
     return low + margin + uniform * (high - low - margin)
+
+
+def _require_room(none: Tensor, low: Tensor, least: Tensor, high: Tensor, margin: str) -> None:
+    """Refuse rows without room.
+
+    Args:
+        none: [B] bool, true where there is none
+        low, least, high: [B] sigmas: of the stage's end or the floor, above the margin, and at the top
+        margin: the margin in words
+
+    Raises:
+        ValueError: there is such a row; the message names the first.
+    """
+    if bool(none.any()):
+        row = int(none.nonzero()[0])
+        raise ValueError(
+            f"query times must lie between sigma {least[row].item():.4g} ({low[row].item():.4g} and a margin of {margin}) and sigma "
+            f"{high[row].item():.4g}, where there is nothing. Lower the floor or the margin, or take the interval Overlap or a higher "
+            "ceiling."
+        )
 
 
 @attrs.frozen
@@ -50,7 +80,13 @@ class ShiftedTime(QueryTime):
     margin: float = attrs.field(default=0.02, validator=[attrs.validators.gt(0), attrs.validators.lt(1)])
 
     def __call__(self, low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
-        return shift_time(_between(unshift_time(low, self.shift), unshift_time(high, self.shift), uniform, self.margin), self.shift)
+        before, end = unshift_time(low, self.shift), unshift_time(high, self.shift)
+        least = shift_time(before + self.margin, self.shift)
+        _require_room(before + self.margin >= end, low, least, high, f"{self.margin:g} before the shift")
+        return shift_time(_between(before, end, uniform, self.margin), self.shift)
+
+    def latest(self, high: Tensor) -> Tensor:
+        return shift_time((unshift_time(high, self.shift) - self.margin - _ROOM).clamp(min=0), self.shift)
 
 
 @attrs.frozen
@@ -67,8 +103,12 @@ class LogitNormalTime(QueryTime):
     margin: float = attrs.field(default=0.02, validator=[attrs.validators.gt(0), attrs.validators.lt(1)])
 
     def __call__(self, low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
+        _require_room(low + self.margin >= high, low, low + self.margin, high, f"{self.margin:g}")
         normal = torch.erfinv((2 * uniform - 1).clamp(-0.999999, 0.999999)) * math.sqrt(2)
         return _between(low, high, torch.sigmoid(self.mean + self.std * normal), self.margin)
+
+    def latest(self, high: Tensor) -> Tensor:
+        return high - self.margin - _ROOM
 
 
 @attrs.frozen
@@ -82,8 +122,13 @@ class FixedTime(QueryTime):
     tau: float = attrs.field(validator=[attrs.validators.gt(0), attrs.validators.le(1)])
 
     def __call__(self, low: Tensor, high: Tensor, uniform: Tensor) -> Tensor:
-        if bool((low >= self.tau).any()) or bool((high < self.tau).any()):
+        outside = (low >= self.tau) | (high < self.tau)
+        if bool(outside.any()):
+            row = int(outside.nonzero()[0])
             raise ValueError(
-                f"FixedTime.tau must lie in the stage's interval ({low.max().item():.4g}, {high.min().item():.4g}]; got {self.tau:g}"
+                f"FixedTime.tau must lie in the stage's interval ({low[row].item():.4g}, {high[row].item():.4g}]; got {self.tau:g}"
             )
         return torch.full_like(low, self.tau)
+
+    def latest(self, high: Tensor) -> Tensor:
+        return torch.full_like(high, self.tau - _ROOM)

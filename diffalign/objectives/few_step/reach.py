@@ -48,13 +48,26 @@ class Reach:
             if len(index):
                 yield rows.select(index), wanted, factor[index]
 
+    def among(self, sigmas: Tensor, stages: Sequence[int]) -> list[int]:
+        """Choose from stages those that the reward reaches, before any is drawn.
+
+        Args:
+            sigmas: [T+1] noise grid
+            stages: stages that may be drawn
+
+        Raises:
+            ValueError: another number of weights than of stages.
+        """
+        self._factors(len(sigmas) - 1, sigmas)
+        return [stage for stage in stages if float(sigmas[stage + 1]) < self.ceiling and (self.stages is None or stage < self.stages)]
+
     def _factors(self, stages: int, like: Tensor) -> Tensor:
         if self.weights is None:
             return like.new_ones(stages)  # on the device: nothing is waited for
         if len(self.weights) != stages:
             raise ValueError(
                 f"SurrogateReward.reward_weights must have a number for each of the {stages} stages; got {len(self.weights)}. Write as "
-                "many, or leave it out."
+                "many, or leave it out if the run draws several numbers of steps."
             )
         return torch.tensor(self.weights, dtype=like.dtype, device=like.device)
 

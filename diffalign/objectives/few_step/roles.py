@@ -1,5 +1,7 @@
 """The policies beside the student: the frozen teacher, and what starts from it."""
 
+import torch
+
 from diffalign.core import Condition, Policy, require_frozen
 
 
@@ -26,6 +28,19 @@ def moving_fork(start: Policy, given: Policy | None, role: str, policy: Policy) 
     if given is policy or not given.trainable_parameters():
         raise ValueError(f"{role} must be a policy of its own that can be trained; leave it out, or give teacher.fork(trainable=True)")
     return given
+
+
+def conditions(student: Policy, teacher: Policy, told: Condition) -> tuple[Condition, Condition]:
+    """Encode the prompts for the fake and for the teacher. They may differ, because a student may add a tag to the prompts.
+
+    Args:
+        student: student whose ends the fake knows
+        teacher: teacher, and whoever reads as it does
+        told: condition of the batch, as the student read it
+    """
+    with torch.no_grad():
+        plain = teacher.encode(told.prompts)
+    return fake_condition(student, told, plain), plain
 
 
 def fake_condition(student: Policy, told: Condition, plain: Condition) -> Condition:

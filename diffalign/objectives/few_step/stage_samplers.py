@@ -13,6 +13,10 @@ class StageSampler(ABC):
     def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
         """Some of the stages 0 .. `stages` - 1; one may come twice."""
 
+    def possible(self, stages: int) -> tuple[int, ...]:
+        """Stages that some draw gives, so that an objective can refuse beforehand what does not fit them. Without another word, all."""
+        return tuple(range(stages))
+
 
 @attrs.frozen
 class EveryStage(StageSampler):
@@ -67,3 +71,6 @@ class FinalStage(StageSampler):
 
     def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
         return (stages - 1,) * self.count
+
+    def possible(self, stages: int) -> tuple[int, ...]:
+        return (stages - 1,)
