@@ -178,7 +178,7 @@ def test_a_run_whose_reward_failed_is_the_whole_one_when_it_goes_on(name, tmp_pa
 
 
 @attrs.define
-class Turning(TrajectorySampler):
+class Rotating(TrajectorySampler):
     """Draws less noise with every forest that it has drawn."""
 
     drawn: int = 0
@@ -195,8 +195,8 @@ class Turning(TrajectorySampler):
 
 
 def test_what_a_sampler_drew_in_the_failed_step_does_not_count(tmp_path, monkeypatch):
-    monkeypatch.setitem(BUILDERS, "Turning", lambda rows: (SoftmaxTB(TinyPolicy()), Turning()))
-    test_a_run_whose_reward_failed_is_the_whole_one_when_it_goes_on("Turning", tmp_path)
+    monkeypatch.setitem(BUILDERS, "Rotating", lambda rows: (SoftmaxTB(TinyPolicy()), Rotating()))
+    test_a_run_whose_reward_failed_is_the_whole_one_when_it_goes_on("Rotating", tmp_path)
 
 
 def test_a_step_that_is_done_again_after_a_restore_is_observed_again(tmp_path):

@@ -173,7 +173,7 @@ OTHERS = [  # commands, exit code, what is said
     ("train begun --resume", 2, "a Python program has made the run"),
     ("train run.yaml --shard --folder f", 2, "sharding needs several processes"),
     ("train run.yaml --folder g --optimizers.default.lr 1e9 --total 3", 1, "most probably the learning rate is too large"),
-    ("train run.yaml --folder h --rewards mistaken_rewards.blank", 1, "'. Last"),
+    ("train run.yaml --folder h --rewards mistaken_rewards.blank", 1, "safetensors; there is no checkpoint in h yet"),
     ("sample run.yaml --prompt cat --out x.png", 2, "--prompt: 'cat' is no prompt of digits"),
     ("sample run.yaml --prompt a --out x.pgn", 2, "--out must end in an image format such as .png"),
     ("export run.yaml", 2, "'run.yaml' is a run file, whose weights are not trained yet"),

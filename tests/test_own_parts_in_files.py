@@ -76,7 +76,8 @@ def test_a_learning_rate_that_becomes_negative_is_refused_before_the_run(capsys)
     assert built("--lr_factor", "{class_path: Cosine, init_args: {start: 1.0, end: 0.0}}").lr_factor is not None
 
 
-def test_a_source_whose_rewards_have_no_weight_is_refused():
+@pytest.mark.parametrize("weights", ["{first: 1.0}", "{first: 1.0, second: 0.0}"])
+def test_a_source_whose_rewards_have_no_weight_is_refused(weights):
     source = "{prompts: {class_path: Prompts, init_args: {prompts: [a %s]}}, rewards: [%s]}"
     changed = (
         *("--rewards", "{first: own_functions.scaled, second: ClassReward}"),
@@ -86,7 +87,7 @@ def test_a_source_whose_rewards_have_no_weight_is_refused():
         ),
     )
     with pytest.raises(ConfigError, match=r"prompts.sources.b: none of its rewards \(second\) has a weight .* or write rewards: \[\]"):
-        built(*changed, "--aggregation", "{class_path: Raw, init_args: {weights: {first: 1.0}}}")
+        built(*changed, "--aggregation", f"{{class_path: Raw, init_args: {{weights: {weights}}}}}")
     assert set(built(*changed, "--aggregation", "{class_path: Raw, init_args: {weights: {second: 1.0, first: 2.0}}}").named_rewards()) == {
         "first",
         "second",

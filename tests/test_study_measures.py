@@ -25,13 +25,14 @@ def test_a_surrogate_orders_pairs_within_groups_alone():
         pairs_ordered(rewards, torch.ones(4), group)
 
 
-def test_a_longer_run_of_a_seed_counts_once():
+def test_a_longer_run_of_a_seed_counts_once_unless_its_rate_falls():
     row = {"step": 150, "reward": 0.9, "even": 0.9, "modes": 4.0, "distance": 1.8, "from tilt": 0.1, "nats": 1.0}
     runs = [
-        {"task": "even", "arm": "softmax-tb", "rate": 1e-4, "seed": seed, "steps": steps, "rows": [row]}
-        for seed, steps in ((0, 600), (0, 6000), (1, 600))
+        {"task": "even", "arm": "softmax-tb", "rate": 1e-4, "last": last, "seed": seed, "steps": steps, "rows": [row]}
+        for seed, steps, last in ((0, 600, 1.0), (0, 6000, 1.0), (1, 600, 1.0), (0, 300, 0.1), (0, 600, 0.1), (1, 600, 0.1))
     ]
-    assert "  150 n=2 " in tmpo.table(runs, search=False)
+    found = [" ".join(line.split("reward")[0].split()[2:]) for line in tmpo.table(runs, search=False).splitlines()]
+    assert found == ["1e-04 to 1e-05 in 300 150 n=1", "1e-04 to 1e-05 in 600 150 n=2", "1e-04 150 n=2"]
     assert tmpo.table(runs, search=True) == ""
 
 

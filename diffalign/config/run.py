@@ -158,8 +158,9 @@ class Run:
     ) -> None:
         names = rewards if isinstance(rewards, Mapping) else [reward_name(rewards)]
         weights = getattr(aggregation, "weights", None) or dict.fromkeys(names, 1.0)
+        earning = {name for name, weight in weights.items() if weight}
         for source, mine in (prompts.rewarded if isinstance(prompts, Sourced) else {}).items():
-            if mine and set(mine) <= set(names) and not set(mine) & set(weights):
+            if mine and set(mine) <= set(names) and not set(mine) & earning:
                 raise ConfigError(
                     f"prompts.sources.{source}: none of its rewards ({listed(mine, 'and')}) has a weight in aggregation.weights, so its "
                     "pictures earn nothing. Give one a weight, or write rewards: [] for prompts that are only held."

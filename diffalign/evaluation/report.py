@@ -27,6 +27,7 @@ CURVES = {
     "kl": "KL to the reference",
     "ess/target": "Effective share of the target",
     "ess/policy": "Effective share of the policy",
+    "budget/used": "What a budget compares with its target",
     "ratio/clipped": "Share of clipped ratios",
     "grad_norm/policy": "Gradient norm before clipping",
     "contract/deviation": "First-step contract: deviation of a repeated call, as a share of the velocity's part of the step",
