@@ -58,6 +58,9 @@ def test_votes_files_are_found_from_any_folder(work: Path) -> None:
     given = run.tree["rewards"].arguments
     assert (given["voters"].arguments["file"], given["earlier"]) == (work / "session", work / "old.jsonl")
     assert given["file"] == Path("new.jsonl"), "it is not there yet"
+    (work / "new.jsonl").write_text((work / "old.jsonl").read_text())
+    given = config.parse("work/votes.yaml").tree["rewards"].arguments
+    assert given["file"] == Path("new.jsonl"), "it is written where the command is given; the one beside the run file is of another run"
 
 
 def test_names_inside_mappings_and_lists_are_names_and_prompts_are_none(work: Path) -> None:

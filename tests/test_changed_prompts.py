@@ -89,3 +89,12 @@ def test_what_a_digest_sees():
             return ["a"] * count
 
     assert listed(Endless()) is None
+
+
+def test_metadata_of_any_kind_are_told_apart():
+    def of(**metadata):
+        return listed(Prompts([Prompt("one", metadata)]))
+
+    assert of(regions={(0, 0): "cat", 3: "dog"}) == of(regions={3: "dog", (0, 0): "cat"})
+    assert of(regions={(0, 0): "cat"}) != of(regions={(0, 1): "cat"})
+    assert of(mask=object()) == of(mask=object()), "what is not known is told by its type alone"

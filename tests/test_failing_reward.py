@@ -8,7 +8,7 @@ import torch
 from core.meeting import Meeting
 
 from diffalign.cli import main
-from diffalign.core import AlignmentLoop, NonFiniteRewardError, RewardError
+from diffalign.core import AlignmentLoop, CheckpointError, Hook, NonFiniteRewardError, RewardError
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.runs.checkpoints import Checkpoints, complete_checkpoints
@@ -183,3 +183,51 @@ def test_several_processes_save_together_if_the_reward_of_one_fails(failing, val
 
     assert Meeting().run(go_on) == Meeting().run(undisturbed) == {0: None, 1: None}
     assert equal(folder, whole)
+
+
+class TwoPartError(RewardError):
+    """An error of a user's own, which is not made of a text."""
+
+    def __init__(self, server, code):
+        super().__init__(f"{server} answered {code}")
+        self.code = code
+
+
+class Asks(Hook):
+    """Asks a judge at the second step, which is away."""
+
+    def step(self, loop, report):
+        if report.step == 1:
+            raise TwoPartError("judge", 503)
+
+
+def test_an_error_of_ones_own_stays_what_it_is_and_loses_no_step():
+    loop = AlignmentLoop(SoftmaxTB(TinyPolicy()), ChainSampler(3, 2), channel_reward, Prompts(["one"]), prompts_per_step=1, hooks=[Asks()])
+    with pytest.raises(TwoPartError, match="in the evaluation at step 2, Asks: judge answered 503; the last checkpoint is") as caught:
+        loop.run(3, folder="own", show=False)
+    assert caught.value.code == 503
+    assert steps("own")[-1] == 1
+    assert [path.name for path in complete_checkpoints(Path("own"))] == ["step-000002"]
+
+
+def test_the_batch_of_a_reward_that_is_no_number_is_kept():
+    loop = AlignmentLoop(
+        SoftmaxTB(TinyPolicy()),
+        ChainSampler(3, 2),
+        lambda images, prompts: channel_reward(images, prompts) * float("nan"),
+        Prompts(["one"]),
+    )
+    with pytest.raises(NonFiniteRewardError, match="there is no checkpoint") as caught:
+        loop.run(3, folder="own", show=False)
+    assert caught.value.evidence is not None
+
+
+def test_a_checkpoint_that_cannot_be_saved_then_is_told(monkeypatch):
+    loop = AlignmentLoop(SoftmaxTB(TinyPolicy()), ChainSampler(3, 2), channel_reward, Prompts(["one"]), prompts_per_step=1, hooks=[Asks()])
+
+    def full(*args, **kwargs):
+        raise CheckpointError("no space left")
+
+    monkeypatch.setattr(Checkpoints, "_save", full)
+    with pytest.raises(TwoPartError, match="there is no checkpoint in own yet\nthen, while stopping: CheckpointError: no space left"):
+        loop.run(3, folder="own", show=False)

@@ -56,6 +56,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _train(job: "Run", options: argparse.Namespace, devices: "Devices", lock: "FolderLock") -> int:
     from ..config.sources import forget
     from ..core import NonFiniteError, RewardError
+    from ..core.errors import reword
     from ..costs.filling import Filling
     from ..costs.utilisation import meter_of
     from ..processes.sharding import FullySharded
@@ -96,7 +97,8 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices", lock: "F
         kept = keep_offending_batch(error, job.folder, devices.rank)
         said = f"{str(error).rstrip('.')}. The batch is in {kept}" if kept else str(error).rstrip(".")
         if isinstance(error, RewardError):  # perhaps it does not fail again
-            raise type(error)(f"{said}; {going_on(job.folder, advice)}") from error
+            reword(error, f"{said}; {going_on(job.folder, advice)}")
+            raise
         saved = complete_checkpoints(job.folder, quiet=True)
         raise type(error)(f"{said}. Last good checkpoint: {saved[-1] if saved else 'none yet'}.") from error
     return 0

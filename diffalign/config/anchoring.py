@@ -10,10 +10,14 @@ from ..core import Prompt
 from ..embedded import WORLDS
 from ..prompts import Prompts
 from .blueprint import Part
+from .parts import import_path
 
 _LONGEST_PATH = 4096
 _PLACES = ("path", "start", "single_file", "weights", "model", "folder")
 """Arguments whose value may be the name of a file or folder without any slash."""
+
+_WRITTEN = {"diffalign.voting.Votes": "file"}
+"""Arguments that name a file that the run writes, where the command is given: one beside the run file is another run's."""
 
 
 def anchored(node: Any, beside: Path | None, named: bool = False) -> Any:
@@ -30,7 +34,13 @@ def anchored(node: Any, beside: Path | None, named: bool = False) -> Any:
     if isinstance(node, Part):
         if node.target is Prompts:
             return node
-        return attrs.evolve(node, arguments={name: anchored(value, beside, name in _PLACES) for name, value in node.arguments.items()})
+        written = _WRITTEN.get(import_path(node.target, node.name))
+        return attrs.evolve(
+            node,
+            arguments={
+                name: anchored(value, None if name == written else beside, name in _PLACES) for name, value in node.arguments.items()
+            },
+        )
     if isinstance(node, dict):
         return {name: anchored(value, beside, named) for name, value in node.items()}
     if isinstance(node, list | tuple):

@@ -81,3 +81,14 @@ class BrokenCallError(ProcessError):
 
 class PeerFailed(Exception):  # noqa: N818  it is no error of this process
     """Signal that another process has failed. Its message arrives with the next `agree`."""
+
+
+def reword(error: Exception, text: str) -> None:
+    """Give an error another message. It stays the same object, of its own kind and with its evidence; its notes join the message.
+
+    Args:
+        error: error that is about to be raised again
+        text: the message
+    """
+    notes = vars(error).get("__notes__", [])
+    error.args = ("\n".join([text, *notes]),)

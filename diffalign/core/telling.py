@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from .errors import RewardError
+from .errors import RewardError, reword
 from .processes import Devices, Lockstep, together
 from .report import Report
 
@@ -36,7 +36,8 @@ def start_all(hooks: Iterable[Told], loop: Telling, step: int, total: int) -> No
             with together(loop.devices, loop.lockstep):
                 hook.start(loop, step, total)
         except RewardError as error:
-            raise _placed(error, hook, step) from error
+            _place(error, hook, step)
+            raise
 
 
 def step_all(hooks: Iterable[Told], loop: Telling, report: Report) -> None:
@@ -53,12 +54,13 @@ def step_all(hooks: Iterable[Told], loop: Telling, report: Report) -> None:
             with together(loop.devices, loop.lockstep):
                 hook.step(loop, report)
         except RewardError as error:
-            failed = failed or _placed(error, hook, report.step + 1)
+            _place(error, hook, report.step + 1)
+            failed = failed or error
     if failed is not None:
-        raise failed from failed.__cause__
+        raise failed
 
 
-def end_all(hooks: Iterable[Told], loop: object, step: int, error: BaseException | None) -> None:
+def end_all(hooks: Iterable[Told], loop: Telling, step: int, error: BaseException | None) -> None:
     """Tell every hook that the run ends. If hooks fail, the first error is raised after all were told.
 
     Hooks after one in whose last evaluation a reward failed are told of that error, because the run is not complete then.
@@ -72,10 +74,14 @@ def end_all(hooks: Iterable[Told], loop: object, step: int, error: BaseException
     failed: Exception | None = None
     for hook in hooks:
         try:
-            hook.stop(loop, step, failed if error is None and isinstance(failed, RewardError) else error)
-        except RewardError as caught:
-            failed = failed or _placed(caught, hook, step)
+            if error is None:
+                with together(loop.devices, loop.lockstep):  # so that all processes know of a reward that failed
+                    hook.stop(loop, step, failed if isinstance(failed, RewardError) else None)
+            else:
+                hook.stop(loop, step, error)
         except Exception as caught:
+            if isinstance(caught, RewardError):
+                _place(caught, hook, step)
             failed = failed or caught
     if failed is not None and error is None:
         raise failed
@@ -83,8 +89,6 @@ def end_all(hooks: Iterable[Told], loop: object, step: int, error: BaseException
         error.add_note(f"then, while stopping: {type(failed).__name__}: {failed}")
 
 
-def _placed(error: RewardError, hook: Told, step: int) -> RewardError:
-    """The error of a reward that a hook asked, with the place in its message."""
-    placed = type(error)(f"in the evaluation at step {step}, {type(hook).__name__}: {error}")
-    placed.__cause__ = error
-    return placed
+def _place(error: RewardError, hook: Told, step: int) -> None:
+    """Put the place into the message of a reward that a hook asked."""
+    reword(error, f"in the evaluation at step {step}, {type(hook).__name__}: {error}")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import attrs
 from torch import Tensor
 
-from diffalign.core import Aggregation, AlignmentLoop, Devices, Stateful
+from diffalign.core import Aggregation, AlignmentLoop, Devices, ScoredBatch, Stateful
 
 Action = Literal["warn", "stop", "temper"]
 
@@ -94,6 +94,10 @@ class Tempered(Aggregation):
 
     def __call__(self, parts: Mapping[str, Tensor], group: Tensor) -> Tensor:
         return self.factor * self.aggregation(parts, group)
+
+    def batch(self, *step: Any) -> ScoredBatch:
+        """Make the batch of a step as the inner aggregation does, under its name."""
+        return self.aggregation.batch(*step)
 
     def state(self) -> Mapping[str, Any]:
         """State of the inner aggregation; {} if it has none."""

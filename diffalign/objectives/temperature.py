@@ -108,6 +108,8 @@ class KLBudget(Budget):
         return (self.nats - metrics.get("budget/used", metrics["log_ratio/reference"])) / self.nats
 
     def used(self, log_ratio: Tensor, logits: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor]:
+        if batch.complete:  # nothing is waited for
+            return log_ratio, torch.ones_like(log_ratio, dtype=torch.bool)
         # whole groups: the log-ratios of the scored samples alone would be no estimate of the KL
         return log_ratio, group_mean(batch.scored.double(), batch.trajectories.group) > 0
 

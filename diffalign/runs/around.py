@@ -8,6 +8,7 @@ from pathlib import Path
 import attrs
 
 from ..core import AlignmentLoop, ConfigError, Hook, Outcome, Report, RewardError
+from ..core.errors import reword
 from ..core.given import require_steps
 from ..core.report import plain
 from ..core.unessential import say
@@ -68,7 +69,8 @@ def run(
             return _advanced(loop, total, start, [FirstAndLast(place), Recorder(place, name=place.name), checkpoints], show)
         except RewardError as error:
             advice = f"Continue by: loop.run({total}, folder={str(place)!r}, resume=True)"
-            raise type(error)(f"{str(error).rstrip('.')}; {going_on(place, advice)}") from error
+            reword(error, f"{str(error).rstrip('.')}; {going_on(place, advice)}")
+            raise
 
 
 def _advanced(loop: AlignmentLoop, total: int, start: int, hooks: Sequence[Hook], show: bool | None) -> Outcome:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -47,9 +47,18 @@ def listed(source: PromptSource) -> dict[str, Any] | None:
         return None
     digest = hashlib.sha256()
     for prompt in map(Prompt.of, source.prompts):
-        told = json.dumps([str(prompt), prompt.source, dict(prompt.metadata)], sort_keys=True, default=lambda value: type(value).__name__)
+        told = json.dumps([str(prompt), prompt.source, _told(prompt.metadata)])
         digest.update(f"{told}\n".encode())
     return {"count": len(source.prompts), "sha256": digest.hexdigest()}
+
+
+def _told(value: Any) -> Any:
+    """Metadata as JSON holds it: keys of any type by their names, in order, and other objects by their type."""
+    if isinstance(value, Mapping):
+        return sorted([str(key), _told(inner)] for key, inner in value.items()) if value else {}
+    if isinstance(value, list | tuple):
+        return [_told(inner) for inner in value]
+    return value if value is None or isinstance(value, str | int | float) else type(value).__name__
 
 
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:

@@ -114,10 +114,11 @@ class ToldFirstStages(StageSampler):
         return tuple(range(stages - 1))
 
 
-def test_a_stage_sampler_of_ones_own_says_which_stages_it_draws():
+@pytest.mark.parametrize("sampler", [FirstStages(), ToldFirstStages()])
+def test_a_stage_sampler_of_ones_own_is_not_held_to_stages_that_it_does_not_draw(sampler):
     with pytest.raises(ValueError, match="stage 3 of 4"):
-        built(SurrogateReward(tiny_student(), surrogate_stages=FirstStages(), **WITHOUT_ROOM))
-    built(SurrogateReward(tiny_student(), surrogate_stages=ToldFirstStages(), **WITHOUT_ROOM)).run(1)
+        built(SurrogateReward(tiny_student(), surrogate_stages=EveryStage(), **WITHOUT_ROOM))
+    built(SurrogateReward(tiny_student(), surrogate_stages=sampler, **WITHOUT_ROOM)).run(1)
 
 
 def test_samplers_draw_the_stages_that_they_say():

@@ -14,8 +14,8 @@ class StageSampler(ABC):
         """Some of the stages 0 .. `stages` - 1; one may come twice."""
 
     def possible(self, stages: int) -> tuple[int, ...]:
-        """Stages that some draw gives, so that an objective can refuse beforehand what does not fit them. Without another word, all."""
-        return tuple(range(stages))
+        """Stages that some draw gives, so that an objective can refuse beforehand what does not fit them; () if that is not known."""
+        return ()
 
 
 @attrs.frozen
@@ -23,6 +23,9 @@ class EveryStage(StageSampler):
     """All of them."""
 
     def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
+        return tuple(range(stages))
+
+    def possible(self, stages: int) -> tuple[int, ...]:
         return tuple(range(stages))
 
 
@@ -39,6 +42,9 @@ class UniformStages(StageSampler):
     def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
         return tuple(sorted(generator.choice(stages, size=min(self.count, stages), replace=False).tolist()))
 
+    def possible(self, stages: int) -> tuple[int, ...]:
+        return tuple(range(stages))
+
 
 @attrs.frozen
 class CleanerStages(StageSampler):
@@ -53,6 +59,9 @@ class CleanerStages(StageSampler):
     def draw(self, stages: int, generator: np.random.Generator) -> tuple[int, ...]:
         weights = np.arange(1, stages + 1)
         return tuple(sorted(generator.choice(stages, size=self.count, p=weights / weights.sum()).tolist()))
+
+    def possible(self, stages: int) -> tuple[int, ...]:
+        return tuple(range(stages))
 
 
 @attrs.frozen
