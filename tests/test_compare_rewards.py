@@ -100,9 +100,9 @@ def test_a_reward_without_a_name_and_one_of_an_evaluation_have_configurations_to
 
 
 def test_one_file_is_one_file_however_it_is_named_and_another_is_another(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("shared.pt", "a/own.pt", "b/own.pt"):
+    for name in ("common.pt", "a/own.pt", "b/own.pt"):
         Path(name).write_text(name)
-    above, whole = (made("one_module.Bright", weights=str(path)) for path in ("../shared.pt", Path("shared.pt").absolute()))
+    above, whole = (made("one_module.Bright", weights=str(path)) for path in ("../common.pt", Path("common.pt").absolute()))
     assert compared(f"{{mine: {above}}}", f"{{mine: {whole}}}", ("a", "b")) == 0
     beside = f"{{mine: {made('one_module.Bright', weights='own.pt')}}}"
     assert compared(beside, beside, ("a", "b")) == 2

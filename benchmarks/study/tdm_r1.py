@@ -202,7 +202,9 @@ def shapeworld(
     for name, make in baselines(many_steps).items():
         for seed in seeds:
             yield name, seed, lambda make=make, seed=seed: measure(*make(), seed=seed)
-    more = [f"--{change}" for change in (*set_, *([f"rewards={TASTE}"] if taste else []))]
+    more = [f"--{change}" for change in set_]
+    if taste:
+        more.append(f"--rewards={TASTE}")
     for arm in only:
         for seed in seeds:
             yield " ".join([arm, *set_]), seed, lambda arm=arm, seed=seed: measure(trained(arm, seed, steps, more), 4, seed=seed)

@@ -98,9 +98,10 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices", lock: "F
         said = f"{str(error).rstrip('.')}. The batch is in {kept}" if kept else str(error).rstrip(".")
         if isinstance(error, RewardError):  # perhaps it does not fail again
             reword(error, f"{said}; {going_on(job.folder, advice)}")
-            raise
-        saved = complete_checkpoints(job.folder, quiet=True)
-        raise type(error)(f"{said}. Last good checkpoint: {saved[-1] if saved else 'none yet'}.") from error
+        else:
+            saved = complete_checkpoints(job.folder, quiet=True)
+            reword(error, f"{said}. Last good checkpoint: {saved[-1] if saved else 'none yet'}.")
+        raise
     return 0
 
 

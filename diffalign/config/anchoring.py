@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -10,14 +10,21 @@ from ..core import Prompt
 from ..embedded import WORLDS
 from ..prompts import Prompts
 from .blueprint import Part
-from .parts import import_path
 
 _LONGEST_PATH = 4096
 _PLACES = ("path", "start", "single_file", "weights", "model", "folder")
 """Arguments whose value may be the name of a file or folder without any slash."""
 
-_WRITTEN = {"diffalign.voting.Votes": "file"}
-"""Arguments that name a file that the run writes, where the command is given: one beside the run file is another run's."""
+
+@runtime_checkable
+class Writes(Protocol):
+    """Class of parts that write files.
+
+    Attributes:
+        written: arguments that name a file which the run writes, where the command is given: one beside the run file is another run's
+    """
+
+    written: tuple[str, ...]
 
 
 def anchored(node: Any, beside: Path | None, named: bool = False) -> Any:
@@ -34,11 +41,11 @@ def anchored(node: Any, beside: Path | None, named: bool = False) -> Any:
     if isinstance(node, Part):
         if node.target is Prompts:
             return node
-        written = _WRITTEN.get(import_path(node.target, node.name))
+        written = node.target.written if isinstance(node.target, Writes) else ()
         return attrs.evolve(
             node,
             arguments={
-                name: anchored(value, None if name == written else beside, name in _PLACES) for name, value in node.arguments.items()
+                name: anchored(value, None if name in written else beside, name in _PLACES) for name, value in node.arguments.items()
             },
         )
     if isinstance(node, dict):

@@ -26,6 +26,7 @@ from ..core import (
 )
 from ..core.demands import require
 from ..core.learning_rates import require_factors
+from ..core.scores import weighed
 from ..core.scoring import named_rewards, reward_name, rewards_by_source
 from ..placement import placed
 from ..tracking import Trackers
@@ -158,9 +159,9 @@ class Run:
     ) -> None:
         names = rewards if isinstance(rewards, Mapping) else [reward_name(rewards)]
         weights = getattr(aggregation, "weights", None) or dict.fromkeys(names, 1.0)
-        earning = {name for name, weight in weights.items() if weight}
+        earning = weighed(names, weights)
         for source, mine in (prompts.rewarded if isinstance(prompts, Sourced) else {}).items():
-            if mine and set(mine) <= set(names) and not set(mine) & earning:
+            if mine and set(mine) <= set(names) and not set(mine) & set(earning):
                 raise ConfigError(
                     f"prompts.sources.{source}: none of its rewards ({listed(mine, 'and')}) has a weight in aggregation.weights, so its "
                     "pictures earn nothing. Give one a weight, or write rewards: [] for prompts that are only held."

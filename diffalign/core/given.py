@@ -6,7 +6,6 @@ The parts above are named and not imported, like entry points, because the core 
 import difflib
 import functools
 import inspect
-import numbers
 import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from .average import Average
 from .interfaces import Aggregation, Listed, Objective, OptimizerFactory, PromptSource, TrajectorySampler
 from .learning_rates import adamw
+from .number_fields import is_whole
 from .policy import Policy
 from .schedule import scalar
 from .types import Prompt
@@ -116,7 +116,7 @@ def require_steps(total: object, start: object) -> None:
         ValueError: one is no whole number, `total` is negative, or `start` lies after it.
     """
     for name, given in (("total", total), ("start", start)):
-        if not isinstance(given, numbers.Integral):
+        if not is_whole(given):
             raise ValueError(f"{name} must be a whole number of steps; got {given!r}. Write it without a fraction.")
     steps, first = int(total), int(start)  # type: ignore[call-overload]  # whole numbers
     if steps < 0:

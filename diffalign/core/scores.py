@@ -1,6 +1,6 @@
 """Scores by reward name, of which some need not apply to every picture. Legend: K pictures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import attrs
@@ -132,3 +132,8 @@ def _joined(parts: Sequence[Tensor | Partial]) -> Tensor | Partial:
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
     split = [Partial(part, torch.ones_like(part, dtype=torch.bool)) if isinstance(part, Tensor) else part for part in parts]
     return Partial(torch.cat([part.values for part in split]), torch.cat([part.applies for part in split]))
+
+
+def weighed(names: Iterable[str], weights: Mapping[str, float] | None) -> list[str]:
+    """Names of the rewards that count: those with a weight other than 0, or all if no weights are given. The others are only logged."""
+    return [name for name in names if weights is None or weights.get(name, 0.0) != 0]

@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from .scores import Scores
+from .scores import Scores, weighed
 from .streams import Streams
 
 ROOT = -1
@@ -307,8 +307,7 @@ class ScoredBatch:
     @property
     def _weighed(self) -> Scores:
         """Scores of the rewards that have a weight other than 0; the others are only logged."""
-        weights = dict.fromkeys(self.parts, 1.0) if self.weights is None else self.weights
-        return Scores({name: part for name, part in self.parts.parts.items() if weights.get(name, 0.0) != 0})
+        return Scores({name: self.parts.parts[name] for name in weighed(self.parts, self.weights)})
 
     @property
     def complete(self) -> bool:
@@ -318,10 +317,10 @@ class ScoredBatch:
     @property
     def scored(self) -> Tensor:
         """Samples to which a reward with a weight applies: [K] bool. All, where no reward has one."""
-        if self.complete:
+        scores = self._weighed
+        if scores.complete:
             return torch.ones_like(self.rewards, dtype=torch.bool)
-        weighed = self._weighed
-        return torch.stack([weighed.partial(name).applies for name in weighed]).any(dim=0)
+        return torch.stack([scores.partial(name).applies for name in scores]).any(dim=0)
 
 
 @attrs.frozen(eq=False)

@@ -74,14 +74,15 @@ class ELBOMatching(Tempered, ForwardObjective):
         per_sample = self._mismatch(one, other, logits, group)
         value = (per_sample / group_sum(torch.ones_like(per_sample), group)).sum() / batch.groups
         ratio, count = (one + other).detach() / 2, torch.tensor(len(group))
+        share = effective_share(logits, group)
         metrics = {
             "loss": forward.reported(value, len(forward)),
             "beta": (torch.tensor(beta, dtype=torch.float64), torch.tensor(1)),
-            "ess/target": (effective_share(logits, group).sum(), count),
+            "ess/target": (share.sum(), count),
             "ess/policy": (effective_share(ratio, group).sum(), count),
             "log_ratio/reference": (ratio.sum(), count),
             "log_ratio/noise": (((one - other).detach().square() / 4).sum(), count),
             **felt(ratio, logits, group),
-            **self._temperature.spent(ratio, logits, batch),
+            **self._temperature.spent(ratio, share, batch),
         }
         return Loss(value, metrics)

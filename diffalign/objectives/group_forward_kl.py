@@ -84,14 +84,14 @@ class GroupForwardKL(PathMatching):
         skips = self.measure == "path"
         kept = group_has_spread(batch.rewards, group, self.spread).double() if skips else torch.ones_like(divergence)
         value = paths.mean_over_groups(kept * divergence)
-        count = torch.tensor(len(group))
+        count, share = torch.tensor(len(group)), effective_share(logits, group)
         metrics = {
             "forward_kl": (divergence.detach().sum(), count),
             "beta": (torch.tensor(beta, dtype=torch.float64), torch.tensor(1)),
-            "ess/target": (effective_share(logits, group).sum(), count),
+            "ess/target": (share.sum(), count),
             "ess/policy": (effective_share(matched.detach(), group).sum(), count),
             "skipped_groups": ((kept == 0).double().sum(), count),
-            **self._distance(paths, matched, logits),
+            **self._distance(paths, matched, logits, share),
         }
         if paths.reference is not None:
             weight = weight_at(self.reference_weight, batch.progress, "GroupForwardKL.reference_weight")

@@ -59,18 +59,19 @@ class PathMatching(Tempered):
         return temperature
 
     @torch.no_grad()
-    def _distance(self, paths: Paths, matched: Tensor, logits: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def _distance(self, paths: Paths, matched: Tensor, logits: Tensor, share: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Metrics of the distance between the policy and its reference, and of its influence on the loss; empty without a reference.
 
         Args:
             paths: paths of the batch
             matched: [K] log-probabilities that are matched
             logits: [K] beta R
+            share: [K] effective share of their softmax in each sample's group
         """
         if paths.reference is None:
             return {}
         count = torch.tensor(len(paths.group))
         if self.measure == "path":
             return {"log_ratio/reference": (paths.drift(paths.log_prob).sum(), count)}
-        kept = self._temperature.spent(matched, logits, paths.batch)
+        kept = self._temperature.spent(matched, share, paths.batch)
         return {"log_ratio/reference": (matched.sum(), count), **felt(matched, logits, paths.group), **kept}

@@ -192,15 +192,15 @@ class SoftmaxTB(PathMatching):
         self, paths: Paths, matched: Tensor, logits: Tensor, ratio: Tensor, advantage: Tensor, kept: Tensor, beta: float
     ) -> dict[str, tuple[Tensor, Tensor]]:
         group, count = paths.group, torch.tensor(len(paths.group))
-        outside = (ratio.exp() - 1).abs() > (self.clip or float("inf"))
+        outside, share = (ratio.exp() - 1).abs() > (self.clip or float("inf")), effective_share(logits, group)
         return {
             "softmax_tb": (softmax_tb(matched, logits, group).sum(), count),
             "beta": (torch.tensor(beta, dtype=torch.float64), torch.tensor(1)),
             "ratio/mean": (ratio.exp().sum(), count),
             "ratio/clipped": (outside.double().sum(), count),
             "advantage/std": (advantage.std() * count, count),
-            "ess/target": (effective_share(logits, group).sum(), count),
+            "ess/target": (share.sum(), count),
             "ess/policy": (effective_share(matched, group).sum(), count),
             "skipped_groups": ((kept == 0).double().sum(), count),
-            **self._distance(paths, matched, logits),
+            **self._distance(paths, matched, logits, share),
         }

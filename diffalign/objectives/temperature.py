@@ -13,7 +13,6 @@ from diffalign.core import Outline, Progress, Scalar, ScoredBatch, group_mean, g
 from diffalign.core.number_fields import require_number
 
 from .requirements import group_has_spread, require_positive
-from .terms import effective_share
 
 LIMITS = (1e-2, 1e4)
 """Limits between which a budget searches beta, in nats per unit of reward."""
@@ -47,7 +46,7 @@ class Budget(ABC):
     def room(self, metrics: Mapping[str, float]) -> float:
         """Share of the budget that is left: 1 if nothing is used, below 0 if too much is used."""
 
-    def used(self, log_ratio: Tensor, logits: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor] | None:
+    def used(self, log_ratio: Tensor, share: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor] | None:
         """Measure what each sample has used, and say which samples count; None if `room` reads other metrics alone.
 
         The mean over those that count, over all micro-batches and processes, is the metric `budget/used`, which `room` may read; their
@@ -55,7 +54,7 @@ class Budget(ABC):
 
         Args:
             log_ratio: [K] log p(tau) - log p_ref(tau), nats
-            logits: [K] beta R
+            share: [K] effective share of the target softmax(beta R) of each sample's group
             batch: the scored batch
 
         Returns:
@@ -107,7 +106,7 @@ class KLBudget(Budget):
     def room(self, metrics: Mapping[str, float]) -> float:
         return (self.nats - metrics.get("budget/used", metrics["log_ratio/reference"])) / self.nats
 
-    def used(self, log_ratio: Tensor, logits: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor]:
+    def used(self, log_ratio: Tensor, share: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor]:
         if batch.complete:  # nothing is waited for
             return log_ratio, torch.ones_like(log_ratio, dtype=torch.bool)
         # whole groups: the log-ratios of the scored samples alone would be no estimate of the KL
@@ -151,9 +150,8 @@ class EffectiveSamples(Budget):
     def room(self, metrics: Mapping[str, float]) -> float:
         return (metrics.get("budget/used", metrics["ess/target"]) - self.share) / self.share
 
-    def used(self, log_ratio: Tensor, logits: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor]:
-        group = batch.trajectories.group
-        return effective_share(logits, group), group_has_spread(batch.rewards, group)
+    def used(self, log_ratio: Tensor, share: Tensor, batch: ScoredBatch) -> tuple[Tensor, Tensor]:
+        return share, group_has_spread(batch.rewards, batch.trajectories.group)
 
     def require(self, samples: int, owner: str) -> None:
         if self.share * samples <= 1:
@@ -211,15 +209,15 @@ class Temperature:
             self.source.require(outline.samples, self.owner)
 
     @torch.no_grad()
-    def spent(self, log_ratio: Tensor, logits: Tensor, batch: ScoredBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    def spent(self, log_ratio: Tensor, share: Tensor, batch: ScoredBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Metrics that a budget is kept by, `budget/used` and `budget/samples`: sums and counts by name; empty without a budget.
 
         Args:
             log_ratio: [K] log p(tau) - log p_ref(tau), nats
-            logits: [K] beta R
+            share: [K] effective share of the target softmax(beta R) of each sample's group
             batch: the scored batch
         """
-        used = self.source.used(log_ratio, logits, batch) if isinstance(self.source, Budget) else None
+        used = self.source.used(log_ratio, share, batch) if isinstance(self.source, Budget) else None
         if used is None:
             return {}
         numbers, counts = used

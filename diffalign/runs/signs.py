@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import attrs
 
 from ..core import AlignmentLoop, Hook, Report, RewardFunction
+from ..core.scores import weighed
 from ..core.scoring import OfSources
 from ..core.unessential import say
 
@@ -79,8 +80,8 @@ class Signs(Hook):
 
 def _weighed(loop: AlignmentLoop) -> dict[str, RewardFunction]:
     """Rewards that count, by name."""
-    weights = loop.aggregation.weights
-    return {name: reward for name, reward in loop.named_rewards().items() if weights is None or weights.get(name, 0.0) != 0}
+    rewards = loop.named_rewards()
+    return {name: rewards[name] for name in weighed(rewards, loop.aggregation.weights)}
 
 
 def _asks(loop: AlignmentLoop, report: Report) -> bool:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -46,6 +46,8 @@ class Votes(StepReward):
 
     Reference: TDM-R1 trains on binary feedback, arXiv:2603.07700.
     """
+
+    written: ClassVar[tuple[str, ...]] = ("file",)
 
     voters: Voters
     questions: int = attrs.field(default=12, validator=attrs.validators.ge(1))
