@@ -6,6 +6,8 @@ Measured on held-out counts, `--samples` pictures of each from noise that is the
 reward, share of exact pictures, L-GMD of all pictures (blur counts there as diversity), and of the exact ones alone L-GMD within a prompt,
 and the effective number of the 16 fields of the picture that their shapes stand in. A search is measured on the first of these prompts,
 what is reported on the next ones.
+`--taste` trains on `UpperHalf` instead, which no prompt mentions and many pictures fulfil: share of pictures with it, and the diversity of
+those alone. What a policy keeps of all the pictures that fulfil it, beside the count that the prompt asks for, tells methods apart.
 
 Runs that the file holds are not run again. Without --seeds it prints the tables of the file: seeds from 100 on are the search, those
 below are reported.
@@ -20,6 +22,7 @@ Args:
     prompts: held-out prompts, as many for the search as for what is reported
     samples: of each
     curve: steps at which a run is measured before its end
+    taste: another trained reward, whose rows are kept apart
     device: of the network
     workers: processes that score; 0 scores in this one
     json: the runs, written after each; those that it holds are not run again
@@ -38,6 +41,7 @@ from torch import Tensor
 from benchmarks.intervals import shown
 from benchmarks.record import RESULTS, Record
 from benchmarks.subjects.curve import Curve, Row
+from benchmarks.subjects.upper_half import UpperHalf
 from diffalign import Prompt, config
 from diffalign.core import Guided, Policy, Progress, Streams, log_geometric_mean_distance
 from diffalign.evaluation.diversity import entropy_number
@@ -51,6 +55,7 @@ SEARCH = 100
 """The first seed of a search for settings."""
 FIELDS = 4
 """Fields along each side of a picture."""
+TASTE = "--rewards={class_path: benchmarks.subjects.upper_half.UpperHalf}"
 
 
 def objective(name: str, **arguments: object) -> str:
@@ -89,8 +94,8 @@ BASES: Mapping[str, float] = {"base": 1.0, "base, guidance 1.5": 1.5, "base, gui
 
 
 @torch.no_grad()
-def measured(policy: Policy, prompts: Sequence[Prompt], samples: int, seed: int) -> Row:
-    """Reward and diversity on prompts, from further noise of a seed."""
+def measured(policy: Policy, prompts: Sequence[Prompt], samples: int, seed: int, taste: bool) -> Row:
+    """Reward and diversity on prompts, from further noise of a seed; diversity also of the exact pictures alone, or of the upper ones."""
     sampler = DeterministicSampler(8, samples)
     latents, images, asked = [], [], []
     for start in range(0, len(prompts), 4):
@@ -101,19 +106,20 @@ def measured(policy: Policy, prompts: Sequence[Prompt], samples: int, seed: int)
         asked += [start + index for index in batch.group.tolist()]
     samples_of_all, pictures, group = torch.cat(latents), torch.cat(images), torch.tensor(asked)
     words = [prompts[index] for index in asked]
-    exact = ExactMatch()(pictures, words) == 1
+    kinds = {"exact": ExactMatch()(pictures, words) == 1} | ({"upper": UpperHalf()(pictures, words) == 1} if taste else {})
     row = {
         "reward": float(CountReward()(pictures, words).mean()),
-        "exact": float(exact.double().mean()),
+        **{kind: float(mine.double().mean()) for kind, mine in kinds.items()},
         "L-GMD": float(log_geometric_mean_distance(samples_of_all, group).mean()),
     }
-    several = [index for index in group.unique() if int((exact & (group == index)).sum()) > 1]
+    kind, right = list(kinds.items())[-1]
+    several = [index for index in group.unique() if int((right & (group == index)).sum()) > 1]
     within = [
         log_geometric_mean_distance(mine, torch.zeros(len(mine), dtype=torch.long))
-        for mine in (samples_of_all[exact & (group == index)] for index in several)
+        for mine in (samples_of_all[right & (group == index)] for index in several)
     ]
     if within:
-        row |= {"L-GMD of the exact": float(torch.cat(within).mean()), "fields of the exact": float(fields(pictures[exact]))}
+        row |= {f"L-GMD of the {kind}": float(torch.cat(within).mean()), f"fields of the {kind}": float(fields(pictures[right]))}
     return row
 
 
@@ -178,24 +184,28 @@ def main(
     prompts: int = 12,
     samples: int = 32,
     curve: tuple[int, ...] = (),
+    taste: bool = False,
     device: str = "cpu",
     workers: int = 0,
     json: Path = RESULTS / "shapeworld_study.json",
 ) -> None:
     record = Record(json)
-    runs = record.content.setdefault("runs", [])
+    kind = "runs, upper half" if taste else "runs"
+    runs = record.content.setdefault(kind, [])
     more = [f"--policy.device={device}"]
-    if workers:
+    if taste:
+        more.append(TASTE)
+    elif workers:
         scored = f"{{reward: 'diffalign.shapeworld:CountReward', workers: {workers}}}"
         more.append(f"--rewards={{class_path: WorkerReward, init_args: {scored}}}")
     held_out = read_prompts("shapeworld/count-held-out")
     for seed, arm, rate in itertools.product(range(first, first + seeds), arms, rates):
         asked = held_out[:prompts] if seed >= SEARCH else held_out[prompts : 2 * prompts]
-        measure = functools.partial(measured, prompts=asked, samples=samples)
+        measure = functools.partial(measured, prompts=asked, samples=samples, taste=taste)
         about = {"arm": arm, "seed": seed, "steps": steps, "groups": groups, "rate": rate, "prompts": prompts, "samples": samples}
         if arm in BASES:
             about |= {"steps": 0, "groups": 0, "rate": 0.0}
-            record.run("runs", about, functools.partial(untrained, BASES[arm], measure, seed, more))
+            record.run(kind, about, functools.partial(untrained, BASES[arm], measure, seed, more))
         else:
-            record.run("runs", about, functools.partial(run, arm, seed, steps, groups, rate, curve, measure, more))
+            record.run(kind, about, functools.partial(run, arm, seed, steps, groups, rate, curve, measure, more))
     print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")

@@ -87,8 +87,8 @@ class AlignmentLoop:
         seed: seed of every random draw
         rollout: samples and scores, one after the other or at once
         chunk: images decoded and scored at once
-        check_rows: network rows a step for the first-step contract; None repeats all calls of the rollout at the first step, and
-            one at every later one; 0 checks none
+        check_rows: network rows a step for the first-step contract; None repeats all calls of the rollout at the first step, then one
+            at each of four steps and at every fifth; 0 checks none
         keep_images: images in a report
         folder: for the files of hooks, or None
         sharding: shards weights; None keeps all in each process

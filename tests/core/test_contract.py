@@ -56,6 +56,15 @@ def test_the_first_step_repeats_all_calls_and_each_further_one_a_call_in_turn(st
     assert policy.counter.rows - before == rows + (step == 0) * (1 if rows > 1 and limit != 1 else 2)  # and on rounding
 
 
+def test_later_only_every_fifth_step_repeats_a_call_and_all_have_their_turn():
+    policy = TinyPolicy()
+    forest = sample(policy)
+    spent = {step: check_first_step(policy, forest, step).rows for step in range(5, 31)}
+    assert {step for step, rows in spent.items() if rows} == {5, 10, 15, 20, 25, 30}
+    assert [spent[step] for step in (5, 10, 15, 20, 25, 30)] == 2 * [6, 2, 6]  # calls of 2, 6 and 6 rows
+    assert check_first_step(policy, forest, 6).metrics() == {}
+
+
 def test_calls_are_numbered_as_they_were_made():
     calls = []
 
@@ -270,7 +279,7 @@ def test_a_planted_fault_is_found_at_every_level_and_named(fault, kernel, steps,
     some = sorted({1, 2, calls // 2, calls - 1, calls})
     for call in some:
         try:
-            check_first_step(wrong, honest, step=call)
+            check_first_step(wrong, honest, step=call if call < 5 else 5 * (call - 4))  # the step whose turn it is
         except ContractError as error:
             named += bool(re.search(FAULTS[fault], str(error)))
         else:
