@@ -1,14 +1,17 @@
 """Run files of several tasks and of published baselines: each builds on a tiny pipeline of its family, with the settings that it names."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny_pipelines import saved
 
 from diffalign import config
 from diffalign.cli import main
+from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.prompts import read_prompts
 from diffalign.rewards.geneval_rules import wanted
 from diffalign.rewards.ocr import wanted_text
@@ -19,6 +22,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 RUNS = {
     "flux1_tmpo_preferences": ("flux-dev", "arXiv:2605.10983", 27),
     "sd35_tmpo_three_tasks": ("sd3", "arXiv:2605.10983", 27),
+    "sd35_three_teachers": ("sd3", "arXiv:2605.08063", 2),
     "sd35_flow_grpo_ocr": ("sd3", "arXiv:2505.05470", 24),
     "sd35_flow_grpo_pickscore": ("sd3", "arXiv:2505.05470", 24),
     "flux1_mixgrpo": ("flux-dev", "arXiv:2507.21802", 12),
@@ -54,12 +58,26 @@ def overrides(run, folder):
     inner = "policy." * (content["policy"]["class_path"] == "Guided")
     tiny = {"path": folder, "resolution": 32, "max_sequence_length": 24, "dtype": "float32", "device": "cpu"}
     given = [f"--policy.{inner}{name}={value}" for name, value in tiny.items()]
+    given += [f"--objective.teachers.{teacher}.{name}={value}" for teacher in teachers(folder, content) for name, value in tiny.items()]
     given += [f"--rewards.{name}=baseline_rewards.{'red' if place % 2 else 'blue'}" for place, name in enumerate(content["rewards"])]
     if content["prompts"].get("class_path") == "Mixture":
         files = {name: f"{name}.{ending}" for name, (_, ending) in LISTS.items()}
         given += [f"--prompts.sources.{name}.prompts.path={file}" for name, file in files.items()]
         return [*given, f"--evaluation.prompts={json.dumps(files)}"]
     return [*given, "--prompts.path=prompts.txt", "--evaluation=null"]
+
+
+def teachers(folder, content):
+    """Names of a run's teachers, whose adapters are where another run would have left them."""
+    found = content["objective"]["init_args"].get("teachers", {}) if isinstance(content["objective"], dict) else {}
+    for place, teacher in enumerate(found.values()):
+        lora = teacher["init_args"]["lora"]
+        policy = FlowMatchingPolicy.from_pretrained(folder, lora=LoRA(lora["rank"], lora["alpha"]), device="cpu")
+        with torch.no_grad():
+            for parameter in policy.trainable_parameters().values():
+                parameter.fill_(0.05 * (place + 1))
+        policy.save_lora(lora["start"])
+    return list(found)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -117,3 +135,25 @@ def test_three_tasks_train_together_and_each_prompt_has_the_rewards_of_its_task(
     assert all(line[f"source/{task}/share"] == pytest.approx(1 / 3) for task in tasks)
     last = json.loads((tmp_path / "run" / "evaluation.json").read_text())[-1]
     assert {f"{name}/{task}" for name, task in found} <= last["rewards"].keys()
+
+
+def test_three_teachers_of_other_runs_teach_one_student(tmp_path_factory, tmp_path):
+    run = "sd35_three_teachers"
+    short = ["--total=1", "--prompts_per_step=3", "--sampler.steps=2", "--evaluation.samples=2", "--evaluation.steps=2"]
+    assert main(["train", str(EXAMPLES / f"{run}.yaml"), *overrides(run, saved(tmp_path_factory, "sd3")), *short, "--folder", "run"]) == 0
+    (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    taught = [line[f"distance/{task}"] for task in LISTS]
+    assert 0 < taught[0] < taught[1] < taught[2]  # the adapters of each lie further from the base than those of the one before
+    assert line["reward/ocr/text"]
+
+
+@pytest.mark.parametrize("task", LISTS)
+def test_the_head_says_how_to_make_each_teacher(task):
+    """A command that goes on in the next line."""
+    head = (EXAMPLES / "sd35_three_teachers.yaml").read_text().replace(" \\\n#", "")
+    (words,) = [shlex.split(line[1:])[2:] for line in head.splitlines() if f"--folder runs/{task} " in line]
+    made = config.parse(words[0], words[1:])
+    assert f"folder: runs/{task}" in made.yaml()
+    (source,) = [source for name, source in written("sd35_three_teachers")["prompts"]["init_args"]["sources"].items() if name == task]
+    assert set(yaml.safe_load(made.yaml())["rewards"]) == set(source["rewards"])
+    assert yaml.safe_load(made.yaml())["prompts"]["init_args"]["path"] == source["prompts"]["init_args"]["path"]

@@ -15,8 +15,6 @@ from .noised import Noised, mean_square
 from .requirements import given_reference
 from .terms import centered
 
-_DECAY = Linear(0.25, 0.999, 150)
-
 
 @attrs.define(eq=False)
 class CRD(ForwardObjective):
@@ -27,22 +25,19 @@ class CRD(ForwardObjective):
         loss = mean [ limit / beta (beta (r_i - mean r) - (R~_i - mean R~))^2 + k_i ||v_theta - v_ref||^2 ]
         k_i  = kl, or with `adaptive` 1e-4 + (kl - 1e-4) R~_i
 
-    The paper's target is old exp(R~ / beta) / Z, whose Z is the same for all samples of a prompt and cancels. Each level has its own
-    residual, as in the code of Flow-Factory, by which the formula was checked. But an error at one level is no log-density: the target
-    gives the direction, and not the fixed point. Tests check what that is for a Gaussian N(m, c^2 I) in D dimensions with a linear
-    reward, kl 0 and old weights that stand still (decay 1). The residual is zero, level by level, at
+    The paper's target is old exp(R~ / beta) / Z; Z is the same for all samples of a prompt and cancels. Each level has its own residual, as
+    in the code of Flow-Factory, by which the formula was checked. An error at one level is no log-density: the target is the direction, not
+    the fixed point, which for N(m, c^2 I) in D dimensions, a linear reward, kl 0 and decay 1 is, level by level (tests),
 
         v_theta - v_old = D V^2 / (2 sigma^2 c^2) (v_target - v_old),   V = (1 - sigma)^2 c^2 + sigma^2
 
-    which is far beyond the target where noise is low; levels that share weights get a compromise by least squares. Elsewhere nothing is
-    proved. Old weights that follow take the target with them, and only kl holds it.
-
-    What is ours: the samples of a prompt share levels and noise, and are centred level by level. The old weights follow the policy, which
-    rolls out itself; the authors let a third, slower average roll out. Their reference is guided: give a frozen `Guided` policy.
+    far beyond the target where noise is low; levels that share weights compromise by least squares. Elsewhere nothing is proved. Ours are
+    the shared levels and noise, and the centring level by level. The old weights follow the policy, which rolls out itself, and take the
+    target with them, so that only kl holds it; the authors let a third, slower average roll out.
 
     Args:
         policy: the weights being aligned
-        reference: frozen; by default a fork of the policy as it is when the objective is built
+        reference: frozen; by default a fork of the policy as it is when the objective is built. The authors' is guided: a frozen `Guided`
         beta: scale of the implicit reward, > 0
         limit: standardised reward at which R~ reaches 1 (or 0 at -limit)
         decay: share of itself that `old` keeps, in [0, 1]; a number or a schedule. By default from 0.25 to 0.999 in 150 steps
@@ -63,7 +58,7 @@ class CRD(ForwardObjective):
     reference: Policy | None = None
     beta: float = attrs.field(default=1.0, validator=finite(attrs.validators.gt(0.0)))
     limit: float = attrs.field(default=5.0, validator=attrs.validators.gt(0.0))
-    decay: Scalar | float = _DECAY
+    decay: Scalar | float = attrs.field(default=Linear(0.25, 0.999, 150))
     kl: float = attrs.field(default=0.1, validator=finite(attrs.validators.ge(0.0)))
     adaptive: bool = True
     levels: int = attrs.field(default=4, validator=attrs.validators.ge(1))
@@ -97,13 +92,9 @@ class CRD(ForwardObjective):
         score = group_normalize(batch.rewards.double(), batch.trajectories.group).clamp(-self.limit, self.limit)
         target = (0.5 + score / (2 * self.limit))[forward.sample]
         together = forward.group * levels + torch.arange(len(forward), device=target.device) % levels  # a prompt at one level
-        implicit = old - values["error"]
-        residual = self.beta * centered(implicit, together) - centered(target, together)
+        residual = self.beta * centered(old - values["error"], together) - centered(target, together)
         weight = 1e-4 + (self.kl - 1e-4) * target if self.adaptive and self.kl > 0 else torch.full_like(target, self.kl)
         per_unit = self.limit / self.beta * residual.square() + weight * values["distance"]
         value, count = (forward.weight * per_unit).sum(), torch.tensor(len(forward))
-        metrics = {
-            "residual": (residual.detach().square().sum(), count),
-            "distance/reference": (values["distance"].detach().sum(), count),
-        }
+        metrics = {"residual": (residual.detach().square().sum(), count), "distance/reference": (values["distance"].detach().sum(), count)}
         return Loss(value, {"loss": forward.reported(value, len(forward)), **metrics})

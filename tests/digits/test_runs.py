@@ -41,6 +41,29 @@ def test_a_student_is_distilled_and_then_reinforced(tmp_path, monkeypatch):
         assert any(not torch.equal(old, new) for old, new in zip(one.parameters(), other.parameters(), strict=True))
 
 
+def test_three_teachers_are_made_as_the_run_file_says_and_become_one_student(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = ["--total", "1", "--policy.device", "cpu", "--evaluation.samples", "2", "--evaluation.steps", "2"]
+    head = [line.split() for line in config.locate("digits_three_teachers").read_text().splitlines() if line.startswith("#   diffalign")]
+    made = [words[2:] for words in head if "digits_tmpo" in words]
+    for words in made:
+        assert main([*words, "--prompts_per_step", "2", *short]) == 0
+        assert main(["export", words[words.index("--folder") + 1], "--format", "merged"]) == 0
+    assert main(["check", "digits_three_teachers", "--policy.device", "cpu"]) == 0
+    assert main(["train", "digits_three_teachers", "--prompts_per_step", "3", *short]) == 0
+    (step,) = map(json.loads, (tmp_path / "runs/digits_three_teachers/metrics.jsonl").read_text().splitlines())
+    weights = [DigitsPolicy.from_pretrained("digits", device="cpu").own_parameters()]
+    for task in ("even", "thick", "asked"):
+        assert step[f"distance/{task}"] > 0
+        weights.append(DigitsPolicy.from_pretrained(f"runs/{task}/export/merged", device="cpu").own_parameters())
+        taught = load_file(tmp_path / f"runs/digits_three_teachers/step-000001/teacher_{task}.safetensors")
+        assert all(torch.equal(value, taught[name]) for name, value in weights[-1].items())
+    for place, one in enumerate(weights):  # none taught by the base, or by another's teacher
+        assert all(any(not torch.equal(one[name], other[name]) for name in one) for other in weights[:place])
+    last = json.loads((tmp_path / "runs/digits_three_teachers/evaluation.json").read_text())[-1]
+    assert {f"{task}/{task}" for task in ("even", "thick", "asked")} <= last["rewards"].keys()
+
+
 def test_its_weights_are_exported_and_read_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     short = ["--total", "1", "--prompts_per_step", "2", "--average", "null", "--evaluation", "null", "--policy.device", "cpu"]

@@ -1,12 +1,14 @@
 """Guards alone: which gradients a divergence blocks, and which velocities are too long."""
 
 import attrs
+import few_step_cases as few
 import pytest
 import torch
 from tiny import assert_same, batch_of, gradient, pair
 
 from diffalign.core import Edges, group_normalize, replay
-from diffalign.objectives import FlowGRPO, KLMask, NormGuard, NormGuarded, SoftmaxTB
+from diffalign.objectives import FlowGRPO, KLMask, NormGuard, NormGuarded, SoftmaxTB, TrajectoryDistributionMatching
+from diffalign.objectives.few_step import InOrder
 from diffalign.objectives.noised import NoisedSamples
 from diffalign.samplers import DeterministicSampler
 
@@ -109,3 +111,23 @@ def test_any_objective_takes_the_guard_of_the_norm():
         guarded.require(DeterministicSampler(4, samples=3).outline(policy))
     with pytest.raises(ValueError, match="reference must be frozen"):
         NormGuarded(inner, reference=policy.fork(trainable=True))
+
+
+def test_without_a_reference_the_norm_is_held_to_the_weights_of_the_start():
+    policy, _ = pair()
+    batch, start, inner = batch_of(policy), policy.fork(), SoftmaxTB(policy)
+    guarded = NormGuarded(inner, NormGuard(0.7))
+    with torch.no_grad():
+        policy.network.lora_B.weight += 0.1
+    alone = gradient(inner, batch)
+    assert_same(gradient(guarded, batch) - alone, gradient(NormGuarded(inner, NormGuard(0.7), start), batch) - alone)
+
+
+def test_only_phases_that_train_the_policy_are_guarded():
+    student = few.moved(few.tiny_student())
+    guarded, batch = NormGuarded(TrajectoryDistributionMatching(student, plan=InOrder())), few.batch_of(student)
+    told = {}
+    for phase in guarded.phases():
+        for loss in phase.losses(batch, 0):
+            told.setdefault(tuple(phase.trains), set()).update(name for name in loss.metrics if name.startswith("norm/"))
+    assert told == {("fake",): set(), ("generator",): {"norm/excess", "norm/penalty"}}

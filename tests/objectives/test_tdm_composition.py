@@ -18,11 +18,14 @@ from diffalign.objectives import (
     DGPO,
     RAM,
     DiffusionNFT,
+    DirectReinforcement,
     ELBOGroupForwardKL,
     ELBOPolicyGradient,
     ELBOSoftmaxTB,
     FlowGRPO,
     GroupForwardKL,
+    NormGuarded,
+    OnPolicyDistillation,
     SoftmaxTB,
     SurrogateReward,
     TrajectoryDistributionMatching,
@@ -65,6 +68,10 @@ OBJECTIVES = {
     "TrajectoryDistributionMatching": TrajectoryDistributionMatching,
     "SurrogateReward": SurrogateReward,
     "SurrogateReward, MonteCarlo": lambda policy: SurrogateReward(policy, attribution=MonteCarlo()),
+    "DirectReinforcement": lambda policy: DirectReinforcement(policy, levels=2),
+    "OnPolicyDistillation": lambda policy: OnPolicyDistillation(policy, {"one": moved(policy.fork(trainable=True), 0.2).fork()}),
+    "SoftmaxTB, NormGuarded": lambda policy: NormGuarded(SoftmaxTB(policy)),
+    "DGPO, NormGuarded": lambda policy: NormGuarded(DGPO(policy, levels=2)),
 }
 
 
@@ -108,6 +115,7 @@ REASONS = {
     "the sampler draws deterministic trajectories alone": "needs noise",
     "needs deterministic trajectories": "needs a deterministic sampler",
     "needs every level of a trajectory": "needs every level",
+    "needs the states of a trajectory": "needs every level",
     "solver must be None for a few-step student": "Euler steps alone",
     "must be at most the number of noise levels of the rollout": "needs more levels",
 }

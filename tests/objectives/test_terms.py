@@ -216,3 +216,13 @@ def test_the_surrogate_on_policy_agrees_with_the_release(golden):
     loss.backward()
     assert loss.item() == pytest.approx(row["loss"], rel=1e-6)
     torch.testing.assert_close(paths.grad, torch.tensor(row["grad_current_log_probs"]), rtol=1e-6, atol=1e-7)
+
+
+@given(paths_and_rewards())
+def test_a_log_z_that_leaves_the_sample_out_is_the_groups_mean_at_another_length(case):
+    values, _, group = case
+    for index in (index for index in group.unique() if int((group == index).sum()) > 1):
+        mine = values[group == index]
+        count = len(mine)
+        apart = torch.stack([mine[place] - torch.cat([mine[:place], mine[place + 1 :]]).mean() for place in range(count)])
+        torch.testing.assert_close(apart, centered(values, group)[group == index] * count / (count - 1), rtol=1e-9, atol=1e-9)
