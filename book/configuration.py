@@ -42,6 +42,8 @@ optimizers:
 average: {{decay: 0.9}}
 ```
 
+`optimizers: 1e-4` is AdamW with weight decay 1e-4; `{{default: {{lr: 1e-4}}}}` is torch's AdamW with its own default, 0.01.
+
 Any value can be replaced on the command line by its dotted name: `diffalign train RUN.yaml --objective.beta=2 --sampler.steps 6`. There
 null drops an entry of a mapping, such as one of several rewards and its weight (`--rewards.ocr=null --aggregation.weights.ocr=null`); the
 last one stays. The objective's `policy` is the run's, and a policy's `sharding` is what `--shard` gives; they are not written. A key that

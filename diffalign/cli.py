@@ -1,9 +1,12 @@
 """Command `diffalign`. Large packages such as torch are imported only when a command needs them."""
 
 import argparse
+import difflib
 import importlib
+import itertools
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 1 after an error at run time, 2 after an error of configuration or usage, 130 after an interrupt.
     """
-    options, overrides = _parser().parse_known_args(arguments)
+    parser, given = _parser(), sys.argv[1:] if arguments is None else list(arguments)
+    _require_command(parser, given)
+    options, overrides = parser.parse_known_args(given)
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # else their notes about optional packages mix with the output of a run
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -31,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         try:
             _show_configuration_warnings()
+            _refuse_other_commands(options.command, overrides)
             done = int(_module(options.command).run(options, overrides))
             sys.stdout.flush()
             return done
@@ -61,6 +67,35 @@ def _parser() -> argparse.ArgumentParser:
         module.configure(command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _require_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """End the process with a usage error that names the most similar command, if there is none of the given name."""
+    name = next((word for word in words if not word.startswith("-")), None)
+    near = [] if name is None or name in commands.NAMES else difflib.get_close_matches(name, commands.NAMES, n=1)
+    if near:
+        parser.error(f"there is no command {name!r}. Did you mean {near[0]}?")
+
+
+def _refuse_other_commands(command: str, overrides: Sequence[str]) -> None:
+    """Refuse options without a value that only other commands have; they would be taken for keys of the run whose value is forgotten.
+
+    Raises:
+        ConfigError: there is one; the message names the commands.
+    """
+    from .config.errors import listed
+    from .core import ConfigError
+
+    for word, after in itertools.pairwise([*overrides, "--"]):
+        having = [other for other in commands.NAMES if word.startswith("--") and word in _options_of(other)]
+        if having and after.startswith("--"):
+            raise ConfigError(f"{word} is an option of diffalign {listed(having, 'and')}; diffalign {command} does not have it")
+
+
+def _options_of(command: str) -> list[str]:
+    parser = argparse.ArgumentParser(prog="diffalign", add_help=False)
+    _module(command).configure(parser)
+    return re.findall(r"\[(--[\w-]+)", parser.format_usage())
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -87,6 +87,47 @@ def trained(pipeline, lora, waits, devices):
     return {"weights": weights, "moved": moves.largest / size, "spread": spread / size, "before": before, "shared": shared}
 
 
+def first_of_each(images, prompts):
+    """1 for the first picture of a prompt, else 0: in scores of these pictures little but their rounding would differ."""
+    return torch.tensor([float(prompt not in prompts[:place]) for place, prompt in enumerate(prompts)])
+
+
+def multiplied_in_half(pipeline, sharding, devices):
+    """Two steps of adapters whose masters are float32 and whose products are in the type of the base."""
+    torch.manual_seed(0)
+    policy = FlowMatchingPolicy.from_pretrained(
+        pipeline, lora=LoRA(rank=2), max_sequence_length=24, resolution=32, device="cpu", dtype="bfloat16"
+    )
+    layers = [module for module in policy.network.modules() if hasattr(module, "lora_variant")]
+    with torch.no_grad():
+        for name, parameter in policy.network.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    loop = AlignmentLoop(
+        SoftmaxTB(policy),
+        TreeSampler(3, FixedPlan(splits=(1,), branches=2)),
+        first_of_each,
+        Prompts(["a", "b"]),
+        prompts_per_step=2,
+        optimizers={"default": lambda parameters: torch.optim.SGD(parameters, lr=1e-3)},
+        max_grad_norm=1.0,
+        devices=devices,
+        sharding=sharding,
+    )
+    before = {name: parameter.detach().clone() for name, parameter in policy.network.named_parameters() if "lora_" in name}
+    loop.run(2)
+    trained = policy.trainable_parameters()
+    base = [parameter for parameter in policy.parameters() if not parameter.requires_grad and parameter.numel() >= 64]
+    return {
+        "before": before,
+        "after": {name: whole(parameter).clone() for name, parameter in policy.network.named_parameters() if name in before},
+        "trained": {parameter.dtype for parameter in trained.values()},
+        "base": {parameter.dtype for parameter in base},
+        "spread": sum(isinstance(parameter, DTensor) for parameter in base) / len(base),
+        "in the type of the base": all(layer.lora_variant for layer in layers) and len(layers) == len(trained) // 2,
+    }
+
+
 def gathered(pipeline, lora, checkpointing, devices):
     """Numbers, padded, that a forward and a backward pass gather."""
     verb = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # of torch before 2.13
@@ -123,6 +164,8 @@ def main(folder, pipeline):
             torch.save(trained(pipeline, lora, waits, devices), folder / f"{name}-{waits}-{devices.rank}.pt")
     counts = {(name, again): gathered(pipeline, lora, again, devices) for name, lora in RUNS.items() for again in (False, True)}
     torch.save({f"{name}-{again}": count for (name, again), count in counts.items()}, folder / f"gathered-{devices.rank}.pt")
+    for name, sharding in (("whole", None), ("spread", FullySharded(least=64))):
+        torch.save(multiplied_in_half(pipeline, sharding, devices), folder / f"half-{name}-{devices.rank}.pt")
     disconnect(devices)
     (folder / f"threads-{devices.rank}").write_text("\n".join(threads()) if os.path.isdir("/proc/self/task") else "")
 

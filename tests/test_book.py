@@ -81,13 +81,20 @@ def test_the_loop_by_hand_is_a_step_of_the_loop():
 
 def test_the_quick_start_trains_and_plain_diffusers_draws_with_its_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    training, drawing = blocks(ROOT / "docs" / "quickstart.md", "python")
+    training, comparing, drawing = blocks(ROOT / "docs" / "quickstart.md", "python")
     assert "result = loop.run(20," in training
     names: dict = {}
     exec(
         compile(training.replace("result = loop.run(20,", "loop.prompts_per_step = 1; result = loop.run(1,"), "docs/quickstart.md", "exec"),
         names,
     )
+    short = comparing.replace('PromptFile("shapeworld/count-held-out")', '["three red circles", "two blue squares"]').replace(
+        "steps=8", "steps=2"
+    )
+    assert short.count("steps=2") == 2
+    exec(compile(short, "docs/quickstart.md", "exec"), names)
+    assert names["comparison"].differences()["reward darkness"]["trained"].mean != 0.0
+    assert (tmp_path / "runs/dark/merged/model_index.json").exists()
     exec(compile(drawing.replace("guidance_scale=1,", "guidance_scale=1, num_inference_steps=2,"), "docs/quickstart.md", "exec"), names)
     assert names["picture"].size == (64, 64)
     lines = [line for line in drawing.splitlines() if line and not line.startswith(("from", "import"))]

@@ -71,6 +71,23 @@ def test_the_same_from_python(capsys):
     assert "changed since" not in run(4, PromptFile("own.txt", seed=1)), "the line of settings has said it"
 
 
+def test_other_held_out_prompts_are_said_once(capsys):
+    Path("held-out.txt").write_text("five\nsix\nseven\n")
+    Path("toy.yaml").write_text(f"{RUN}evaluation: {{prompts: held-out.txt, steps: 2, samples: 2}}\n")
+    assert main(["train", "toy.yaml", "--folder", "run"]) == 0
+    go_on(2)
+    assert "changed since" not in capsys.readouterr().err
+    Path("held-out.txt").write_text("five\nsix\n")
+    go_on(3)
+    assert "the held-out prompts (3 of them, now 2) changed since the last evaluation; those from now on" in capsys.readouterr().err
+    go_on(4)
+    assert "changed since" not in capsys.readouterr().err
+    Path("run/evaluation.json").unlink()
+    Path("held-out.txt").write_text("five\n")
+    go_on(5)
+    assert "changed since" not in capsys.readouterr().err, "what is not known is not said"
+
+
 def test_what_a_digest_sees():
     texts = listed(Prompts(["a", "b"]))
     assert texts == listed(Prompts(["a", "b"], seed=3))

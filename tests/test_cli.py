@@ -202,7 +202,7 @@ def test_an_interrupt_names_the_checkpoint(workplace: Path, capsys: pytest.Captu
     assert main(["train", "toy.yaml", "--rewards", "my_parts.interrupt"]) == 130
     message = capsys.readouterr().err
     assert "interrupted; the last checkpoint is runs/toy/step-000001." in message
-    assert "diffalign train toy.yaml --resume" in message
+    assert "diffalign train runs/toy --resume" in message
     assert len(metrics(workplace / "runs" / "toy")) == 1
     assert signal.getsignal(signal.SIGINT) is before
     assert main(["train", "toy.yaml", "--resume"]) == 1

@@ -27,6 +27,15 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert "\x1b" not in out
 
 
+@pytest.mark.parametrize(("held_out", "shared"), [("left\nnew\n", 1), ("left\nup\n", 2), ("new\nother\n", 0)])
+def test_held_out_prompts_that_are_trained_on_are_counted_once(tmp_path, capsys, held_out, shared):
+    (tmp_path / "held-out.txt").write_text(held_out)
+    ring_loop(None, [HeldOutEvaluation(str(tmp_path / "held-out.txt"), every=1, samples=2, steps=2), Console()]).run(2)
+    out = capsys.readouterr().out
+    line = f"  {shared} of these 2 prompts are trained on as well, so they say little about other prompts\n"
+    assert out.count("trained on as well") == out.count(line) == (shared > 0)
+
+
 class Votes:
     """Votes of 1 before training and of 3 after it, for some prompts."""
 

@@ -1,5 +1,6 @@
 """What the documents say is run."""
 
+import math
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from diffalign.core import AlignmentLoop
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
-from diffalign.samplers import DeterministicSampler
+from diffalign.samplers import ChainSampler, DeterministicSampler
 from diffalign.testing import ConstantReward
 
 ROOT = Path(__file__).parents[1]
@@ -21,10 +22,16 @@ def snippets(file: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), flags=re.DOTALL)
 
 
+def snippet(file: str, holding: str) -> str:
+    """The snippet that holds a text."""
+    (found,) = [text for text in snippets(file) if holding in text]
+    return found
+
+
 def test_parts_of_the_extension_guide_run_together():
     names: dict = {}
-    for snippet in snippets("docs/extending.md")[:3]:
-        exec(compile(snippet, "docs/extending.md", "exec"), names)
+    for text in snippets("docs/extending.md")[:3]:
+        exec(compile(text, "docs/extending.md", "exec"), names)
     policy = GaussianMixturePolicy(MODES, 0.3)
     before = policy.means.detach().clone()
     images = torch.zeros(2, 3, 4, 4)
@@ -36,14 +43,37 @@ def test_parts_of_the_extension_guide_run_together():
     assert not torch.equal(policy.means, before)
 
 
+def test_the_aggregation_of_the_extension_guide_takes_weights_and_its_hook_watches(capsys):
+    names: dict = {}
+    for holding in ("class Product", "class CollapseNotice"):
+        exec(compile(snippet("docs/extending.md", holding), "docs/extending.md", "exec"), names)
+    product, group = names["Product"](weights={"a": 2.0, "b": 1.0}), torch.zeros(3, dtype=torch.long)
+    scores = {"a": torch.tensor([1.0, 3.0, -1.0]), "b": torch.tensor([2.0, 0.5, 1.0]), "logged": torch.ones(3)}
+    assert product(scores, group).tolist() == [2.0, 4.5, 0.0]
+    assert names["Product"]()(scores, group).tolist() == [2.0, 1.5, 0.0]
+    policy, rewards = GaussianMixturePolicy(MODES, 0.3), {name: ConstantReward() for name in scores}
+    hooks = [names["CollapseNotice"](below=math.inf)]
+    AlignmentLoop(SoftmaxTB(policy), ChainSampler(4, 3), rewards, Prompts(["a"]), product, hooks=hooks).run(2)
+    assert capsys.readouterr().out.count("step 1: the diversity is ") == 1
+
+
 def test_the_objective_of_the_extension_guide_refuses_what_it_cannot_replay_and_has_the_property_that_is_shown():
     names: dict = {}
-    for snippet in snippets("docs/extending.md")[2:4]:
-        exec(compile(snippet, "docs/extending.md", "exec"), names)
+    for holding in ("class Reinforce", "from hypothesis"):
+        exec(compile(snippet("docs/extending.md", holding), "docs/extending.md", "exec"), names)
     with pytest.raises(ValueError, match="Reinforce needs stochastic steps"):
         AlignmentLoop(
             names["Reinforce"](GaussianMixturePolicy(MODES, 0.3)), DeterministicSampler(4, samples=3), ConstantReward(), Prompts(["a"])
         )
+    names["test_the_level_of_the_rewards_does_not_matter"]()
+
+
+def test_the_property_of_the_extension_guide_holds_for_its_example_on_noised_ends(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "parts"))
+    from reward_weighted import RewardWeighted
+
+    names: dict = {"Reinforce": RewardWeighted}
+    exec(compile(snippet("docs/extending.md", "from hypothesis"), "docs/extending.md", "exec"), names)
     names["test_the_level_of_the_rewards_does_not_matter"]()
 
 
@@ -55,9 +85,9 @@ def test_links_between_documents_lead_somewhere():
 
 def test_the_program_of_the_readme_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (snippet,) = snippets("README.md")
-    short = snippet.replace("loop.run(60,", "loop.prompts_per_step = 1; loop.sampler = TreeSampler(2, FixedPlan((0,), 2)); loop.run(1,")
-    assert short != snippet
+    (whole,) = snippets("README.md")
+    short = whole.replace("loop.run(60,", "loop.prompts_per_step = 1; loop.sampler = TreeSampler(2, FixedPlan((0,), 2)); loop.run(1,")
+    assert short != whole
     exec(compile(short, "README.md", "exec"), {})
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
     assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").exists()

@@ -220,14 +220,21 @@ def test_another_row_budget_is_the_same_run(name, tmp_path):
         torch.testing.assert_close(mine[key], expected, rtol=1e-6, atol=1e-6, msg=key)
 
 
-def test_the_same_for_a_tiny_stable_diffusion_3(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_same_for_a_tiny_stable_diffusion_3(dtype, tmp_path):
+    """Above a base in bfloat16, adapters have masters in float32 and multiply in bfloat16."""
     model = pipeline(layers=1, heads=1)
     model.set_progress_bar_config(disable=True)
     model.save_pretrained(tmp_path / "model")
 
     def loop(folder, hooks=()):
         torch.manual_seed(0)
-        policy = FlowMatchingPolicy.from_pretrained(str(tmp_path / "model"), lora=LoRA(rank=2), max_sequence_length=16, device="cpu")
+        policy = FlowMatchingPolicy.from_pretrained(
+            str(tmp_path / "model"), lora=LoRA(rank=2), max_sequence_length=16, device="cpu", dtype=dtype
+        )
+        layers = [module for module in policy.network.modules() if hasattr(module, "lora_variant")]
+        assert layers
+        assert all(bool(layer.lora_variant) == (dtype == "bfloat16") for layer in layers)
         tree = TreeSampler(4, FixedPlan(splits=(1,)))
         hooks = [*hooks, Checkpoints(folder, every=3)]
         return AlignmentLoop(SoftmaxTB(policy), tree, channel_reward, Prompts(["a red circle", "two"]), prompts_per_step=2, hooks=hooks)
@@ -244,3 +251,4 @@ def test_the_same_for_a_tiny_stable_diffusion_3(tmp_path):
         assert torch.equal(mine[key], expected), key
         moved += "lora_B" in key and key.startswith("policy.") and bool((expected != 0).any())
     assert moved
+    assert {parameter.dtype for parameter in resumed.objective.policy.trainable_parameters().values()} == {torch.float32}

@@ -10,7 +10,8 @@ from diffalign import config
 from diffalign.cli import main
 from diffalign.core import ConfigError
 from diffalign.digits import DigitsPolicy
-from diffalign.policies import TDMPolicy
+from diffalign.export.formats import usual_form
+from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.runs.snapshot import RunSnapshot, read_manifest, write
 from diffalign.runs.trained import evaluated_role, trained_policy
 
@@ -108,3 +109,9 @@ def test_weights_of_another_network_are_refused_with_the_roles_that_can_be_had(t
         ConfigError, match=r"the role 'judge' must have the weights of the run's policy, .* Give --role with one of policy\."
     ):
         trained_policy(job, checkpoint, "judge")
+
+
+@pytest.mark.parametrize(("lora", "form"), [(LoRA(rank=2), "diffusers"), (None, "merged")])
+def test_the_usual_format_is_the_adapters_where_there_are_some(lora, form):
+    policy = FlowMatchingPolicy.from_pretrained("shapeworld", lora=lora, device="cpu")
+    assert usual_form(policy) == usual_form(TDMPolicy(policy, 4)) == form

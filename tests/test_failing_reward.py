@@ -70,7 +70,7 @@ def test_a_failing_reward_leaves_a_checkpoint_of_the_last_finished_step(value, s
     assert main(["train", "toy.yaml", "--folder", "cut"]) == 1
     text = capsys.readouterr().err
     assert said in text
-    assert "; the last checkpoint is cut/step-000002. Continue, with the same --key values, by: diffalign train toy.yaml --resume\n" in text
+    assert "; the last checkpoint is cut/step-000002. Continue by: diffalign train toy.yaml --resume --folder cut\n" in text
     assert steps("cut") == [0, 1]
     assert main(["train", "toy.yaml", "--folder", "cut", "--resume"]) == 0
     assert steps("cut") == [0, 1, 2, 3]

@@ -14,7 +14,7 @@ from ring import ring_loop
 from diffalign.core import AlignmentLoop, Hook, Interrupted, Partial, Raw, RunningScale
 from diffalign.core.interrupt import stop_between_steps
 from diffalign.evaluation import evaluate, write_report
-from diffalign.objectives import SoftmaxTB, TrajectoryDistributionMatching
+from diffalign.objectives import EffectiveSamples, KLBudget, SoftmaxTB, TrajectoryDistributionMatching
 from diffalign.policies import TDMPolicy
 from diffalign.prompts import Mixture, Source
 from diffalign.runs import pictures
@@ -126,6 +126,15 @@ def nothing(images, prompts):
 
 def flat(images, prompts):
     return torch.zeros(len(images))
+
+
+@pytest.mark.parametrize("beta", [20.0, KLBudget(10.0), EffectiveSamples(0.6)])
+@pytest.mark.parametrize("steps", [12, 100])
+def test_a_constant_reward_is_said_once_whatever_the_temperature(steps, beta, capsys) -> None:
+    """The objective, which is told of every step as well, says nothing of its own."""
+    said = said_by(capsys, steps, rewards=flat, objective=SoftmaxTB(TinyPolicy(), beta=beta)).splitlines()
+    (line,) = [line for line in said if "reward" in line]
+    assert line.startswith("step 10: for 10 steps all samples of a prompt have had the same reward, so nothing is learned.")
 
 
 def test_one_sample_of_a_prompt_has_no_spread_to_miss(capsys) -> None:

@@ -58,6 +58,20 @@ def test_recomputed_activations_gather_no_weight_twice(folder):
     assert counts["lora-False"][1] < counts["lora-True"][1] < forward  # also what no gradient passes through
 
 
+def test_products_in_the_type_of_the_base_are_those_of_a_base_that_is_not_spread(folder):
+    """Adapters stay whole, with masters in float32; the base in bfloat16 that they stand above is spread."""
+    for rank in range(2):
+        whole, spread = (torch.load(folder / f"half-{name}-{rank}.pt", weights_only=True) for name in ("whole", "spread"))
+        for found in (whole, spread):
+            assert found["in the type of the base"]
+            assert (found["trained"], found["base"]) == ({torch.float32}, {torch.bfloat16})
+        assert (whole["spread"], spread["spread"]) == (0.0, 1.0)
+        assert spread["after"].keys() == whole["after"].keys()
+        assert all(torch.equal(spread["after"][name], value) for name, value in whole["after"].items())
+        moved = [name for name, value in spread["before"].items() if not torch.equal(spread["after"][name], value)]
+        assert len(moved) > len(spread["after"]) // 2
+
+
 def test_no_thread_of_the_group_outlives_it(folder):
     for rank in range(2):
         assert "gloo" not in (folder / f"threads-{rank}").read_text()

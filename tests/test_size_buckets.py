@@ -12,13 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipelines import saved
 
-from diffalign import Prompt
+from diffalign import AlignmentLoop, Prompt
 from diffalign.cli import main
 from diffalign.core import ConfigError
 from diffalign.evaluation import evaluate
 from diffalign.evaluation.pictures import on_canvas
-from diffalign.policies import FlowMatchingPolicy
+from diffalign.objectives import SoftmaxTB
+from diffalign.policies import FlowMatchingPolicy, LoRA
 from diffalign.prompts import Prompts, read_prompts
+from diffalign.samplers import ChainSampler
 from diffalign.testing import channel_reward
 
 SIZES = [None, (32, 64), (64, 32), (48, 48)]
@@ -119,6 +121,18 @@ def test_a_size_that_cannot_be_drawn_is_refused_when_the_run_is_built(workplace,
         f"error: {key}: the prompt 'prompt 2' has a size that cannot be drawn: "
         "resolution must have sides divisible by 4 for a FluxPipeline; got 32 x 34 (height x width)\n"
     )
+
+
+def test_in_python_too_such_a_size_is_refused_when_the_loop_is_built(tmp_path_factory):
+    policy = FlowMatchingPolicy.from_pretrained(saved(tmp_path_factory, "flux-dev"), lora=LoRA(rank=2), resolution=32, device="cpu")
+
+    def looped(*sizes):
+        prompts = [sized(f"prompt {place}", size) for place, size in enumerate(sizes)]
+        return AlignmentLoop(SoftmaxTB(policy), ChainSampler(3, samples=2), channel_reward, prompts, prompts_per_step=1)
+
+    looped(None, (32, 64))
+    with pytest.raises(ValueError, match=r"the prompt 'prompt 2' has a size that cannot be drawn: resolution must .*; got 32 x 34"):
+        looped(None, (32, 64), (32, 34))
 
 
 def test_an_evaluation_over_sizes_is_that_of_each(tmp_path_factory):

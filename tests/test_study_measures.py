@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.__main__ import main
 from benchmarks.study import distilled, ground, shapeworld, tmpo
 from benchmarks.subjects.surrogate_order import pairs_ordered
 from diffalign import Prompt
@@ -66,6 +67,34 @@ def test_a_short_study_of_teachers_gives_the_mixture_the_rows_of_all(tmp_path, m
     own, together = runs["distilled"]["rows"], sum(runs[f"teacher, {task}"]["rows"] for task in distilled.TASKS)
     for point, rows in zip(runs["mixture"]["curve"], (own, own + together), strict=True):
         assert abs(point["rows"] - rows) <= together / 3 / 2 + 1  # half a step
+
+
+def test_a_short_study_of_shapeworld_is_made_once(tmp_path, monkeypatch, capsys):
+    """The smallest run, as a GPU would make it: scored by a process of its own, and kept with its settings."""
+    file = tmp_path / "study.json"
+    size = ["--steps", "1", "--groups", "1", "--prompts", "1", "--samples", "2", "--workers", "1"]
+    words = ["study", "shapeworld", "--arms", "base", "flow-grpo", "--seeds", "1", *size, "--json", str(file)]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    base, trained = json.loads(file.read_text())["runs"]
+    about = {"seed": 0, "prompts": 1, "samples": 2}
+    assert base.items() >= {**about, "arm": "base", "steps": 0, "groups": 0, "rate": 0.0}.items()
+    assert trained.items() >= {**about, "arm": "flow-grpo", "steps": 1, "groups": 1, "rate": 1e-3}.items()
+    assert trained["seconds"] > 0
+    (before,), (after,) = base["rows"], trained["rows"]
+    assert (before["step"], after["step"]) == (0, 1)
+    for row in (before, after):
+        assert row.keys() >= {"step", "reward", "exact", "L-GMD"}
+        assert 0 <= row["exact"] <= row["reward"] <= 1
+    assert before["L-GMD"] != after["L-GMD"]  # the same noise, through weights that have moved
+    reported = first.split("reported\n")[1]
+    assert [line.split("groups")[0].split()[0] for line in reported.splitlines()] == ["base", "flow-grpo"]
+    written = file.read_bytes()
+    for name in ("run", "untrained"):  # nothing is made twice
+        monkeypatch.setattr(shapeworld, name, pytest.fail)
+    assert main(words) == 0
+    assert capsys.readouterr().out.split("reported\n")[1] == reported
+    assert file.read_bytes() == written
 
 
 def test_fields_count_where_shapes_stand():

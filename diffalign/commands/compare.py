@@ -11,7 +11,7 @@ from .options import refuse_overrides
 
 if TYPE_CHECKING:
     from ..core import Devices, RewardFunction
-    from ..evaluation import Evaluation
+    from ..evaluation import Comparison, Evaluation
     from .subject import Subject
 
 _EPILOG = (
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from .subject import Subject
 
     refuse_overrides("compare", "runs", overrides)
-    subjects = _told_apart([Subject.of(text) for text in options.runs], options.runs)
+    subjects = _told_apart([Subject.of(text).measured_on(options.prompts) for text in options.runs], options.runs)
     names = [subject.name for subject in subjects]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(f"compare needs two or more runs with different names; got {', '.join(names)}")
@@ -47,10 +47,27 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             page = write_comparison(options.out, comparison, recorded)
             for name, result in comparison.runs.items():
                 print(f"{name}, step {result.step}: {result.table()}")
-            print("\n".join([*comparison.notes(), str(page)]))
+            print("\n".join([*_told(comparison), *comparison.notes(), str(page)]))
     finally:
         disconnect(devices)
     return 0
+
+
+def _told(comparison: "Comparison") -> list[str]:
+    """Say in lines what the runs differ by: paired differences to the first one, and win rates of the rewards."""
+    from ..evaluation.pairing import over
+
+    first, *others = comparison.runs
+    differences, rates, few = comparison.differences(), comparison.win_rates(), comparison.fewer()
+    width = max((len(name + over(name, few)) for name in differences), default=0)
+    lines = []
+    for run in others:
+        lines.append(f"{first} -> {run}, the same prompts and noise: change [95 % interval over prompts]")
+        lines += [f"  {name + over(name, few):<{width}}  {changes[run].signed()}" for name, changes in differences.items()]
+    for name, pairs in rates.items():
+        lines.append(f"reward {name}, share of images with the higher one, a tie counts one half [95 % interval over prompts]")
+        lines += [f"  {one} against {other}  {rate}" for (one, other), rate in pairs.items()]
+    return lines
 
 
 def _told_apart(subjects: "Sequence[Subject]", texts: Sequence[str]) -> "list[Subject]":

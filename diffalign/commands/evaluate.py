@@ -29,10 +29,10 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..processes.devices import connect, disconnect
     from .subject import Measuring, Subject
 
-    subject = Subject.of(options.run, overrides)
+    suite = SUITES.get(options.suite)
+    subject = Subject.of(options.run, overrides).measured_on(options.prompts or (suite.prompts if suite else None))
     devices = connect()
     try:
-        suite = SUITES.get(options.suite)
         measuring = Measuring.of(subject, options, suite)
         loop, step = subject.build(devices)
         run = subject.folder or Path("runs") / subject.job.name

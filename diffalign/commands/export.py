@@ -12,8 +12,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=("diffusers", "comfyui", "merged"),
-        default="diffusers",
-        help="LoRA for diffusers' load_lora_weights, LoRA for ComfyUI, or the whole pipeline with the LoRA merged in (%(default)s)",
+        help="LoRA for diffusers' load_lora_weights, LoRA for ComfyUI, or the whole pipeline with the LoRA merged in (diffusers if the "
+        "policy has adapters, else merged)",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder, new or empty (RUN/export/FORMAT, which is written anew)")
     parser.add_argument("--role", metavar="NAME", help="weights of the checkpoint to export (the average if there is one, else the policy)")
@@ -23,6 +23,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..core import ConfigError
     from ..core.unessential import unessential
     from ..export import Card, export
+    from ..export.formats import usual_form
     from ..runs.snapshot import read_manifest
     from ..runs.trained import evaluated_role, trained_policy
     from .subject import Subject
@@ -42,9 +43,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         role = options.role or evaluated or ""
         card = Card.of_run(subject.folder, int(manifest["step"]), role)
         card = card if role == evaluated else card.unmeasured()
-    folder = options.out or subject.folder / "export" / options.format
+    form = options.format or usual_form(policy)
     try:
-        print(export(policy, folder, options.format, card))
+        print(export(policy, options.out or subject.folder / "export" / form, form, card))
     except ValueError as error:
-        raise ConfigError(f"--format {options.format}: {error}") from error
+        raise ConfigError(f"--format {form}: {error}") from error
     return 0

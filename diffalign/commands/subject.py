@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from ..evaluation import Features, HeldOutEvaluation
 
 
+@attrs.frozen
+class _Unread:
+    """Prompts that a run was trained on, and that its measurement does not need: their file may be gone."""
+
+    def draw(self, step: int, count: int) -> "list[Prompt]":
+        raise AssertionError("a run that is measured draws no prompts to train on")
+
+
 @attrs.frozen(eq=False)
 class Subject:
     """Run with the checkpoint that is measured.
@@ -25,12 +33,14 @@ class Subject:
         job: the run
         folder: folder of the run; None for a run file
         checkpoint: folder of the checkpoint; None for the untrained weights
+        prompts: prompt file that it is measured on; None if it is that of its own evaluation
     """
 
     name: str
     job: "Run"
     folder: Path | None
     checkpoint: Path | None
+    prompts: str | None = None
 
     @classmethod
     def of(cls, text: str, overrides: Sequence[str] = ()) -> "Subject":
@@ -47,7 +57,8 @@ class Subject:
         path = Path(text)
         if (path / "manifest.json").exists():
             run = path.absolute().parent
-            job = config.parse(path if (path / "config.yaml").exists() else run, overrides)
+            bare = not (path / "config.yaml").exists() and (run / "config.yaml").exists()
+            job = config.parse(run if bare else path, overrides)
             return cls(f"{run.name}/{path.absolute().name}", job, run, path)
         job = config.parse(text, overrides)
         if not path.is_dir():
@@ -57,12 +68,33 @@ class Subject:
             raise CheckpointError(f"{path} must hold a complete checkpoint step-*/ to be evaluated; there is none")
         return cls(path.absolute().name, job, path, found[-1])
 
+    def measured_on(self, prompts: str | None) -> "Subject":
+        """Put a prompt file in the place of the run's own, which are then not read; None leaves those.
+
+        A `Mixture` is still built, because it says which rewards score which prompts.
+        """
+        from ..config.blueprint import Part
+        from ..evaluation import HeldOutEvaluation
+        from ..prompts import PromptFile
+
+        if prompts is None:
+            return self
+        tree = dict(self.job.tree)
+        held_out, trained = tree["evaluation"], tree["prompts"]
+        if isinstance(held_out, Part) and held_out.target is HeldOutEvaluation:
+            tree["evaluation"] = attrs.evolve(held_out, arguments={**held_out.arguments, "prompts": prompts})
+        if isinstance(trained, Part) and trained.target is PromptFile:
+            tree["prompts"] = _Unread()
+        return attrs.evolve(self, job=attrs.evolve(self.job, tree=tree), prompts=prompts)
+
     def build(self, devices: "Devices") -> "tuple[AlignmentLoop, int]":
         """Build the loop with the checkpoint's weights; also returns the number of steps that they were trained."""
         from ..runs.snapshot import load
         from ..threads import take_fair_threads
 
-        loop = self.job.build(devices=devices)
+        # prompts from elsewhere need not have what the run's rewards need
+        tree = self.job.tree if self.prompts is None else {**self.job.tree, "evaluation": None}
+        loop = attrs.evolve(self.job, tree=tree).build(devices=devices)
         take_fair_threads(loop.objective.policy.device)
         return loop, 0 if self.checkpoint is None else load(loop, self.checkpoint)
 
@@ -117,10 +149,10 @@ class Measuring:
 
     @classmethod
     def of(cls, subject: Subject, options: argparse.Namespace, suite: Suite | None = None) -> "Measuring":
-        """Take each setting from the command line, else from the suite or the run's own evaluation, else from the defaults.
+        """Take each setting from the command line, else from the run's own evaluation, else from the defaults; see `Subject.measured_on`.
 
         Args:
-            subject: run or pipeline that is measured
+            subject: run or pipeline that is measured, on the prompts of its `prompts`, else on those of its own evaluation
             options: options of the command line
             suite: prompts and rewards in place of the run's own
 
@@ -132,21 +164,23 @@ class Measuring:
         from ..evaluation.evaluate import DEFAULT_FEATURES
         from ..evaluation.held_out import read_held_out
 
+        file = subject.prompts
+        prompts = None if file is None else read_held_out(file)
         hook = subject.evaluation()
         asked = built_rewards(options.reward)
         if suite is None:
             rewards = {**subject.rewards(hook), **asked}
         else:
             rewards = {**built_rewards([f"{name}={part}" for name, part in suite.rewards.items() if name not in asked]), **asked}
-        file = options.prompts or (suite.prompts if suite else hook.prompts if hook else None)
-        if file is None:
-            raise ConfigError(f"--prompts must name a prompt file, because the run {subject.name} has no evaluation with prompts")
+        if prompts is None:
+            if hook is None:
+                raise ConfigError(f"--prompts must name a prompt file, because the run {subject.name} has no evaluation with prompts")
+            prompts = [*hook.held_out]
         chosen: Mapping[str, Features] = built_features(options.features) or (hook.features if hook else DEFAULT_FEATURES)
         settings = {"samples": hook.samples if hook else 4, "steps": hook.steps if hook else 28, "seed": hook.seed if hook else 0}
         settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
         if settings["samples"] < 2:
             raise ConfigError("--samples must be at least 2: one image of a prompt has no diversity")
-        prompts = read_held_out(file)
         require(rewards.values(), prompts)
         return cls(
             prompts,

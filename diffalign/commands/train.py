@@ -1,7 +1,9 @@
 """Train, and write a run folder."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import positive_real, run_argument, say
@@ -48,12 +50,12 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
                 say(f"in force: {text}", 0)
         with FolderLock(job.folder, devices) as lock:
             lock.take(create=False)  # before a model is loaded beside that of a run which trains there
-            return _train(job, options, devices, lock)
+            return _train(job, options, overrides, devices, lock)
     finally:
         disconnect(devices)
 
 
-def _train(job: "Run", options: argparse.Namespace, devices: "Devices", lock: "FolderLock") -> int:
+def _train(job: "Run", options: argparse.Namespace, overrides: Sequence[str], devices: "Devices", lock: "FolderLock") -> int:
     from ..config.sources import forget
     from ..core import NonFiniteError, RewardError
     from ..core.errors import reword
@@ -88,21 +90,33 @@ def _train(job: "Run", options: argparse.Namespace, devices: "Devices", lock: "F
         clear(job.folder)
         forget(job.folder, job.sources())
     devices.barrier()
-    advice = f"Continue, with the same --key values, by: diffalign train {options.run} --resume"
     try:
         loop.advance(total, start)
     except KeyboardInterrupt:
-        return say(f"interrupted; {going_on(job.folder, advice)}", 130)
+        return say(f"interrupted; {going_on(job.folder, _continue(job.folder, options))}", 130)
     except (RewardError, NonFiniteError) as error:
         kept = keep_offending_batch(error, job.folder, devices.rank)
         said = f"{str(error).rstrip('.')}. The batch is in {kept}" if kept else str(error).rstrip(".")
         if isinstance(error, RewardError):  # perhaps it does not fail again
-            reword(error, f"{said}; {going_on(job.folder, advice)}")
+            again = _continue(options.run, options, overrides)  # from beside the run file, where the reward may be mended
+            reword(error, f"{said}; {going_on(job.folder, again)}")
         else:
             saved = complete_checkpoints(job.folder, quiet=True)
             reword(error, f"{said}. Last good checkpoint: {saved[-1] if saved else 'none yet'}.")
         raise
     return 0
+
+
+def _continue(run: str | Path, options: argparse.Namespace, overrides: Sequence[str] = ()) -> str:
+    """Say how a run is continued.
+
+    Args:
+        run: its folder, which holds all keys and the own parts as they were; or what the command named, whose parts are read anew
+        options: options of the command; those that hold for the continued run as well are repeated
+        overrides: keys of the command line, which a folder does not need
+    """
+    kept = [f"--{name.replace('_', '-')}" for name in ("new_total", "open", "fixed_rows", "shard") if vars(options)[name]]
+    return f"Continue by: {shlex.join(['diffalign', 'train', str(run), '--resume', *kept, *overrides])}"
 
 
 def _is_ended(job: "Run") -> bool:

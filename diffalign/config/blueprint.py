@@ -11,7 +11,8 @@ import attrs
 
 from ..core import CheckpointError, ConfigError
 from ..core.words import allowed_word
-from .errors import refused
+from .errors import listed, refused
+from .files import maker
 from .parts import import_path
 from .signature import MISSING
 
@@ -119,7 +120,14 @@ def build(node: Any, links: Mapping[str, Any]) -> Any:
     try:
         return node.target(**arguments, **{name: links[name] for name in node.linked if name in links})
     except (ValueError, TypeError, LookupError, OSError, ImportError, CheckpointError) as error:
-        raise refused(node.where, error, node.name) from error
+        raise _told(refused(node.where, error, node.name), arguments) from error
+
+
+def _told(error: ConfigError, arguments: Mapping[str, Any]) -> ConfigError:
+    """Add which built-in run makes a folder that an argument names and that is not there; see `maker`."""
+    makers = dict.fromkeys(maker(value) for value in arguments.values() if isinstance(value, str))
+    runs = [f"`diffalign train {run}`" for run in makers if run]
+    return ConfigError(f"{str(error).rstrip('.')}. Run {listed(runs, 'and')} first.") if runs else error
 
 
 def build_all(nodes: Mapping[str, Any], errors: list[ConfigError]) -> dict[str, Any]:
@@ -157,7 +165,7 @@ def require_found(node: Any, errors: list[ConfigError]) -> None:
         try:
             owner.require_found(**given)
         except (ValueError, OSError) as error:
-            errors.append(refused(node.where, error))
+            errors.append(_told(refused(node.where, error), given))
 
 
 def plain(node: Any) -> Any:

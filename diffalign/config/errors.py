@@ -12,6 +12,9 @@ class ConfigWarning(UserWarning):
     """Warning about a value of a configuration, or a file beside it, that is not used."""
 
 
+_LONG = 100
+"""Characters from which a sentence, such as a list of what there is, is said once in a message."""
+
 _ATTRS = re.compile(r"^'(\w+)' must be (.+?)(?:: | \(got )(.+?)\)?$", re.DOTALL)
 
 
@@ -37,11 +40,15 @@ def shown(value: object) -> str:
 
 
 def together(errors: Sequence[ConfigError]) -> ConfigError:
-    """Join errors of several parts to one message, a line for each part."""
+    """Join errors of several parts to one message, a line for each part. A long last sentence is not repeated."""
     if len(errors) == 1:
         return errors[0]
-    lines = [f"- {str(error).strip()}" for error in errors]
-    return ConfigError("\n".join([f"{len(errors)} parts of the run cannot be built:", *dict.fromkeys(lines)]))
+    lines: list[str] = []
+    for text in dict.fromkeys(str(error).strip() for error in errors):
+        rest, _, last = text.rpartition(". ")
+        said = rest and len(last) > _LONG and any(line.endswith(f". {last}") for line in lines)
+        lines.append(f"- {rest}." if said else f"- {text}")
+    return ConfigError("\n".join([f"{len(errors)} parts of the run cannot be built:", *lines]))
 
 
 def refused(where: str, error: BaseException, made: str = "") -> ConfigError:

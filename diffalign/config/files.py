@@ -1,5 +1,7 @@
 """Run files: finding them, and reading their YAML strictly."""
 
+import itertools
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -136,9 +138,11 @@ def locate(run: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        if (path / "config.yaml").is_file():
-            return path / "config.yaml"
-        raise ConfigError(f"{run} must be a run file or a run folder; this folder has no config.yaml{_of_a_program(path)}")
+        file = path / "config.yaml"
+        if file.is_file() and file.stat().st_size:
+            return file
+        lacking = "an empty" if file.is_file() else "no"
+        raise ConfigError(f"{run} must be a run file or a run folder; this folder has {lacking} config.yaml{_of_a_program(path)}")
     if run in names:
         return names[run]
     beside = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
@@ -152,9 +156,18 @@ def locate(run: str) -> Path:
     raise ConfigError(f"RUN {run!r}: {what}.{guess} Built in: {listed(names, 'and')}.")
 
 
+def maker(path: str) -> str:
+    """Name of the built-in run by which a path in its usual folder is made, runs/NAME/...; "" if it is there, or is another path."""
+    above, names = Path(path).parts[:-1], built_in()
+    made = (name for runs, name in itertools.pairwise(above) if runs == "runs" and name in names)
+    return "" if os.path.exists(path) else next(made, "")
+
+
 def _of_a_program(folder: Path) -> str:
-    """Say what to do with the folder of a run that a Python program has made; "" for any other folder."""
-    checkpoints = sorted(folder.glob("step-*[0-9]"))
+    """Say what to do with the folder of a run that a Python program has made, or of a checkpoint in it; "" for any other folder."""
+    chosen = [folder] if (folder / "manifest.json").is_file() else []
+    folder = folder.parent if chosen else folder
+    checkpoints = chosen or sorted(folder.glob("step-*[0-9]"))
     if not (folder / "metrics.jsonl").is_file() and not checkpoints:
         return ""
     last = checkpoints[-1] if checkpoints else folder / "step-000100"

@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..objectives import Budget
 from ..samplers import Plan
 from .errors import nearest
 from .signature import accepts, is_callable, is_slot
+from .sources import is_library
 
 GROUP = "diffalign.parts"
 """Name of the entry point group."""
@@ -215,7 +217,7 @@ def _imported(path: str) -> Any:
                 raise LookupError(f"module {module_name!r} cannot be imported: {error}{at_own_line(error)}") from error
             if length > 1 and not colon:
                 continue
-            raise LookupError(f"there is no module {missing!r}") from error
+            raise LookupError(f"there is no module {missing!r}{_beside(missing)}") from error
         except Exception as error:  # importing runs the module's code, which may raise anything
             raise LookupError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}{at_own_line(error)}") from error
         for attribute in inner.split(".") if colon else names[length:]:
@@ -225,6 +227,13 @@ def _imported(path: str) -> Any:
             target = getattr(target, attribute)
         return target
     raise LookupError(f"{path!r} is no import path")
+
+
+def _beside(missing: str) -> str:
+    """Question about the most similar module in the folders of the user's own: where the command is given, and beside the run file."""
+    folders = [entry for entry in sys.path if not is_library(Path(entry).absolute())]
+    guess = nearest(missing, (module.name for module in pkgutil.iter_modules(folders)))
+    return f".{guess}" if guess else ""
 
 
 def _file_of(target: Any) -> str:

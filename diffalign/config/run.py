@@ -25,6 +25,7 @@ from ..core import (
     Sourced,
 )
 from ..core.demands import require
+from ..core.given import require_drawn
 from ..core.learning_rates import require_factors
 from ..core.scores import weighed
 from ..core.scoring import named_rewards, reward_name, rewards_by_source
@@ -296,14 +297,9 @@ def _check_scored(rewards: Mapping[str, RewardFunction], held_out: Sequence[Prom
 def _check_prompts(policy: Policy, key: str, prompts: Iterable[Prompt | str]) -> None:
     """Check that the policy can read every prompt and draw every image size that a prompt asks for."""
     try:
-        policy.require([Prompt.of(prompt) for prompt in prompts])
+        require_drawn(policy, prompts)
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from error
-    for size, prompt in {prompt.size: prompt for prompt in map(Prompt.of, prompts)}.items():
-        try:
-            policy.sized(size)
-        except ValueError as error:
-            raise ConfigError(f"{key}: the prompt {str(prompt)!r} has a size that cannot be drawn: {error}") from error
 
 
 def _check_numbers(tree: dict[str, Any]) -> None:

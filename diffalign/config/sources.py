@@ -156,10 +156,11 @@ def _source(name: str) -> Path | None:
         above = _source(parent)
         places = [] if above is None or above.name != "__init__.py" else [above.parent / f"{leaf}.py", above.parent / leaf / "__init__.py"]
         file = next((place for place in places if place.exists()), None)
-    return None if file is None or file.suffix != ".py" or _is_library(file) else file.absolute()
+    return None if file is None or file.suffix != ".py" or is_library(file) else file.absolute()
 
 
-def _is_library(file: Path) -> bool:
+def is_library(file: Path) -> bool:
+    """True for a file or a folder of an installed package or of Python itself."""
     return bool({"site-packages", "dist-packages"} & set(file.parts)) or any(file.is_relative_to(place) for place in _LIBRARY)
 
 

@@ -35,8 +35,8 @@ Above it, the rows of a batch influence each other, or the network computes in a
 allows for TF32 in convolutions."""
 
 SETTLED, EVERY = 5, 5
-"""Step from which on the contract is checked at every fifth step only. By then what recordings, forks and moved weights can break has shown,
-and one call a step is 2 to 9 per cent of a step of a small network on a GPU."""
+"""Step from which on the contract is checked at every fifth step only. By then what recordings, forks and moved weights can break has
+shown, and one call a step is 2 to 9 per cent of a step of a small network on a GPU."""
 
 _REPEATED = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Largest rounding error between two equal calls, which may differ only by the order of additions: 1e-2 in half precision."""

@@ -7,13 +7,14 @@ import difflib
 import functools
 import inspect
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from .average import Average
-from .interfaces import Aggregation, Listed, Objective, OptimizerFactory, PromptSource, TrajectorySampler
+from .demands import require
+from .interfaces import Aggregation, KeepsGraph, Listed, Objective, OptimizerFactory, PromptSource, TrajectorySampler
 from .learning_rates import adamw
 from .number_fields import is_whole
 from .policy import Policy
@@ -200,13 +201,50 @@ def trainable(role: str, policy: Policy) -> list[nn.Parameter]:
     return parameters
 
 
-def require_fit(objective: Objective, sampler: TrajectorySampler, prompts: PromptSource) -> None:
-    """Let parts refuse each other before the first step.
+def refuse_kept(sampler: TrajectorySampler) -> None:
+    """Refuse a sampler that keeps the graph of its rollout, where weights are sharded.
+
+    There a call takes all processes, and so does going back through it. The graphs of the calls that a process made for others end with
+    the rollout, so that the processes would wait for each other for ever.
 
     Raises:
-        ValueError: the objective cannot learn from the sampler's trajectories, or the policy cannot read a prompt.
+        ValueError: it keeps the graph.
+    """
+    if isinstance(sampler, KeepsGraph) and sampler.keep_graph:
+        raise ValueError(
+            f"{type(sampler).__name__}.keep_graph must be false where the weights are sharded: the update would go back through calls of "
+            "the rollout, which the other processes have left. Set --sampler.keep_graph false, or leave sharding out."
+        )
+
+
+def require_fit(objective: Objective, sampler: TrajectorySampler, prompts: PromptSource, readers: Iterable[object]) -> None:
+    """Let parts refuse each other before the first step.
+
+    Args:
+        objective, sampler, prompts: parts of the run
+        readers: rewards and hooks, of which some need prompts with metadata
+
+    Raises:
+        ConfigError: a prompt lacks what a reward needs.
+        ValueError: the objective cannot learn from the sampler's trajectories, or the policy cannot read a prompt or draw its size.
     """
     if (outline := sampler.outline(objective.behavior())) is not None:
         objective.require(outline)
     if isinstance(prompts, Listed):
-        objective.policy.require([Prompt.of(prompt) for prompt in prompts.prompts])
+        require_drawn(objective.policy, prompts.prompts)
+        require(readers, [Prompt.of(prompt) for prompt in prompts.prompts])
+
+
+def require_drawn(policy: Policy, prompts: Iterable[str]) -> None:
+    """Let a policy refuse prompts, of which it must read every one and draw every size that one asks for.
+
+    Raises:
+        ValueError: it cannot; the message names the prompt.
+    """
+    known = [Prompt.of(prompt) for prompt in prompts]
+    policy.require(known)
+    for size, prompt in {prompt.size: prompt for prompt in known}.items():
+        try:
+            policy.sized(size)
+        except ValueError as error:
+            raise ValueError(f"the prompt {str(prompt)!r} has a size that cannot be drawn: {error}") from error

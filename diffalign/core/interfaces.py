@@ -97,7 +97,7 @@ class GroupReward(Reward):
 class StepReward(Reward):
     """Scores the images of a training step, and is told which step it is: feedback that is given while a run trains.
 
-    The loop gives it all images of a step at once (of the prompts that a `Rollout` samples at once); anywhere else, in an evaluation for
+    The loop gives it all images of a step at once, however many prompts a `Rollout` samples at once; anywhere else, in an evaluation for
     instance, `__call__` scores. It stands among the rewards of a run under its own name, not inside another reward.
     """
 
@@ -114,7 +114,8 @@ class Aggregation(ABC):
 
     Args:
         weights: by reward name; None weighs each 1. A reward without a weight, or with weight 0, is only logged: a sample to which no other
-            applies counts as not scored
+            applies counts as not scored. A class whose constructor takes them declares them again, as a field of attrs:
+            `weights: Mapping[str, float] | None = None`
     """
 
     weights: Mapping[str, float] | None = None
@@ -336,6 +337,13 @@ class Planned(Protocol):
     def plan(self) -> object:
         """Plan that the sampler follows."""
         ...
+
+
+@runtime_checkable
+class KeepsGraph(Protocol):
+    """Sampler that can keep the graph of its stochastic steps until the first update goes back through it."""
+
+    keep_graph: bool
 
 
 class Meter(Protocol):

@@ -16,6 +16,7 @@ from .given import (
     RUN,
     optimizers_of,
     prompts_of,
+    refuse_kept,
     require_fit,
     require_numbers,
     require_parts,
@@ -84,15 +85,15 @@ class AlignmentLoop:
         average: moving average of the policy for evaluation
         hooks: progress, metrics, checkpoints, evaluation
         devices: processes of the run
-        seed: seed of every random draw
+        seed: seed of random draws
         rollout: samples and scores, one after the other or at once
         chunk: images decoded and scored at once
-        check_rows: network rows a step for the first-step contract; None repeats all calls of the rollout at the first step, then one
-            at each of four steps and at every fifth; 0 checks none
+        check_rows: network rows a step for the first-step contract; None repeats all calls of the first rollout, then one at each of
+            four steps and at every fifth; 0 checks none
         keep_images: images in a report
-        folder: for the files of hooks, or None
-        sharding: shards weights; None keeps all in each process
-        meter: metrics of a step's time, as `diffalign.costs.utilisation` has, or None
+        folder: for files of hooks, or None
+        sharding: shards weights; None keeps them whole
+        meter: metrics of a step's time, as of `diffalign.costs.utilisation`, or None
     """
 
     objective: Objective
@@ -136,13 +137,14 @@ class AlignmentLoop:
             self.average.start(self.objective.policy)
         self.lockstep = Free()
         self._update = Update(self.objective, phases, self.running, self.devices, self.lockstep, self.max_grad_norm, self._hold)
-        if self.sharding is not None:  # here all forks exist and no optimizer does
+        if self.sharding is not None:  # all forks exist, no optimizer does
+            refuse_kept(self.sampler)
             self.lockstep = self._update.lockstep = self.sharding.shard(self.policies(), self.devices)
         for role, policy in self.trained().items():
             parameters = trainable(role, policy)
             refuse_dropout(role, policy)
             self.running[role] = self.optimizers.get(role, self.optimizers.get("default", adamw))(parameters)
-        require_fit(self.objective, self.sampler, self.prompts)
+        require_fit(self.objective, self.sampler, self.prompts, (*self._rewards.values(), *self.hooks))
 
     # slots need fields
     _rewards: dict[str, RewardFunction] = attrs.field(init=False, repr=False)

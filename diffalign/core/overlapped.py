@@ -8,7 +8,6 @@ from threading import Thread
 import attrs
 import torch
 
-from .joining import join
 from .rollout import Pictures, Rollout, Stages, pieces
 from .scores import Scores
 from .types import Condition, TrajectoryBatch
@@ -27,6 +26,8 @@ class Overlapped(Rollout):
     A reward is called from threads; with `workers` 1 from one at a time. At most `workers` + 1 chunks of images exist at once. An error
     of a reward is raised unchanged before the next prompts are sampled. Calls that still run are waited for, so that none outlives its
     step. The ledger charges the time that the step waited to the stage "reward"; the rest of the rewards' time is `hidden`.
+
+    A `StepReward` scores all images of the step after the last prompts, so they are all kept until then, and nothing overlaps with it.
 
     Args:
         prompts: prompt groups that are sampled at once
@@ -58,7 +59,7 @@ class Overlapped(Rollout):
         except Exception:  # not KeyboardInterrupt: Ctrl-C should not wait for a server
             wait(running)
             raise
-        return join(condition, forests), Scores.joined(scores)
+        return stages.joined(condition, forests, scores)
 
 
 def _scores(running: Running, stages: Stages) -> Scores:

@@ -66,6 +66,7 @@ class Stages:
     chunk: int
     keep: int
     _kept: list[Tensor] = attrs.field(factory=list, init=False, repr=False)
+    _waiting: list[Tensor] = attrs.field(factory=list, init=False, repr=False)
 
     @property
     def kept(self) -> Tensor:
@@ -91,10 +92,9 @@ class Stages:
     def decode(self, trajectories: TrajectoryBatch) -> Iterator[Pictures]:
         """Decode the leaves of a forest, `chunk` at a time; where a reward scores groups, yield as many as make groups whole.
 
-        A `StepReward` is given all of them at once.
+        Where a reward is a `StepReward`, yield all of them at once, and keep them until `joined`.
         """
-        group = trajectories.group
-        prompts = [trajectories.condition.prompts[i] for i in group.tolist()]
+        group, prompts = trajectories.group, _prompts(trajectories)
         ends = self._ends(group)
         waiting: list[Tensor] = []
         first = 0
@@ -109,26 +109,63 @@ class Stages:
             if end <= first:
                 continue
             decoded = torch.cat(waiting) if len(waiting) > 1 else images
+            if self._of_step:
+                self._waiting.append(decoded)
             yield Pictures(decoded[: end - first], prompts[first:end], group[first:end], trajectories)
             waiting, first = [decoded[end - first :]], end
 
     def _ends(self, group: Tensor) -> set[int]:
         """Numbers of leading samples that may be scored without the samples after them."""
-        if any(isinstance(inner(reward), StepReward) for reward in self.rewards.values()):
+        if self._of_step:
             return {len(group)}
         return _whole(group.tolist()) if together(self.rewards) else set(range(1, len(group) + 1))
 
+    @property
+    def _of_step(self) -> dict[str, RewardFunction]:
+        """Rewards that score all images of the step at once, however many prompts are sampled at once."""
+        return {name: reward for name, reward in self.rewards.items() if isinstance(inner(reward), StepReward)}
+
     def score(self, pictures: Pictures) -> Scores:
-        """Compute raw scores by reward name. It changes no state of the step and no ledger, so it may run in another thread.
+        """Compute raw scores by reward name, but of no `StepReward`. It changes no state of the step and no ledger, so it may run in
+        another thread.
 
         Raises:
             RewardError: a reward has failed.
         """
+        of_step = self._of_step
+        return self._scored({name: reward for name, reward in self.rewards.items() if name not in of_step}, pictures)
+
+    def joined(self, condition: Condition, forests: Sequence[TrajectoryBatch], scores: Sequence[Scores]) -> tuple[TrajectoryBatch, Scores]:
+        """Put the pieces of a step together, and score its images by each `StepReward`, once. A `Rollout` ends with it.
+
+        Args:
+            condition: all prompts
+            forests: forests of consecutive pieces of them, all decoded
+            scores: scores of the pictures of these forests, in order
+
+        Raises:
+            RewardError: a reward has failed.
+        """
+        whole, known, of_step = join(condition, forests), Scores.joined(scores), self._of_step
+        if not of_step:
+            return whole, known
+        images = torch.cat(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+        self._waiting.clear()
+        with self.ledger.stage("reward"):
+            found = self._scored(of_step, Pictures(images, _prompts(whole), whole.group, whole))
+        return whole, Scores({name: (found if name in of_step else known).parts[name] for name in self.rewards})
+
+    def _scored(self, rewards: Mapping[str, RewardFunction], pictures: Pictures) -> Scores:
         try:
-            return score(self.rewards, pictures.images, pictures.prompts, pictures.group, self.progress)
+            return score(rewards, pictures.images, pictures.prompts, pictures.group, self.progress)
         except NonFiniteError as error:
             error.evidence = Evidence.of(self.progress.step, (self.role,), pictures.trajectories)
             raise
+
+
+def _prompts(trajectories: TrajectoryBatch) -> list[Prompt]:
+    """Prompts of the leaves of a forest."""
+    return [trajectories.condition.prompts[i] for i in trajectories.group.tolist()]
 
 
 def require_forest(sampler: TrajectorySampler, given: Any) -> TrajectoryBatch:
@@ -154,7 +191,7 @@ class Rollout(ABC):
 
     @abstractmethod
     def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, Scores]:
-        """Sample, decode and score all prompts of this process. Called without gradients.
+        """Sample, decode and score all prompts of this process, and end with `stages.joined`. Called without gradients.
 
         Args:
             condition: P prompts
@@ -176,13 +213,14 @@ class Sequential(Rollout):
     prompts: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
 
     def __call__(self, condition: Condition, stages: Stages) -> tuple[TrajectoryBatch, Scores]:
-        forests, scores = [], []
+        forests: list[TrajectoryBatch] = []
+        scores: list[Scores] = []
         for piece in pieces(condition, self.prompts):
             forests.append(stages.sample(piece))
             for pictures in stages.decode(forests[-1]):
                 with stages.ledger.stage("reward"):
                     scores.append(stages.score(pictures))
-        return join(condition, forests), Scores.joined(scores)
+        return stages.joined(condition, forests, scores)
 
 
 def _whole(group: Sequence[int]) -> set[int]:

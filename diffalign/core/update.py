@@ -1,5 +1,6 @@
 """Update: runs the phases of an objective in order. Either all of them take effect or none does."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
@@ -13,6 +14,7 @@ from .finite import blame
 from .groups import group_std
 from .interfaces import Objective, Phase
 from .ledger import Ledger
+from .loss_scale import scales_of, unscale
 from .policy import Policy
 from .processes import Devices, Lockstep, together
 from .report import Metrics
@@ -27,6 +29,9 @@ class Update:
 
     All gradients of a phase are computed and checked on all processes before any of its roles steps. If a later phase fails, weights,
     optimizers and everything that the objective moved after its updates are put back as they were before the first phase.
+
+    Where gradients pass through float16, losses are scaled (`scales_of`): an update whose gradients overflow in some process is repeated in
+    all, at a scale 2^4 times smaller. Norms, clipping and optimizers see the gradients of the unscaled losses.
 
     Args:
         objective: objective whose `after_update` is called
@@ -107,18 +112,36 @@ class Update:
 
     def _compute_gradients(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> tuple[int, int]:
         """Compute the gradients; returns how many losses this process has yielded, and how many of them have a graph."""
+        *scales, last = scales_of(phase.trains)
+        for scale in scales:
+            sums, state = dict(metrics.sums), copy.deepcopy(dict(self.objective.state()))
+            counted = self._backward(phase, batch, update, metrics, scale)
+            overflowed = any(_bad_gradient(policy) is not None for policy in phase.trains.values())
+            if not bool(self.devices.maximum(torch.tensor(float(overflowed)))):
+                return counted
+            metrics.sums = sums
+            if state:
+                self.objective.restore(state)
+            if update == 0 and batch.trajectories.mean.requires_grad:  # a graph that the rollout kept is used up: its rows are replayed
+                batch.trajectories.mean.detach_()
+        return self._backward(phase, batch, update, metrics, last)
+
+    def _backward(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics, scale: float) -> tuple[int, int]:
+        """Compute the gradients at one scale of the losses. That they are finite is required at scale 1 only."""
         counted = 0, 0
         for role in phase.trains:
             self.running[role].zero_grad(set_to_none=True)
         with together(self.devices, self.lockstep):
             try:
-                counted = self._accumulate(phase, batch, update, metrics)
+                counted = self._accumulate(phase, batch, update, metrics, scale)
             except NonFiniteError as error:  # raised by an objective, which does not know role and step
                 if str(error).startswith("role "):
                     raise
                 raise NonFiniteError(f"role {_names(phase)}, step {batch.progress.step}: {error}") from error
-            for role, policy in phase.trains.items():
-                _require_finite_gradients(role, policy, phase, batch)
+            unscale(phase.trains, scale)
+            if scale == 1.0:
+                for role, policy in phase.trains.items():
+                    _require_finite_gradients(role, policy, phase, batch)
         return counted
 
     def _step(self, phase: Phase, batch: ScoredBatch, metrics: Metrics, counted: tuple[int, int], repeatable: bool) -> None:
@@ -161,7 +184,7 @@ class Update:
                 "place of the trained weights. Nothing was updated."
             )
 
-    def _accumulate(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics) -> tuple[int, int]:
+    def _accumulate(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics, scale: float) -> tuple[int, int]:
         values: list[Tensor] = []
         attached = 0
         for loss in yielded(phase, batch, update):
@@ -173,7 +196,7 @@ class Update:
             values.append(loss.value.detach())
             if loss.value.requires_grad:
                 attached += 1
-                self.lockstep.backward(loss.value)
+                self.lockstep.backward(loss.value * scale)
             for name, (total, count) in loss.metrics.items():
                 metrics.add(name, total, count)
         _require_finite_losses(values, phase, batch)
@@ -249,13 +272,18 @@ def _require_finite_losses(values: list[Tensor], phase: Phase, batch: ScoredBatc
         )
 
 
-def _require_finite_gradients(role: str, policy: Policy, phase: Phase, batch: ScoredBatch) -> None:
+def _bad_gradient(policy: Policy) -> str | None:
+    """Name of the first weight with a gradient that is not finite in this process; None if all are finite."""
     every = {name: local(p.grad) for name, p in policy.trainable_parameters().items() if p.grad is not None}
     gradients = {name: gradient for name, gradient in every.items() if gradient.numel()}  # a process may have no part of a small tensor
     if not gradients or bool(torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=float("inf")).isfinite()):
-        return
-    name = next(name for name, gradient in gradients.items() if not bool(gradient.isfinite().all()))
-    raise NonFiniteError(
-        f"role {role!r}, step {batch.progress.step}: gradient of {name!r} is not finite. {blame(phase.trains, batch.trajectories)} "
-        "Nothing was updated."
-    )
+        return None
+    return next(name for name, gradient in gradients.items() if not bool(gradient.isfinite().all()))
+
+
+def _require_finite_gradients(role: str, policy: Policy, phase: Phase, batch: ScoredBatch) -> None:
+    if (name := _bad_gradient(policy)) is not None:
+        raise NonFiniteError(
+            f"role {role!r}, step {batch.progress.step}: gradient of {name!r} is not finite. {blame(phase.trains, batch.trajectories)} "
+            "Nothing was updated."
+        )

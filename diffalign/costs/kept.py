@@ -1,19 +1,11 @@
 """Network rows whose graph a rollout keeps until the first update."""
 
-from typing import Protocol, runtime_checkable
-
 import attrs
 
 from ..core import AlignmentLoop
+from ..core.interfaces import KeepsGraph
 from ..samplers import Branching
 from .activations import Activations
-
-
-@runtime_checkable
-class KeepsGraph(Protocol):
-    """Sampler that can keep the graph of its stochastic steps."""
-
-    keep_graph: bool
 
 
 @attrs.frozen

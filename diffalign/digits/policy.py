@@ -143,9 +143,10 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        other = " ShapeWorld's pipeline is loaded by FlowMatchingPolicy.from_pretrained." if folder == Path("shapeworld") else ""
         raise CheckpointError(
             f"{folder} must hold a flow of digits (config.json, velocity.safetensors), as DigitsPolicy.save writes it: {error}. Give such "
-            f'a folder, or "{WORLD}" for the embedded one.'
+            f'a folder, or "{WORLD}" for the embedded one.{other}'
         ) from error
     if not isinstance(about, dict) or about.get("world") != WORLD:
         found = about.get("world", about.get("_class_name", "none")) if isinstance(about, dict) else type(about).__name__

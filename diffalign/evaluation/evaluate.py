@@ -23,6 +23,7 @@ from diffalign.core import (
     log_geometric_mean_distance,
     score,
 )
+from diffalign.core.demands import require
 from diffalign.core.groups import filled
 from diffalign.core.processes import Free
 from diffalign.core.processes import together as stopped_together
@@ -37,6 +38,8 @@ from .result import Evaluation
 from .rounds import Rounds
 
 DEFAULT_FEATURES: Mapping[str, Features] = {"pixels": PixelFeatures()}
+_STEPS = 28
+"""Denoising steps of a policy that is trained for no number of its own."""
 
 
 @torch.no_grad()
@@ -47,7 +50,7 @@ def evaluate(
     *,
     features: Mapping[str, Features] = DEFAULT_FEATURES,
     samples: int = 4,
-    steps: int = 28,
+    steps: int | None = None,
     seed: int = 0,
     step: int = 0,
     rows: int = 128,
@@ -73,7 +76,7 @@ def evaluate(
         rewards: trained on or not, by name; one alone has the name of its function or class, as in a run
         features: features by name on which diversity is measured, beside latents and structural similarity
         samples: number n of samples per prompt, at least 2: one sample has no diversity
-        steps: denoising steps
+        steps: denoising steps; None takes those of a few-step student, else 28
         seed: seed of the noise; equal seeds give equal noise for every policy
         step: training steps done, for the record
         rows: network rows per call, and also prompts * samples per round
@@ -85,12 +88,15 @@ def evaluate(
 
     Raises:
         ValueError: there are no prompts, or one text in place of a list, or something that is no reward, or one sample per prompt.
+        ConfigError: a prompt lacks what a reward needs. Nothing is drawn.
     """
     texts = _listed(prompts)
     if samples < 2:
         raise ValueError(f"samples must be at least 2, because one sample of a prompt has no diversity; got {samples}")
     alone = isinstance(rewards, Mapping) and not rewards  # then diversity is all that is measured
     named = {} if alone else named_rewards(rewards)
+    require(named.values(), texts)
+    steps = next(iter(policy.step_counts), _STEPS) if steps is None else steps
     devices = devices or SingleProcess()
     settings = {"samples": samples, "steps": steps, "seed": seed}
     sizes = [prompt.size for prompt in texts]

@@ -13,9 +13,19 @@ from .intervals import bootstrap
 from .pairing import Column, fewer, over
 
 
+def _shape(values: Tensor) -> str:
+    return str(list(values.shape))
+
+
+def _shapes(table: Mapping[str, Tensor]) -> str:
+    return "{" + ", ".join(f"{name!r}: {_shape(values)}" for name, values in table.items()) + "}"
+
+
 @attrs.frozen(eq=False)
 class Evaluation:
     """Rewards, diversity and images of a policy for P prompts, with n samples of each. Equal seeds give equal noise.
+
+    Printed, it is its `table`.
 
     Args:
         step: training steps done
@@ -32,14 +42,17 @@ class Evaluation:
     """
 
     step: int
-    prompts: tuple[Prompt, ...]
-    rewards: Mapping[str, Tensor]
-    diversity: Mapping[str, Tensor]
+    prompts: tuple[Prompt, ...] = attrs.field(repr=False)
+    rewards: Mapping[str, Tensor] = attrs.field(repr=_shapes)
+    diversity: Mapping[str, Tensor] = attrs.field(repr=_shapes)
     across: Mapping[str, float]
-    images: Tensor
+    images: Tensor = attrs.field(repr=_shape)
     settings: Mapping[str, int]
     repeated: bool = False
-    scored: Mapping[str, Tensor] = attrs.field(factory=dict)
+    scored: Mapping[str, Tensor] = attrs.field(factory=dict, repr=_shapes)
+
+    def __str__(self) -> str:
+        return self.table()
 
     @property
     def l_gmd(self) -> Tensor:

@@ -24,7 +24,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 COMFYUI_FILE = "comfyui_lora.safetensors"
 
 
-def export(policy: Policy, folder: Path, form: Format, card: Card | None = None) -> Path:
+def export(policy: Policy, folder: str | Path, form: Format, card: Card | None = None) -> Path:
     """Write the weights of a policy, and a model card `README.md`, into a folder.
 
     - "diffusers": adapters with their alpha, for `pipeline.load_lora_weights(folder)`
@@ -46,6 +46,7 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
             base to merge into is quantised.
     """
     require_word("format", form, Format)
+    folder = Path(folder)
     inner, before = pipeline_policy(policy), weights(folder)
     if inner is None:
         return _of_its_own(policy, folder, form, card or Card())
@@ -65,6 +66,12 @@ def export(policy: Policy, folder: Path, form: Format, card: Card | None = None)
     with unessential(f"the model card of {folder}"):
         (folder / "README.md").write_text((card or Card()).text(inner, form, policy), encoding="utf-8")
     return folder
+
+
+def usual_form(policy: Policy) -> Format:
+    """Format that holds all that was trained: "diffusers" for a policy over a pipeline with adapters, else "merged"."""
+    inner = pipeline_policy(policy)
+    return "merged" if inner is None or not inner.adapters else "diffusers"
 
 
 def _of_its_own(policy: Policy, folder: Path, form: Format, card: Card) -> Path:

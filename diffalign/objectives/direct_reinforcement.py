@@ -30,7 +30,9 @@ class DirectReinforcement(Objective):
         teacher, fake, guidance, negative, interval, times, fake_target, fake_regularization, distance, stages, plan: see
             `TrajectoryDistributionMatching`; the distance and the plan are by default those of `SurrogateReward`
         weight: weight of DGPO's loss, > 0
-        reference, beta, clip, decay, kl, levels, sigma_min: see `DGPO`; without a reference it is the student at the start
+        reference, beta, clip, decay, kl, sigma_min: see `DGPO`; without a reference it is the student at the start
+        levels: noise levels per prompt and update, as in `DGPO`. By default 2 instead of 4, because few of a student's levels are as large
+            as sigma_min: three of four even steps
         rows: rows per micro-batch of each loss; None takes all at once. The gradient does not depend on it
 
     Raises:
@@ -57,7 +59,7 @@ class DirectReinforcement(Objective):
     clip: float | None = 1e-2
     decay: Scalar | float = RECENT
     kl: float = 0.001
-    levels: int = 4
+    levels: int = 2
     sigma_min: float = 0.5
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     _parts: tuple[TrajectoryDistributionMatching, DGPO] = attrs.field(init=False, repr=False)
@@ -88,6 +90,9 @@ class DirectReinforcement(Objective):
             levels=self.levels,
             sigma_min=self.sigma_min,
         )
+        forward, name = preference._forward, type(self).__name__  # messages name the class that was asked for
+        follower = attrs.evolve(forward.follower, name=f"{name}.decay")
+        preference._forward = attrs.evolve(forward, objective=name, follower=follower)
         self.teacher, self.fake, self.guidance, self.reference = matching.teacher, matching.fake, matching.guidance, preference.reference
         self._parts = matching, preference
 
@@ -108,11 +113,23 @@ class DirectReinforcement(Objective):
         return {**matching, **{name: policy for name, policy in preference.items() if name != "policy"}}
 
     def require(self, outline: Outline) -> None:
-        for part in self._parts:
-            part.require(outline)
+        matching, preference = self._parts
+        matching.require(outline)
+        self._require_levels(outline)
+        preference.require(outline)
 
     def after_step(self) -> None:
         self._parts[1].after_step()
+
+    def _require_levels(self, outline: Outline) -> None:
+        """Check what `DGPO.require` checks, for all grids, and without the advice to take more steps, whose number the student sets."""
+        for grid in outline.grids:
+            high = int((grid[:-1] >= self.sigma_min).sum())
+            if high < self.levels:
+                raise ValueError(
+                    f"{type(self).__name__}.levels must be at most the number of noise levels of the student from sigma_min "
+                    f"{self.sigma_min:g} on, {high} of its {len(grid) - 1}; got {self.levels}. Take fewer levels or a lower sigma_min."
+                )
 
     def _within_budget(self, role: Role, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         self._parts[0].rows = self.rows

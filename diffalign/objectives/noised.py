@@ -1,6 +1,7 @@
 """Finished samples with noise added again, for losses on the forward process.
 
-Legend: K samples, M noise levels of each, U = K M units; unit u is noise level u % M of sample u // M.
+Legend: K samples, M noise levels of each, U = K M units; unit u is noise level u % M of sample u // M. s is the last sigma of the rollout,
+at which its samples lie: 0, or a little above where a UNet knows no lower level.
 """
 
 from typing import Self
@@ -12,19 +13,21 @@ from torch import Tensor
 from diffalign.core import Condition, NonFiniteError, Policy, ScoredBatch, TrajectoryBatch
 from diffalign.core.transition import expand
 
+from .few_step.noising import kernel
+
 _PER_SAMPLE = 1 << 32
 """Factor in the node ids of noise: sample * 2^32 + place of the level. So ids do not depend on the other prompts."""
 
 
 @attrs.frozen(eq=False)
 class Noised:
-    """Noised units.
+    """Noised units, by the kernel from s to sigma, x_sigma = a x_s + b e; s = 0 gives x_sigma = (1 - sigma) x_0 + sigma e.
 
     Args:
-        latents: [B, *] x_sigma = (1 - sigma) x_0 + sigma e
+        latents: [B, *] x_sigma
         sigma: [B]
         condition: B rows
-        target: [B, *] e - x_0, float32 or better
+        target: [B, *] derivative of x_sigma by sigma, e - x_0 at s = 0 (`bridge_velocity`); float32 or better
     """
 
     latents: Tensor
@@ -49,7 +52,7 @@ class NoisedSamples:
 
     Args:
         batch: batch with the samples
-        sigma: [K, M] noise levels
+        sigma: [K, M] noise levels, all above s
         place: [K] place of each sample among those of its prompt
         shared: whether all samples of a prompt have the same levels and noise
         name: name of the draws
@@ -101,7 +104,11 @@ class NoisedSamples:
         return torch.arange(len(self), device=self.sigma.device) // self.levels
 
     def at(self, units: Tensor) -> Noised:
-        """Add noise to the units [B], chosen by index."""
+        """Add noise to the units [B], chosen by index.
+
+        Raises:
+            ValueError: a level lies below the last of the rollout.
+        """
         trajectories, streams = self.batch.trajectories, self.batch.streams
         units = units.to(self.sigma.device)
         sample, level = units // self.levels, units % self.levels
@@ -114,8 +121,11 @@ class NoisedSamples:
         if self.antithetic:
             noise = noise * expand(1 - 2 * (level % 2), noise)
         sigma = self.sigma[sample, level]
-        wide = expand(sigma, clean)
-        latents = ((1 - wide) * clean + wide * noise).to(stored.dtype)
+        end, tau = trajectories.sigmas[-1].to(clean).expand(len(units)), sigma.to(clean)
+        a, b = kernel(end, tau)
+        latents = (expand(a, clean) * clean + expand(b, noise) * noise).to(stored.dtype)
+        # both terms of `bridge_velocity`; with an end of 0 they are unchanged to the last bit
+        clean, noise = clean / expand(1 - end, clean), expand((tau + end.square() * a / (1 - end)) / b, noise) * noise
         return Noised(latents, sigma, trajectories.condition.select(prompt), noise - clean)
 
     def require_finite(self, values: Tensor, units: Tensor, whose: str) -> None:

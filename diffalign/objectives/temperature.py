@@ -50,7 +50,7 @@ class Budget(ABC):
         """Measure what each sample has used, and say which samples count; None if `room` reads other metrics alone.
 
         The mean over those that count, over all micro-batches and processes, is the metric `budget/used`, which `room` may read; their
-        share of all samples is `budget/samples`. In a step in which none counts, beta stays.
+        share of all samples is `budget/samples`. In a step in which none counts, or all groups have equal rewards, beta stays.
 
         Args:
             log_ratio: [K] log p(tau) - log p_ref(tau), nats
@@ -80,7 +80,8 @@ class KLBudget(Budget):
     in log b. The policy follows beta only over many steps, so dual ascent alone would oscillate; the factor exp(gain e) reacts at once.
 
     Trajectories of a prompt that no reward scores (`rewards: []`) do not count: there the policy is only held. Those of a group of equal
-    rewards do, because the nats are spent there as well. In a step without a scored prompt beta stays.
+    rewards do, because the nats are spent there as well. In a step in which no group has different rewards beta stays: at every beta the
+    target is then the reference, so nats that are left do not say that beta is too small.
 
     Args:
         nats: KL(policy || reference) of a path, > 0
@@ -234,7 +235,8 @@ class Temperature:
             A message for the user: once, after a tenth of the run, if the reference has had no influence so far; once, where a budget
             comes to an end of its range; else None.
         """
-        if isinstance(self.source, Budget) and metrics.get("budget/samples", 1.0) > 0:
+        # where all rewards are equal no beta spends anything, so what is left says nothing of beta
+        if isinstance(self.source, Budget) and metrics.get("budget/samples", 1.0) > 0 and metrics.get("target/spread", 1.0) > 0:
             low, high = LIMITS
             self._answer = max(-1.0, min(1.0, self.source.room(metrics)))
             self._found = max(low, min(high, self._found * math.exp(self.source.rate * self._answer)))
@@ -243,7 +245,7 @@ class Temperature:
                 less = "less" if self._found == low else "more"
                 return (
                     f"{self.owner}: {self.source} has brought beta to {self._found:g} nats per unit of reward, the end of its range, and "
-                    f"would take {less}. Rewards may be equal within every group, or so large or small that no such beta meets it."
+                    f"would take {less}. Rewards may be so large or so small that no such beta meets it."
                 )
         if "reference/felt" not in metrics:
             return None
@@ -251,12 +253,8 @@ class Temperature:
         self._wanted = max(self._wanted, metrics["target/spread"])
         if not (progress.step - 1) / progress.total < _WATCHED <= progress.step / progress.total:
             return None
-        if self._wanted == 0:
-            return (
-                f"{self.owner}: the rewards of every group have been equal so far, so no weight has moved but by weight decay. Look at "
-                "the images and at the reward: it may not see how they differ, all images may be equally bad, or its weight may be 0."
-            )
-        if self._felt >= FELT or isinstance(self.source, Budget):  # a budget finds its temperature by itself
+        # equal rewards ask for nothing, which the run says by itself; a budget finds its temperature by itself
+        if self._wanted == 0 or self._felt >= FELT or isinstance(self.source, Budget):
             return None
         return (
             f"{self.owner}: the reference has no influence. Within a group the log-ratio to it differs by "

@@ -1,4 +1,4 @@
-"""Cache of encoded texts: each text is encoded once; with a folder, once for all runs."""
+"""Cache of encoded texts: as many as memory is given for are encoded once; with a folder, all of them, once for all runs."""
 
 import hashlib
 import json
@@ -52,6 +52,11 @@ def _stacked(rows: list[Tensor]) -> Tensor:
     return pad_sequence(rows, batch_first=True) if rows[0].ndim else torch.stack(rows)
 
 
+def _size(row: Row) -> int:
+    """Bytes of an encoded text."""
+    return sum(tensor.nbytes for tensor in row.values())
+
+
 class Texts(Protocol):
     """Source of encoded texts."""
 
@@ -62,18 +67,28 @@ class Texts(Protocol):
 class Encodings:
     """Encoded texts of a run, kept on the CPU.
 
+    In memory are the texts that were asked for last, up to `limit` bytes. Another text is encoded anew when it is asked for, beside other
+    texts than before perhaps, so that its last digits may differ. A folder keeps all texts, and gives them back to the bit.
+
     Args:
-        family: encodes texts that are not there yet
+        family: encodes texts that are not there
         folder: folder with one file per text, named by a digest of encoder revision, family, number of tokens and text; None keeps the
             texts in memory
         revision: revision of the encoders; needed with a folder
+        limit: most bytes of texts in memory, without a folder
+
+    Raises:
+        ValueError: a folder without revision, or a limit below 0.
     """
 
-    def __init__(self, family: Family, folder: Path | None = None, revision: str = "") -> None:
+    def __init__(self, family: Family, folder: Path | None = None, revision: str = "", limit: int = 2 * 2**30) -> None:
         if folder is not None and not revision:
             raise ValueError("Encodings with a folder needs the encoders' revision: encoder_revision(folder of the pipeline)")
-        self.family, self.folder, self.revision = family, folder, revision
-        self._rows: dict[tuple[bool, str], Row] = {}
+        if limit < 0:
+            raise ValueError(f"Encodings.limit must be a number of bytes, 0 or more; got {limit}")
+        self.family, self.folder, self.revision, self.limit = family, folder, revision, limit
+        self._rows: dict[tuple[bool, str], Row] = {}  # what was not asked for longest is first
+        self._bytes = 0
 
     def of(self, texts: Sequence[str], device: torch.device, negative: bool = False) -> dict[str, Tensor]:
         """Tensors [P, ...] of P texts. Rows of different length are padded with zeros.
@@ -111,13 +126,19 @@ class Encodings:
 
     def _known(self, text: str, negative: bool) -> Row | None:
         if self.folder is None:
-            return self._rows.get((negative, text))
+            row = self._rows.pop((negative, text), None)
+            if row is not None:
+                self._rows[negative, text] = row
+            return row
         file = self._file(self.folder, text, negative)
         return load_file(file) if file.exists() else None
 
     def _keep(self, text: str, negative: bool, row: Row) -> None:
         if self.folder is None:
             self._rows[negative, text] = row
+            self._bytes += _size(row)
+            while self._bytes > self.limit:
+                self._bytes -= _size(self._rows.pop(next(iter(self._rows))))
             return
         file = self._file(self.folder, text, negative)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -186,6 +186,7 @@ class FlowMatchingPolicy(Policy):
         return Condition(tuple(prompts), torch.arange(len(prompts)), tensors)
 
     def encode_negative(self, text: str) -> Condition:
+        tell_unread(self.family, [text], "negative prompts")
         return Condition((Prompt(text),), torch.arange(1), self.encodings.of([text], self.device, negative=True))
 
     def decode(self, latents: Tensor) -> Tensor:

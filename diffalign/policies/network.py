@@ -19,11 +19,14 @@ class NetworkPolicy(Policy):
     Args:
         network: the velocity field
         latent_shape: shape of one sample, [*]
-        decode: latents [K, *] -> images [K, 3, H, W] in [0, 1]; by default latents are images from -1 to 1 already
+        decode: latents [K, *] -> images [K, 3, H, W] in [0, 1]; by default latents are images from -1 to 1 already. A module is never
+            trained, nor saved; it moves with the policy, and forks share it
         kernel: the step rule; CPS by default
         shift: shift of the sigma grid
         own: names of the network's parameters that a fork owns; by default those that require gradients
     """
+
+    _decode: Decode | None
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class NetworkPolicy(Policy):
         super().__init__(kernel or CPS(), latent_shape)
         self.network = network
         self.shift = shift
-        self._decode = decode
+        self.__dict__["_decode"] = decode  # past torch, which would take a module for weights of the policy
         trained = (name for name, parameter in network.named_parameters() if parameter.requires_grad)
         self._own = frozenset(trained if own is None else own)
 
@@ -46,6 +49,12 @@ class NetworkPolicy(Policy):
 
     def decode(self, latents: Tensor) -> Tensor:
         return ((latents + 1) / 2).clamp(0, 1) if self._decode is None else self._decode(latents)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        moved = super()._apply(fn, recurse)
+        if isinstance(self._decode, nn.Module):
+            self._decode._apply(fn)
+        return moved
 
     def prior(self, noise: Tensor) -> Tensor:
         return noise.to(self.device)
@@ -66,6 +75,6 @@ class NetworkPolicy(Policy):
             raise ValueError("fork(pristine=True) needs LoRA adapters to leave out; a NetworkPolicy has none. Fork it before training.")
         network = fork_module(self.network, self._own, trainable=trainable)
         twin = type(self)(network, self.latent_shape, self._decode, self.kernel, self.shift, self._own)
-        if len(self._own) < len(list(self.network.parameters())):
+        if len(self._own) < len(list(self.network.parameters())) or isinstance(self._decode, nn.Module):
             self.shares_tensors = twin.shares_tensors = True
         return twin

@@ -19,6 +19,7 @@ from diffalign.embedded import SHAPEWORLD
 from .diffusers import Family
 from .flow_matching import FlowMatchingPolicy
 from .step_grids import grids_of, listed
+from .text_length import unread
 
 
 class TDMPolicy(PolicyAround):
@@ -143,12 +144,33 @@ class TDMPolicy(PolicyAround):
     def encode(self, prompts: Sequence[Prompt]) -> Condition:
         if not self.tag:
             return self.policy.encode(prompts)
-        return attrs.evolve(
-            self.policy.encode([Prompt(prompt + self._suffix, prompt.metadata) for prompt in prompts]), prompts=tuple(prompts)
-        )
+        return attrs.evolve(self.policy.encode(_ended(prompts, self._suffix)), prompts=tuple(prompts))
 
     def encode_negative(self, text: str) -> Condition:
         return self.policy.encode_negative(text + self._suffix)
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts that cannot be read with the tag of each number of steps, and such as hide the tag.
+
+        Raises:
+            ValueError: the policy inside refuses one, or cuts off what tells it the number of steps; names the prompt.
+        """
+        for count in self.step_counts:
+            self.policy.require(_ended(prompts, self.tag.format(steps=count)))
+        if len(self.step_counts) > 1 and (family := _family(self.policy)) is not None:
+            for prompt, tokens in zip(prompts, unread(family, _ended(prompts, self._suffix)), strict=True):
+                if tokens:
+                    self._require_told(prompt)
+
+    @torch.no_grad()
+    def _require_told(self, prompt: Prompt) -> None:
+        first, *others = (self.policy.encode(_ended([prompt], self.tag.format(steps=count))).tensors for count in self.step_counts)
+        for count, other in zip(self.step_counts[1:], others, strict=True):
+            if all(torch.equal(tensor, other[name]) for name, tensor in first.items()):
+                raise ValueError(
+                    f"TDMPolicy.tag must tell the policy the number of steps; after the prompt {str(prompt)!r} it is cut off, so that "
+                    f"{self.steps} and {count} steps are one. Shorten the prompt, or raise max_sequence_length."
+                )
 
     @property
     def _suffix(self) -> str:
@@ -205,6 +227,10 @@ class TDMPolicy(PolicyAround):
         twin = type(self)(inner, self.steps, grids, tag, self.kernel, counts[1:])
         twin._grids, twin._base = {count: self._grids[count] for count in counts}, self._base
         return twin
+
+
+def _ended(prompts: Sequence[Prompt], suffix: str) -> list[Prompt]:
+    return [Prompt(prompt + suffix, prompt.metadata, prompt.source) for prompt in prompts] if suffix else list(prompts)
 
 
 def _require_telling(tag: str, counts: Sequence[int]) -> None:

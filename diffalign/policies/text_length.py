@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from diffalign.core import Prompt
 from diffalign.core.unessential import say_once
 
 from .diffusers import Family
@@ -37,8 +36,14 @@ def unread(family: Family, texts: Sequence[str]) -> list[int]:
     return least
 
 
-def tell_unread(family: Family, prompts: Sequence[Prompt]) -> None:
-    """Say once, in the first process, which prompts are cut off: a reward reads them whole, and the policy draws only their beginning."""
+def tell_unread(family: Family, prompts: Sequence[str], called: str = "prompts") -> None:
+    """Say once, in the first process, which prompts are cut off: a reward reads them whole, and the policy draws only their beginning.
+
+    Args:
+        family: conventions of the model family
+        prompts: the texts
+        called: name for them in the message
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     texts = [*dict.fromkeys(map(str, prompts))]
@@ -47,7 +52,7 @@ def tell_unread(family: Family, prompts: Sequence[Prompt]) -> None:
         text, tokens = cut[0]
         first = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
         say_once(
-            f"{len(cut)} of {len(prompts)} prompts are longer than the policy reads; the end of each has no influence on its pictures. "
+            f"{len(cut)} of {len(prompts)} {called} are longer than the policy reads; the end of each has no influence on its pictures. "
             f"First: {first!r}, of which {tokens} tokens are not read. Shorten them, or raise max_sequence_length (now "
             f"{family.max_sequence_length}) where the family has it."
         )

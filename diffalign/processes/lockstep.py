@@ -54,7 +54,8 @@ class AnnouncedCalls:
             module: Any = sharded
             module.register_forward_pre_hook(lambda called, _: lockstep._called.update({id(called): called}))
         for index, policy in enumerate(lockstep.policies):
-            lockstep._conditions[index] = policy.encode([Prompt("")])
+            readable = policy.examples or (Prompt(""),)
+            lockstep._conditions[index] = policy.encode(readable[:1])
             lockstep._listen(index, policy)
         return lockstep
 

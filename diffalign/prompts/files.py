@@ -2,9 +2,11 @@
 
 import codecs
 import csv
+import difflib
 import functools
 import io
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -168,9 +170,19 @@ def _text(file: Path, path: str) -> str:
             raise ConfigError(f"prompts.path must be a readable UTF-8 file; {path!r} is UTF-16. Save it as UTF-8.")
         return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        lists = ((world, each.stem) for world, folder in WORLDS.items() for each in sorted((folder / "prompts").glob("*.txt")))
-        shipped = ", ".join(f"{world}/{name}" for world, name in [*lists, *((PREFIX, name) for name in NAMES)])
-        raise ConfigError(f"prompts.path must be a readable UTF-8 file; got {path!r}: {error}. Shipped lists: {shipped}") from error
+        raise ConfigError(f"prompts.path must be a readable UTF-8 file; got {path!r}: {error}.{_meant(file, path)}") from error
+
+
+def _meant(file: Path, path: str) -> str:
+    """Suggestion for the path of a file that is not there: a similar one beside it, or a shipped list; else all of these."""
+    if os.path.exists(file):  # Path.exists raises at a name that is too long
+        return ""
+    above, name = os.path.split(path)
+    lists = [(world, each.stem) for world, folder in WORLDS.items() for each in sorted((folder / "prompts").glob("*.txt"))]
+    beside = [each.name for each in Path(above).expanduser().glob("*.*") if each.suffix.lower() in _READERS]
+    if near := difflib.get_close_matches(name, beside if Path(path).suffix else [each for world, each in lists if world == above], n=1):
+        return f" Did you mean {os.path.join(above, near[0])}?"
+    return f" Shipped lists: {', '.join(f'{world}/{each}' for world, each in [*lists, *((PREFIX, each) for each in NAMES)])}"
 
 
 def _lines(text: str, path: str) -> Iterator[tuple[str, str]]:

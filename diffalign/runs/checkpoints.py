@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Checkpoints(Hook):
     _saved: int | None = attrs.field(default=None, init=False)
     _rewards: list[float] = attrs.field(factory=list, init=False)
     _prompts: Mapping[str, Any] | None = attrs.field(default=None, init=False)
+    _evaluated: list[str] = attrs.field(factory=list, init=False)
+    """Held-out prompts of the last evaluation before a resume."""
     _finished: tuple[int, Mapping[str, Any]] | None = attrs.field(default=None, init=False)
     """Steps done, and the state of the parts after them, which the step under way may have moved on."""
 
@@ -80,6 +82,7 @@ class Checkpoints(Hook):
             say(f"{last} was written with other settings: {shown}{more}. The run goes on with those of now.")
         if not any(path.startswith("prompts") for path in changed):
             _say_other_prompts(last, loop)
+        self._evaluated = _evaluated_texts(self.folder)
         return load(loop, last)
 
     def resume(self, loop: AlignmentLoop, new_total: bool = False) -> int:
@@ -95,6 +98,7 @@ class Checkpoints(Hook):
         last = self._last()
         self.require_same_run(last, new_total)
         _say_other_prompts(last, loop)
+        self._evaluated = _evaluated_texts(self.folder)
         return load(loop, last)
 
     def require_same_run(self, written: Path, new_total: bool = False) -> None:
@@ -130,6 +134,8 @@ class Checkpoints(Hook):
                     "another run. Give another folder, or remove that checkpoint."
                 )
         self._saved, self._rewards, self._prompts = None, [], listed(loop.prompts)
+        _say_other_held_out(self._evaluated, loop)
+        self._evaluated = []
         if step:
             self._rewards = _rewards_of(self.folder / f"step-{step:06d}")
             self._judge(loop, step, step % self.every == 0)  # a crash between a checkpoint and the best
@@ -225,6 +231,24 @@ def _say_other_prompts(written: Path, loop: AlignmentLoop) -> None:
             f"the prompts ({before['count']} of them, now {now['count']}) changed since the run began; the run continues with the present "
             "prompts"
         )
+
+
+def _say_other_held_out(before: Sequence[str], loop: AlignmentLoop) -> None:
+    """Say that a file of held-out prompts has changed since the last evaluation before a resume."""
+    now = [[*map(str, result.prompts)] for result in loop.evaluations]
+    if before and now and before not in now and loop.devices.rank == 0:
+        say(
+            f"the held-out prompts ({len(before)} of them, now {len(now[0])}) changed since the last evaluation; those from now on are not "
+            "comparable with those before"
+        )
+
+
+def _evaluated_texts(folder: Path) -> list[str]:
+    """Prompts of the last evaluation that a run folder has recorded; none if there is no record that can be read."""
+    try:
+        return [entry["prompt"] for entry in json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))[-1]["by_prompt"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
 
 
 def _spares_weights(error: BaseException | None, loop: AlignmentLoop) -> bool:

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..core import AlignmentLoop, Evaluated, Hook, Report
+from ..core import AlignmentLoop, Evaluated, Hook, Listed, Report
 from ..core.unessential import unessential
 from ..costs.utilisation import ROLLOUT, UPDATE
 from ..evaluation import Evaluation, paired_change
@@ -106,6 +106,9 @@ class Console(Hook):
             means = [f"{name} {values.mean().item():.3f}" for name, values in result.rewards.items()]
             means += [f"diversity {result.measures()['diversity l_gmd'].mean().item():+.3f}"]
             self._say(f"held-out prompts {f'at step {result.step}' if result.step else 'before'}: {', '.join(means)}")
+        if loop.evaluations and not self._told and (trained := _trained(loop, loop.evaluations[0])):
+            count = len(loop.evaluations[0].prompts)
+            self._say(f"  {trained} of these {count} prompts are trained on as well, so they say little about other prompts")
         self._told = len(loop.evaluations)
 
     def stop(self, loop: AlignmentLoop, step: int, error: BaseException | None) -> None:
@@ -140,6 +143,12 @@ class Console(Hook):
             after, before = pairs[name]
             means = f"{before.mean().item():.3f} -> {after.mean().item():.3f}"
             self._say(f"  {label:<{width}} {means}   {paired_change(before, after).signed()}")
+
+
+def _trained(loop: AlignmentLoop, result: Evaluated) -> int:
+    """Number of evaluated prompts that the run also trains on; 0 if the source of prompts has no list."""
+    known = set(map(str, loop.prompts.prompts)) if isinstance(loop.prompts, Listed) else set()
+    return sum(str(prompt) in known for prompt in result.prompts)
 
 
 def _comparable(one: Evaluated, other: Evaluated) -> bool:

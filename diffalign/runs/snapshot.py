@@ -81,7 +81,7 @@ def save(loop: AlignmentLoop, folder: Path, step: int, config: str, score: float
         loop: loop whose state is saved
         folder: folder of the checkpoint
         step: steps done
-        config: resolved configuration
+        config: resolved configuration; "" for a run that was composed in Python, whose checkpoints have no `config.yaml`
         score: score by which checkpoints are compared
 
     Raises:
@@ -97,7 +97,7 @@ def write(snapshot: RunSnapshot, folder: Path, facts: Mapping[str, Any], config:
         snapshot: state of the run
         folder: folder of the checkpoint
         facts: entries of the manifest
-        config: resolved configuration
+        config: see `save`
     """
     temporary = folder.with_name(f"{folder.name}.tmp")
     try:
@@ -108,7 +108,8 @@ def write(snapshot: RunSnapshot, folder: Path, facts: Mapping[str, Any], config:
         for role, state in snapshot.optimizers.items():
             torch.save(dict(state), temporary / f"{role}.optimizer.pt")
         torch.save(dict(snapshot.state), temporary / STATE)
-        (temporary / CONFIG).write_text(config, encoding="utf-8")
+        if config:
+            (temporary / CONFIG).write_text(config, encoding="utf-8")
         files = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
         manifest = {**facts, "files": files, "config": hashlib.sha256(config.encode()).hexdigest()}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -117,7 +118,15 @@ def write(snapshot: RunSnapshot, folder: Path, facts: Mapping[str, Any], config:
         shutil.rmtree(temporary, ignore_errors=True)
         found = complete_checkpoints(folder.parent, quiet=True)
         last = f"the last good one is {found[-1]}" if found else "there is none yet"
-        raise CheckpointError(f"checkpoint {folder} cannot be written: {error}. Of those before, {last}; make room and resume.") from error
+        raise CheckpointError(
+            f"checkpoint {folder} cannot be written: {_reason(error)}. Of those before, {last}; make room and resume."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be written. Of a full disk torch says only the line of its own source that found fewer bytes than it wrote."""
+    cut = isinstance(error, RuntimeError) and "inline_container.cc" in str(error)
+    return f"the disk is full, or a quota is reached (torch: {str(error).splitlines()[0]})" if cut else str(error)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import AlignmentLoop
+from diffalign.core import AlignmentLoop, RewardFunction
 from diffalign.core.update import phases_of, yielded
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
@@ -17,6 +17,7 @@ from .objective_subject import PROMPTS, Make, Subject, everyone, first_coordinat
 from .pretended_device import DEVICE
 from .properties import Finding, NotApplicableError, Property, examine, holds, require
 from .resumption import require_resumption
+from .sample_order import alike, turned
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, tolerance: float = 1e-8) -> None:
@@ -101,6 +102,14 @@ def _equal_rewards(subject: Subject) -> None:
     batch = subject.batch(objective, constant=True)
     shifted = attrs.evolve(batch, rewards=batch.rewards + 0.25)
     _same(gradients(objective, shifted), gradients(objective, batch), "equal rewards of 0.5 and of 0.75 teach nothing about samples", 1e-6)
+    even = alike(batch)
+    _same(
+        gradients(objective, attrs.evolve(even, trajectories=turned(even.trajectories))),
+        gradients(objective, even),
+        "equal rewards, with the samples of each prompt in another order (usually a tie is broken by the place of a sample, as argmax "
+        "does: leave out groups of equal rewards)",
+        1e-6,
+    )
 
 
 def _grad_mode(subject: Subject) -> None:
@@ -122,23 +131,32 @@ def _metrics(subject: Subject) -> None:
 
 
 def _learns(subject: Subject) -> None:
+    up, down = _taught(subject, first_coordinate), _taught(subject, lambda images, prompts: 1 - first_coordinate(images, prompts))
+    holds(
+        up > 0.05,
+        f"40 steps with the reward sigmoid(x) must move the mean of a Gaussian to larger x; it went from 0 to {up:.3f}",
+    )
+    holds(
+        up - down > 0.1,
+        f"40 steps with the reward sigmoid(x) must move the mean of a Gaussian to larger x than 40 with 1 - sigmoid(x) and the same noise; "
+        f"they moved it to {up:.3f} and {down:.3f}" + ("; does the loss read `batch.rewards`?" if up == down else ""),
+    )
+
+
+def _taught(subject: Subject, reward: RewardFunction) -> float:
+    """First coordinate to which 40 steps with a reward move the mean of a Gaussian, from 0. Equal seeds give equal noise."""
     policy = GaussianMixturePolicy([[0.0, 0.0]], scale=1.0, shift=2.0)
     loop = AlignmentLoop(
         objective=subject.make(policy),
         sampler=subject.sampler,
-        rewards=first_coordinate,
+        rewards=reward,
         prompts=Prompts(["x"]),
         prompts_per_step=8,
         optimizers={"default": lambda parameters: torch.optim.Adam(parameters, lr=0.05)},
         check_rows=0,
     )
-    before = policy.means[0, 0].item()
     loop.advance(40)
-    after = policy.means[0, 0].item()
-    holds(
-        after > before + 0.05,
-        f"40 steps with the reward sigmoid(x) must move the mean of a Gaussian to larger x; it went from {before:.3f} to {after:.3f}",
-    )
+    return policy.means[0, 0].item()
 
 
 def _second_device(subject: Subject) -> None:

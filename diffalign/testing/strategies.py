@@ -74,7 +74,7 @@ def _grow(draw: st.DrawFn, nodes: list[_Node], top: int, last: int, room: list[i
 
 
 @st.composite
-def forests(draw: st.DrawFn, max_prompts: int = 3, max_steps: int = 6, comparable: bool = False) -> TrajectoryBatch:
+def forests(draw: st.DrawFn, max_prompts: int = 3, max_steps: int = 6, comparable: bool = False, min_steps: int = 3) -> TrajectoryBatch:
     """Draw irregular forests: branches of unequal depth, skipped levels, different widths, and two latent dimensions.
 
     They fit `TinyPolicy((2,))`, which can replay them. Latents, means and log-probabilities are random numbers that no policy drew, so a
@@ -83,11 +83,12 @@ def forests(draw: st.DrawFn, max_prompts: int = 3, max_steps: int = 6, comparabl
     Args:
         draw: given by hypothesis
         max_prompts: largest number P of prompts; the least is 1
-        max_steps: largest number T of steps; the least is 3
+        max_steps: largest number T of steps
         comparable: whether every prompt has at least two leaves, and the forest a stochastic edge
+        min_steps: least number of steps, at least 3. It goes before a smaller `max_steps`
     """
     prompts = draw(st.integers(1, max_prompts))
-    last = draw(st.integers(3, max(3, max_steps)))
+    last = draw(st.integers(max(3, min_steps), max(3, min_steps, max_steps)))
     nodes: list[_Node] = []
     for prompt in range(prompts):
         for _ in range(draw(st.integers(2 if comparable else 1, 3))):
@@ -136,9 +137,10 @@ def scored_batches(draw: st.DrawFn, trajectories: Callable[[], st.SearchStrategy
 
     Args:
         draw: given by hypothesis
-        trajectories: function that makes the strategy of the forests; by default comparable `forests`
+        trajectories: function that makes the strategy of the forests; by default comparable `forests` of 6 to 8 steps, whose grid has the
+            four noise levels from sigma 0.5 on that objectives on noised ends draw by default
     """
-    forest = draw(forests(comparable=True) if trajectories is None else trajectories())
+    forest = draw(forests(comparable=True, min_steps=6, max_steps=8) if trajectories is None else trajectories())
     unit = st.floats(0, 1, width=32)
     parts = {name: torch.tensor(draw(st.lists(unit, min_size=len(forest.leaves), max_size=len(forest.leaves)))) for name in ("a", "b")}
     total = draw(st.integers(1, 1000))

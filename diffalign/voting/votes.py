@@ -171,7 +171,10 @@ class Votes(StepReward):
         pictures = {name: pixels[place] for place, name in enumerate(names)}
         texts = {question: Prompt.of(prompts[places[question.pictures[0], question.prompt][0]]) for question in questions}
         asked = Round(step, progress.total, self.ballot, tuple(questions), pictures, texts, self.record)
-        if questions and not asked.complete:
+        if not questions:
+            count = self.ballot.pictures
+            say_once(f"nobody is asked for votes at steps without {count} different pictures of a prompt, which {self.ballot.name} need")
+        elif not asked.complete:
             self.voters.ask(asked)
             asked.finish()
         answers = self.record.answers(step)
@@ -182,17 +185,23 @@ class Votes(StepReward):
     def _chosen(
         self, belief: Belief | None, names: Sequence[str], prompts: Sequence[Prompt], progress: Progress, free: Sequence[int]
     ) -> list[Question]:
-        """Questions about some of the pictures `free`, which differ."""
-        wanted = min(self.ballot.pictures * self.questions, len(free))
+        """Questions about some of the pictures `free`, which differ: as many as `questions`, if they make as many."""
+        size = self.ballot.pictures
+        over = (size - 1) * len({str(prompts[place]) for place in free})  # so many may be left over, too few of a prompt for a question
+        wanted = min(size * (self.questions - 1) + over + 1, len(free))
         if belief is None:
             order = AtRandom().order(_unknown(len(free)), wanted, progress)
         else:
             index = torch.tensor(free)
             order = self.choice.order(Belief(belief.mean[index], belief.covariance[index][:, index]), wanted, progress)
         by_prompt: dict[str, list[int]] = {}
+        missing = self.questions
         for place in (free[number] for number in order):
-            by_prompt.setdefault(str(prompts[place]), []).append(place)
-        size = self.ballot.pictures
+            some = by_prompt.setdefault(str(prompts[place]), [])
+            some.append(place)
+            missing -= len(some) % size == 0
+            if not missing:
+                break
         return [
             Question(tuple(names[place] for place in some[start : start + size]), prompt)
             for prompt, some in by_prompt.items()

@@ -3,12 +3,14 @@
 import functools
 from unittest.mock import Mock
 
+import attrs
 import pytest
 import torch
 from loops import PROMPTS, TREE, Phased, build, phase, same, sgd, square, weights
 
-from diffalign.core import Hook, Loss, Phase, Progress, Streams, UpdateError
+from diffalign.core import ConfigError, Hook, Loss, Phase, Progress, Prompt, Reward, Streams, UpdateError
 from diffalign.objectives import SoftmaxTB
+from diffalign.prompts import Prompts
 from diffalign.samplers import DeterministicSampler, Midpoint
 from diffalign.testing import BrokenReplay, TinyPolicy
 
@@ -186,3 +188,24 @@ class AnObject(Hook):
 @pytest.mark.parametrize("make", [Static, OfTheClass, OnTheInstance, Named, AnObject, lambda: Mock(spec=Hook)])
 def test_hooks_that_the_loop_can_call_are_taken(make):
     build(SoftmaxTB(TinyPolicy()), hooks=[make()])
+
+
+@attrs.frozen
+class Wish(Reward):
+    """Needs a number in the metadata of every prompt."""
+
+    def require(self, prompts):
+        for prompt in prompts:
+            if "ink" not in prompt.metadata:
+                raise ConfigError(f"Wish needs 'ink' in the metadata of {str(prompt)!r}")
+
+    def __call__(self, images, prompts):
+        return images.mean(dim=(1, 2, 3))
+
+
+def test_what_a_reward_needs_of_prompts_is_asked_before_the_first_step():
+    policy = TinyPolicy()
+    told = [Prompt("a", {"ink": 1.0}), Prompt("b", {"ink": 0.5})]
+    build(SoftmaxTB(policy), rewards=Wish(), prompts=Prompts(told))
+    with pytest.raises(ConfigError, match="Wish needs 'ink' in the metadata of 'c'"):
+        build(SoftmaxTB(policy), rewards=Wish(), prompts=Prompts([*told, Prompt("c")]))

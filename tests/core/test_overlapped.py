@@ -22,6 +22,7 @@ from diffalign.core import (
     Progress,
     RewardError,
     Sequential,
+    StepReward,
     TrajectorySampler,
 )
 from diffalign.objectives import DiffusionNFT, SoftmaxTB
@@ -110,6 +111,50 @@ def test_overlapped_is_sequential_bit_for_bit_and_all_at_once_to_rounding(parts,
         assert mine.prompts == its.prompts
         # the contract repeats calls, which are of other sizes
         assert {**mine.ledger.rows, "policy/contract": 0} == {**its.ledger.rows, "policy/contract": 0}
+
+
+class Above(StepReward):
+    """1 for the images that are above the mean of the step."""
+
+    def __init__(self, worth=1.0):
+        self.worth, self.asked = worth, []
+
+    def of_step(self, images, prompts, group, progress):
+        self.asked.append((list(prompts), group.tolist(), progress.step))
+        values = channel_reward(images, prompts)
+        return self.worth * (values > values.mean())
+
+    def __call__(self, images, prompts):
+        raise AssertionError("not in a step")
+
+
+@pytest.mark.parametrize(
+    ("rollout", "pieces"), [(Sequential(1), [3] * 5), (Overlapped(), [3] * 5), (Sequential(2), [3, 6, 6]), (Overlapped(2, 3), [3, 6, 6])]
+)
+def test_a_step_reward_is_asked_once_about_the_whole_step_and_the_others_by_piece(rollout, pieces):
+    sizes = []
+
+    def beside(images, prompts):
+        sizes.append(len(images))
+        return channel_reward(images, prompts)
+
+    above = Above()
+    mine = step(build(rollout, rewards={"above": above, "beside": beside}, chunk=2)).batch
+    assert sorted(sizes) == pieces
+    its = step(build(Sequential(), rewards={"above": above, "beside": beside}, chunk=2)).batch
+    assert sizes[-1] == 15
+    assert above.asked[0] == above.asked[1] == ([text for text in TEXTS for _ in range(3)], [i for i in range(5) for _ in range(3)], 0)
+    assert list(mine.parts) == list(its.parts) == ["above", "beside"]
+    assert 0 < float(its.parts["above"].sum()) < 15
+    assert torch.equal(mine.parts["above"], its.parts["above"])
+    torch.testing.assert_close(mine.parts["beside"], its.parts["beside"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rollout", [Sequential(2), Overlapped(2)])
+def test_a_step_reward_alone_that_is_not_finite_comes_with_the_whole_step(rollout):
+    with pytest.raises(NonFiniteRewardError, match="above returned nan for image 0 of 15") as caught:
+        step(build(rollout, rewards={"above": Above(float("nan"))}))
+    assert caught.value.evidence.prompts == TEXTS
 
 
 # --- that they overlap ------------------------------------------------------------------------------------------------------

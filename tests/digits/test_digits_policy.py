@@ -10,6 +10,7 @@ from diffalign.core import CPS, CheckpointError, Guided, Progress, Prompt, Strea
 from diffalign.digits import DigitsPolicy
 from diffalign.digits.networks import VelocityNetwork
 from diffalign.digits.policy import EMBEDDED
+from diffalign.policies import FlowMatchingPolicy
 from diffalign.samplers import DeterministicSampler, FixedPlan, TreeSampler
 from diffalign.testing import check_policy, second_device
 
@@ -115,6 +116,17 @@ def test_other_files_are_refused(tmp_path, fault, words):
         DigitsPolicy.from_pretrained(str(spoiled(tmp_path, **fault)), device="cpu")
     assert str(tmp_path) in str(error.value)
     assert all(word in str(error.value) for word in words)
+
+
+def test_whoever_asks_for_the_other_world_is_told_its_policy():
+    with pytest.raises(CheckpointError, match=r"ShapeWorld's pipeline is loaded by FlowMatchingPolicy.from_pretrained\.$"):
+        DigitsPolicy.from_pretrained("shapeworld", device="cpu")
+    with pytest.raises(
+        ValueError, match=r"got 'digits': the embedded flow of digits is no pipeline; DigitsPolicy.from_pretrained loads it$"
+    ):
+        FlowMatchingPolicy.from_pretrained("digits", device="cpu")
+    with pytest.raises(CheckpointError, match=r'or "digits" for the embedded one\.$'):
+        DigitsPolicy.from_pretrained("nowhere", device="cpu")
 
 
 def test_folders_without_a_flow_are_refused(tmp_path):

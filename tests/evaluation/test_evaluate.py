@@ -5,9 +5,9 @@ import pytest
 import torch
 from ring import MODES, rewarded
 
-from diffalign.core import Prompt, RewardError
+from diffalign.core import ConfigError, Prompt, Reward, RewardError
 from diffalign.evaluation import PixelFeatures, Rounds, cosine_distance, evaluate
-from diffalign.policies import GaussianMixturePolicy
+from diffalign.policies import GaussianMixturePolicy, TDMPolicy
 from diffalign.processes.lockstep import AnnouncedCalls
 from diffalign.prompts import Prompts
 from diffalign.testing.doubles import TinyPolicy, channel_reward
@@ -264,6 +264,45 @@ def test_a_source_and_a_reward_are_taken_as_a_loop_takes_them():
 def test_one_text_is_no_list_of_its_letters(prompts, message):
     with pytest.raises(ValueError, match=message):
         evaluate(TinyPolicy(), prompts, {"near": channel_reward}, samples=2, steps=2)
+
+
+@attrs.frozen
+class Knowing(Reward):
+    """A reward of prompts with metadata alone, which counts its calls."""
+
+    calls: list = attrs.field(factory=list)
+
+    def require(self, prompts):
+        for prompt in prompts:
+            if "kind" not in prompt.metadata:
+                raise ConfigError(f"Knowing needs 'kind' in the metadata of {str(prompt)!r}")
+
+    def __call__(self, images, prompts):
+        self.calls.append(len(images))
+        return brightness(images, prompts)
+
+
+def test_what_a_reward_demands_of_prompts_is_asked_before_anything_is_drawn():
+    policy, reward = TinyPolicy(), Knowing()
+    with pytest.raises(ConfigError, match="Knowing needs 'kind' in the metadata of 'b'"):
+        evaluate(policy, [Prompt("a", {"kind": 1}), "b"], {"known": reward, "near": channel_reward}, samples=2, steps=2, rows=2)
+    assert (policy.counter.calls, reward.calls) == (0, [])
+    assert evaluate(policy, [Prompt("a", {"kind": 1})], reward, samples=2, steps=2).rewards["Knowing"].shape == (1, 2)
+
+
+def test_without_a_number_of_steps_a_student_takes_its_own():
+    student = TDMPolicy(TinyPolicy(), steps=3)
+    assert evaluate(student, ["a"], {}, samples=2).settings["steps"] == 3
+    assert evaluate(TinyPolicy(), ["a"], {}, samples=2).settings["steps"] == 28
+    assert evaluate(TinyPolicy(), ["a"], {}, samples=2, steps=2).settings["steps"] == 2
+
+
+def test_it_is_printed_as_its_table():
+    result = evaluate(TinyPolicy(), PROMPTS, {"near": channel_reward}, samples=2, steps=3)
+    assert str(result) == result.table()
+    assert "tensor" not in repr(result)
+    assert "rewards={'near': [5, 2]}" in repr(result)
+    assert len(repr(result)) < 500
 
 
 def test_what_is_no_reward_is_named_before_anything_is_drawn():

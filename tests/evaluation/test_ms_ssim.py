@@ -1,5 +1,7 @@
 """MS-SSIM against the numbers of pytorch-msssim 1.0.0 (weights scaled to add up to 1, as here) and against its definition."""
 
+import sys
+
 import pytest
 import torch
 
@@ -50,6 +52,41 @@ def test_distance_of_sets():
     by_hand = 1 - torch.stack([ms_ssim(sets[1, [i]], sets[1, [j]]) for i, j in pairs]).mean()
     assert distances[1].item() == pytest.approx(by_hand.item())
     assert ms_ssim_distance(sets[:, :1]).tolist() == [0.0, 0.0]
+
+
+def compared(monkeypatch, count):
+    """The pairs of a set that are compared, as sorted numbers."""
+    pairs = []
+
+    def seen(first, second):
+        pairs.extend(sorted(pair) for pair in zip(first[:, 0, 0, 0].tolist(), second[:, 0, 0, 0].tolist(), strict=True))
+        return first.new_zeros(len(first))
+
+    monkeypatch.setattr(sys.modules["diffalign.evaluation.ms_ssim"], "ms_ssim", seen)
+    ms_ssim_distance(torch.arange(float(count)).view(1, count, 1, 1, 1).expand(1, count, 3, 1, 1))
+    return pairs
+
+
+def test_sets_of_up_to_64_are_compared_in_all_pairs(monkeypatch):
+    assert compared(monkeypatch, 64) == [[i, j] for i in range(64) for j in range(i + 1, 64)]
+
+
+@pytest.mark.parametrize("count", [65, 66, 200, 1000, 3000])
+def test_of_larger_sets_each_picture_is_compared_equally_often_and_no_pair_twice(monkeypatch, count):
+    pairs = compared(monkeypatch, count)
+    assert len(pairs) <= max(2016, count)
+    assert len(pairs) > min(2016, count) * 0.9
+    assert len(set(map(tuple, pairs))) == len(pairs)
+    assert all(first != second for first, second in pairs)
+    assert len(set(torch.tensor(pairs).long().flatten().bincount(minlength=count).tolist())) == 1
+
+
+def test_the_pairs_of_a_large_set_have_the_mean_of_all_up_to_their_noise():
+    noise = torch.Generator().manual_seed(0)
+    pictures = torch.rand(1, 100, 3, 11, 11, generator=noise) ** torch.rand(1, 100, 1, 1, 1, generator=noise)
+    every = 1 - torch.cat([ms_ssim(pictures[0, i].expand(99 - i, -1, -1, -1), pictures[0, i + 1 :]) for i in range(99)])
+    error = every.std().item() / 2000**0.5
+    assert ms_ssim_distance(pictures).item() == pytest.approx(every.mean().item(), abs=4 * error)
 
 
 def test_large_pictures_are_made_small_first():

@@ -27,12 +27,13 @@ def log_density(policy, points, sigma):
     return (policy.log_weights.log_softmax(0) - squares / (2 * variance)).logsumexp(-1) - math.log(2 * math.pi * variance)
 
 
-def noised_log_ratio(policy, reference, clean, sigma):
-    """Mean over the noise of a level of the exact log-ratio of the noised distributions, by Gauss-Hermite quadrature: [K]."""
+def noised_log_ratio(policy, reference, samples, sigma, end=0.0):
+    """Mean over the noise from `end` to a level of the exact log-ratio of the noised distributions, by Gauss-Hermite quadrature: [K]."""
     nodes, weights = (torch.from_numpy(values) for values in numpy.polynomial.hermite_e.hermegauss(24))
     grid = torch.cartesian_prod(nodes, nodes)
     weight = torch.outer(weights, weights).flatten() / weights.sum() ** 2
-    points = (1 - sigma) * clean[:, None] + sigma * grid
+    kept = (1 - sigma) / (1 - end)
+    points = kept * samples[:, None] + math.sqrt(sigma**2 - (kept * end) ** 2) * grid
     return ((log_density(policy, points, sigma) - log_density(reference, points, sigma)) * weight).sum(dim=1)
 
 
@@ -138,6 +139,19 @@ def test_an_estimate_is_the_weighted_mean_of_its_units():
     torch.testing.assert_close(found, by_hand.T)
 
 
+def test_samples_that_end_above_0_have_the_log_ratio_of_the_level_to_which_they_are_taken(mixtures):
+    policy, reference, batch = mixtures
+    end, sigma_min = 0.25, 0.3
+    grid = batch.trajectories.sigmas
+    short = attrs.evolve(batch.trajectories, sigmas=torch.cat([grid[:-3], grid.new_tensor([0.29, 0.27, end])]))
+    with torch.no_grad():
+        exact = noised_log_ratio(policy, reference, short.samples, sigma_min, end)
+    bound = ELBO(levels=400, sigma_min=sigma_min, shared=False)
+    gap = estimated(bound, (policy, reference, attrs.evolve(batch, trajectories=short)), count=4).mean(dim=0) - exact
+    assert float(gap.mean()) == pytest.approx(0.0, abs=0.02)
+    assert float(gap.square().mean().sqrt()) < 0.06 * float(exact.std())
+
+
 def test_the_range_of_levels_is_that_of_the_rollout():
     policy = TinyPolicy((2, 2), dtype=torch.float64)
     outline = DeterministicSampler(4, samples=2).outline(policy)
@@ -145,6 +159,10 @@ def test_the_range_of_levels_is_that_of_the_rollout():
     Estimates(ELBO(sigma_min=0.5)).require(outline, "Mine")
     with pytest.raises(ValueError, match=r"Mine.bound.sigma_min must lie below the first noise level of the rollout, 0\.5; got 0\.5"):
         Estimates(ELBO(sigma_min=0.5)).require(low, "Mine")
+    short = attrs.evolve(outline, sigmas=outline.sigmas * 0.9 + 0.1)
+    Estimates(ELBO(sigma_min=0.2)).require(short, "Mine")
+    with pytest.raises(ValueError, match=r"Mine.bound.sigma_min must lie above the last noise level of the rollout, 0\.1, .*; got 0\.05"):
+        Estimates(ELBO(sigma_min=0.05)).require(short, "Mine")
     batch = batch_for(policy)
     lower = attrs.evolve(batch, trajectories=attrs.evolve(batch.trajectories, sigmas=batch.trajectories.sigmas * 0.5))
     bound = ELBO(levels=2, sigma_min=0.2)

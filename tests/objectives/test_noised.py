@@ -1,10 +1,12 @@
 """Samples with noise added again: what is drawn, and what the draws depend on."""
 
+import attrs
 import pytest
 import torch
 from chosen import PROMPTS, SAMPLES, batch_for
 
 from diffalign.core import NonFiniteError
+from diffalign.objectives.few_step.noising import bridge_velocity, diffuse
 from diffalign.objectives.noised import NoisedSamples, mean_square
 from diffalign.testing import TinyPolicy
 
@@ -80,6 +82,48 @@ def test_names_and_steps_draw_anew(shared):
 def test_half_precision_keeps_its_latents_and_an_exact_target():
     noised = drawn(False, dtype=torch.bfloat16).at(torch.arange(5))
     assert (noised.latents.dtype, noised.target.dtype) == (torch.bfloat16, torch.float32)
+
+
+def units_and_noise(samples):
+    """All units, their clean samples in the target's type, and the noise that they were given."""
+    noised = samples.at(torch.arange(len(samples)))
+    clean = samples.batch.trajectories.samples[samples.sample].to(noised.target.dtype)
+    name = f"{samples.name}/noise"
+    ids = samples.batch.trajectories.group[samples.sample].tolist()
+    places = samples.place[samples.sample] * 2**32 + torch.arange(len(samples)) % samples.levels
+    return noised, clean, samples.batch.streams.normals(clean.shape[1:], name, ids, places.tolist()).to(clean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_where_the_rollout_ends_at_0_units_lie_on_the_line_bit_for_bit(dtype):
+    noised, clean, noise = units_and_noise(drawn(False, levels=6, dtype=dtype))
+    wide = noised.sigma[:, None, None].to(clean.dtype)
+    assert torch.equal(noised.latents, ((1 - wide) * clean + wide * noise).to(dtype))
+    assert torch.equal(noised.target, noise - clean)
+
+
+@pytest.mark.parametrize("end", [0.0283, 0.15])
+def test_where_the_rollout_ends_above_0_its_samples_have_noise_already(end):
+    samples = drawn(False, levels=6)
+    grid = samples.batch.trajectories.sigmas
+    short = attrs.evolve(samples.batch.trajectories, sigmas=torch.cat([grid[:-1], grid.new_tensor([end])]))
+    noised, state, noise = units_and_noise(attrs.evolve(samples, batch=attrs.evolve(samples.batch, trajectories=short)))
+    sigma, s = noised.sigma.double(), noised.sigma.double().new_tensor(end).expand(len(samples))
+    torch.testing.assert_close(noised.latents, diffuse(state, s, sigma, noise))
+    torch.testing.assert_close(noised.target, bridge_velocity(state, s, sigma, noise))
+    kept = ((1 - sigma) / (1 - end))[:, None, None]
+    added = (noised.latents - kept * state) / noise
+    wide = sigma[:, None, None]
+    torch.testing.assert_close(added.square() + (kept * end).square(), wide.square().expand_as(added))  # the old noise and the new
+    # by the score of x_sigma given x_s, whose mean is that of the samples' law: v = -(x_sigma + sigma score) / (1 - sigma)
+    torch.testing.assert_close((1 - wide) * noised.target, -(noised.latents - wide * noise / added))
+
+
+def test_a_level_below_the_end_of_the_rollout_is_refused():
+    samples = drawn(False)
+    lifted = attrs.evolve(samples.batch.trajectories, sigmas=samples.batch.trajectories.sigmas * 0.1 + 0.9)
+    with pytest.raises(ValueError, match="noise can be added only upwards"):
+        attrs.evolve(samples, batch=attrs.evolve(samples.batch, trajectories=lifted)).at(torch.arange(len(samples)))
 
 
 def test_more_levels_than_there_are_is_refused():

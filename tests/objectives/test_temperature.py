@@ -2,6 +2,7 @@
 
 import math
 
+import attrs
 import pytest
 import torch
 from ring import MODES
@@ -156,42 +157,72 @@ def test_a_reference_that_is_felt_needs_no_word(objective, capsys):
 
 
 @OBJECTIVES
-def test_a_constant_reward_is_said_once_and_moves_nothing(objective, capsys):
+def test_a_constant_reward_moves_nothing_and_is_no_sign_of_a_high_temperature(objective, capsys):
+    """That rewards are equal is said by the run, of every objective: tests/test_never_blind.py."""
     policy = TinyPolicy((2, 2))
     before = [parameter.detach().clone() for parameter in policy.trainable_parameters().values()]
     metrics = run(loop_of(objective(policy), ConstantReward(0.5)), 30)
-    assert (
-        capsys.readouterr().err.count("the rewards of every group have been equal so far, so no weight has moved but by weight decay") == 1
-    )
+    assert capsys.readouterr().err == ""
     assert all(step["reference/felt"] == 0 for step in metrics)
     moved = zip(policy.trainable_parameters().values(), before, strict=True)
     assert max(float((now - then).detach().abs().max()) for now, then in moved) < 1e-6
 
 
-class Fading:
-    """Rewards that are equal from the tenth step on."""
+@attrs.define
+class Changing:
+    """Rewards that are multiplied by `factor` from step `until` on, and again as they were from step `again` on."""
 
-    def __init__(self, step=0):
-        self.step = step
+    until: int
+    factor: float
+    again: int = 10**9
+    step: int = 0
 
     def __call__(self, images, prompts):
         self.step += 1
-        return channel_reward(images, prompts) if self.step <= 10 else torch.ones(len(images))
+        return channel_reward(images, prompts) * (self.factor if self.until < self.step <= self.again else 1.0)
+
+
+@pytest.mark.parametrize("budget", [KLBudget(10.0), EffectiveSamples(0.5)])
+def test_beta_rests_while_no_group_has_different_rewards(budget):
+    """The target is then the reference at every beta, so nats that are left do not say that beta is too small."""
+    metrics = run(loop_of(SoftmaxTB(TinyPolicy((2, 2)), beta=budget), Changing(3, 0.0, again=40)), 42)
+    betas = [step["beta"] for step in metrics]
+    assert betas[0] == 20.0
+    assert len(set(betas[:4])) == 4, "it follows the steps whose rewards differ"
+    assert betas[3:41] == [betas[3]] * 38, "and stays in steps 3 to 39, whose rewards are equal"
+    assert betas[41] != betas[40]
+
+
+def test_a_group_of_equal_rewards_counts_beside_one_whose_rewards_differ():
+    """The nats are spent in both, so the budget is that of the whole step."""
+    objective = SoftmaxTB(TinyPolicy((2, 2)), beta=KLBudget(0.01))
+    half = AlignmentLoop(
+        objective,
+        TREE,
+        lambda images, prompts: channel_reward(images, prompts) * torch.tensor([float(prompt == "one") for prompt in prompts]),
+        Prompts([Prompt("one"), Prompt("two")]),
+        prompts_per_step=2,
+        optimizers={"default": lambda parameters: torch.optim.Adam(parameters, lr=0.05)},
+    )
+    for step in run(half, 4):
+        assert step["budget/samples"] == 1.0
+        assert step["budget/used"] == step["log_ratio/reference"]
 
 
 @OBJECTIVES
 def test_what_a_run_says_does_not_depend_on_a_resume(objective, capsys):
-    policy = TinyPolicy((2, 2))
+    """The reference is felt until the tenth step, and no more when rewards are then much larger."""
+    policy, larger = TinyPolicy((2, 2)), Changing(0, 1e9)
     first = objective(policy, beta=1.0)
-    run(loop_of(first, Fading()), 100, stop=10)
+    run(loop_of(first), 100, stop=10)
     again = objective(policy, first.reference, beta=1.0)
     again.restore(first.state())
-    run(loop_of(again, Fading(10)), 100, start=10, stop=12)
+    run(loop_of(again, larger), 100, start=10, stop=12)
     assert capsys.readouterr().err == ""
     fresh = objective(policy, first.reference, beta=1.0)
     fresh.restore({})  # an older checkpoint knows nothing of the steps before
-    run(loop_of(fresh, Fading(10)), 100, start=10, stop=12)
-    assert capsys.readouterr().err.count("the rewards of every group have been equal so far") == 1
+    run(loop_of(fresh, larger), 100, start=10, stop=12)
+    assert capsys.readouterr().err.count("the reference has no influence") == 1
 
 
 def test_the_end_of_a_range_is_said_once_in_a_run_that_is_resumed():

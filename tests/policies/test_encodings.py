@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,80 @@ def test_a_file_of_the_hubs_cache_is_known_by_its_name(tmp_path):
 def test_a_folder_without_revision_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="Encodings with a folder needs the encoders' revision"):
         Encodings(load(folder).family, tmp_path)
+
+
+class Lengths:
+    """Encodes a text as its length, in 8 bytes; says what it was asked."""
+
+    ragged = ()
+
+    def __init__(self):
+        self.asked = []
+
+    def resident(self, prefix):
+        return nullcontext()
+
+    def encode(self, texts):
+        self.asked.append(list(texts))
+        return {"embeds": torch.tensor([[len(text), 0] for text in texts], dtype=torch.float32)}
+
+    def encode_negative(self, text):
+        return {"embeds": -self.encode([text])["embeds"]}
+
+
+CPU = torch.device("cpu")
+
+
+def held(kept):
+    """Bytes of the encoded texts that are in memory."""
+    return sum(tensor.nbytes for row in kept._rows.values() for tensor in row.values())
+
+
+def test_memory_keeps_the_texts_that_were_asked_for_last():
+    family = Lengths()
+    kept = Encodings(family, limit=24)
+    for texts in (["a", "bb", "ccc"], ["a"], ["dddd"], ["a", "ccc", "dddd"], ["bb"]):  # "bb" makes room for "dddd"
+        assert kept.of(texts, CPU)["embeds"][:, 0].tolist() == [len(text) for text in texts]
+        assert held(kept) <= 24
+    assert family.asked == [["a", "bb", "ccc"], ["dddd"], ["bb"]]
+
+
+@pytest.mark.parametrize("limit", [0, 7, 8])
+def test_a_call_gets_all_its_texts_where_memory_holds_one_or_none(limit):
+    family = Lengths()
+    kept, texts = Encodings(family, limit=limit), ["x" * number for number in range(1, 40)]
+    for _ in range(2):
+        assert kept.of([*texts, texts[3]], CPU)["embeds"][:, 0].tolist() == [*range(1, 40), 4]
+        assert kept.of([texts[2]], CPU, negative=True)["embeds"].tolist() == [[-3, 0]]
+        assert held(kept) == limit // 8 * 8
+    assert sum(map(len, family.asked)) == 2 * 40
+
+
+def test_many_prompts_do_not_fill_the_memory_and_a_text_is_encoded_anew_to_the_bit(folder, monkeypatch):
+    policy, whole = load(folder), load(folder)
+    assert whole.encodings.limit == 2 * 2**30
+    whole.encode(PROMPTS[1:2])
+    limit = held(whole.encodings)  # room for the longer text alone
+    policy.encodings = Encodings(policy.family, limit=limit)
+    asked = counted(policy, monkeypatch)
+    for prompt in PROMPTS * 2:
+        assert same(policy.encode([prompt]).tensors, whole.encode([prompt]).tensors)
+    assert asked == [*PROMPTS, *PROMPTS[1:]]  # the third is the first again: two in a row are one
+    assert held(policy.encodings) <= limit
+
+
+def test_a_folder_has_no_limit(tmp_path):
+    family = Lengths()
+    kept = Encodings(family, tmp_path, "one", limit=0)
+    family.dtype, family.max_sequence_length = torch.float32, 8
+    for _ in range(2):
+        kept.of(["a", "bb"], CPU)
+    assert family.asked == [["a", "bb"]]
+
+
+def test_a_limit_below_none_is_refused():
+    with pytest.raises(ValueError, match=r"Encodings\.limit must be a number of bytes, 0 or more; got -1"):
+        Encodings(Lengths(), limit=-1)
 
 
 def test_offloaded_parts_are_on_the_device_only_while_they_work(folder, monkeypatch):

@@ -6,10 +6,11 @@ from torch import nn
 
 from diffalign import AlignmentLoop, Prompt
 from diffalign.core import CPS, FlowSDE
-from diffalign.objectives import SoftmaxTB
+from diffalign.core.policy import require_frozen
+from diffalign.objectives import FlowGRPO, SoftmaxTB
 from diffalign.policies import NetworkPolicy
 from diffalign.prompts import Prompts
-from diffalign.samplers import FixedPlan, TreeSampler
+from diffalign.samplers import ChainSampler, FixedPlan, TreeSampler
 
 
 class Field(nn.Module):
@@ -75,3 +76,53 @@ def test_it_trains():
     )
     loop.run(2)
     assert not torch.equal(mine.network.outer.weight, before)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.colours = nn.Linear(12, 3)
+
+    def forward(self, latents):
+        return self.colours(latents.flatten(1)).sigmoid()[:, :, None, None]
+
+
+def test_a_decoder_with_weights_is_no_part_of_what_is_trained():
+    decoder = Decoder()
+    mine = policy(decode=decoder)
+    names = {f"network.{name}" for name in mine.network.state_dict()}
+    assert set(mine.trainable_parameters()) == set(mine.own_parameters()) == set(mine.state_dict()) == names
+    twin = mine.fork()
+    require_frozen(twin, "reference")
+    latents = torch.randn(2, 3, 2, 2)
+    assert torch.equal(mine.decode(latents), decoder(latents))
+    assert torch.equal(twin.decode(latents), decoder(latents))
+    assert all(parameter.requires_grad for parameter in decoder.parameters())  # it is the user's, as it was
+    assert policy(decode=Decoder().half()).precision == torch.float32
+
+
+def test_a_decoder_with_weights_moves_with_its_policy_and_not_with_a_fork():
+    mine = policy(decode=Decoder())
+    assert mine.to(torch.float64).decode(torch.randn(2, 3, 2, 2, dtype=torch.float64)).dtype == torch.float64
+    assert mine.to("meta").decode(torch.randn(2, 3, 2, 2, device="meta", dtype=torch.float64)).is_meta
+    mine = policy(decode=Decoder())
+    twin = mine.fork(trainable=True)
+    for either in (mine, twin):
+        with pytest.raises(RuntimeError, match="would change every fork"):
+            either.to(torch.float64)
+    policy(decode=lambda latents: latents).fork().to(torch.float64)  # nothing is shared
+
+
+@pytest.mark.parametrize("make", [SoftmaxTB, FlowGRPO])
+def test_a_policy_with_a_decoder_of_weights_trains_and_leaves_them(make):
+    decoder = Decoder()
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    mine = policy(kernel=CPS("sum"), decode=decoder)
+    weight = mine.network.outer.weight.clone()
+    loop = AlignmentLoop(
+        make(mine), ChainSampler(3, samples=4), lambda images, prompts: images.mean(dim=(1, 2, 3)), ["x"], prompts_per_step=1
+    )
+    loop.advance(2)
+    assert not torch.equal(mine.network.outer.weight, weight)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.state_dict().items())
+    assert sum(len(group["params"]) for group in loop.running["policy"].param_groups) == 4

@@ -9,7 +9,8 @@ import torch
 from diffalign import Prompt
 from diffalign.config import parse_text
 from diffalign.core import CheckpointError, Guided, Progress, ShiftedGrid, Streams
-from diffalign.policies import TDMPolicy
+from diffalign.core.unessential import say_once
+from diffalign.policies import FlowMatchingPolicy, TDMPolicy
 from diffalign.samplers import DeterministicSampler
 from diffalign.testing import TinyPolicy
 
@@ -193,3 +194,39 @@ def test_a_run_file_says_it_all():
     assert loop.objective.policy.step_counts == (4, 2)
     assert loop.objective.policy.at(2).sigmas(2).tolist() == [1.0, 0.5, 0.0]
     assert list(loop.sampler.steps) == [2, 4]
+
+
+def reader(tag=TAG, also=(1,)):
+    """A student whose text encoder reads 16 tokens."""
+    return TDMPolicy(FlowMatchingPolicy.from_pretrained("shapeworld", max_sequence_length=16), steps=4, also=also, tag=tag)
+
+
+def reds(count):
+    return Prompt("red " * count + "circle")
+
+
+def test_a_prompt_that_hides_the_tag_is_refused_before_it_is_drawn():
+    policy = reader()
+    policy.require([Prompt("one red circle"), reds(11)])  # the number is still read, the word behind it is not
+    with pytest.raises(ValueError, match=r"after the prompt '(red )+circle' it is cut off, so that 4 and 1 steps are one. Shorten"):
+        policy.require([Prompt("one red circle"), reds(12)])
+    hidden, read = (
+        all(torch.equal(tensor, policy.at(1).encode([prompt]).tensors[name]) for name, tensor in policy.encode([prompt]).tensors.items())
+        for prompt in (reds(12), reds(11))
+    )
+    assert hidden
+    assert not read
+
+
+def test_the_policy_inside_is_asked_about_prompts_with_their_tags(capsys):
+    class Asked(TinyPolicy):
+        def require(self, prompts):
+            asked.append([(str(prompt), dict(prompt.metadata), prompt.source) for prompt in prompts])
+
+    asked = []
+    prompt = Prompt("a red cube", {"count": 1}, "mine")
+    TDMPolicy(Asked((2, 2)), steps=4, also=[1, 2], grid=LISTS, tag=TAG).require([prompt])
+    assert asked == [[(f"a red cube in {steps} steps", {"count": 1}, "mine")] for steps in (4, 1, 2)]
+    say_once.cache_clear()
+    reader(also=()).require([reds(12)])  # it fits, and its tag does not; one number of steps needs no telling
+    assert "1 of 1 prompts are longer than the policy reads" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffalign import Prompt
+from diffalign.core import Guided
 from diffalign.core.unessential import say_once
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.text_length import unread
@@ -55,3 +56,21 @@ def test_cut_prompts_are_said_once_and_the_first_is_named(capsys):
     assert "max_sequence_length (now 16)" in said
     policy.require([Prompt("a purple triangle left of a green square")])  # one of its encoders cuts it off, another reads it whole
     assert capsys.readouterr().err == ""
+
+
+def test_the_end_of_a_negative_prompt_that_is_not_read_is_said(capsys):
+    say_once.cache_clear()
+    policy = FlowMatchingPolicy.from_pretrained("shapeworld", max_sequence_length=16)
+    Guided(policy, policy.no_guidance, LONG).scaled(policy.no_guidance)
+    Guided(policy, 4.0).require([Prompt("two red circles")])
+    assert capsys.readouterr().err == ""
+    guided = Guided(policy, 4.0, LONG)
+    guided.scaled(3.0)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert (
+        f"1 of 1 negative prompts are longer than the policy reads; the end of each has no influence on its pictures. First: {LONG[:60]!r}"[
+            :-1
+        ]
+        in said
+    )

@@ -13,7 +13,7 @@ from diffalign.core import CPS
 from diffalign.objectives import SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.samplers import FixedPlan, TreeSampler
-from diffalign.testing import TinyPolicy, channel_reward, check_objective, check_reward, check_sampler
+from diffalign.testing import PropertyError, TinyPolicy, channel_reward, check_objective, check_reward, check_sampler
 
 PARTS = Path(__file__).parents[2] / "examples" / "parts"
 
@@ -44,6 +44,14 @@ def test_they_keep_their_contracts():
     check_objective(VarGrad)
     check_objective(RewardWeighted)
     check_reward(redness)
+
+
+def test_an_objective_that_noise_alone_moves_does_not_learn():
+    from reward_weighted import RewardWeighted
+
+    with pytest.raises(PropertyError, match=r"does the loss read `batch\.rewards`") as caught:
+        check_objective(lambda policy: RewardWeighted(policy, beta=0.0))
+    assert [finding.name for finding in caught.value.findings if finding.failure] == ["learns"]
 
 
 def test_vargrad_has_twice_the_gradient_of_softmax_tb():

@@ -208,6 +208,12 @@ class Wrong(Objective):
         advantage = rewards if self.fault == "not centred" else centered(rewards, group)
         if self.fault == "sign":
             advantage = -advantage
+        if self.fault == "tie":  # the first sample is worst where all are equally good
+            advantage = torch.zeros_like(rewards)
+            for mine in (group == place for place in range(len(forest.condition))):
+                index = mine.nonzero().squeeze(1)
+                advantage[index[rewards[mine].argmax()]] = 1.0
+                advantage[index[rewards[mine].argmin()]] = -1.0
         if self.fault == "random":
             advantage = advantage * torch.rand(len(advantage))
         size = len(forest.leaves) / len(forest.condition)
@@ -225,6 +231,7 @@ class Wrong(Objective):
         ("sign", "learns"),
         ("one group", "groups apart"),
         ("not centred", "equal rewards"),
+        ("tie", "equal rewards"),
         ("sum", "global denominator"),
         ("random", "repeatable"),
         ("no_grad", "trains"),

@@ -9,6 +9,7 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from diffalign.core import ROOT, Edges, replay_log_prob
+from diffalign.objectives import AWM, CRD, DGPO, RAM, DiffusionNFT, FlowGRPO, SoftmaxTB
 from diffalign.testing import TinyPolicy, strategies
 from diffalign.testing.strategies import branchings, forests, reward_groups, scored_batches
 
@@ -38,6 +39,20 @@ def test_scored_batches_fit_together(batch):
     assert all(values.shape == (leaves,) for values in batch.parts.values())
     assert batch.groups == len(batch.trajectories.condition)
     assert batch.streams.step == batch.progress.step < batch.progress.total
+
+
+@given(forests(min_steps=4, max_steps=5), forests(min_steps=8))
+def test_forests_have_as_many_steps_as_asked(some, more):
+    assert len(some.sigmas) - 1 in (4, 5)
+    assert len(more.sigmas) - 1 == 8
+
+
+@pytest.mark.parametrize("objective", [DGPO, AWM, CRD, RAM, DiffusionNFT, SoftmaxTB, FlowGRPO])
+@settings(max_examples=5)
+@given(batch=scored_batches())
+def test_objectives_with_their_defaults_accept_the_batches(objective, batch):
+    made = objective(TinyPolicy((2,)))
+    assert [loss for phase in made.phases() for loss in phase.losses(batch, 0)]
 
 
 @given(forests(comparable=True))

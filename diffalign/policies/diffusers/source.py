@@ -98,6 +98,8 @@ class Source:
             raise ValueError(f"policy.path: the files of {self.path!r} cannot be loaded: {unreached(self.path, error)}") from error
 
     def _reason(self, error: BaseException) -> str:
+        if self.path == "digits" and self.local is None:
+            return "the embedded flow of digits is no pipeline; DigitsPolicy.from_pretrained loads it"
         return str(error) if self.local is not None else unreached(self.path, error)
 
 
