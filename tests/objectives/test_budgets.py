@@ -101,7 +101,7 @@ def test_nats_are_counted_where_a_reward_scores_the_prompt(make):
 def test_nats_leave_beta_in_a_step_without_a_scored_prompt(make):
     policy, reference = pair()
     objective = make(policy, reference, beta=KLBudget(1.0, start=5.0))
-    metrics = measured(objective, step_of(policy, (HELD, HELD, HELD)))
+    metrics = {**measured(objective, step_of(policy, (HELD, HELD, HELD))), "target/spread": 1.0}  # of 0 it would rest as well
     assert beta_after(objective, {**metrics, "budget/samples": 1.0}) != 5.0
     objective = make(policy, reference, beta=KLBudget(1.0, start=5.0))
     assert beta_after(objective, metrics) == 5.0
