@@ -6,11 +6,11 @@ import importlib
 import itertools
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from . import __version__, commands
 from .commands.options import say
@@ -80,22 +80,40 @@ def _require_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> N
 def _refuse_other_commands(command: str, overrides: Sequence[str]) -> None:
     """Refuse options without a value that only other commands have; they would be taken for keys of the run whose value is forgotten.
 
+    A key of a run is none, though another command may have an option of its name: its value is forgotten.
+
     Raises:
         ConfigError: there is one; the message names the commands.
     """
     from .config.errors import listed
+    from .config.run import keys
     from .core import ConfigError
 
     for word, after in itertools.pairwise([*overrides, "--"]):
-        having = [other for other in commands.NAMES if word.startswith("--") and word in _options_of(other)]
-        if having and after.startswith("--"):
+        bare = word.startswith("--") and "=" not in word and after.startswith("--")
+        if not bare or word.removeprefix("--") in keys():
+            continue
+        if having := [other for other in commands.NAMES if word in _options_of(other)]:
             raise ConfigError(f"{word} is an option of diffalign {listed(having, 'and')}; diffalign {command} does not have it")
 
 
+class _Noting(argparse.ArgumentParser):
+    """Parser that notes the names of the options that it is given."""
+
+    def __init__(self) -> None:
+        self.options: list[str] = []
+        super().__init__(add_help=False)
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        action = super().add_argument(*names, **settings)
+        self.options += action.option_strings
+        return action
+
+
 def _options_of(command: str) -> list[str]:
-    parser = argparse.ArgumentParser(prog="diffalign", add_help=False)
+    parser = _Noting()
     _module(command).configure(parser)
-    return re.findall(r"\[(--[\w-]+)", parser.format_usage())
+    return parser.options
 
 
 def _exit_code(error: Exception) -> int | None:

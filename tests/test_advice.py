@@ -13,8 +13,9 @@ import torch
 from ring import ring_loop
 from toy import TOY
 
-from diffalign.cli import main
-from diffalign.core import CheckpointError
+from diffalign.cli import _refuse_other_commands, main
+from diffalign.core import CheckpointError, ConfigError
+from diffalign.prompts.files import read_prompts
 from diffalign.runs.snapshot import save
 from diffalign.testing import channel_reward
 
@@ -44,6 +45,10 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "toy.yaml").write_text(TOY)
     (tmp_path / "advice_parts.py").write_text(PARTS)
     (tmp_path / "some.jsonl").write_text('"one"\n')
+    (tmp_path / "advice_package").mkdir()
+    for name in ("__init__", "inner"):
+        (tmp_path / f"advice_package/{name}.py").touch()
+    monkeypatch.delitem(sys.modules, "advice_package", raising=False)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
 
@@ -101,7 +106,8 @@ def test_a_student_that_is_not_there_yet_is_made_by_the_run_of_its_folder(capsys
     text = said(capsys, "check", "digits_tdm_r1")
     assert "runs/digits_tdm/student must hold a student" in text
     assert text.endswith(". Run `diffalign train digits_tdm` first.\n")
-    assert "Run `diffalign" not in said(capsys, "check", "digits_tdm_r1", "--policy.path", "elsewhere/student")
+    for other in ("elsewhere/student", "runs/digits_tdm/mine", "runs/digits_tdm/export/merged", "runs/mine/student"):
+        assert "Run `diffalign" not in said(capsys, "check", "digits_tdm_r1", "--policy.path", other)
     Path("runs/digits_tdm/student").mkdir(parents=True)
     assert "Run `diffalign" not in said(capsys, "check", "digits_tdm_r1"), "it was made, and is damaged"
 
@@ -110,13 +116,24 @@ def test_a_student_that_is_not_there_yet_is_made_by_the_run_of_its_folder(capsys
     ("check toy.yaml --resume", "--resume is an option of diffalign train; diffalign check does not have it"),
     ("check toy.yaml --resume --total 3", "--resume is an option of diffalign train; diffalign check does not have it"),
     ("train toy.yaml --try", "--try is an option of diffalign check; diffalign train does not have it"),
+    ("train toy.yaml --prompt", "--prompt is an option of diffalign sample; diffalign train does not have it"),
+    ("train toy.yaml --seed", "error: --seed must be followed by a value; got nothing\n"),
+    ("train toy.yaml --prompts --total 3", "error: --prompts must be followed by a value; got --total\n"),
     ("check toy.yaml --sampler", "--sampler must be followed by a value; got nothing"),
     ("check toy.yaml --rewards advice_part.dark", "there is no module 'advice_part'. Did you mean advice_parts?\n"),
     ("check toy.yaml --rewards advice_part:dark", "there is no module 'advice_part'. Did you mean advice_parts?\n"),
     ("check toy.yaml --rewards nowhere.dark", "there is no module 'nowhere'\n"),
+    ("check toy.yaml --rewards advice_package.iner.dark", "'advice_package' has no 'iner'. Did you mean inner?\n"),
+    ("check toy.yaml --rewards advice_package.iner:dark", "there is no module 'advice_package.iner'. Did you mean inner?\n"),
+    ("check toy.yaml --rewards advice_package.other:dark", "there is no module 'advice_package.other'\n"),
 ])  # fmt: skip
 def test_what_was_meant_is_named(capsys, words, text):
     assert text in said(capsys, *words.split())
+
+
+def test_overrides_with_values_build_no_parsers(monkeypatch):
+    monkeypatch.setattr("diffalign.cli._options_of", lambda command: pytest.fail(f"the parser of {command} was built"))
+    _refuse_other_commands("train", ["--total", "3", "--objective.beta=2", "--sampler.steps", "4"])
 
 
 def test_a_module_beside_the_run_file_is_proposed(capsys):
@@ -145,6 +162,23 @@ def test_a_prompt_file_beside_the_missing_one_is_proposed_and_lists_are_named_on
     assert "got 'a.txt'" in text
     assert "got 'b.txt'" in text
     assert text.count("Shipped lists: ") == 1
+
+
+@pytest.mark.parametrize(("asked", "there", "meant"), [
+    ("x.txt", "b.txt", None),
+    ("red.txt", "blue.txt", None),
+    ("counts.csv", "count.tsv", None),
+    ("counts.csv", "count.csv", "count.csv"),
+    ("count.TXT", "counts.txt", "counts.txt"),
+    ("b.csv", "b.tsv", "b.tsv"),
+])  # fmt: skip
+def test_prompt_files_are_similar_by_their_names_not_by_their_suffixes(asked, there, meant):
+    Path("lists").mkdir()
+    Path("lists", there).write_text("prompt\na\n")
+    with pytest.raises(ConfigError) as caught:
+        read_prompts(f"lists/{asked}")
+    assert str(caught.value).endswith(f" Did you mean lists/{meant}?") == (meant is not None)
+    assert ("Shipped lists: " in str(caught.value)) == (meant is None)
 
 
 def test_a_full_disk_is_called_so_where_torch_only_counts_bytes(monkeypatch, tmp_path):

@@ -3,7 +3,7 @@ import torch
 from rich.console import Console as Terminal
 from ring import ring_loop
 
-from diffalign.core import Partial
+from diffalign.core import Hook, Partial
 from diffalign.evaluation import HeldOutEvaluation
 from diffalign.runs.console import Console, seconds_left
 from diffalign.runs.recording import Recorder
@@ -25,6 +25,31 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert "diversity (L-GMD)" in out
     assert "diversity vendi/pixels" in out
     assert "\x1b" not in out
+
+
+class Deviations(Hook):
+    """Notes the deviation of every step, None where the contract was not checked."""
+
+    def __init__(self):
+        self.seen = []
+
+    def step(self, loop, report):
+        self.seen.append(report.metrics.get("contract/deviation"))
+
+
+def test_a_line_shows_the_last_check_of_the_contract(capsys):
+    noted = Deviations()
+    ring_loop(None, [noted, Console(lines=2)]).run(20)
+    assert noted.seen[9] is noted.seen[19] is None, "the lines come at steps that are not checked"
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    for done, line in zip((10, 20), lines, strict=True):
+        last = [number for number in noted.seen[:done] if number is not None][-1]
+        assert f"ratio check {last:.0e}  " in line
+
+
+def test_a_run_that_is_not_checked_shows_none(capsys):
+    ring_loop(None, [Console(lines=2)], check_rows=0).run(2)
+    assert capsys.readouterr().out.count("ratio check -  ") == 2
 
 
 @pytest.mark.parametrize(("held_out", "shared"), [("left\nnew\n", 1), ("left\nup\n", 2), ("new\nother\n", 0)])

@@ -57,6 +57,17 @@ def test_two_processes_train_the_weights_of_one(folder, alone, case):
         assert bool(result["sharded"]) == bool(result["padded"]) == case.startswith("sharded")
 
 
+@pytest.mark.parametrize("case", EQUAL)
+def test_the_rows_of_a_step_are_those_of_both_and_its_utilisation_that_of_one(folder, alone, case):
+    name = case.removeprefix("sharded-")
+    expected = alone["tmpo" if name == "recomputed" else name]["rows"]
+    assert min(expected) > 0
+    for rank in range(2):
+        result = torch.load(folder / case / f"{name}-{rank}.pt", weights_only=True)
+        assert result["rows"] == expected
+        assert result["own"] == [rows / 2 for rows in expected]
+
+
 def test_a_phase_moves_the_gradients_of_its_role_once(folder):
     result = torch.load(folder / "tmpo" / "tmpo-0.pt", weights_only=True)
     own = sum(value.numel() * 4 for key, value in result["weights"].items() if key.startswith("policy."))

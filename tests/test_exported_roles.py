@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from toy import TOY
 
 from diffalign import config
 from diffalign.cli import main
@@ -109,6 +110,16 @@ def test_weights_of_another_network_are_refused_with_the_roles_that_can_be_had(t
         ConfigError, match=r"the role 'judge' must have the weights of the run's policy, .* Give --role with one of policy\."
     ):
         trained_policy(job, checkpoint, "judge")
+
+
+@pytest.mark.parametrize(("given", "where"), [([], "runs/toy"), (["--format", "merged"], "--format merged")])
+def test_a_format_that_nobody_gave_is_not_blamed(given, where, tmp_path, capsys):
+    (tmp_path / "toy.yaml").write_text(TOY)
+    if not Path("runs/toy").exists():
+        assert main(["train", str(tmp_path / "toy.yaml"), "--total", "1"]) == 0
+    capsys.readouterr()
+    assert main(["export", "runs/toy", *given]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {where}: only a policy over a diffusers pipeline, or one with a method save(folder)")
 
 
 @pytest.mark.parametrize(("lora", "form"), [(LoRA(rank=2), "diffusers"), (None, "merged")])

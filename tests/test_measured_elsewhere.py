@@ -45,6 +45,25 @@ def test_a_run_whose_prompt_files_are_gone_is_measured_on_others(capsys):
     assert "prompts.path must be a readable UTF-8 file; got 'gone.txt'" in capsys.readouterr().err
 
 
+def test_a_mixture_whose_prompt_files_are_gone_is_measured_on_others(capsys):
+    mixture = "{class_path: Mixture, init_args: {sources: {a: {prompts: {path: own.txt}, share: 2}, b: {prompts: [eight]}}}}"
+    mixed = RUN.replace("prompts: {path: own.txt}", f"prompts: {mixture}").replace("prompts: held-out.txt", "prompts: {a: held-out.txt}")
+    Path("toy.yaml").write_text(mixed)
+    trained("first")
+    trained("second", "--seed", "1")
+    answers = []
+    for place in ("before", "after"):
+        assert main(["evaluate", "first", "--prompts", "asked.txt", "--out", place]) == 0
+        assert main(["compare", "first", "second", "--prompts", "asked.txt", "--out", f"compared-{place}"]) == 0
+        answers.append([Path(place, "evaluation.json").read_bytes(), Path(f"compared-{place}", "compare.json").read_bytes()])
+        for name in ("own.txt", "held-out.txt"):
+            Path(name).unlink(missing_ok=True)
+    assert answers[0] == answers[1]
+    capsys.readouterr()
+    assert main(["evaluate", "first"]) == 2
+    assert "prompts.path must be a readable UTF-8 file" in capsys.readouterr().err
+
+
 def test_compare_prints_paired_differences_and_win_rates(capsys):
     for place, name in enumerate(("one", "two", "three")):
         trained(name, "--seed", str(place), "--optimizers", "0.3")

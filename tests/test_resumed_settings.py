@@ -8,8 +8,8 @@ import pytest
 import torch
 from ring import ring_loop
 
-from diffalign.core import AlignmentLoop, CheckpointError, Cosine, Hook, Interrupted, TrajectorySampler
-from diffalign.objectives import SoftmaxTB
+from diffalign.core import AlignmentLoop, CheckpointError, Cosine, Hook, Interrupted, RunningScale, TrajectorySampler
+from diffalign.objectives import KLBudget, SoftmaxTB
 from diffalign.prompts import Prompts
 from diffalign.runs.settings import changes, settings_of
 from diffalign.samplers import ChainSampler, FixedPlan, TreeSampler
@@ -33,6 +33,36 @@ def test_other_settings_are_said_and_hold_from_now_on(tmp_path, capsys):
     again.run(3, folder=tmp_path, resume=True)
     assert f"other settings: total was 2, is now 3. {ON}" in capsys.readouterr().err
     assert again.objective.beta == 5.0
+
+
+def test_a_budget_may_take_the_place_of_a_number_and_begins_at_its_start(tmp_path, capsys):
+    loop().run(1, folder=tmp_path)
+    again = loop(beta=KLBudget(10, start=7.0)).run(3, folder=tmp_path, resume=True)
+    assert "objective.beta was 20.0, is now KLBudget. The run goes on" in capsys.readouterr().err
+    first, second = (line["beta"] for line in again.metrics)
+    assert first == 7.0
+    assert second > 7.0
+    number = loop(beta=5.0).run(4, folder=tmp_path, resume=True)
+    assert "objective.beta was KLBudget, is now 5.0. The run goes on" in capsys.readouterr().err
+    assert number.metrics[0]["beta"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({"beta": KLBudget(10)}, {"beta": KLBudget(5)}, "objective.beta.nats was 10, is now 5"),
+        (
+            {"aggregation": RunningScale({"channel_reward": 1.0})},
+            {"aggregation": RunningScale({"channel_reward": -5.0})},
+            "aggregation.weights.channel_reward was 1.0, is now -5.0",
+        ),
+    ],
+)
+def test_a_setting_is_not_hidden_by_a_state_of_its_name(before, after, said, tmp_path, capsys):
+    """The state of a budget has the beta that it found, that of a scale the weights of its running means."""
+    loop(**before).run(1, folder=tmp_path)
+    loop(**after).run(2, folder=tmp_path, resume=True)
+    assert f"other settings: total was 1, is now 2; {said}. {ON}" in capsys.readouterr().err
 
 
 def test_another_total_moves_a_schedule_and_is_said(tmp_path, capsys):
@@ -115,20 +145,27 @@ class Odd(TrajectorySampler):
     stages: list = attrs.field(factory=lambda: [Thing() for _ in range(40)])
     nothing: float = float("nan")
     drawn: int = 0
+    half: float = 0.0
+    gone: float = 0.0
+    seen: list = attrs.field(factory=list)
     parent: object = None
+    unset: float = attrs.field(init=False)
 
     def __attrs_post_init__(self):
         self.parent = self
 
     def sample(self, policy, condition, progress, streams):
         self.drawn += 1
+        self.half += 0.5
+        self.gone = float("nan")
+        self.seen.append(self.drawn)
         return ChainSampler(4, 3).sample(policy, condition, progress, streams)
 
     def state(self):
-        return {"drawn": self.drawn}
+        return {"drawn": self.drawn, "half": torch.tensor(self.half), "gone": self.gone, "seen": list(self.seen)}
 
     def restore(self, state):
-        self.drawn = state["drawn"]
+        self.drawn, self.half, self.gone, self.seen = state["drawn"], float(state["half"]), state["gone"], list(state["seen"])
 
 
 def test_what_is_no_setting_is_not_mentioned(tmp_path, capsys):

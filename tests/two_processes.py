@@ -75,14 +75,34 @@ class At(Hook):
             self.happen()
 
 
+class Own:
+    """Meter of the rows that this process has rolled out."""
+
+    def read(self, ledger, trained, size=None):
+        return {"own": (float(sum(rows for entry, rows in ledger.rows.items() if entry.endswith("/rollout"))), 1.0)}
+
+
+class Costs(Hook):
+    """Keeps the network rows of the rollouts, and the mean over processes of what each has rolled out."""
+
+    def __init__(self):
+        self.rows, self.own = [], []
+
+    def step(self, loop, report):
+        self.rows.append(sum(rows for entry, rows in report.ledger.rows.items() if entry.endswith("/rollout")))
+        self.own.append(report.metrics["own"])
+
+
 def train(name, folder, steps=5):
-    """Train a loop for a few steps and write its weights, and what its process has moved."""
-    loop = LOOPS[name]()
+    """Train a loop for a few steps and write its weights, what its process has moved, and what the steps cost."""
+    loop, costs = LOOPS[name](), Costs()
+    loop.hooks, loop.meter = [costs], Own()
     before = dict(getattr(loop.devices, "moved", {}))
     loop.run(steps)
     moved = {verb: count - before.get(verb, 0) for verb, count in getattr(loop.devices, "moved", {}).items()}
     local = sum(p.to_local().numel() for policy in loop.policies().values() for p in policy.parameters() if isinstance(p, DTensor))
     facts = {"moved": moved, "padded": getattr(loop.lockstep, "padded", 0), "sharded": local, "reward": loop.reward}
+    facts |= {"rows": costs.rows, "own": costs.own}
     torch.save({"weights": weights(loop), **facts}, folder / f"{name}-{loop.devices.rank}.pt")
 
 

@@ -47,5 +47,5 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         print(export(policy, options.out or subject.folder / "export" / form, form, card))
     except ValueError as error:
-        raise ConfigError(f"--format {form}: {error}") from error
+        raise ConfigError(f"{f'--format {form}' if options.format else options.run}: {error}") from error
     return 0

@@ -20,8 +20,24 @@ if TYPE_CHECKING:
 class _Unread:
     """Prompts that a run was trained on, and that its measurement does not need: their file may be gone."""
 
+    prompts: "Sequence[Prompt]" = ()  # a source of a mixture must list its prompts
+
     def draw(self, step: int, count: int) -> "list[Prompt]":
         raise AssertionError("a run that is measured draws no prompts to train on")
+
+
+def _without_files(prompts: Any) -> Any:
+    """Put `_Unread` in the place of a prompt file, or of each one in a mixture. Prompts are as in `Run.tree`."""
+    from ..config.blueprint import Part
+    from ..prompts import Mixture, PromptFile, Source
+
+    if isinstance(prompts, Mapping):
+        return {name: _without_files(inner) for name, inner in prompts.items()}
+    if not isinstance(prompts, Part) or prompts.target not in (Mixture, PromptFile, Source):
+        return prompts
+    if prompts.target is PromptFile:
+        return _Unread()
+    return attrs.evolve(prompts, arguments=_without_files(prompts.arguments))
 
 
 @attrs.frozen(eq=False)
@@ -71,20 +87,17 @@ class Subject:
     def measured_on(self, prompts: str | None) -> "Subject":
         """Put a prompt file in the place of the run's own, which are then not read; None leaves those.
 
-        A `Mixture` is still built, because it says which rewards score which prompts.
+        A `Mixture` is still built, without its files, because it says which rewards score which prompts.
         """
         from ..config.blueprint import Part
         from ..evaluation import HeldOutEvaluation
-        from ..prompts import PromptFile
 
         if prompts is None:
             return self
         tree = dict(self.job.tree)
-        held_out, trained = tree["evaluation"], tree["prompts"]
+        held_out, tree["prompts"] = tree["evaluation"], _without_files(tree["prompts"])
         if isinstance(held_out, Part) and held_out.target is HeldOutEvaluation:
             tree["evaluation"] = attrs.evolve(held_out, arguments={**held_out.arguments, "prompts": prompts})
-        if isinstance(trained, Part) and trained.target is PromptFile:
-            tree["prompts"] = _Unread()
         return attrs.evolve(self, job=attrs.evolve(self.job, tree=tree), prompts=prompts)
 
     def build(self, devices: "Devices") -> "tuple[AlignmentLoop, int]":

@@ -1,6 +1,5 @@
 """Run files: finding them, and reading their YAML strictly."""
 
-import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -156,10 +155,15 @@ def locate(run: str) -> Path:
     raise ConfigError(f"RUN {run!r}: {what}.{guess} Built in: {listed(names, 'and')}.")
 
 
+_WRITTEN = re.compile(r"lora|student|best|step-\d+")
+"""Names of what a run writes into its folder for others to read. An export is written by another command."""
+
+
 def maker(path: str) -> str:
-    """Name of the built-in run by which a path in its usual folder is made, runs/NAME/...; "" if it is there, or is another path."""
-    above, names = Path(path).parts[:-1], built_in()
-    made = (name for runs, name in itertools.pairwise(above) if runs == "runs" and name in names)
+    """Name of the built-in run that writes a path in its usual folder, such as runs/NAME/student; "" if it is there, or is another path."""
+    parts, names = Path(path).parts, built_in()
+    inside = ((name, own) for runs, name, own in zip(parts, parts[1:], parts[2:], strict=False) if runs == "runs" and name in names)
+    made = (name for name, own in inside if _WRITTEN.fullmatch(own))
     return "" if os.path.exists(path) else next(made, "")
 
 

@@ -222,7 +222,7 @@ def _imported(path: str) -> Any:
             raise LookupError(f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}{at_own_line(error)}") from error
         for attribute in inner.split(".") if colon else names[length:]:
             if not hasattr(target, attribute):
-                guess = nearest(attribute, vars(target))
+                guess = nearest(attribute, [*vars(target), *_modules_in(vars(target).get("__path__", ()))])
                 raise LookupError(f"{module_name!r} has no {attribute!r}.{guess}{'' if guess else _file_of(target)}")
             target = getattr(target, attribute)
         return target
@@ -230,10 +230,15 @@ def _imported(path: str) -> Any:
 
 
 def _beside(missing: str) -> str:
-    """Question about the most similar module in the folders of the user's own: where the command is given, and beside the run file."""
-    folders = [entry for entry in sys.path if not is_library(Path(entry).absolute())]
-    guess = nearest(missing, (module.name for module in pkgutil.iter_modules(folders)))
+    """Question about the most similar module of its package, or of the user's own: where the command is given, and beside the run file."""
+    package, _, name = missing.rpartition(".")
+    own = [entry for entry in sys.path if not is_library(Path(entry).absolute())]
+    guess = nearest(name, _modules_in(vars(sys.modules[package]).get("__path__", ()) if package else own))
     return f".{guess}" if guess else ""
+
+
+def _modules_in(folders: Iterable[str]) -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(folders)]
 
 
 def _file_of(target: Any) -> str:

@@ -34,7 +34,7 @@ ROUNDING = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torc
 Above it, the rows of a batch influence each other, or the network computes in another type than its weights have. The value for float32
 allows for TF32 in convolutions."""
 
-SETTLED, EVERY = 5, 5
+_SETTLED, _EVERY = 5, 5
 """Step from which on the contract is checked at every fifth step only. By then what recordings, forks and moved weights can break has
 shown, and one call a step is 2 to 9 per cent of a step of a small network on a GPU."""
 
@@ -64,6 +64,11 @@ class FirstStep:
         return {name: number for name, number in numbers.items() if number is not None}
 
 
+def due(step: int) -> bool:
+    """Say whether a run checks the contract at a step: at the first five and at every fifth."""
+    return step < _SETTLED or step % _EVERY == 0
+
+
 @torch.no_grad()
 def check_first_step(
     policy: Policy,
@@ -77,21 +82,19 @@ def check_first_step(
     Args:
         policy: the policy that rolled out, with the same weights
         trajectories: its forest
-        step: number of the step, from 0. Step 0 repeats all calls with stochastic edges; each of the next four, and every fifth step from
-            then on, repeats one of them, in turn; the other steps repeat none
+        step: number of the step, from 0. Step 0 repeats all calls with stochastic edges; every later one repeats one of them, so that at
+            the steps that are `due` all have their turn
         rows: network rows to spend at most (step 0 spends one or two more to measure rounding). Of a call with more rows only a part is
             repeated; in half precision this finds only large faults. None repeats whole calls
         precision: type in which the policy computed during the rollout; None takes its present type
 
     Returns:
-        The largest deviation; no deviation where nothing was checked: at a step between, or where the forest has no stochastic edge.
+        The largest deviation; no deviation where the forest has no stochastic edge, because nothing was checked.
 
     Raises:
         ContractError: a replay is not the rollout, and rounding does not explain it: log-prob ratios would be wrong before the first
             update. The message names the level, the sigma and the probable fault.
     """
-    if step >= SETTLED and step % EVERY:
-        return FirstStep()
     edges = Edges.of(trajectories)
     if not len(edges.child):
         return FirstStep()
@@ -100,7 +103,7 @@ def check_first_step(
     can = numbered and policy.reproducible
     deviations: list[float] = []
     spent, rounding = 0, None
-    turn = step if step < SETTLED else SETTLED - 1 + step // EVERY
+    turn = step if step < _SETTLED else _SETTLED - 1 + step // _EVERY
     for whole in calls if step == 0 else [calls[turn % len(calls)]]:
         left = len(whole.parent) if rows is None else rows - spent
         left = left if can else min(left, _PART)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -99,7 +99,12 @@ class StepReward(Reward):
 
     The loop gives it all images of a step at once, however many prompts a `Rollout` samples at once; anywhere else, in an evaluation for
     instance, `__call__` scores. It stands among the rewards of a run under its own name, not inside another reward.
+
+    Attributes:
+        whole: whether it needs all images of the step at once; one that needs the step alone says False, and is given them in pieces
     """
+
+    whole: ClassVar[bool] = True
 
     @abstractmethod
     def of_step(self, images: Tensor, prompts: Sequence[Prompt], group: Tensor, progress: Progress) -> Tensor | Partial:

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import attrs
+import torch
 
 from .errors import PeerFailed
 from .host_waits import HostWaits, waits_at
 from .memory import DeviceMemory, Usage, current_memory
 from .policy import Policy
+from .processes import Devices, gather_texts
 
 
 def memory_here() -> DeviceMemory | None:
@@ -112,6 +114,15 @@ class Ledger:
     def hide(self, name: str, seconds: float) -> None:
         """Add time that a stage took while the step was busy with another stage."""
         self.hidden[name] = self.hidden.get(name, 0.0) + seconds
+
+    def over(self, devices: Devices) -> "Ledger":
+        """Sum the network rows and calls over the processes of a run; the rest stays that of this process. All must call this together."""
+        if devices.size == 1:
+            return self
+        entries = list(dict.fromkeys(entry for text in gather_texts(devices, "\n".join(self.rows)) for entry in text.splitlines()))
+        counts = torch.tensor([[table.get(entry, 0) for entry in entries] for table in (self.rows, self.calls, self.tracked)])
+        rows, calls, tracked = (dict(zip(entries, numbers, strict=True)) for numbers in devices.sum(counts).tolist())
+        return attrs.evolve(self, rows=rows, calls=calls, tracked=tracked)
 
     def add(self, other: "Ledger") -> None:
         """Add another ledger's numbers to this one."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .average import Average
 from .budget import limited, shrink
-from .contract import check_first_step, refuse_dropout
+from .contract import check_first_step, due, refuse_dropout
 from .demands import reach
 from .errors import Evidence, NonFiniteError
 from .given import (
@@ -34,7 +34,7 @@ from .outcome import Outcome
 from .policy import Policy
 from .processes import Devices, Free, Lockstep, Sharding, SingleProcess, together
 from .report import Evaluated, Metrics, Report, deviation
-from .rollout import Rollout, Sequential, Stages
+from .rollout import Rollout, Sequential, Stages, share_of
 from .schedule import Scalar
 from .scores import Scores
 from .scoring import hooks_of, named_rewards, rewards_by_source
@@ -152,6 +152,7 @@ class AlignmentLoop:
     _update: Update = attrs.field(init=False, repr=False)
     _request: StopRequest = attrs.field(factory=StopRequest, init=False, repr=False)
     _observed: bool = attrs.field(default=False, init=False, repr=False)
+    _checked: bool = attrs.field(default=False, init=False, repr=False)
 
     def trained(self) -> dict[str, Policy]:
         """Trained weights by role, of all phases."""
@@ -250,7 +251,7 @@ class AlignmentLoop:
             self.sampler, self.chunk = less.sampler, less.chunk
             rewind(self.sampler)
             limited(self.objective, less.rows)
-            if self.devices.rank == 0:  # the error is gone, and the tensors of its frames
+            if self.devices.rank == 0:  # the error and its tensors are gone
                 say(f"step {progress.step}: {less.said}")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -291,7 +292,7 @@ class AlignmentLoop:
         if (said := self.objective.observe(result, progress)) and self.devices.rank == 0:
             say(f"step {progress.step}: {said}")
         first = [trajectories.condition.prompts[i] for i in trajectories.group[: self.keep_images].tolist()]
-        return Report(progress.step, progress.total, result, ledger, batch, images, tuple(first))
+        return Report(progress.step, progress.total, result, ledger.over(self.devices), batch, images, tuple(first))
 
     def _expect_calls(self) -> None:
         for policy in (self.objective.policy, *self.policies().values()):
@@ -303,18 +304,16 @@ class AlignmentLoop:
         """Trajectories of this process, their raw scores, and its first images."""
         policy, behavior = self.objective.policy, self.objective.behavior()
         precision = behavior.precision
-        share = range(len(prompts))[self.devices.rank :: self.devices.size]
         role = next((name for name, known in self.policies().items() if known is behavior), "policy")
         with torch.no_grad():
             with ledger.stage("encode"):
-                condition = policy.encode([Prompt.of(prompts[i]) for i in share])
-                condition = attrs.evolve(condition, ids=torch.tensor(list(share)))
+                condition = share_of(prompts, self.devices, policy)
             stages = Stages(policy, behavior, role, self.sampler, self._rewards, progress, streams, ledger, self.chunk, self.keep_images)
-            trajectories, parts = self.rollout(condition, stages)
-        if self.check_rows == 0:
-            return trajectories, parts, stages.kept
-        with ledger.stage("contract", {"policy": behavior}):
-            first = check_first_step(behavior, trajectories, progress.step, self.check_rows, precision)
-        for name, number in first.metrics().items():
-            metrics.add(name, torch.tensor(number), 1)
+            trajectories, parts = stages.complete(*self.rollout(condition, stages))
+        if self.check_rows != 0 and (due(progress.step) or not self._checked):
+            with ledger.stage("contract", {"policy": behavior}):
+                first = check_first_step(behavior, trajectories, progress.step, self.check_rows, precision)
+            for name, number in first.metrics().items():
+                metrics.add(name, torch.tensor(number), 1)
+            self._checked = True
         return trajectories, parts, stages.kept

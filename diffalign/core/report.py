@@ -25,7 +25,7 @@ class Report:
         step: the number of this step, from 0
         total: steps of the run
         metrics: by name, means over samples and ranks; hooks may add numbers
-        ledger: costs of this step
+        ledger: costs of this step: network rows and calls over all processes, the rest of this process
         batch: the scored trajectories of this process
         images: [n, 3, H, W] the first few pictures, on the CPU
         prompts: their n prompts

@@ -15,6 +15,7 @@ from .interfaces import RewardFunction, StepReward, TrajectorySampler
 from .joining import join
 from .ledger import Ledger
 from .policy import Policy
+from .processes import Devices
 from .scores import Scores
 from .scoring import inner, score, together
 from .streams import Streams
@@ -66,7 +67,7 @@ class Stages:
     chunk: int
     keep: int
     _kept: list[Tensor] = attrs.field(factory=list, init=False, repr=False)
-    _waiting: list[Tensor] = attrs.field(factory=list, init=False, repr=False)
+    _waiting: dict[int, Tensor] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
     def kept(self) -> Tensor:
@@ -110,7 +111,7 @@ class Stages:
                 continue
             decoded = torch.cat(waiting) if len(waiting) > 1 else images
             if self._of_step:
-                self._waiting.append(decoded)
+                self._waiting[id(trajectories)] = decoded
             yield Pictures(decoded[: end - first], prompts[first:end], group[first:end], trajectories)
             waiting, first = [decoded[end - first :]], end
 
@@ -123,7 +124,7 @@ class Stages:
     @property
     def _of_step(self) -> dict[str, RewardFunction]:
         """Rewards that score all images of the step at once, however many prompts are sampled at once."""
-        return {name: reward for name, reward in self.rewards.items() if isinstance(inner(reward), StepReward)}
+        return {name: reward for name, reward in self.rewards.items() if isinstance(known := inner(reward), StepReward) and known.whole}
 
     def score(self, pictures: Pictures) -> Scores:
         """Compute raw scores by reward name, but of no `StepReward`. It changes no state of the step and no ledger, so it may run in
@@ -149,11 +150,20 @@ class Stages:
         whole, known, of_step = join(condition, forests), Scores.joined(scores), self._of_step
         if not of_step:
             return whole, known
-        images = torch.cat(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
-        self._waiting.clear()
+        images = [self._waiting.pop(id(forest)) for forest in forests]
         with self.ledger.stage("reward"):
-            found = self._scored(of_step, Pictures(images, _prompts(whole), whole.group, whole))
+            found = self._scored(of_step, Pictures(torch.cat(images), _prompts(whole), whole.group, whole))
         return whole, Scores({name: (found if name in of_step else known).parts[name] for name in self.rewards})
+
+    def complete(self, trajectories: TrajectoryBatch, scores: Scores) -> tuple[TrajectoryBatch, Scores]:
+        """Pass on what a `Rollout` gives.
+
+        Raises:
+            ValueError: scores of a reward are missing.
+        """
+        if missing := [name for name in self.rewards if name not in scores.parts]:
+            raise ValueError(f"a Rollout must give the scores of all rewards; it lacks {', '.join(missing)}. End it with `stages.joined`.")
+        return trajectories, scores
 
     def _scored(self, rewards: Mapping[str, RewardFunction], pictures: Pictures) -> Scores:
         try:
@@ -161,6 +171,13 @@ class Stages:
         except NonFiniteError as error:
             error.evidence = Evidence.of(self.progress.step, (self.role,), pictures.trajectories)
             raise
+
+
+def share_of(prompts: Sequence[Prompt], devices: Devices, policy: Policy) -> Condition:
+    """Encode the prompts of a step that a process takes: every `size`-th from its rank on, each with its place among all."""
+    share = range(len(prompts))[devices.rank :: devices.size]
+    condition = policy.encode([Prompt.of(prompts[place]) for place in share])
+    return attrs.evolve(condition, ids=torch.tensor(list(share)))
 
 
 def _prompts(trajectories: TrajectoryBatch) -> list[Prompt]:

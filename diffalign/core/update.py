@@ -21,6 +21,7 @@ from .report import Metrics
 from .spread import is_spread, local, whole
 from .types import Loss, ScoredBatch
 from .undo import Undo
+from .unessential import say_once
 
 
 @attrs.define(eq=False)
@@ -31,7 +32,8 @@ class Update:
     optimizers and everything that the objective moved after its updates are put back as they were before the first phase.
 
     Where gradients pass through float16, losses are scaled (`scales_of`): an update whose gradients overflow in some process is repeated in
-    all, at a scale 2^4 times smaller. Norms, clipping and optimizers see the gradients of the unscaled losses.
+    all, at a scale 2^4 times smaller; the metric `loss_scale/ROLE` is the scale that was taken. Norms, clipping and optimizers see the
+    gradients of the unscaled losses.
 
     Args:
         objective: objective whose `after_update` is called
@@ -118,13 +120,23 @@ class Update:
             counted = self._backward(phase, batch, update, metrics, scale)
             overflowed = any(_bad_gradient(policy) is not None for policy in phase.trains.values())
             if not bool(self.devices.maximum(torch.tensor(float(overflowed)))):
+                _note_scale(phase, scale, metrics)
                 return counted
+            if self.devices.rank == 0:
+                say_once(
+                    f"role {_names(phase)}: a gradient overflowed in float16, so the update is repeated at a smaller scale of its losses, "
+                    "as others may be. Each try costs one more update; the metric loss_scale/ROLE says which scale was taken. bfloat16 "
+                    "needs none."
+                )
             metrics.sums = sums
             if state:
                 self.objective.restore(state)
             if update == 0 and batch.trajectories.mean.requires_grad:  # a graph that the rollout kept is used up: its rows are replayed
                 batch.trajectories.mean.detach_()
-        return self._backward(phase, batch, update, metrics, last)
+        counted = self._backward(phase, batch, update, metrics, last)
+        if scales:
+            _note_scale(phase, last, metrics)
+        return counted
 
     def _backward(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics, scale: float) -> tuple[int, int]:
         """Compute the gradients at one scale of the losses. That they are finite is required at scale 1 only."""
@@ -256,6 +268,11 @@ def _source(phase: Phase) -> str:
     """Name of the function that gives the losses, for messages."""
     losses = phase.losses
     return losses.__qualname__ if isinstance(losses, FunctionType | MethodType) else repr(losses)
+
+
+def _note_scale(phase: Phase, scale: float, metrics: Metrics) -> None:
+    for role in phase.trains:
+        metrics.add(f"loss_scale/{role}", torch.tensor(scale), 1)
 
 
 def _names(phase: Phase) -> str:

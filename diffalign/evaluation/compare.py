@@ -47,8 +47,9 @@ class Comparison:
         rewards = dict.fromkeys(name for result in self.runs.values() for name in result.rewards)
         if not rewards:
             return ["No reward scored a picture: only diversity is compared."]
-        known = self.rewards()
-        return [f"No prompt was scored by the reward {name} in all runs: it is not compared." for name in rewards if name not in known]
+        known, won = self.rewards(), self._scored_in_both()
+        notes = [f"No prompt was scored by the reward {name} in all runs: it is not compared." for name in rewards if name not in known]
+        return notes + [f"The reward {name} scored no image of two runs in both: it has no win rate." for name in known if name not in won]
 
     def means(self) -> dict[str, dict[str, Interval]]:
         """Means over prompts: measure -> run -> mean."""
@@ -60,8 +61,22 @@ class Comparison:
         return {name: {run: paired_change(runs[first], runs[run]) for run in others} for name, runs in self._numbers().items()}
 
     def win_rates(self) -> dict[str, dict[tuple[str, str], Interval]]:
-        """Win rates: reward -> (run, other) -> share of images with a higher reward than the other run's, for the same prompt and noise."""
-        return {name: {(a, b): win_rate(runs[a], runs[b]) for a, b in combinations(self.runs, 2)} for name, runs in self.rewards().items()}
+        """Win rates: reward -> (run, other) -> share of images with a higher reward than the other run's, for the same prompt and noise.
+
+        An image counts where the reward has a score for it in both runs. A reward of which two runs share no such image is left out.
+        """
+        rewards = self.rewards()
+        return {
+            name: {(a, b): win_rate(rewards[name][a], rewards[name][b], counts=both) for (a, b), both in pairs.items()}
+            for name, pairs in self._scored_in_both().items()
+        }
+
+    def _scored_in_both(self) -> dict[str, dict[tuple[str, str], Tensor]]:
+        """Pair the images that have a score: reward -> (run, other) -> [K, n] bool; without rewards for which two runs share none."""
+        runs = self.runs.values()
+        masks = self._by_run(paired([{name: Column(run.places(name), run.samples_scored(name)) for name in run.rewards} for run in runs]))
+        found = {name: {(a, b): of[a] & of[b] for a, b in combinations(self.runs, 2)} for name, of in masks.items()}
+        return {name: pairs for name, pairs in found.items() if all(bool(both.any()) for both in pairs.values())}
 
     def rewards(self) -> dict[str, dict[str, Tensor]]:
         """Pair the rewards of the images: reward -> run -> [K, n]."""

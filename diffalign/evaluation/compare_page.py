@@ -99,7 +99,8 @@ def _wins(comparison: Comparison) -> str:
     rows = [[f"{a} against {b}", *(str(rates[reward][a, b]) for reward in rates)] for a, b in pairs]
     return (
         f"<h2>Win rates</h2>{table(('', *head), rows)}"
-        '<p class="soft">How often the first has more of the reward than the second, for the same prompt and noise; a tie is a half.</p>'
+        '<p class="soft">How often the first has more of the reward than the second, for the same prompt and noise; a tie is a half. '
+        "An image for which the reward has no score in one of them does not count.</p>"
     )
 
 

@@ -247,9 +247,12 @@ def _result(step: int, prompts: tuple[Prompt, ...], table: Mapping[str, Tensor],
             across[f"vendi/{name}"] = vendi_score(vectors.flatten(0, 1)).item()
     rewards: dict[str, Tensor] = {}
     scored: dict[str, Tensor] = {}
+    applies: dict[str, Tensor] = {}
     for name in (name.removeprefix("rewards/") for name in table if name.startswith("rewards/")):
-        known = (table[f"applies/{name}"] > 0).any(dim=1)  # samples without a score have the mean of the others of their prompt
+        there = table[f"applies/{name}"] > 0
+        known = there.any(dim=1)  # samples without a score have the mean of the others of their prompt
         if bool(known.any()):
             rewards[name] = table[f"rewards/{name}"][known]
             scored |= {} if bool(known.all()) else {name: known}
-    return Evaluation(step, prompts, rewards, diversity, across, images, settings, scored=scored)
+            applies |= {} if bool(there[known].all()) else {name: there[known]}
+    return Evaluation(step, prompts, rewards, diversity, across, images, settings, scored=scored, applies=applies)

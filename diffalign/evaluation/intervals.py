@@ -121,14 +121,24 @@ def paired_change(before: Tensor, after: Tensor, seed: int = 0) -> Interval:
     return bootstrap(after - before, seed)
 
 
-def win_rate(mine: Tensor, other: Tensor, seed: int = 0) -> Interval:
+def win_rate(mine: Tensor, other: Tensor, seed: int = 0, counts: Tensor | None = None) -> Interval:
     """Share of cases in which `mine` is larger for the same prompt and noise; a tie counts one half: [P] or [P, n] each -> in [0, 1].
 
+    Args:
+        mine: numbers of the one
+        other: numbers of the other
+        seed: seed of the draws of prompts
+        counts: [P, n] bool, the cases that count; a prompt without any is left out. None counts all
+
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or no case counts.
     """
     _require_pairs(mine, other)
-    rate = bootstrap((mine > other).double() + 0.5 * (mine == other).double(), seed)
+    wins = (mine > other).double() + 0.5 * (mine == other).double()
+    if counts is not None and not bool(counts.all()):
+        some = counts.any(dim=1)
+        wins = (wins * counts).sum(dim=1)[some] / counts.sum(dim=1)[some]
+    rate = bootstrap(wins, seed)
     if rate.low is None or rate.high is None:
         return rate
     return Interval(rate.mean, max(0.0, rate.low), min(1.0, rate.high))  # the correction in `bootstrap` may leave [0, 1]

@@ -39,6 +39,8 @@ class Evaluation:
         settings: samples, steps and seed, which must be equal if two evaluations are compared prompt by prompt
         repeated: whether the run repeats this evaluation while it trains, so that its steps can be compared
         scored: reward name -> [P] bool, of a reward that does not apply to all prompts
+        applies: reward name -> [K, n] bool in the rows of `rewards`, of a reward that has no score for some samples of its K prompts; there
+            `rewards` has the mean of the others
     """
 
     step: int
@@ -50,6 +52,7 @@ class Evaluation:
     settings: Mapping[str, int]
     repeated: bool = False
     scored: Mapping[str, Tensor] = attrs.field(factory=dict, repr=_shapes)
+    applies: Mapping[str, Tensor] = attrs.field(factory=dict, repr=_shapes)
 
     def __str__(self) -> str:
         return self.table()
@@ -75,6 +78,10 @@ class Evaluation:
         """Places of the prompts that a reward applies to, in the order of its rows: [K]."""
         every = torch.arange(len(self.prompts))
         return every[self.scored[reward].cpu()] if reward in self.scored else every
+
+    def samples_scored(self, reward: str) -> Tensor:
+        """Say which samples have a score of their own, in the rows of the reward: [K, n] bool."""
+        return self.applies[reward] if reward in self.applies else torch.ones_like(self.rewards[reward], dtype=torch.bool)
 
     def _by_name(self) -> dict[str, dict[str, Column]]:
         """Collect the numbers by prompt of "rewards" and "diversity", over all prompts and of each source."""

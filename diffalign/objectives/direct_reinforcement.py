@@ -122,7 +122,7 @@ class DirectReinforcement(Objective):
         self._parts[1].after_step()
 
     def _require_levels(self, outline: Outline) -> None:
-        """Check what `DGPO.require` checks, for all grids, and without the advice to take more steps, whose number the student sets."""
+        """Check what `DGPO.require` checks, without the advice to take more steps, whose number the student sets."""
         for grid in outline.grids:
             high = int((grid[:-1] >= self.sigma_min).sum())
             if high < self.levels:

@@ -32,7 +32,7 @@ class Draws(ABC):
 
     @abstractmethod
     def require(self, outline: Outline, objective: str) -> None:
-        """Refuse a rollout whose grid has too few levels: see `Objective.require`."""
+        """Refuse a rollout of which a grid has too few levels: see `Objective.require`."""
 
 
 @attrs.frozen
@@ -57,4 +57,5 @@ class GridDraws(Draws):
         return NoisedSamples.draw(batch, self.levels, self.sigma_min, self.shared, name, objective)
 
     def require(self, outline: Outline, objective: str) -> None:
-        require_levels(outline.sigmas[:-1], self.levels, self.sigma_min, objective)
+        for grid in outline.grids:
+            require_levels(grid[:-1], self.levels, self.sigma_min, objective)

@@ -134,14 +134,15 @@ class Estimates(Draws):
         return self.count, self.bound.levels
 
     def require(self, outline: Outline, objective: str) -> None:
-        """Accept every grid that begins above `sigma_min` and ends below it: the levels do not come from it."""
-        if not self.bound.sigma_min < float(outline.sigmas[0]):
-            raise ValueError(
-                f"{objective}.bound.sigma_min must lie below the first noise level of the rollout, {float(outline.sigmas[0]):g}; got "
-                f"{self.bound.sigma_min:g}"
-            )
-        if not float(outline.sigmas[-1]) < self.bound.sigma_min:
-            raise ValueError(
-                f"{objective}.bound.sigma_min must lie above the last noise level of the rollout, {float(outline.sigmas[-1]):g}, at which "
-                f"its samples are drawn; got {self.bound.sigma_min:g}"
-            )
+        """Accept grids that begin above `sigma_min` and end below it: the levels do not come from them."""
+        for first, last in ((float(grid[0]), float(grid[-1])) for grid in outline.grids):
+            if not self.bound.sigma_min < first:
+                raise ValueError(
+                    f"{objective}.bound.sigma_min must lie below the first noise level of the rollout, {first:g}; got "
+                    f"{self.bound.sigma_min:g}"
+                )
+            if not last < self.bound.sigma_min:
+                raise ValueError(
+                    f"{objective}.bound.sigma_min must lie above the last noise level of the rollout, {last:g}, at which its samples are "
+                    f"drawn; got {self.bound.sigma_min:g}"
+                )

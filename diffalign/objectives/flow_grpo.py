@@ -60,8 +60,8 @@ class FlowGRPO(Objective):
         rows: network rows per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: the reference is trainable, a group has one sample, the batch has no stochastic edges, or there are several updates
-            with a kernel of density "sum".
+        ValueError: the reference is trainable, a group has one sample, the batch has no stochastic edges, there are several updates with
+            a kernel of density "sum", or settings exclude each other.
 
     Reference: Flow-GRPO, arXiv:2505.05470; MixGRPO, arXiv:2507.21802; BranchGRPO, arXiv:2509.06040; GRPO-Guard, arXiv:2510.22319;
         Flow-DPPO, arXiv:2606.11025.
@@ -83,6 +83,11 @@ class FlowGRPO(Objective):
 
     def __attrs_post_init__(self) -> None:
         self.reference = optional_reference(self.policy, self.reference, self.kl, "FlowGRPO.kl")
+        if not self.standardize and self.deviation != "group":
+            raise ValueError(
+                f"FlowGRPO.deviation has no use if FlowGRPO.standardize is false, where nothing is divided; got {self.deviation!r}. Leave "
+                "it out, or set standardize to true."
+            )
         if self.updates > 1 and self.policy.kernel.density == "sum" and not self.ratio_norm:
             raise ValueError(
                 f"FlowGRPO.updates must be 1 if the kernel's log-density is a 'sum'; got {self.updates}. One update moves a step by many "

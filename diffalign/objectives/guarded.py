@@ -7,10 +7,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Budgeted, Follower, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch
+from diffalign.core import Budgeted, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch
 
 from .draws import GridDraws
-from .forward import ForwardBatch, ForwardLosses
+from .forward import ForwardBatch
 from .guards import NormGuard
 from .noised import Noised
 from .requirements import given_reference
@@ -23,6 +23,7 @@ class NormGuarded(Objective):
         loss = that of the objective + mean over noised ends of guard.penalty(v_theta, v_ref)
 
     The penalty takes a network row of the policy and one of the reference for each noise level of a sample, beside those of the objective.
+    It compares no samples, so one of a prompt is enough where the objective takes that.
     It is written in Python, `NormGuarded(SoftmaxTB(policy))`: a run file names one objective.
 
     Args:
@@ -46,13 +47,12 @@ class NormGuarded(Objective):
     sigma_min: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
     rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     policy: Policy = attrs.field(init=False, repr=False)
-    _forward: ForwardLosses = attrs.field(init=False, repr=False)
+    _draws: GridDraws = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.policy = self.objective.policy
         self.reference = given_reference(self.policy, self.reference)
-        draws = GridDraws(self.levels, self.sigma_min, shared=False)
-        self._forward = ForwardLosses(self.policy, None, Follower(0.0), draws, "norm_guard", "NormGuarded")
+        self._draws = GridDraws(self.levels, self.sigma_min, shared=False)
 
     def phases(self) -> tuple[Phase, ...]:
         return tuple(self._guarded(phase) for phase in self.objective.phases())
@@ -65,7 +65,7 @@ class NormGuarded(Objective):
             if self.rows is not None and isinstance(self.objective, Budgeted):
                 self.objective.rows = self.rows  # type: ignore[misc]  # the loop has lowered this field, which it knows alone
             yield from phase.losses(batch, update)
-            forward = self._forward.draw(batch, update, self.rows)
+            forward = ForwardBatch(self._draws(batch, f"norm_guard/{update}", "NormGuarded"), self.rows)
             yield from forward.apart(lambda noised, units: self._penalty(forward, noised, units))
 
         return attrs.evolve(phase, losses=losses)
@@ -89,11 +89,11 @@ class NormGuarded(Objective):
 
     def require(self, outline: Outline) -> None:
         self.objective.require(outline)
-        self._forward.require(outline)
+        self._draws.require(outline, "NormGuarded")
 
     def update_rows(self, samples: int, parents: int) -> int | None:
         own = self.objective.update_rows(samples, parents)
-        return None if own is None else own + self._forward.update_rows(samples)
+        return None if own is None else own + samples * self._draws.units
 
     def after_update(self, role: str) -> None:
         self.objective.after_update(role)

@@ -76,5 +76,8 @@ class NormGuard:
         return relative - 1
 
     def penalty(self, velocity: Tensor, reference: Tensor) -> Tensor:
-        """Penalty of each row: [B], float64, with the gradient of the velocity [B, *]."""
-        return self.weight * (self.excess(velocity, reference) - self.margin).clamp(min=0)
+        """Penalty of each row: [B], float64, with the gradient of the velocity [B, *]; none where no velocity is too long.
+
+        `clamp(min=0)` would not do: its gradient at 0 is 1, and at the start of a run every excess is exactly 0.
+        """
+        return self.weight * (self.excess(velocity, reference) - self.margin).relu()

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Loss, NonFiniteError, Objective, Phase, Policy, Prompt, ScoredBatch, TrajectoryBatch, require_frozen
+from diffalign.core import ROOT, Loss, NonFiniteError, Objective, Phase, Policy, Prompt, ScoredBatch, TrajectoryBatch, require_frozen
 
 from .noised import mean_square
 
@@ -21,10 +21,13 @@ class OnPolicyDistillation(Objective):
         loss = mean over prompts and samples of the sum over the steps of its path of mean |v_student(x, sigma) - v_teacher(x, sigma)|^2
 
     The teacher of a prompt is that of its source (`Mixture`), or of an entry of its metadata. So policies that were aligned with different
-    rewards become one. Where prompts have no source, a single teacher teaches all. Rewards are not used; they watch. The student rolls out,
-    by a sampler that stores the steps, such as `DeterministicSampler` without a solver. The paper begins from a student that was trained
-    on the teachers' images, and holds it to a further teacher; give that teacher prompts of its own. The squared norm as a mean over
-    dimensions is ours.
+    rewards become one. Where prompts have no source, a single teacher teaches all. Rewards are not used; they watch. The paper begins from
+    a student that was trained on the teachers' images, and holds it to a further teacher; give that teacher prompts of its own. The squared
+    norm as a mean over dimensions is ours.
+
+    The student rolls out, by a sampler that stores every level, because a step whose state is not stored would never be taught:
+    `DeterministicSampler` without a solver, or trees and chains in which no two deterministic steps follow each other, such as
+    `ChainSampler` with its default window.
 
     Args:
         policy: the student
@@ -33,8 +36,8 @@ class OnPolicyDistillation(Objective):
         rows: states per micro-batch of the update; None takes all at once. The gradient does not depend on it
 
     Raises:
-        ValueError: there is no teacher, one is trainable or has a name with blanks, a prompt has none, or the batch stores only finished
-            samples.
+        ValueError: there is no teacher, one is trainable or has a name with blanks, a prompt has none, or the batch does not store every
+            level of its trajectories.
 
     Reference: Flow-OPD, arXiv:2605.08063.
     """
@@ -90,6 +93,7 @@ class OnPolicyDistillation(Objective):
                 "OnPolicyDistillation needs the states of a trajectory, but this batch stores finished samples alone. Take "
                 "DeterministicSampler without a solver, or a sampler with noise."
             )
+        require_every_level(trajectories)
         weight = shares(trajectories)[nodes] / batch.groups
         for piece in torch.arange(len(nodes)).split(self.rows or len(nodes)):
             yield self._piece(trajectories, nodes[piece.to(nodes.device)], weight[piece.to(weight.device)], names)
@@ -117,6 +121,21 @@ class OnPolicyDistillation(Objective):
             )
         value = (weight * distance).sum()
         return Loss(value, {"distance": (distance.detach().sum(), torch.tensor(len(nodes))), **metrics})
+
+
+def require_every_level(trajectories: TrajectoryBatch) -> None:
+    """Refuse a forest in which an edge spans several levels: the steps between its ends would never be taught.
+
+    Raises:
+        ValueError: a path stores fewer nodes than the grid has levels.
+    """
+    stored, levels = (trajectories.paths != ROOT).sum(dim=1), len(trajectories.sigmas)
+    if bool((stored < levels).any()):
+        raise ValueError(
+            f"OnPolicyDistillation needs every level of a trajectory, or some steps would never be taught; this batch stores "
+            f"{int(stored.min())} of {levels} levels of a path. Take DeterministicSampler without a solver, or a window or plan in which "
+            "no two steps without noise follow each other."
+        )
 
 
 def shares(trajectories: TrajectoryBatch) -> Tensor:

@@ -60,6 +60,8 @@ class Paths:
         nats: [E] nats per unit of a difference of log-probabilities
         reference: [E] log-probabilities under the reference; None if there is none
         numbers: each [E], further numbers that the loss needs from the transitions under the current weights, with their gradient
+        unweighted: [E] `log_prob` with the gradient that it has before `level_weights` scale it. No baseline has shrunk the gradient of
+            the constraint, which takes these
     """
 
     batch: ScoredBatch
@@ -69,6 +71,11 @@ class Paths:
     nats: Tensor
     reference: Tensor | None
     numbers: Mapping[str, Tensor] = attrs.field(factory=dict)
+    unweighted: Tensor = attrs.field()
+
+    @unweighted.default
+    def _log_prob(self) -> Tensor:
+        return self.log_prob
 
     @property
     def group(self) -> Tensor:
@@ -101,7 +108,7 @@ class Paths:
     def constraint(self) -> Tensor:
         """Constraint ((log p_theta(tau) - log p_ref(tau)) / steps)^2 of each path: [K]."""
         assert self.reference is not None
-        return reference_constraint(self.total(self.log_prob), self.total(self.reference), self.steps)
+        return reference_constraint(self.total(self.unweighted), self.total(self.reference), self.steps)
 
     def mean_over_groups(self, values: Tensor) -> Tensor:
         """Mean of [K] over the samples of each prompt, and then over the global number of prompts: a scalar."""

@@ -19,6 +19,7 @@ from .temperature import Budget, Temperature
 from .terms import centered, clipped_surrogate, effective_share, softmax_tb, tb_residual
 
 _WARM_UP = Linear(0.8, 2.0, 150)
+_CLIP = 0.2
 
 
 @attrs.define(eq=False)
@@ -47,7 +48,7 @@ class SoftmaxTB(PathMatching):
             paper's warm-up), or a budget that finds it (`KLBudget`, `EffectiveSamples`). 5 to 40 is usual if rewards differ by about 1.
             With measure "path" it has the kernel's unit: nats with density "sum", nats per dimension with "mean"
         measure: see above
-        loss: see above
+        loss: see above. "squared" has no advantage and no trust region: it takes no `clip`, `center`, `ratio` or `ratio_norm`
         clip: half width of the trust region of the ratio; None does not clip
         center: baseline of the advantage. "group": the mean of the group. "root": the mean over the samples of one root, which removes
             the log Z(root) of several roots. "none": no baseline; same mean of the gradient, more variance
@@ -72,7 +73,7 @@ class SoftmaxTB(PathMatching):
     beta: Scalar | Budget | float = 20.0
     measure: Measure = attrs.field(default="relative", validator=allowed_word)
     loss: Literal["surrogate", "squared"] = attrs.field(default="surrogate", validator=allowed_word)
-    clip: float | None = attrs.field(default=0.2, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
+    clip: float | None = attrs.field(default=_CLIP, validator=attrs.validators.optional(attrs.validators.gt(0.0)))  # type: ignore[arg-type]
     center: Center = attrs.field(default="group", validator=allowed_word)
     ratio: Ratio = attrs.field(factory=Ratio)
     ratio_norm: RatioNorm | None = None
@@ -84,6 +85,7 @@ class SoftmaxTB(PathMatching):
     _temperature: Temperature = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        self._require_used()
         self._temperature = self._found_temperature()
         self.reference = reference_for(self.policy, self.reference, self.measure, self.reference_weight, "SoftmaxTB")
         summed = self.policy.kernel.density == "sum" and not self.ratio.per_dimension
@@ -97,7 +99,7 @@ class SoftmaxTB(PathMatching):
             self.policy,
             self.reference,
             numbers,
-            self._baseline if self.level_weights else None,
+            self.center if self.level_weights else None,
             self.updates,
         )
 
@@ -127,10 +129,20 @@ class SoftmaxTB(PathMatching):
         settings: dict[str, Any] = {"center": "none", "ratio": Ratio(centered=True, limit=10.0), "ratio_norm": RatioNorm(clip)}
         return cls(policy, beta=beta, measure="path", clip=clip, reference_weight=reference_weight, updates=updates, rows=rows, **settings)
 
-    @property
-    def _baseline(self) -> Center:
-        """Baseline of the gradient. The squared loss always uses the mean of the group."""
-        return "group" if self.loss == "squared" else self.center
+    def _require_used(self) -> None:
+        """Refuse settings of the surrogate beside the squared loss, whose residuals are always those of the whole group."""
+        given = {
+            "clip": self.clip != _CLIP,
+            "center": self.center != "group",
+            "ratio": self.ratio != Ratio(),
+            "ratio_norm": self.ratio_norm is not None,
+        }
+        unused = [name for name, differs in given.items() if differs]
+        if self.loss == "squared" and unused:
+            raise ValueError(
+                f"SoftmaxTB.{unused[0]} has no use with loss 'squared', which has no advantage and no trust region; leave it out, or take "
+                "loss 'surrogate'"
+            )
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase({"policy": self.policy}, self._losses, self.updates),)

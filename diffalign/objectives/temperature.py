@@ -272,7 +272,8 @@ class Temperature:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state()` gave."""
         if isinstance(self.source, Budget):
-            self._found, self._answer = float(state["beta"]), float(state["answer"])
+            # a number may have stood in its place until now: then it begins at its start
+            self._found, self._answer = float(state.get("beta", self.source.start)), float(state.get("answer", 0.0))
         # older checkpoints hold nothing of these
         self._felt, self._wanted = float(state.get("felt", 0.0)), float(state.get("wanted", 0.0))
         self._ended = bool(state.get("ended", False))

@@ -1,6 +1,7 @@
 """Policy around any velocity network."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Self
 
 import torch
@@ -19,8 +20,8 @@ class NetworkPolicy(Policy):
     Args:
         network: the velocity field
         latent_shape: shape of one sample, [*]
-        decode: latents [K, *] -> images [K, 3, H, W] in [0, 1]; by default latents are images from -1 to 1 already. A module is never
-            trained, nor saved; it moves with the policy, and forks share it
+        decode: latents [K, *] -> images [K, 3, H, W] in [0, 1]; by default latents are images from -1 to 1 already. A module is
+            neither trained nor saved, and decodes in evaluation mode; it moves with the policy, and forks share it
         kernel: the step rule; CPS by default
         shift: shift of the sigma grid
         own: names of the network's parameters that a fork owns; by default those that require gradients
@@ -48,7 +49,12 @@ class NetworkPolicy(Policy):
         return Condition(tuple(prompts), torch.arange(len(prompts)), {})
 
     def decode(self, latents: Tensor) -> Tensor:
-        return ((latents + 1) / 2).clamp(0, 1) if self._decode is None else self._decode(latents)
+        if self._decode is None:
+            return ((latents + 1) / 2).clamp(0, 1)
+        if isinstance(self._decode, nn.Module):
+            with suppress(NotImplementedError):  # a program of torch.export has the one mode that it was exported in
+                self._decode.eval()  # it is no submodule, so the policy's own `eval` and `train` do not reach it
+        return self._decode(latents)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         moved = super()._apply(fn, recurse)

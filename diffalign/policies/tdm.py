@@ -17,6 +17,7 @@ from diffalign.core.transition import expand
 from diffalign.embedded import SHAPEWORLD
 
 from .diffusers import Family
+from .encodings import AT_ONCE
 from .flow_matching import FlowMatchingPolicy
 from .step_grids import grids_of, listed
 from .text_length import unread
@@ -158,9 +159,16 @@ class TDMPolicy(PolicyAround):
         for count in self.step_counts:
             self.policy.require(_ended(prompts, self.tag.format(steps=count)))
         if len(self.step_counts) > 1 and (family := _family(self.policy)) is not None:
-            for prompt, tokens in zip(prompts, unread(family, _ended(prompts, self._suffix)), strict=True):
-                if tokens:
-                    self._require_told(prompt)
+            texts = [*dict.fromkeys(prompts)]
+            cut = [prompt for prompt, tokens in zip(texts, unread(family, _ended(texts, self._suffix)), strict=True) if tokens]
+            for start in range(0, len(cut), AT_ONCE):
+                self._require_all_told(cut[start : start + AT_ONCE])
+
+    def _require_all_told(self, prompts: Sequence[Prompt]) -> None:
+        for count in self.step_counts:  # at once: the policy keeps what it has encoded, so that below each text is only looked up
+            self.policy.encode(_ended(prompts, self.tag.format(steps=count)))
+        for prompt in prompts:
+            self._require_told(prompt)
 
     @torch.no_grad()
     def _require_told(self, prompt: Prompt) -> None:

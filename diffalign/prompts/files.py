@@ -174,14 +174,19 @@ def _text(file: Path, path: str) -> str:
 
 
 def _meant(file: Path, path: str) -> str:
-    """Suggestion for the path of a file that is not there: a similar one beside it, or a shipped list; else all of these."""
+    """Suggestion for the path of a file that is not there: a similar one beside it, or a shipped list; else all of these.
+
+    Names are compared without their suffix, which would make short names similar. A file of another suffix must have the same name.
+    """
     if os.path.exists(file):  # Path.exists raises at a name that is too long
         return ""
-    above, name = os.path.split(path)
+    above, stem, ending = os.path.dirname(path), Path(path).stem, Path(path).suffix.lower()
     lists = [(world, each.stem) for world, folder in WORLDS.items() for each in sorted((folder / "prompts").glob("*.txt"))]
-    beside = [each.name for each in Path(above).expanduser().glob("*.*") if each.suffix.lower() in _READERS]
-    if near := difflib.get_close_matches(name, beside if Path(path).suffix else [each for world, each in lists if world == above], n=1):
-        return f" Did you mean {os.path.join(above, near[0])}?"
+    files = [each for each in Path(above).expanduser().glob("*.*") if each.suffix.lower() in _READERS]
+    beside = {each.stem: each.name for each in files if each.stem == stem or each.suffix.lower() == ending}
+    known = beside if ending else {each: each for world, each in lists if world == above}
+    if near := difflib.get_close_matches(stem, known, n=1):
+        return f" Did you mean {os.path.join(above, known[near[0]])}?"
     return f" Shipped lists: {', '.join(f'{world}/{each}' for world, each in [*lists, *((PREFIX, each) for each in NAMES)])}"
 
 

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Partial, Prompt, Reward, RewardFunction, score
+from diffalign.core import Partial, Prompt, Reward, RewardFunction, Scores, score
 from diffalign.core.demands import reach, require
 
 
@@ -42,9 +42,22 @@ class WeightedSum(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         weights = self.weights or dict.fromkeys(self.rewards, 1.0)
         scores = score(self.rewards, images, prompts)
-        if partial := [name for name in scores if isinstance(scores.partial(name).plain(), Partial)]:
-            raise ValueError(
-                f"WeightedSum.rewards must apply to every picture; {partial[0]!r} does not. Give the run the rewards by name: its "
-                "aggregation adds those that apply."
-            )
+        require_whole("WeightedSum", scores)
         return torch.stack([weights[name] * values for name, values in scores.items()]).sum(dim=0)
+
+
+def require_whole(owner: str, scores: Scores) -> None:
+    """Refuse scores that do not apply to every picture, of which a sum would make up the rest.
+
+    Args:
+        owner: class that adds them, for the message
+        scores: raw scores by name
+
+    Raises:
+        ValueError: a reward has no score for some picture.
+    """
+    if partial := [name for name in scores if isinstance(scores.partial(name).plain(), Partial)]:
+        raise ValueError(
+            f"{owner}.rewards must apply to every picture; {partial[0]!r} does not. Give the run the rewards by name: its aggregation adds "
+            "those that apply."
+        )

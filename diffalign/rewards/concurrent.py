@@ -8,8 +8,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Prompt, Reward, RewardFunction, score
+from diffalign.core import Prompt, Reward, RewardFunction, Scores, score
 from diffalign.core.demands import reach, require
+
+from .combine import require_whole
 
 
 @attrs.frozen(eq=False)
@@ -20,7 +22,7 @@ class Concurrent(Reward):
     The scores are the same as without threads. Rewards that share a network, or use torch's global generator, must not run together.
 
     Args:
-        rewards: rewards by name
+        rewards: rewards by name, each of which applies to every picture
         weights: weights by the same names; None weighs each 1
 
     Raises:
@@ -46,16 +48,22 @@ class Concurrent(Reward):
         require(self.rewards.values(), prompts)
 
     def parts(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Raw scores by reward name, each [K]."""
-        return score_together(self.rewards, images, prompts)
+        """Raw scores by reward name, each [K].
+
+        Raises:
+            ValueError: a reward has no score for some picture.
+        """
+        scores = score_together(self.rewards, images, prompts)
+        require_whole("Concurrent", scores)
+        return dict(scores)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         weights = self.weights or dict.fromkeys(self.rewards, 1.0)
         return torch.stack([weights[name] * values for name, values in self.parts(images, prompts).items()]).sum(dim=0)
 
 
-def score_together(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """Score with a thread for each reward: raw scores by name, each [K], in the order of `rewards`. See `diffalign.core.score`.
+def score_together(rewards: Mapping[str, RewardFunction], images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+    """Score with a thread for each reward: raw scores by name, in the order of `rewards`. See `diffalign.core.score`.
 
     Raises:
         RewardError: a reward failed; of several errors, that of the first reward in this order is raised.
@@ -65,4 +73,4 @@ def score_together(rewards: Mapping[str, RewardFunction], images: Tensor, prompt
     begin = (lambda: None) if chosen is None else partial(torch.accelerator.set_device_index, chosen)
     with ThreadPoolExecutor(max_workers=len(rewards), thread_name_prefix="reward", initializer=begin) as pool:
         futures = {name: pool.submit(score, {name: reward}, images, prompts) for name, reward in rewards.items()}
-    return {name: future.result()[name] for name, future in futures.items()}
+    return Scores({name: future.result().parts[name] for name, future in futures.items()})

@@ -1,7 +1,7 @@
 """HPSv3++: the successor of HPSv3 over Qwen3-VL, whose head is conditioned on how able a generator is and how far its training has come."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
 import torch
@@ -124,6 +124,8 @@ class IterationRamp(StepReward):
 
     Reference: Liu et al., arXiv:2606.14657, who train from 0.3 to 1.
     """
+
+    whole: ClassVar[bool] = False
 
     reward: HPSv3PlusPlus
     start: float = attrs.field(default=0.3, validator=_SHARE)

@@ -33,6 +33,8 @@ def _nothing() -> dict[str, Any]:
 class Console(Hook):
     """Shows step, reward, diversity (L-GMD), the first-step contract's deviation, network rows per second and the time left.
 
+    Most steps have no deviation of their own, because the contract is checked at some steps only. They show the last one.
+
     Args:
         lines: number of plain lines that a run prints without a terminal
         stderr: prints to stderr instead of stdout
@@ -47,6 +49,7 @@ class Console(Hook):
     _first: int = attrs.field(default=0, init=False)
     _rows: int = attrs.field(default=0, init=False)
     _told: int = attrs.field(default=0, init=False)  # evaluations that were printed
+    _deviation: float | None = attrs.field(default=None, init=False)  # of the last check of the contract
 
     def __attrs_post_init__(self) -> None:
         self._terminal = Terminal(highlight=False, stderr=self.stderr)
@@ -58,7 +61,7 @@ class Console(Hook):
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         if loop.devices.rank != 0:
             return
-        self._began, self._first, self._told = time.monotonic(), step, 0
+        self._began, self._first, self._told, self._deviation = time.monotonic(), step, 0, None
         threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
         self._say(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step, {threads}")
         self._say_evaluations(loop)
@@ -81,11 +84,12 @@ class Console(Hook):
             return
         self._rows += sum(report.ledger.rows.values())
         metrics, done = report.metrics, report.step + 1
+        self._deviation = metrics.get("contract/deviation", self._deviation)
         speed = self._rows / max(time.monotonic() - self._began, 1e-9)
         numbers = {
             "reward": metrics.get("reward"),
             "diversity": metrics.get("diversity/l_gmd"),
-            "check": metrics.get("contract/deviation"),
+            "check": self._deviation,
             "rows": speed,
         }
         values = {name: UNKNOWN if number is None else format(number, _FORMATS[name]) for name, number in numbers.items()}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
+from torch import Tensor
 
 from ..core import AlignmentLoop, Objective, Policy, Stateful
 from ..core.learning_rates import adamw
@@ -67,10 +68,21 @@ def _values(path: str, value: object, around: tuple[int, ...]) -> Iterator[tuple
     elif not isinstance(value, Policy):
         yield path, type(value).__name__
         if attrs.has(type(value)) and id(value) not in around:
-            moved = {*value.state()} if isinstance(value, Stateful | Objective) else set()
+            state = value.state() if isinstance(value, Stateful | Objective) else {}
+            inside = (*around, id(value))
             for field in attrs.fields(type(value)):  # type: ignore[arg-type]  # `has` says so
-                if field.init and field.name not in ANYWHERE and field.alias not in moved and field.name not in moved:
-                    yield from _values(f"{path}.{field.alias}", getattr(value, field.name), (*around, id(value)))
+                if not field.init or field.name in ANYWHERE:
+                    continue
+                given = getattr(value, field.name)
+                if not any(name in state and _are_equal(given, state[name], inside) for name in (field.alias, field.name)):
+                    yield from _values(f"{path}.{field.alias}", given, inside)
+
+
+def _are_equal(field: object, moved: object, around: tuple[int, ...]) -> bool:
+    """Say whether a field is what stands in the state under its name: a budget called beta is not the beta that it has found."""
+    kept = moved.item() if isinstance(moved, Tensor) and moved.numel() == 1 else moved
+    here, there = ([*_values("", value, around)] for value in (field, kept))
+    return here == there or repr(here) == repr(there)  # nan is not equal to itself
 
 
 def _is_plain(value: object) -> bool:

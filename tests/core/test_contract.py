@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffalign import Prompt
+from diffalign import AlignmentLoop, Prompt
 from diffalign.core import CPS, ROOT, UNRECORDED, ContractError, FlowSDE, Guided, PolicyAround, Progress, Streams, check_first_step
+from diffalign.objectives import FlowGRPO
+from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, TreeSampler
-from diffalign.testing import BrokenReplay, GivenPlan, TinyPolicy
+from diffalign.testing import BrokenReplay, GivenPlan, TinyPolicy, channel_reward
 from diffalign.testing.strategies import branchings
 
 TREE = TreeSampler(5, GivenPlan(Branching((1, 3, 1, 2, 1), (0.0, 0.7, 0.5, 1.0, 0.0))))
@@ -59,10 +61,10 @@ def test_the_first_step_repeats_all_calls_and_each_further_one_a_call_in_turn(st
 def test_later_only_every_fifth_step_repeats_a_call_and_all_have_their_turn():
     policy = TinyPolicy()
     forest = sample(policy)
-    spent = {step: check_first_step(policy, forest, step).rows for step in range(5, 31)}
-    assert {step for step, rows in spent.items() if rows} == {5, 10, 15, 20, 25, 30}
-    assert [spent[step] for step in (5, 10, 15, 20, 25, 30)] == 2 * [6, 2, 6]  # calls of 2, 6 and 6 rows
-    assert check_first_step(policy, forest, 6).metrics() == {}
+    assert [check_first_step(policy, forest, step).rows for step in (5, 10, 15, 20, 25, 30)] == 2 * [6, 2, 6]  # calls of 2, 6 and 6 rows
+    loop = AlignmentLoop(FlowGRPO(policy), TREE, channel_reward, Prompts(PROMPTS), prompts_per_step=2)
+    told = [loop.step(PROMPTS, Progress(step, 31)).metrics for step in range(31)]
+    assert [step for step, metrics in enumerate(told) if "contract/deviation" in metrics] == [0, 1, 2, 3, 4, 5, 10, 15, 20, 25, 30]
 
 
 def test_calls_are_numbered_as_they_were_made():
@@ -286,3 +288,14 @@ def test_a_planted_fault_is_found_at_every_level_and_named(fault, kernel, steps,
             same_row = rows == 1 and fault == "condition"
             assert same_row, f"call {call} of {calls} passed"
     assert named == len(some) or (rows == 1 and fault in ("condition", "cache"))
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 6, 7])
+def test_the_first_step_of_a_process_is_checked_wherever_a_run_goes_on(start):
+    class Astray(TinyPolicy):
+        def velocity(self, latents, sigma, condition):
+            return super().velocity(latents, sigma, condition) * (1 + torch.rand(1).item())
+
+    loop = AlignmentLoop(FlowGRPO(Astray()), TREE, channel_reward, Prompts(PROMPTS), prompts_per_step=2)
+    with pytest.raises(ContractError):
+        loop.advance(start + 1, start)

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from meeting import Meeting
 
 from diffalign import Prompt
 from diffalign.core import Ledger
@@ -62,6 +63,25 @@ def test_a_stage_that_fails_is_charged_all_the_same():
         fail()
     assert ledger.rows == {"policy/update": 2}
     assert "update" in ledger.seconds
+
+
+def test_rows_and_calls_are_those_of_all_processes_and_seconds_of_each():
+    """A process may lack an entry: where prompts name their teacher, it may have the prompts of one alone."""
+    mine = {
+        0: Ledger(
+            {"rollout": 1.0}, {"policy/rollout": 5, "one/update": 2}, {"policy/rollout": 2, "one/update": 1}, tracked={"one/update": 2}
+        ),
+        1: Ledger({"rollout": 3.0}, {"policy/rollout": 4, "two/update": 7}, {"policy/rollout": 1, "two/update": 1}),
+    }
+    found = Meeting().run(lambda devices: mine[devices.rank].over(devices))
+    for rank in range(2):
+        assert found[rank].rows == {"policy/rollout": 9, "one/update": 2, "two/update": 7}
+        assert found[rank].calls == {"policy/rollout": 3, "one/update": 1, "two/update": 1}
+        assert found[rank].tracked == {"policy/rollout": 0, "one/update": 2, "two/update": 0}
+        assert found[rank].seconds == mine[rank].seconds
+    assert mine[0].rows == {"policy/rollout": 5, "one/update": 2}
+    nothing = Meeting().run(lambda devices: Ledger().over(devices))
+    assert (nothing[0].rows, nothing[1].rows) == ({}, {})
 
 
 def test_ledgers_add():

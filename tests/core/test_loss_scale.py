@@ -9,6 +9,7 @@ from meeting import Meeting
 
 from diffalign.core import Loss, NonFiniteError, Phase, Progress
 from diffalign.core.loss_scale import scales_of
+from diffalign.core.unessential import say_once
 from diffalign.objectives import FlowGRPO
 from diffalign.testing import TinyPolicy
 
@@ -58,6 +59,8 @@ def test_the_gradient_through_a_base_in_float16_is_that_in_float32(factor, tries
         assert metrics[name] == pytest.approx(known[name], rel=0.01)
     assert (half.asked, whole.asked) == (tries, 1)
     assert half.counted == 1
+    assert metrics["loss_scale/policy"] == 2.0 ** (20 - 4 * tries)
+    assert "loss_scale/policy" not in known
 
 
 def test_an_update_that_overflows_is_repeated_alone():
@@ -70,6 +73,31 @@ def test_an_update_that_overflows_is_repeated_alone():
     assert objective.counted == known.counted == 4
     for name, value in weights(known.policy).items():
         torch.testing.assert_close(weights(objective.policy)[name], value, rtol=1e-3, atol=1e-7)
+
+
+def test_that_updates_are_repeated_is_said_once_and_never_where_none_is(capsys):
+    say_once.cache_clear()
+    stepped(Weighed(HalfBase(), 1e-7))
+    assert capsys.readouterr().err == ""
+    build(Weighed(HalfBase(), 100.0), optimizers=sgd(1e-9)).advance(2)  # each of two steps twice
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("role 'policy': a gradient overflowed in float16, so the update is repeated at a smaller scale")
+
+
+def test_the_scale_is_the_same_in_all_processes_and_the_first_says_it(capsys):
+    objectives = [Weighed(HalfBase(), 1e-3) for _ in range(2)]
+    objectives[1].policy.overflows = 1
+    found = {}
+    say_once.cache_clear()
+
+    def work(devices):
+        loop = build(objectives[devices.rank], optimizers=sgd(0.1), devices=devices)
+        found[devices.rank] = loop.step(PROMPTS.draw(0, 2), Progress(0, 1)).metrics["loss_scale/policy"]
+
+    assert Meeting().run(work) == {0: None, 1: None}
+    assert found == {0: 2.0**12, 1: 2.0**12}
+    assert capsys.readouterr().err.count("a gradient overflowed in float16") == 1
 
 
 def test_an_overflow_in_one_process_repeats_the_update_in_all():

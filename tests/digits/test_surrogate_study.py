@@ -20,14 +20,14 @@ def student(tmp_path_factory, base):
 
 def options(student, **changes):
     small = (f"policy.path={student}", "policy.policy.device=cpu", "prompts_per_step=2", "sampler.samples=12")
-    given = {"set": small, "groups": 8, "samples": 16, "batches": 6, **changes}
+    given = {"set": small, "groups": 4, "samples": 16, "batches": 3, **changes}
     return surrogate.Options("digits_tdm_r1", **given)
 
 
 def test_surrogates_of_more_samples_agree_more_and_order_pairs_rightly(student):
-    few, many = (options(student, steps=steps).measured(0) for steps in (1, 16))
+    few, many = (options(student, steps=steps).measured(0) for steps in (1, 10))
     assert all(more > less + 0.1 for less, more in zip(few["agreement"], many["agreement"], strict=True))
-    assert many["pairs"] > 0.6 > 0.5
+    assert many["pairs"] > 0.6
     assert 0 < many["signal"] <= 1
 
 

@@ -8,7 +8,7 @@ import torch
 from browser import NEEDS_BROWSER, visit
 from ring import MODES, rewarded
 
-from diffalign.core import Prompt
+from diffalign.core import Partial, Prompt
 from diffalign.evaluation import Comparison, Recorded, at_equal_budgets, evaluate, paired_change, write_comparison
 from diffalign.policies import GaussianMixturePolicy
 
@@ -78,6 +78,32 @@ def test_a_reward_of_some_prompts_is_compared_on_those_that_it_scored_in_both(co
     assert "<th>votes (over 1 prompt)</th>" in text
     assert json.loads((tmp_path / "compare.json").read_text())["paired_prompts"] == {"reward votes": 1}
     assert "(over" not in write_comparison(tmp_path, Comparison({"a": all_, "b": half})).read_text()
+
+
+def faces(value, *seen):
+    """A run whose reward gives `value`, to the samples `seen` of each prompt alone."""
+
+    def face(images, prompts):
+        places = torch.arange(len(images)) % 4
+        return Partial(torch.full((len(images),), value), torch.isin(places, torch.tensor(seen)))
+
+    return evaluate(GaussianMixturePolicy(MODES, 0.3), PROMPTS, {"face": face}, samples=4, steps=2)
+
+
+def test_an_image_without_a_score_neither_wins_nor_loses(tmp_path):
+    """With the mean of the others in its place, a would win 12 of 12 images against b, and 9 of 12 against c."""
+    a, b = faces(0.9, 0), faces(0.8, 0, 1, 2, 3)
+    c = attrs.evolve(b, rewards={"face": torch.tensor([[0.95, 0.8, 0.8, 0.8], [0.95, 0.8, 0.8, 0.8], [0.9, 0.8, 0.8, 0.8]])})
+    assert a.applies["face"].tolist() == [[True, False, False, False]] * 3
+    assert b.applies == {}
+    runs = Comparison({"a": a, "b": b, "c": c})
+    rates = {pair: rate.mean for pair, rate in runs.win_rates()["face"].items()}
+    assert rates == {("a", "b"): 1.0, ("a", "c"): pytest.approx(0.5 / 3), ("b", "c"): pytest.approx(4.5 / 12)}
+    apart = Comparison({"a": a, "d": faces(0.8, 2)})
+    assert apart.win_rates() == apart.plain()["win_rates"] == {}
+    assert apart.differences()["reward face"]["d"].mean == pytest.approx(-0.1)
+    assert apart.notes() == ["The reward face scored no image of two runs in both: it has no win rate."]
+    assert "<h2>Win rates</h2>" not in write_comparison(tmp_path, apart).read_text()
 
 
 @pytest.mark.parametrize("other", [{1: 2.0, 2: 4.0, 0: 1.0}, {1: 2.0}])

@@ -57,6 +57,11 @@ def test_win_rate_counts_ties_half():
     mine, other = torch.tensor([[1.0, 1.0], [0.0, 3.0]]), torch.tensor([[0.0, 1.0], [1.0, 2.0]])
     assert win_rate(mine, other).mean == pytest.approx((1 + 0.5 + 0 + 1) / 4)
     assert win_rate(mine, mine).mean == 0.5
+    table, zeros = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]), torch.zeros(3, 2)
+    assert win_rate(table, zeros, counts=torch.tensor([[True, True], [False, False], [False, True]])) == win_rate(
+        torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.0])
+    )
+    assert win_rate(table, zeros, counts=torch.ones(3, 2, dtype=torch.bool)) == win_rate(table, zeros)
     rare = win_rate(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 1.0]))
     assert rare.low == 0.0
     assert rare.high <= 1.0

@@ -5,13 +5,17 @@ import json
 import re
 from pathlib import Path
 
+from half_base import HalfBase
 from ring import ring_loop
 
-from diffalign.core import Overlapped, Prompt
+from diffalign import AlignmentLoop
+from diffalign.core import Overlapped, Progress, Prompt
 from diffalign.evaluation import evaluate, features
 from diffalign.evaluation.alarm import HackingAlarm
 from diffalign.evaluation.features import Features
+from diffalign.objectives import FlowGRPO
 from diffalign.runs.recording import Recorder
+from diffalign.samplers import FixedPlan, TreeSampler
 from diffalign.testing.doubles import TinyPolicy, channel_reward
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -32,6 +36,15 @@ def test_every_metric_of_a_run_is_defined(tmp_path):
     names -= {"beta", "advantage/std"}  # a setting, and what the objective's docstring says
     missing = sorted(name for name in names if f"`{name}`" not in PAGE)
     assert not missing
+
+
+def test_the_scale_of_losses_above_a_base_in_float16_is_defined():
+    policy = HalfBase()
+    loop = AlignmentLoop(FlowGRPO(policy), TreeSampler(3, FixedPlan((1,))), channel_reward, ["left"], prompts_per_step=1)
+    metrics = loop.step([Prompt("left")], Progress(0, 1)).metrics
+    found = {name.replace("/policy", "/ROLE") for name in metrics if "scale" in name}
+    assert found == {"loss_scale/ROLE"}
+    assert all(f"`{name}`" in PAGE for name in found)
 
 
 def test_every_measure_of_an_evaluation_is_defined():

@@ -163,6 +163,12 @@ def test_the_range_of_levels_is_that_of_the_rollout():
     Estimates(ELBO(sigma_min=0.2)).require(short, "Mine")
     with pytest.raises(ValueError, match=r"Mine.bound.sigma_min must lie above the last noise level of the rollout, 0\.1, .*; got 0\.05"):
         Estimates(ELBO(sigma_min=0.05)).require(short, "Mine")
+    for sigma_min, other, message in (
+        (0.5, low, "below the first .* 0\\.5; got 0\\.5"),
+        (0.05, short, "above the last .* 0\\.1, .* got 0\\.05"),
+    ):
+        with pytest.raises(ValueError, match=message):  # whichever step of the run has it
+            Estimates(ELBO(sigma_min=sigma_min)).require(attrs.evolve(outline, others=(outline.sigmas, other.sigmas)), "Mine")
     batch = batch_for(policy)
     lower = attrs.evolve(batch, trajectories=attrs.evolve(batch.trajectories, sigmas=batch.trajectories.sigmas * 0.5))
     bound = ELBO(levels=2, sigma_min=0.2)

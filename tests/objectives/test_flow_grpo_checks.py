@@ -40,6 +40,10 @@ def test_metrics_say_what_happened():
         (lambda policy: FlowGRPO(policy, policy.fork(trainable=True)), "reference must be frozen: 2 parameters require grad"),
         (lambda policy: FlowGRPO(policy, policy), "reference must be frozen"),
         (lambda policy: FlowGRPO(policy, clip=0.0), "clip"),
+        (
+            lambda policy: FlowGRPO(policy, standardize=False, deviation="batch"),
+            r"FlowGRPO\.deviation has no use if FlowGRPO\.standardize is false, .*; got 'batch'\. Leave it out",
+        ),
         (lambda policy: FlowGRPO(policy, updates=0), "updates"),
         (lambda policy: FlowGRPO(policy, rows=0), "rows"),
     ],

@@ -6,11 +6,22 @@ import pytest
 import torch
 from tiny import assert_same, batch_of, gradient, pair
 
+from diffalign import AlignmentLoop
 from diffalign.core import Edges, group_normalize, replay
-from diffalign.objectives import FlowGRPO, KLMask, NormGuard, NormGuarded, SoftmaxTB, TrajectoryDistributionMatching
+from diffalign.objectives import (
+    AWM,
+    FlowGRPO,
+    KLMask,
+    NormGuard,
+    NormGuarded,
+    OnPolicyDistillation,
+    SoftmaxTB,
+    TrajectoryDistributionMatching,
+)
 from diffalign.objectives.few_step import InOrder
 from diffalign.objectives.noised import NoisedSamples
 from diffalign.samplers import DeterministicSampler
+from diffalign.testing import TinyPolicy, channel_reward
 
 ADVANTAGE = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0, 1.0])
 LOG_RATIO = torch.tensor([0.1, -0.1, 0.1, -0.1, 0.1, 0.1])
@@ -39,6 +50,21 @@ def test_only_longer_velocities_cost():
     torch.testing.assert_close(penalty, torch.tensor([1.9, 0.1, 0.0], dtype=torch.float64))
     (found,) = torch.autograd.grad(penalty.sum(), velocity)
     torch.testing.assert_close(found, torch.tensor([[0.24, 0.32], [0.0, 0.4], [0.0, 0.0]]))  # weight v / (|v| |v_ref|)
+
+
+def test_a_velocity_as_long_as_the_references_is_not_pulled():
+    reference = torch.tensor([[3.0, 4.0], [3.0, 4.0]])
+    velocity = torch.tensor([[3.0, 4.0], [4.0, 3.0]], requires_grad=True)
+    penalty = NormGuard().penalty(velocity, reference)
+    assert penalty.tolist() == [0.0, 0.0]
+    (found,) = torch.autograd.grad(penalty.sum(), velocity)
+    assert not found.any()
+
+
+def test_at_the_reference_itself_the_guard_pulls_nowhere():
+    policy, _ = pair()
+    batch, inner = batch_of(policy), SoftmaxTB(policy)
+    assert torch.equal(gradient(NormGuarded(inner), batch), gradient(inner, batch))
 
 
 @pytest.mark.parametrize("make", [lambda: KLMask(0.0), lambda: NormGuard(0.0), lambda: NormGuard(margin=-0.1)])
@@ -121,6 +147,25 @@ def test_without_a_reference_the_norm_is_held_to_the_weights_of_the_start():
         policy.network.lora_B.weight += 0.1
     alone = gradient(inner, batch)
     assert_same(gradient(guarded, batch) - alone, gradient(NormGuarded(inner, NormGuard(0.7), start), batch) - alone)
+
+
+def test_one_sample_of_a_prompt_is_enough_where_the_objective_compares_none():
+    """The guard compares nothing, so it asks for no group; an objective that does still asks for its own."""
+
+    def loop(objective):
+        return AlignmentLoop(objective, DeterministicSampler(4, samples=1), channel_reward, ["one", "two"], prompts_per_step=2)
+
+    policy = TinyPolicy()
+    teacher = policy.fork()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter += 0.1
+    report = loop(NormGuarded(OnPolicyDistillation(policy, {"one": teacher}))).run(2, show=False)
+    assert all("norm/penalty" in line for line in report.metrics)
+    with pytest.raises(ValueError, match="AWM needs at least 2 samples per prompt"):
+        loop(NormGuarded(AWM(TinyPolicy())))
+    with pytest.raises(ValueError, match=r"NormGuarded\.levels must be at most .* from sigma_min 0 on, 4; got 5"):
+        loop(NormGuarded(OnPolicyDistillation(policy, {"one": teacher}), levels=5))
 
 
 def test_only_phases_that_train_the_policy_are_guarded():

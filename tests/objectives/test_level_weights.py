@@ -86,7 +86,7 @@ def by_edge(objective, paths):
     [
         *((SoftmaxTB, {"center": center}, center) for center in CENTERS),
         (SoftmaxTB, {"center": "none", "ratio": Ratio(centered=True)}, "none"),  # what that subtracts has no gradient
-        (SoftmaxTB, {"center": "root", "loss": "squared"}, "group"),  # whose residuals are those of the group whatever the centre
+        (SoftmaxTB, {"loss": "squared"}, "group"),
         (GroupForwardKL, {}, "group"),
         (FlowGRPO, {"kl": 0.0, "standardize": False}, "group"),
     ],
@@ -104,6 +104,19 @@ def test_an_objective_weighs_by_the_baseline_that_it_takes(kind, options, center
     by_center = {name: paths.level_weights(name).double() @ parts for name in CENTERS}
     assert_same(got, by_center[center], tolerance=1e-6)
     assert [name for name, expected in by_center.items() if torch.allclose(got, expected, rtol=1e-3)] == [center]
+
+
+@pytest.mark.parametrize("kind", [SoftmaxTB, GroupForwardKL])
+def test_the_constraint_to_the_reference_is_not_weighed(kind):
+    """Each path has its own constraint, without a baseline, so nothing has been taken from the gradient of its edges."""
+    policy, reference = pair()
+    batch = batch_of(policy, FOREST)
+    plain, weighed = (
+        gradient(kind(policy, reference, reference_weight=1e3, level_weights=level_weights), batch)
+        - gradient(kind(policy, reference, level_weights=level_weights), batch)
+        for level_weights in (False, True)
+    )
+    assert_same(weighed, plain, tolerance=1e-9)
 
 
 def test_an_edge_that_all_samples_of_a_root_share_moves_nothing_and_is_not_infinite():

@@ -6,8 +6,10 @@ import torch
 from chosen import PROMPTS, SAMPLES, batch_for
 
 from diffalign.core import NonFiniteError
+from diffalign.objectives.draws import GridDraws
 from diffalign.objectives.few_step.noising import bridge_velocity, diffuse
 from diffalign.objectives.noised import NoisedSamples, mean_square
+from diffalign.samplers import DeterministicSampler
 from diffalign.testing import TinyPolicy
 
 SHARED = pytest.mark.parametrize("shared", [False, True], ids=["own noise", "shared noise"])
@@ -130,6 +132,16 @@ def test_more_levels_than_there_are_is_refused():
     with pytest.raises(ValueError, match=r"Mine.levels must be at most the number of noise levels of the rollout from sigma_min 0.9 on, 2"):
         drawn(True, sigma_min=0.9)
     assert len(SAMPLES.children) == 6
+
+
+def test_every_grid_of_a_run_needs_as_many_levels():
+    outline = DeterministicSampler(4, samples=2).outline(TinyPolicy())
+    high = len(outline.sigmas[:-1])
+    draws = GridDraws(high, 0.0, shared=False)
+    draws.require(attrs.evolve(outline, others=(outline.sigmas,)), "Mine")
+    short = attrs.evolve(outline, others=(outline.sigmas, outline.sigmas[1:]))
+    with pytest.raises(ValueError, match=rf"Mine.levels must be at most .* from sigma_min 0 on, {high - 1}; got {high}"):
+        draws.require(short, "Mine")
 
 
 def test_what_is_not_finite_is_named_by_level_and_prompt():

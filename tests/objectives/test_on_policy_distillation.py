@@ -11,7 +11,7 @@ from diffalign.digits import DigitReward, DigitsPolicy
 from diffalign.objectives import OnPolicyDistillation
 from diffalign.prompts import Mixture, PromptFile, Prompts, Source
 from diffalign.runs.checkpoints import save
-from diffalign.samplers import Branching, DeterministicSampler, Midpoint
+from diffalign.samplers import Branching, ChainSampler, DeterministicSampler, FixedPlan, Midpoint, TreeSampler
 from diffalign.testing import ConstantReward, TinyPolicy, check_objective
 
 STEPS = Branching((1,) * 4, (0.0,) * 4, roots=3)
@@ -135,6 +135,42 @@ def test_what_cannot_be_taught_is_refused():
     batch = attrs.evolve(batch_of(policy, STEPS), trajectories=forest, rewards=torch.zeros(4), parts={})
     with pytest.raises(ValueError, match="stores finished samples alone"):
         gradient(objective, batch)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "stored"),
+    [
+        (DeterministicSampler(8, 2), 9),
+        (ChainSampler(8, 2), 9),
+        (ChainSampler(8, 2, window=(1, 3)), 5),
+        (TreeSampler(8, FixedPlan((1, 3, 5), 2, 0.7)), 8),
+        (TreeSampler(7, FixedPlan((1, 3, 5), 2, 0.7)), 8),
+        (TreeSampler(8, FixedPlan((1, 2, 3), 2, 0.7)), 6),
+    ],
+    ids=str,
+)
+def test_every_step_is_taught_or_the_forest_is_refused(sampler, stored):
+    """A forest stores roots, ends of stochastic edges and leaves, so a run of steps without noise is one edge whose states are gone."""
+    policy, _ = pair()
+    objective = OnPolicyDistillation(policy, {"one": policy.fork()})
+    with torch.no_grad():
+        forest = sampler.sample(policy, policy.encode(PROMPTS), Progress(0, 1), Streams(1))
+    scores = torch.zeros(len(forest.leaves))
+    batch = attrs.evolve(batch_of(policy, STEPS), trajectories=forest, rewards=scores, parts={})
+    steps, taught, velocity = len(forest.sigmas) - 1, set(), policy.velocity
+
+    def heard(latents, sigma, condition):
+        taught.update(sigma.tolist())
+        return velocity(latents, sigma, condition)
+
+    policy.velocity = heard
+    if stored > steps:
+        gradient(objective, batch)
+        assert taught == set(forest.sigmas[:-1].tolist())
+        return
+    with pytest.raises(ValueError, match=rf"needs every level of a trajectory, .* stores {stored} of {steps + 1} levels of a path\. Take"):
+        gradient(objective, batch)
+    assert not taught
 
 
 def test_it_keeps_the_contract_of_objectives():

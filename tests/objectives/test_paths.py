@@ -9,7 +9,7 @@ from tiny import PROMOTED, TREE, assert_same, batch_of, gradient, pair, shuffled
 
 from diffalign import Prompt
 from diffalign.core import CPS, FlowSDE, Linear, NonFiniteError, Progress, ScoredBatch, Streams
-from diffalign.objectives import FlowGRPO, GroupForwardKL, Ratio, SoftmaxTB
+from diffalign.objectives import FlowGRPO, GroupForwardKL, Ratio, RatioNorm, SoftmaxTB
 from diffalign.samplers import Branching, TreeSampler
 from diffalign.testing import GivenPlan, TinyPolicy
 
@@ -170,6 +170,19 @@ def test_settings_that_make_no_sense_are_refused(kind, options, message):
     policy, reference = pair()
     with pytest.raises(ValueError, match=message):
         kind(policy, **{**options, **({"reference": reference} if "reference" in options else {})})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip": 0.1}, {"clip": None}, {"center": "root"}, {"center": "none"}, {"ratio": Ratio(limit=1.0)}, {"ratio_norm": RatioNorm()}],
+)
+def test_the_squared_loss_refuses_settings_of_the_surrogate(options):
+    (name,) = options
+    with pytest.raises(
+        ValueError, match=rf"^SoftmaxTB\.{name} has no use with loss 'squared', .*; leave it out, or take loss 'surrogate'$"
+    ):
+        SoftmaxTB(pair()[0], loss="squared", **options)
+    SoftmaxTB(pair()[0], loss="squared", clip=0.2, center="group", ratio=Ratio(), ratio_norm=None)  # what they are anyway
 
 
 def test_several_updates_need_a_ratio_that_a_summed_density_has():

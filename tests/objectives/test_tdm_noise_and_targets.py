@@ -117,6 +117,21 @@ def test_what_each_fake_target_estimates():
     assert abs(plain - velocity_slope(diffused, 0.85)) > 10 * error
 
 
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_the_weight_that_is_not_tempered_is_the_ratio_of_two_gaussian_densities(size):
+    """N(x_tau; (1 - tau) xhat0, tau^2) / N(x_tau; a x, b^2), whose mean over x and x_tau is 1."""
+    s, tau, count = 0.6, 0.95, 200_000
+    clean, carried, e = (normal(count, size, seed=seed) for seed in range(3))
+    end = (1 - s) * clean + s * carried
+    noised = diffuse(end, full(s, count), full(tau, count), e)
+    _, weight = WeightedCleanTarget(cap=100.0, tempered=False)(NoisedEnds(end, clean, full(s, count), full(tau, count), e, noised))
+    ratio = weight / (1 - tau) ** 2
+    a, b = (value.item() for value in kernel(full(s), full(tau)))
+    wanted, drawn = torch.distributions.Normal((1 - tau) * clean, tau), torch.distributions.Normal(a * end, b)
+    torch.testing.assert_close(ratio, (wanted.log_prob(noised) - drawn.log_prob(noised)).sum(dim=1).exp())
+    assert ratio.mean().item() == pytest.approx(1.0, abs=5 * ratio.std().item() / math.sqrt(count))
+
+
 def test_at_the_last_stage_all_targets_are_one():
     count = 50
     clean, e = normal(count, 2), normal(count, 2, seed=1)

@@ -113,6 +113,41 @@ def test_a_decoder_with_weights_moves_with_its_policy_and_not_with_a_fork():
     policy(decode=lambda latents: latents).fork().to(torch.float64)  # nothing is shared
 
 
+class Normed(nn.Module):
+    """A decoder whose pictures depend on their batch while it is in training mode, and whose statistics then move."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, latents):
+        return self.norm(latents).sigmoid()
+
+
+def test_a_decoder_decodes_in_evaluation_mode_whatever_mode_it_and_its_policy_are_in():
+    decoder = Normed()
+    mine = policy(kernel=CPS("sum"), decode=decoder)
+    latents, before = torch.randn(4, 3, 2, 2), decoder.norm.running_mean.clone()
+    for each in (mine, mine.fork()):
+        for again in (each.train, decoder.train):
+            again()
+            pictures = each.decode(latents)
+            torch.testing.assert_close(pictures[:2], each.decode(latents[:2]))
+            assert not decoder.norm.training
+    assert mine.network.training  # the mode of the network is left as it was
+    AlignmentLoop(
+        SoftmaxTB(mine), ChainSampler(3, samples=4), lambda images, prompts: images.mean(dim=(1, 2, 3)), ["x"], prompts_per_step=1
+    ).advance(1)
+    assert torch.equal(decoder.norm.running_mean, before)
+
+
+def test_an_exported_program_decodes():
+    decoder = Normed().eval()
+    latents = torch.randn(4, 3, 2, 2)
+    exported = torch.export.export(decoder, (latents,)).module()
+    torch.testing.assert_close(policy(decode=exported).decode(latents), decoder(latents))
+
+
 @pytest.mark.parametrize("make", [SoftmaxTB, FlowGRPO])
 def test_a_policy_with_a_decoder_of_weights_trains_and_leaves_them(make):
     decoder = Decoder()

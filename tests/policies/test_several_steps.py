@@ -11,6 +11,7 @@ from diffalign.config import parse_text
 from diffalign.core import CheckpointError, Guided, Progress, ShiftedGrid, Streams
 from diffalign.core.unessential import say_once
 from diffalign.policies import FlowMatchingPolicy, TDMPolicy
+from diffalign.policies.encodings import Encodings
 from diffalign.samplers import DeterministicSampler
 from diffalign.testing import TinyPolicy
 
@@ -216,6 +217,18 @@ def test_a_prompt_that_hides_the_tag_is_refused_before_it_is_drawn():
     )
     assert hidden
     assert not read
+
+
+def test_many_prompts_that_are_cut_off_behind_the_number_are_encoded_together(monkeypatch):
+    policy, encode, calls = reader(also=(1, 2)), Encodings._encoded, []
+    monkeypatch.setattr(Encodings, "_encoded", lambda self, texts, negative: calls.append(len(texts)) or encode(self, texts, negative))
+    prompts = [Prompt("red " * 10 + f"circle {number % 10}") for number in range(300)]  # ten texts, whose last word hides part of the tag
+    policy.require(prompts)
+    assert calls == [10, 10, 10]
+    policy.require(prompts)
+    assert len(calls) == 3
+    with pytest.raises(ValueError, match=r"after the prompt '(red )+circle' it is cut off, so that 4 and 1 steps are one"):
+        policy.require([*prompts, reds(12)])
 
 
 def test_the_policy_inside_is_asked_about_prompts_with_their_tags(capsys):

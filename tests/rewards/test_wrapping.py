@@ -76,18 +76,17 @@ def test_a_score_that_does_not_apply_stays_none_behind_a_wrapper(around, expecte
     assert every.tolist() == expected
 
 
-def test_a_sum_takes_a_partial_score_of_every_picture():
-    wrapped = WeightedSum(
-        {"y": brightness, "x": lambda images, prompts: Partial(brightness(images, prompts), torch.ones(3, dtype=torch.bool))}
-    )
+@pytest.mark.parametrize("kind", [WeightedSum, Concurrent])
+def test_a_sum_takes_a_partial_score_of_every_picture(kind):
+    wrapped = kind({"y": brightness, "x": lambda images, prompts: Partial(brightness(images, prompts), torch.ones(3, dtype=torch.bool))})
     assert wrapped(IMAGES, PROMPTS).tolist() == [0.0, 1.0, 2.0]
 
 
-def test_a_sum_with_a_score_that_does_not_apply_is_refused_and_not_made_up():
-    with pytest.raises(
-        RewardError, match=r"WeightedSum.rewards must apply to every picture; 'x' does not. Give the run the rewards by name"
-    ):
-        score({"r": WeightedSum({"y": brightness, "x": not_the_second})}, IMAGES, PROMPTS)
+@pytest.mark.parametrize("kind", [WeightedSum, Concurrent])
+def test_a_sum_with_a_score_that_does_not_apply_is_refused_and_not_made_up(kind):
+    said = rf"{kind.__name__}.rewards must apply to every picture; 'x' does not. Give the run the rewards by name"
+    with pytest.raises(RewardError, match=said):
+        score({"r": kind({"y": brightness, "x": not_the_second})}, IMAGES, PROMPTS)
 
 
 @pytest.mark.parametrize("wrapped", [Clipped(broken, 0.0, 1.0), BinaryLiking(broken, 0.5), Cached(broken), Concurrent({"x": broken})])

@@ -59,12 +59,13 @@ class WeightedCleanTarget(FakeTarget):
     """The same target with the importance weight of xhat0's own noising, in clean-prediction units with a cap on the signal-to-noise.
 
         m = (a (x - (1 - s) xhat0) + b e) / tau                            the whole noise of x_tau relative to xhat0
-        weight = min(((1 - tau) / tau)^2, cap) tau^2 exp(-|m|^2 / 2) / exp(-|e|^2 / 2)
+        weight = min(((1 - tau) / tau)^2, cap) tau^2 r
+        r = (b / tau)^D exp(-|m|^2 / 2) / exp(-|e|^2 / 2)                  N(x_tau; (1 - tau) xhat0, tau^2) / N(x_tau; a x, b^2)
 
     Args:
         cap: largest signal-to-noise ratio
-        tempered: |.|^2 is the mean over the dimensions, as in the TDM demo; false takes the sum, the true likelihood ratio, whose
-            minimiser is the law of diffused xhat0
+        tempered: r is exp(-<m^2> / 2) / exp(-<e^2> / 2) with means over the D dimensions, as in the TDM demo; false takes the true
+            likelihood ratio, whose mean is 1 and whose minimiser is the law of diffused xhat0
 
     Reference: Luo et al., TDM, arXiv:2503.06674.
     """
@@ -76,10 +77,11 @@ class WeightedCleanTarget(FakeTarget):
         a, b = kernel(ends.s, ends.tau)
         carried = ends.end - expand(1 - ends.s, ends.end) * ends.clean
         mixed = (expand(a, carried) * carried + expand(b, carried) * ends.noise) / expand(ends.tau, carried)
-        size = 1 if self.tempered else ends.noise[0].numel()
-        ratio = (size * (mean_over_dimensions(ends.noise.square()) - mean_over_dimensions(mixed.square())) / 2).exp()
+        log_ratio = (mean_over_dimensions(ends.noise.square()) - mean_over_dimensions(mixed.square())) / 2
+        if not self.tempered:
+            log_ratio = ends.noise[0].numel() * (log_ratio + (b / ends.tau).log())
         signal = ((1 - ends.tau) / ends.tau).square().clamp(max=self.cap)
-        return _clean_velocity(ends), signal * ends.tau.square() * ratio
+        return _clean_velocity(ends), signal * ends.tau.square() * log_ratio.exp()
 
 
 @attrs.frozen
