@@ -1,3 +1,6 @@
+import itertools
+import re
+
 import pytest
 import torch
 from rich.console import Console as Terminal
@@ -45,6 +48,17 @@ def test_a_line_shows_the_last_check_of_the_contract(capsys):
     for done, line in zip((10, 20), lines, strict=True):
         last = [number for number in noted.seen[:done] if number is not None][-1]
         assert f"ratio check {last:.0e}  " in line
+
+
+def test_a_second_run_of_one_console_counts_its_own_rows(monkeypatch, capsys):
+    ticks = itertools.count()
+    monkeypatch.setattr("diffalign.runs.console.time.monotonic", lambda: float(next(ticks)))
+    console = Console(lines=1)
+    for _ in range(2):
+        ring_loop(None, [console]).run(2)
+    speeds = re.findall(r"(\d+) rows/s", capsys.readouterr().out)
+    assert len(speeds) == 2
+    assert speeds[0] == speeds[1] != "0"
 
 
 def test_a_run_that_is_not_checked_shows_none(capsys):

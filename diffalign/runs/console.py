@@ -61,7 +61,7 @@ class Console(Hook):
     def start(self, loop: AlignmentLoop, step: int, total: int) -> None:
         if loop.devices.rank != 0:
             return
-        self._began, self._first, self._told, self._deviation = time.monotonic(), step, 0, None
+        self._began, self._first, self._told, self._deviation, self._rows = time.monotonic(), step, 0, None, 0
         threads = f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
         self._say(f"{type(loop.objective).__name__}: steps {step} to {total}, {loop.prompts_per_step} prompts a step, {threads}")
         self._say_evaluations(loop)
