@@ -97,25 +97,26 @@ def learned(loop: AlignmentLoop, steps: int, shuffle: bool) -> SurrogateReward:
     objective = loop.objective
     if not isinstance(objective, SurrogateReward) or not isinstance(objective.policy, TDMPolicy):
         raise ValueError("the probe needs a run of SurrogateReward around a TDMPolicy")
-    alone = AlignmentLoop(
-        objective=AtRest(objective, shuffle),
+    alone = around(loop, AtRest(objective, shuffle), loop.max_grad_norm)
+    alone.run(steps)
+    return objective
+
+
+def around(loop: AlignmentLoop, objective: Objective, max_grad_norm: float | None) -> AlignmentLoop:
+    """A loop of the same parts around another objective, with the optimizers of the roles that it trains."""
+    roles = {role for phase in objective.phases() for role in phase.trains}
+    return AlignmentLoop(
+        objective=objective,
         sampler=loop.sampler,
         rewards=loop.rewards,
         prompts=loop.prompts,
         aggregation=loop.aggregation,
         prompts_per_step=loop.prompts_per_step,
-        optimizers={role: factory for role, factory in loop.optimizers.items() if role in LEARNERS and role in alone_roles(objective)},
-        max_grad_norm=loop.max_grad_norm,
+        optimizers={role: factory for role, factory in loop.optimizers.items() if role in roles or role == "default"},
+        max_grad_norm=max_grad_norm,
         seed=loop.seed,
         check_rows=0,
     )
-    alone.run(steps)
-    return objective
-
-
-def alone_roles(objective: SurrogateReward) -> set[str]:
-    """The roles that learn at rest."""
-    return {role for phase in AtRest(objective).phases() for role in phase.trains}
 
 
 def surrogate_direction(objective: SurrogateReward, streams: Streams) -> Direction:

@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.intervals import shown
 from benchmarks.record import Record
 from benchmarks.study.gradient_noise import Recorder, signal
-from benchmarks.study.probe import learned, run_of, scored, surrogate_direction
+from benchmarks.study.probe import around, learned, run_of, scored, surrogate_direction
 from benchmarks.subjects.surrogate_order import implicit_rewards, pairs_ordered
 from diffalign import AlignmentLoop, Prompt
 from diffalign.core import Objective, Phase, Policy, Progress, Streams
@@ -61,17 +61,7 @@ class Pull(Objective):
 def pulls(loop: AlignmentLoop, objective: SurrogateReward, steps: int, batches: int) -> Tensor:
     """Inner products [n, n] of the reward term's gradients in n steps after the first `steps`."""
     objective.mix = WeightedMix(reward=1.0, guidance=0.0, kl=0.0)
-    alone = AlignmentLoop(
-        objective=Pull(objective),
-        sampler=loop.sampler,
-        rewards=loop.rewards,
-        prompts=loop.prompts,
-        aggregation=loop.aggregation,
-        prompts_per_step=loop.prompts_per_step,
-        optimizers={role: factory for role, factory in loop.optimizers.items() if role in ("generator", "default")},
-        seed=loop.seed,
-        check_rows=0,
-    )
+    alone = around(loop, Pull(objective), max_grad_norm=None)  # clipped gradients would hide their lengths
     recorder = alone.running["generator"] = Recorder(objective.policy.trainable_parameters().values())
     for step in range(steps, steps + batches):
         alone.step(alone.prompts.draw(step, alone.prompts_per_step), Progress(step, steps + batches))

@@ -6,7 +6,7 @@ from torch import Tensor
 from diffalign.core import Policy, Streams, TrajectoryBatch
 from diffalign.objectives import SurrogateReward
 from diffalign.objectives.few_step.matching import Queries, unguided
-from diffalign.objectives.few_step.noising import bridge_velocity, diffuse, mean_over_dimensions
+from diffalign.objectives.few_step.noising import bridge, mean_over_dimensions
 from diffalign.objectives.few_step.stages import Rows
 
 
@@ -30,7 +30,7 @@ def implicit_rewards(objective: SurrogateReward, batch: TrajectoryBatch, draws: 
     rows = Rows.of(batch, (len(batch.sigmas) - 2,) * draws)
     queries = Queries(objective.reward_interval, objective.times, objective.surrogate_floor, "group", True, objective.surrogate_ceiling)
     tau, noise = queries(rows, Streams(seed), "order")
-    noised, target = diffuse(rows.end, rows.sigma_end, tau, noise), bridge_velocity(rows.end, rows.sigma_end, tau, noise)
+    noised, target = bridge(rows.end, rows.sigma_end, tau, noise)
     condition = named["teacher"].encode(batch.condition.prompts).select(rows.prompt)
 
     def errors(policy: Policy) -> Tensor:

@@ -231,8 +231,9 @@ def require_fit(objective: Objective, sampler: TrajectorySampler, prompts: Promp
     if (outline := sampler.outline(objective.behavior())) is not None:
         objective.require(outline)
     if isinstance(prompts, Listed):
-        require_drawn(objective.policy, prompts.prompts)
-        require(readers, [Prompt.of(prompt) for prompt in prompts.prompts])
+        known = [Prompt.of(prompt) for prompt in prompts.prompts]
+        require_drawn(objective.policy, known)
+        require(readers, known)
 
 
 def require_drawn(policy: Policy, prompts: Iterable[str]) -> None:

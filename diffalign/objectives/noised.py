@@ -13,7 +13,7 @@ from torch import Tensor
 from diffalign.core import Condition, NonFiniteError, Policy, ScoredBatch, TrajectoryBatch
 from diffalign.core.transition import expand
 
-from .few_step.noising import kernel
+from .few_step.noising import bridge
 
 _PER_SAMPLE = 1 << 32
 """Factor in the node ids of noise: sample * 2^32 + place of the level. So ids do not depend on the other prompts."""
@@ -107,7 +107,7 @@ class NoisedSamples:
         """Add noise to the units [B], chosen by index.
 
         Raises:
-            ValueError: a level lies below the last of the rollout.
+            ValueError: a level is not above the last of the rollout.
         """
         trajectories, streams = self.batch.trajectories, self.batch.streams
         units = units.to(self.sigma.device)
@@ -121,12 +121,8 @@ class NoisedSamples:
         if self.antithetic:
             noise = noise * expand(1 - 2 * (level % 2), noise)
         sigma = self.sigma[sample, level]
-        end, tau = trajectories.sigmas[-1].to(clean).expand(len(units)), sigma.to(clean)
-        a, b = kernel(end, tau)
-        latents = (expand(a, clean) * clean + expand(b, noise) * noise).to(stored.dtype)
-        # both terms of `bridge_velocity`; with an end of 0 they are unchanged to the last bit
-        clean, noise = clean / expand(1 - end, clean), expand((tau + end.square() * a / (1 - end)) / b, noise) * noise
-        return Noised(latents, sigma, trajectories.condition.select(prompt), noise - clean)
+        latents, target = bridge(clean, trajectories.sigmas[-1].to(clean).expand(len(units)), sigma.to(clean), noise)
+        return Noised(latents.to(stored.dtype), sigma, trajectories.condition.select(prompt), target)
 
     def require_finite(self, values: Tensor, units: Tensor, whose: str) -> None:
         """Refuse numbers that are not finite.

@@ -37,6 +37,7 @@ def test_the_pull_is_the_reward_terms_alone_and_moves_nothing(student):
     products = surrogate.pulls(loop, objective, 2, 3)
     assert products.shape == (3, 3)
     assert float(products.diagonal().min()) > 0
+    assert float(products.diagonal().max()) > 2, "no gradient is clipped to a length of 1"
     before = load_file(student / "student.safetensors")
     assert all(torch.equal(tensor.detach(), before[name]) for name, tensor in objective.policy.policy.own_parameters().items())
     named = objective.policies()

@@ -31,19 +31,25 @@ def diffuse(state: Tensor, s: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
     return expand(a, state) * state + expand(b, state) * noise
 
 
-def bridge_velocity(state: Tensor, s: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
-    """The derivative d x_tau / d tau = -x_s / (1 - s) + (e / b) (tau + s^2 a / (1 - s)): [B, *] (equation T).
+def bridge(state: Tensor, s: Tensor, tau: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """x_tau = a x_s + b e and its derivative by tau, -x_s / (1 - s) + (e / b) (tau + s^2 a / (1 - s)): [B, *] each (equation T).
 
-    Its mean given x_tau is -x_tau / (1 - tau) - tau / (1 - tau) score(x_tau), the exact velocity of the diffused law of the states,
-    whatever that law is. At s = 0 it is e - x_0. Its variance diverges as tau falls to s, so keep a margin.
+    The mean of the derivative given x_tau is -x_tau / (1 - tau) - tau / (1 - tau) score(x_tau), the exact velocity of the diffused law of
+    the states, whatever that law is. At s = 0 it is e - x_0. Its variance diverges as tau falls to s, so keep a margin.
 
     Raises:
-        ValueError: tau = s, where it is infinite.
+        ValueError: tau = s, where the derivative is infinite.
     """
     a, b = kernel(s, tau)
     if bool((b <= 0).any()):
         raise ValueError(f"the velocity of added noise needs tau above s; got tau {tau.tolist()} and s {s.tolist()}")
-    return -state / expand(1 - s, state) + expand((tau + s.square() * a / (1 - s)) / b, state) * noise
+    velocity = -state / expand(1 - s, state) + expand((tau + s.square() * a / (1 - s)) / b, state) * noise
+    return expand(a, state) * state + expand(b, state) * noise, velocity
+
+
+def bridge_velocity(state: Tensor, s: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
+    """The derivative of `bridge` alone: [B, *]."""
+    return bridge(state, s, tau, noise)[1]
 
 
 def mean_over_dimensions(values: Tensor) -> Tensor:

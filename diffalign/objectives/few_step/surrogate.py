@@ -12,7 +12,7 @@ from torch import Tensor
 from diffalign.core import Condition, Loss, Policy, group_mean, micro_batched
 
 from .group_objectives import GroupObjective
-from .noising import bridge_velocity, diffuse, mean_over_dimensions
+from .noising import bridge, mean_over_dimensions
 from .stages import Rows
 from .trust_regions import TrustRegion, ran_away
 
@@ -60,8 +60,7 @@ def prefer(
         budget: rows per micro-batch
     """
     tau, noise = drawn
-    noised = diffuse(rows.end, rows.sigma_end, tau, noise)
-    target = bridge_velocity(rows.end, rows.sigma_end, tau, noise)
+    noised, target = bridge(rows.end, rows.sigma_end, tau, noise)
 
     def velocity(policy: Policy, index: Tensor) -> Tensor:
         return policy.velocity(noised[index], tau[index], condition.select(rows.prompt[index]))
@@ -113,8 +112,7 @@ def regress(
 ) -> Iterator[Loss]:
     """Sum_i weight_i ||v_i - v*_i||^2 on the rows of the surrogate, which makes `policy` the score of what is sampled now."""
     tau, noise = drawn
-    noised = diffuse(rows.end, rows.sigma_end, tau, noise)
-    target = bridge_velocity(rows.end, rows.sigma_end, tau, noise)
+    noised, target = bridge(rows.end, rows.sigma_end, tau, noise)
     for index in rows.pieces(budget):
         velocity = policy.velocity(noised[index], tau[index], condition.select(rows.prompt[index]))
         error = mean_over_dimensions((velocity - target[index]).square())
