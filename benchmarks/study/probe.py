@@ -32,8 +32,8 @@ from diffalign.digits.judge import FILE
 from diffalign.digits.networks import JudgeNetwork
 from diffalign.objectives import SurrogateReward
 from diffalign.objectives.few_step.matching import Predictor, Queries, unguided
-from diffalign.objectives.few_step.noising import diffuse
 from diffalign.objectives.few_step.stages import Rows
+from diffalign.objectives.noising import diffuse
 from diffalign.policies import TDMPolicy
 from diffalign.samplers import DeterministicSampler
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffalign.core import Condition, NonFiniteError, Policy, ScoredBatch, TrajectoryBatch
 from diffalign.core.transition import expand
 
-from .few_step.noising import bridge
+from .noising import bridge
 
 _PER_SAMPLE = 1 << 32
 """Factor in the node ids of noise: sample * 2^32 + place of the level. So ids do not depend on the other prompts."""

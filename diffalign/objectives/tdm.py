@@ -12,12 +12,12 @@ from .few_step.directions import Distance, Huber, Normalizer, PerTerm, pull
 from .few_step.fake_targets import CleanTarget, FakeTarget
 from .few_step.intervals import Interval, Overlap
 from .few_step.matching import Predictor, Queries, Shared, fake_losses, random_ends, scale_of, unguided
-from .few_step.noising import diffuse, mean_over_dimensions
 from .few_step.query_times import QueryTime, ShiftedTime
 from .few_step.roles import conditions, frozen_teacher, moving_fork
 from .few_step.stage_samplers import EveryStage, StageSampler
 from .few_step.stages import Rows
 from .few_step.update_plans import InOrder, Role, UpdatePlan
+from .noising import diffuse, mean_over_dimensions
 
 
 @attrs.define(eq=False)

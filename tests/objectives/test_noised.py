@@ -7,8 +7,8 @@ from chosen import PROMPTS, SAMPLES, batch_for
 
 from diffalign.core import NonFiniteError
 from diffalign.objectives.draws import GridDraws
-from diffalign.objectives.few_step.noising import bridge_velocity, diffuse
 from diffalign.objectives.noised import NoisedSamples, mean_square
+from diffalign.objectives.noising import bridge_velocity, diffuse
 from diffalign.samplers import DeterministicSampler
 from diffalign.testing import TinyPolicy
 

@@ -36,8 +36,8 @@ from diffalign.objectives.few_step import (
     WeightedMix,
 )
 from diffalign.objectives.few_step.matching import Queries
-from diffalign.objectives.few_step.noising import bridge_velocity, diffuse
 from diffalign.objectives.few_step.stages import Rows
+from diffalign.objectives.noising import bridge_velocity, diffuse
 from diffalign.policies import TDMPolicy
 from diffalign.prompts import Prompts
 from diffalign.runs.checkpoints import load, save

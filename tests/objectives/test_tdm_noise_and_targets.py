@@ -24,8 +24,8 @@ from diffalign.objectives.few_step import (
     WeightedCleanTarget,
 )
 from diffalign.objectives.few_step.fake_targets import NoisedEnds
-from diffalign.objectives.few_step.noising import bridge_velocity, diffuse, kernel
 from diffalign.objectives.few_step.query_times import shift_time, unshift_time
+from diffalign.objectives.noising import bridge_velocity, diffuse, kernel
 
 
 @given(LEVELS, LEVELS, LEVELS)

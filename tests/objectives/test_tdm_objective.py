@@ -25,8 +25,8 @@ from diffalign.objectives.few_step import (
     WeightedCleanTarget,
 )
 from diffalign.objectives.few_step.matching import Queries
-from diffalign.objectives.few_step.noising import diffuse
 from diffalign.objectives.few_step.stages import Rows
+from diffalign.objectives.noising import diffuse
 from diffalign.policies import GaussianMixturePolicy, TDMPolicy
 from diffalign.prompts import Prompts
 from diffalign.samplers import ChainSampler, DeterministicSampler, FixedPlan, TreeSampler

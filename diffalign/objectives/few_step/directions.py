@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from .noising import mean_over_dimensions
+from ..noising import mean_over_dimensions
 
 TERMS = ("kl", "guidance", "reward")
 """f_psi - f_fake; (g - 1) (f_psi(c) - f_psi(null)); f_phi - f_base."""

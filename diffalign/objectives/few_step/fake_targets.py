@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffalign.core.transition import expand
 
-from .noising import bridge_velocity, kernel, mean_over_dimensions
+from ..noising import bridge_velocity, kernel, mean_over_dimensions
 
 
 @attrs.frozen(eq=False)

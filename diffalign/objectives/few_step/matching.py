@@ -14,9 +14,9 @@ from diffalign.core import Condition, Guidance, Guided, Loss, Policy, Streams
 from diffalign.core.transition import expand
 from diffalign.core.words import allowed_word
 
+from ..noising import diffuse, mean_over_dimensions
 from .fake_targets import FakeTarget, NoisedEnds
 from .intervals import Interval
-from .noising import diffuse, mean_over_dimensions
 from .query_times import QueryTime
 from .stages import Rows, draw_noise, draw_uniform
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from diffalign.core import Condition, Loss, Policy
 
+from ..noising import diffuse, mean_over_dimensions
 from .directions import Distance, GeneratorMix, Normalizer, pull
 from .matching import Predictor
-from .noising import diffuse, mean_over_dimensions
 from .stages import Rows
 
 

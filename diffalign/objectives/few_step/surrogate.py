@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffalign.core import Condition, Loss, Policy, group_mean, micro_batched
 
+from ..noising import bridge, mean_over_dimensions
 from .group_objectives import GroupObjective
-from .noising import bridge, mean_over_dimensions
 from .stages import Rows
 from .trust_regions import TrustRegion, ran_away
 
