@@ -64,9 +64,11 @@ It says
   the roofline: a floor. Measured steps of SD3.5-M took 1.2 (compiled and recorded) to 2.4 times the bound "operator by operator"; a call of
   one row, which waits for the host, up to ten times. If prompts ask for several sizes, it is the mean over the prompts.
 
-Not in it: rewards and the evaluation, which are not built; the allocator's own room (leave a tenth); the unpacking of quantised weights;
-the update of few-step objectives, whose roles evaluate different numbers of rows ([few-step students](few_step.md#roles) gives them): its
-rows, memory and time are "not known". The metrics `rows/ROLE/update` and `memory/update_bytes` of a run's first step say them.
+Not in it: rewards and the evaluation, which are not built; the allocator's own room (leave a tenth); the unpacking of quantised weights.
+Of [few-step objectives](few_step.md#roles) the losses of all roles are counted, with gradient and without, of a step in which none rests;
+where stages are drawn, their mean number. An objective of your own says its rows by `update_rows` or `step_rows`
+([extending](extending.md#an-objective)), else they are "not known": the metrics `rows/ROLE/update` and `memory/update_bytes` of a run's
+first step say them.
 Known are {known}. `path` may also be such a name. A run that has its weights is planned in the same way by `diffalign check RUN.yaml`.
 
 ## All that is missing

@@ -177,6 +177,9 @@ def test_compare_where_no_reward_applies_compares_the_diversity(trained, capsys)
         (["compare", "runs/slow", "runs/fast", "--total", "3"], "compare takes runs and nothing else; got --total 3"),
         (["evaluate", "runs/slow", "--samples", "1"], "--samples must be at least 2"),
         (["evaluate", "runs/slow", "--reward", "nothing.here"], "--reward must be"),
+        (["evaluate", "runs/slow", "--reward", "red=my_parts.green"], "--reward must have another name than the run's own rewards; 'red' is"),
+        (["evaluate", "runs/slow", "--reward", "a=my_parts.red", "--reward", "a=my_parts.long"], "--reward must give each part a name of"),
+        (["evaluate", "runs/slow", "--features", "PixelFeatures", "--features", "pixel=PixelFeatures"], "; two are called 'pixel'"),
         (["evaluate", "runs/slow", "--prompts", "absent.txt"], "'absent.txt'"),
         (["evaluate", "toy.yaml", "--evaluation", "null"], "--prompts must name a prompt file"),
         (["evaluate", "toy.yaml", "--evaluation.rewards", "{red: my_parts.green}"], "evaluation.rewards.red must have another name"),
@@ -217,6 +220,17 @@ def test_different_rewards_under_one_name_are_refused(trained, capsys):
     assert main(["compare", "runs/slow", "odd.yaml"]) == 2
     said = capsys.readouterr().err
     assert "the reward 'green' must be the same in all runs; it is my_parts.green in slow and my_parts.long in odd" in said
+
+
+def test_a_reward_of_the_command_line_does_not_take_the_place_of_that_of_another_run(trained, capsys):
+    (trained / "letters.yaml").write_text((trained / "toy.yaml").read_text().replace("my_parts.red", "{letters: my_parts.long}"))
+    assert main(["compare", "runs/slow", "letters.yaml", "--reward", "letters=my_parts.green", "--out", "apart"]) == 2
+    assert "than the run's own rewards; 'letters' is one" in capsys.readouterr().err
+
+
+def test_evaluate_says_which_reward_scored_nothing(trained, capsys):
+    assert main(["evaluate", "runs/slow", "--reward", "never=my_parts.never", "--out", "unscored-alone"]) == 0
+    assert "No prompt was scored by the reward never: it has no number.\n" in capsys.readouterr().out
 
 
 CATS = """{"tag": "two_object", "include": [{"class": "cat", "count": 1}], "prompt": "a"}

@@ -31,7 +31,8 @@ from diffalign.core import Condition, Loss, Objective, Phase, Policy, Progress, 
 from diffalign.digits.judge import FILE
 from diffalign.digits.networks import JudgeNetwork
 from diffalign.objectives import SurrogateReward
-from diffalign.objectives.few_step.matching import Predictor, Queries, unguided
+from diffalign.objectives.few_step.matching import Predictor, Queries
+from diffalign.objectives.few_step.roles import unguided
 from diffalign.objectives.few_step.stages import Rows
 from diffalign.objectives.noising import diffuse
 from diffalign.policies import TDMPolicy

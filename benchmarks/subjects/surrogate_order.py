@@ -5,7 +5,8 @@ from torch import Tensor
 
 from diffalign.core import Policy, Streams, TrajectoryBatch
 from diffalign.objectives import SurrogateReward
-from diffalign.objectives.few_step.matching import Queries, unguided
+from diffalign.objectives.few_step.matching import Queries
+from diffalign.objectives.few_step.roles import unguided
 from diffalign.objectives.few_step.stages import Rows
 from diffalign.objectives.noising import bridge, mean_over_dimensions
 

@@ -24,6 +24,7 @@ from .transition import CPS, Euler, FlowSDE, Gaussian, TransitionKernel
 from .schedule import Constant, Cosine, Delayed, Linear, Ramp, Scalar, ShiftedGrid, resolution_shift, scalar, shifted_sigmas
 
 # the interfaces of parts, and what a part can do beyond its own
+from .update_rows import UpdateRows
 from .interfaces import (
     Outline,
     TrajectorySampler,
@@ -160,6 +161,7 @@ __all__ += [
     # an objective
     "Objective",
     "Phase",
+    "UpdateRows",
     "Edges",
     "replay",
     "replay_log_prob",

@@ -79,3 +79,12 @@ class Guided(PolicyAround):
 
     def fork(self, *, trainable: bool = False, pristine: bool = False) -> Self:
         return type(self)(self.policy.fork(trainable=trainable, pristine=pristine), self.scale, self.negative)
+
+
+def evaluations(policy: Policy) -> int:
+    """Network rows for one row of the policy: two under guidance."""
+    count = 1
+    while isinstance(policy, PolicyAround):
+        count *= 2 if isinstance(policy, Guided) and policy.scale != policy.no_guidance else 1
+        policy = policy.policy
+    return count

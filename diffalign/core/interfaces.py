@@ -14,6 +14,7 @@ from .processes import Devices
 from .scores import Partial, Scores
 from .streams import Streams
 from .types import Condition, Loss, Progress, Prompt, ScoredBatch, Size, TrajectoryBatch
+from .update_rows import UpdateRows
 
 
 @attrs.frozen(eq=False)
@@ -39,6 +40,11 @@ class Outline:
     def grids(self) -> tuple[Tensor, ...]:
         """All noise grids of the run, that of `sigmas` first."""
         return (self.sigmas, *self.others)
+
+    @property
+    def stages(self) -> int:
+        """Number T of denoising steps."""
+        return len(self.sigmas) - 1
 
 
 class TrajectorySampler(ABC):
@@ -221,6 +227,19 @@ class Objective(ABC):
             The number of rows; None if it is not known.
         """
         return parents or None
+
+    def step_rows(self, outline: Outline) -> UpdateRows | None:
+        """Network rows of all updates of a step, where they are more than `update_rows` of one policy and of a reference.
+
+        Forecasts use it. An objective whose rows vary gives their mean, of a step in which nothing rests.
+
+        Args:
+            outline: properties of the trajectories of a prompt
+
+        Returns:
+            The rows; None, the default, if `update_rows` says enough.
+        """
+        return None
 
     def after_update(self, role: str) -> None:  # noqa: B027  a hook with a default
         """Act after each optimizer step of a role."""

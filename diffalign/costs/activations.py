@@ -6,8 +6,8 @@ import math
 import attrs
 import torch
 
-from ..core import AlignmentLoop, Guided, Listed, Policy, Prompt, Size
-from ..core.wrapper import PolicyAround
+from ..core import AlignmentLoop, Listed, Policy, Prompt, Size
+from ..core.guided import evaluations
 from .rows import Counted, Line
 from .sizes import activation_bytes
 
@@ -115,12 +115,3 @@ def sizes_of(loop: AlignmentLoop) -> dict[Size | None, float]:
 def largest_size(loop: AlignmentLoop, policy: Policy) -> Size | None:
     """Find the largest image size that a prompt of the run asks for; None is the policy's own."""
     return max(sizes_of(loop), key=lambda asked: math.prod(policy.sized(asked).latent_shape))
-
-
-def evaluations(policy: Policy) -> int:
-    """Network rows for one row of the policy: two under guidance."""
-    count = 1
-    while isinstance(policy, PolicyAround):
-        count *= 2 if isinstance(policy, Guided) and policy.scale != policy.no_guidance else 1
-        policy = policy.policy
-    return count

@@ -9,15 +9,17 @@ from torch import nn
 
 from ..core import AlignmentLoop, Policy
 from ..core.budget import rows_of
+from ..core.guided import evaluations
 from ..processes.sharding import separate, sharded_bytes
 from ..samplers import Branches, Branching
-from .activations import Activations, counted_by_size, evaluations, sizes_of
+from .activations import Activations, counted_by_size, sizes_of
 from .beside import beside_bytes
 from .cards import Card
 from .kept import Kept
 from .limits import limits, work_of
 from .rows import innermost
 from .sizes import figures, size, state_bytes, tensor_bytes, token_layers, tokens
+from .updates import rows_at_once
 
 _GIB = 1024**3
 
@@ -104,7 +106,7 @@ def _memory(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activ
     largest = activations.size
     fixed, beside = _fixed_bytes(loop, cluster) - cluster.saved, beside_bytes(loop.objective.policy)
     groups = -(-loop.prompts_per_step // cluster.devices)
-    update = _update_rows(loop, tree)
+    update = None if tree is None else rows_at_once(loop, tree)
     replayed = (update or 0) * groups
     rows = min(rows_of(loop.objective) or replayed, replayed)
     graphs = Kept(0, 0, 1) if tree is None else Kept.of(loop, tree, update)
@@ -176,15 +178,10 @@ def _row_budget(cluster: Cluster, memory: float, activations: Activations, graph
     return f"all {replayed} rows{each} of an update fit {memory:g} GiB at once ({fits} would)"
 
 
-def _update_rows(loop: AlignmentLoop, tree: Branching | None) -> int | None:
-    """Network rows of an update for one prompt and one policy; None where they are not known."""
-    return None if tree is None else loop.objective.update_rows(tree.leaves, tree.replay_rows)
-
-
 def _speed(loop: AlignmentLoop, cluster: Cluster, tree: Branching | None, activations: Activations) -> Iterator[tuple[str, str]]:
-    policy, update = loop.objective.policy, _update_rows(loop, tree)
     if tree is None:
         return
+    policy, update = loop.objective.policy, rows_at_once(loop, tree)
     if update is None:
         yield "steps per hour", f"not known: {type(loop.objective).__name__} does not say how many rows an update has"
         return

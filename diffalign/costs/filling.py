@@ -5,9 +5,10 @@ import torch
 
 from ..core import AlignmentLoop, Hook, Report
 from ..core.budget import has_rows, limited, rows_of
+from ..core.guided import evaluations
 from ..core.memory import DeviceMemory, Usage
 from ..core.unessential import say
-from .activations import evaluations, largest_size
+from .activations import largest_size
 from .sizes import activation_bytes, size
 
 _UNKNOWN = 4

@@ -8,12 +8,14 @@ from torch import nn
 
 from ..core import AlignmentLoop
 from ..core.budget import rows_of
+from ..core.guided import evaluations
 from ..samplers import Branches, Branching
-from .activations import Activations, evaluations
+from .activations import Activations
 from .beside import beside_bytes
 from .kept import Kept
 from .sizes import size, tensor_bytes
 from .sizes import state_bytes as _state_bytes
+from .updates import rows_at_once, step_rows
 
 
 def forecast(loop: AlignmentLoop, total: int, activations: Activations | None = None, saved: int = 0) -> str:
@@ -42,7 +44,7 @@ def _plan(loop: AlignmentLoop, plan: Branching | None, total: int) -> Iterator[t
     each = evaluations(loop.objective.behavior())
     calls = each * sum(-(-width * count // rows) if rows else 1 for count in sizes for width in plan.evaluated)
     leaves, replay = plan.leaves, plan.replay_rows
-    update = loop.objective.update_rows(leaves, replay)
+    update, every = rows_at_once(loop, plan), step_rows(loop)
     rollout, trained = each * plan.rollout_rows, evaluations(loop.objective.policy) * (update or 0)
     drawn = sum(width * children for width, children, eta in zip(plan.widths, plan.children, plan.noise_levels, strict=False) if eta > 0)
     yield "leaves per prompt", f"{leaves}"
@@ -52,6 +54,16 @@ def _plan(loop: AlignmentLoop, plan: Branching | None, total: int) -> Iterator[t
         yield (
             "update",
             f"not known: no step of the rollout is stochastic, and {type(loop.objective).__name__} does not say what it evaluates",
+        )
+    elif every is not None:
+        passes = "losses of the trained roles" if len(loop.trained()) > 1 else "losses"
+        trained, frozen = sum(every.trained), sum(every.frozen)
+        yield (
+            "update",
+            (
+                f"{trained} network rows a prompt with gradient, in {passes} of at most {update}, and {frozen} without; "
+                f"{trained * prompts} and {frozen * prompts} a step"
+            ),
         )
     elif (kept := Kept.of(loop, plan, update)).spares:
         graph = evaluations(loop.objective.behavior()) * kept.rows
@@ -88,7 +100,7 @@ def _memory(loop: AlignmentLoop, plan: Branching | None, activations: Activation
         policy = loop.objective.behavior().sized(activations.size)
         nodes = sum(plan.widths) * loop.prompts_per_step
         entries.append(("latents and means of a rollout, at most", 2 * nodes * 4 * torch.Size(policy.latent_shape).numel()))
-        update = loop.objective.update_rows(plan.leaves, plan.replay_rows)
+        update = rows_at_once(loop, plan)
         if update is not None and activations.known:
             entries.append(_passes(loop, Kept.of(loop, plan, update), update, activations))
         else:

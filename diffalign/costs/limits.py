@@ -5,18 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..core import AlignmentLoop
 from ..core.budget import rows_of
+from ..core.guided import evaluations
 from ..samplers import Branching
-from .activations import evaluations
 from .cards import Card
 from .expected import Manner
 from .kept import Kept
 from .roofline import Bound, Work, bounds, expected, pieces
 from .rows import Counted
 from .sizes import figures
+from .updates import calls_of, step_rows
 
 
 def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1, more: int = 0) -> Work:
-    """List the network calls of a step on one device. Only replay and reference are counted of what an objective evaluates.
+    """List the network calls of a step on one device. An update has those of `Objective.step_rows`, or replay, reference and old weights.
 
     Args:
         loop: the built loop
@@ -33,11 +34,15 @@ def work_of(loop: AlignmentLoop, tree: Branching, update: int, devices: int = 1,
     noisy = [width for width, eta in zip(tree.widths, tree.noise_levels, strict=False) if eta > 0 and graphs.spares]
     kept = [rows for count in sizes for width in noisy for rows in pieces(width * count, rows_of(loop.sampler))]
     before = graphs.spares > 0 and graphs.updates > 1  # the log-probabilities that later updates compare with
+    beside, each = before + sum(name in loop.policies() for name in ("reference", "old")), evaluations(loop.objective.policy)
+    updates, frozen = once * graphs.evaluated * each, once * beside * each
+    if (every := step_rows(loop)) is not None:
+        updates, frozen = calls_of(every, groups, rows_of(loop.objective))
     numbers = sum(parameter.numel() for policy in loop.trained().values() for parameter in policy.trainable_parameters().values())
     return Work(
         tuple(calls) * evaluations(loop.objective.behavior()),
-        once * graphs.evaluated * evaluations(loop.objective.policy),
-        once * (before + ("reference" in loop.policies())) * evaluations(loop.objective.policy),
+        updates,
+        frozen,
         numbers * graphs.updates,
         tuple(kept) * evaluations(loop.objective.policy),
     )
@@ -90,7 +95,8 @@ def limits(
     more = work_of(loop, tree, update, devices, more=1)
     larger = sum(bound.seconds for bound in mean(functools.partial(expected, work=more, card=card, manner=manner)))
     groups = -(-loop.prompts_per_step // devices)
-    evaluated = update if Kept.of(loop, tree, update).evaluated else 0
+    every = step_rows(loop)
+    evaluated = (update if Kept.of(loop, tree, update).evaluated else 0) if every is None else sum(every.trained)
     rolled, trained = evaluations(loop.objective.behavior()) * tree.rollout_rows, evaluations(policy) * evaluated
     yield (
         "one more prompt",

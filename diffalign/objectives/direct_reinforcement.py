@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from diffalign.core import Loss, Objective, Outline, Phase, Policy, Scalar, ScoredBatch
+from diffalign.core import Loss, Objective, Outline, Phase, Policy, Scalar, ScoredBatch, UpdateRows
 
 from .dgpo import DGPO, RECENT
 from .few_step.directions import Distance, Squared
@@ -117,6 +117,12 @@ class DirectReinforcement(Objective):
         matching.require(outline)
         self._require_levels(outline)
         preference.require(outline)
+
+    def step_rows(self, outline: Outline) -> UpdateRows:
+        rows = outline.samples * self.levels
+        preferred = UpdateRows((rows,), (rows,) * (1 + (self.clip is not None)), compared=(rows,))  # the reference, and old weights
+        updates = sum(phase.repeats for phase in self.phases() if "generator" in phase.trains)
+        return self._parts[0].step_rows(outline) + preferred * updates
 
     def after_step(self) -> None:
         self._parts[1].after_step()

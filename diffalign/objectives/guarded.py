@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Budgeted, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch
+from diffalign.core import Budgeted, Loss, Objective, Outline, Phase, Policy, Progress, ScoredBatch, UpdateRows
 
 from .draws import GridDraws
 from .forward import ForwardBatch
@@ -58,17 +58,18 @@ class NormGuarded(Objective):
         return tuple(self._guarded(phase) for phase in self.objective.phases())
 
     def _guarded(self, phase: Phase) -> Phase:
-        if all(policy is not self.policy for policy in phase.trains.values()):
-            return phase
-
         def losses(batch: ScoredBatch, update: int) -> Iterator[Loss]:
             if self.rows is not None and isinstance(self.objective, Budgeted):
                 self.objective.rows = self.rows  # type: ignore[misc]  # the loop has lowered this field, which it knows alone
             yield from phase.losses(batch, update)
-            forward = ForwardBatch(self._draws(batch, f"norm_guard/{update}", "NormGuarded"), self.rows)
-            yield from forward.apart(lambda noised, units: self._penalty(forward, noised, units))
+            if self._trains(phase):
+                forward = ForwardBatch(self._draws(batch, f"norm_guard/{update}", "NormGuarded"), self.rows)
+                yield from forward.apart(lambda noised, units: self._penalty(forward, noised, units))
 
         return attrs.evolve(phase, losses=losses)
+
+    def _trains(self, phase: Phase) -> bool:
+        return any(policy is self.policy for policy in phase.trains.values())
 
     def _penalty(self, forward: ForwardBatch, noised: Noised, units: Tensor) -> Loss:
         assert self.reference is not None
@@ -94,6 +95,11 @@ class NormGuarded(Objective):
     def update_rows(self, samples: int, parents: int) -> int | None:
         own = self.objective.update_rows(samples, parents)
         return None if own is None else own + samples * self._draws.units
+
+    def step_rows(self, outline: Outline) -> UpdateRows | None:
+        own, guarded = self.objective.step_rows(outline), outline.samples * self._draws.units
+        updates = sum(phase.repeats for phase in self.phases() if self._trains(phase))
+        return None if own is None else own + UpdateRows((guarded,), (guarded,)) * updates
 
     def after_update(self, role: str) -> None:
         self.objective.after_update(role)

@@ -9,7 +9,21 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import ROOT, Loss, NonFiniteError, Objective, Phase, Policy, Prompt, ScoredBatch, TrajectoryBatch, require_frozen
+from diffalign.core import (
+    ROOT,
+    Loss,
+    NonFiniteError,
+    Objective,
+    Outline,
+    Phase,
+    Policy,
+    Prompt,
+    ScoredBatch,
+    TrajectoryBatch,
+    UpdateRows,
+    require_frozen,
+)
+from diffalign.core.guided import evaluations
 
 from .noised import mean_square
 
@@ -65,7 +79,14 @@ class OnPolicyDistillation(Objective):
         return {"policy": self.policy, **{f"teacher_{name}": teacher for name, teacher in self.teachers.items()}}
 
     def update_rows(self, samples: int, parents: int) -> None:
-        """Return None: the number of stored steps is not known from a prompt's samples."""
+        """Return None: `step_rows` says more."""
+
+    def step_rows(self, outline: Outline) -> UpdateRows | None:
+        """Rows of the student and of one teacher at each state; None where trajectories share states, whose number is not known."""
+        if any(eta > 0 for eta in outline.noise_levels):
+            return None
+        rows = outline.samples * outline.stages
+        return UpdateRows((rows,), (rows,) * max(map(evaluations, self.teachers.values())))
 
     def teacher_of(self, prompt: Prompt) -> str:
         """Name of the teacher of a prompt.

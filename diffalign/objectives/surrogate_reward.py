@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import attrs
-import torch
 from attrs import validators
 from torch import Tensor
 
-from diffalign.core import Condition, Follower, Loss, Objective, Outline, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch
+from diffalign.core import Condition, Follower, Loss, Objective, Outline, Phase, Policy, Progress, Ramp, Scalar, ScoredBatch, UpdateRows
 from diffalign.core.words import allowed_word
 
 from .few_step.advantages import Advantage, GroupAdvantage
@@ -17,17 +16,17 @@ from .few_step.directions import Distance, GeneratorMix, Normalizer, PerTerm, Sh
 from .few_step.fake_targets import CleanTarget, FakeTarget
 from .few_step.group_objectives import GroupObjective, SigmoidWeighted
 from .few_step.intervals import Interval, Overlap
-from .few_step.matching import Predictor, Queries, Shared, fake_losses, scale_of, unguided
+from .few_step.matching import Predictor, Queries, Shared, evaluated_by_fake, fake_losses, scale_of
 from .few_step.query_times import QueryTime, ShiftedTime
 from .few_step.reach import Reach, is_largest_sigma, is_least_sigma, weights_of_stages
-from .few_step.references import FrozenTeacher, Reference, started
+from .few_step.references import FrozenTeacher, Reference
 from .few_step.reinforcing import Reinforcement, reinforce
-from .few_step.roles import conditions, frozen_teacher, moving_fork
+from .few_step.roles import Beside, conditions
 from .few_step.stage_samplers import CleanerStages, EveryStage, StageSampler
 from .few_step.stages import DrawnBy, Rows, drawn_rows
-from .few_step.surrogate import Preference, prefer, regress
+from .few_step.surrogate import evaluated_by_surrogate, prefer, regress
 from .few_step.trust_regions import RatioClip, TrustRegion
-from .few_step.update_plans import Role, Together, UpdatePlan
+from .few_step.update_plans import Role, Together, UpdatePlan, evaluated_in
 from .requirements import require_groups, require_several
 
 _OLD_DECAY = Ramp(0.001, 0.001, limit=0.3)
@@ -129,46 +128,29 @@ class SurrogateReward(Objective):
     reward_weights: Sequence[float] | None = attrs.field(default=None, converter=weights_of_stages)
     reward_ceiling: float = attrs.field(default=1.0, validator=is_largest_sigma)
     surrogate_ceiling: float = attrs.field(default=1.0, validator=is_largest_sigma)
-    _teacher: Policy = attrs.field(init=False, repr=False)
-    _start: Policy = attrs.field(init=False, repr=False)
-    _fake: Policy = attrs.field(init=False, repr=False)
-    _surrogate: Policy = attrs.field(init=False, repr=False)
-    _old: Policy = attrs.field(init=False, repr=False)
-    _reference: Policy = attrs.field(init=False, repr=False)
-    _baseline: Policy = attrs.field(init=False, repr=False)
+    _beside: Beside = attrs.field(init=False, repr=False)
     _progress: Progress | None = attrs.field(init=False, default=None, repr=False)
     """Progress of the step; None between steps."""
 
     def __attrs_post_init__(self) -> None:
-        self._teacher = self.teacher = frozen_teacher(self.policy, self.teacher)
-        # guidance is no density to compare a surrogate with: it starts from what it is held against
-        self._start = unguided(self._teacher)
-        self._fake = self.fake = moving_fork(self._start, self.fake, "fake", self.policy)
-        self._surrogate = self.surrogate = moving_fork(self._start, self.surrogate, "surrogate", self.policy)
-        self._old = self._surrogate.fork()
-        self._reference, self._baseline = started(self.reference, self.baseline, self._start, self._surrogate)
-        self.guidance = scale_of(self.guidance, self._teacher, "SurrogateReward.guidance")
-        self.reward_guidance = scale_of(self.reward_guidance, self._surrogate, "SurrogateReward.reward_guidance")
+        self._beside = Beside.of(self.policy, self.teacher, self.fake, self.surrogate, self.reference, self.baseline)
+        self.teacher, self.fake, self.surrogate = self._beside.teacher, self._beside.fake, self._beside.surrogate
+        self.guidance = scale_of(self.guidance, self._beside.teacher, "SurrogateReward.guidance")
+        self.reward_guidance = scale_of(self.reward_guidance, self._beside.surrogate, "SurrogateReward.reward_guidance")
 
     def phases(self) -> tuple[Phase, ...]:
-        trained = {"reference": Role(self._reference, self._reference_losses)} if self.reference.trained else {}
+        trained = {"reference": Role(self._beside.reference, self._reference_losses)} if self.reference.trained else {}
         return self.plan.phases(
             {
                 **trained,
-                "surrogate": Role(self._surrogate, self._surrogate_losses),
-                "fake": Role(self._fake, self._fake_losses),
+                "surrogate": Role(self._beside.surrogate, self._surrogate_losses),
+                "fake": Role(self._beside.fake, self._fake_losses),
                 "generator": Role(self.policy, self._generator_losses),
             }
         )
 
     def policies(self) -> Mapping[str, Policy]:
-        named = {"generator": self.policy, "fake": self._fake, "surrogate": self._surrogate, "old_surrogate": self._old}
-        named["teacher"] = self._teacher
-        if self._reference is not self._start:
-            named["reference"] = self._reference
-        if self._baseline not in (self._start, self._reference):
-            named["baseline"] = self._baseline
-        return named
+        return {"generator": self.policy, **self._beside.policies()}
 
     def require(self, outline: Outline) -> None:
         require_several(outline, "SurrogateReward")
@@ -178,15 +160,26 @@ class SurrogateReward(Objective):
             self._far.require(sigmas, self._reach.among(sigmas, trained), "SurrogateReward's reward term")
             self._comparing.require(sigmas, compared, "SurrogateReward's surrogate")
 
+    def step_rows(self, outline: Outline) -> UpdateRows:
+        compared, moved = (round(outline.samples * some.expected(outline.stages)) for some in (self.surrogate_stages, self.stages))
+        reached = round(outline.samples * self.stages.expected(outline.stages, self._reach.among(outline.sigmas, range(outline.stages))))
+        by_role = {
+            "reference": UpdateRows((compared,)),
+            "surrogate": evaluated_by_surrogate(compared, self._beside, self.trust_region),
+            "fake": evaluated_by_fake(moved, self.fake_regularization, outline),
+            "generator": self._reinforcement.evaluated(reached, moved - reached),
+        }
+        return evaluated_in(self.phases(), by_role)
+
     def after_step(self) -> None:
         # once all phases have succeeded, so that a failure leaves nothing half moved
         progress, self._progress = self._progress, None
         if progress is None:
             return
-        self._follower.move(self._old, self._surrogate, progress)
-        self.reference.follow(self._reference, self._surrogate, progress)
-        if self._baseline is not self._reference:
-            self.baseline.follow(self._baseline, self._surrogate, progress)
+        self._follower.move(self._beside.old, self._beside.surrogate, progress)
+        self.reference.follow(self._beside.reference, self._beside.surrogate, progress)
+        if self._beside.baseline is not self._beside.reference:
+            self.baseline.follow(self._beside.baseline, self._beside.surrogate, progress)
 
     @property
     def _follower(self) -> Follower:
@@ -196,7 +189,7 @@ class SurrogateReward(Objective):
         return drawn_rows(batch.trajectories, sampler, batch.streams, name, self.stages_by)
 
     def _conditions(self, batch: ScoredBatch) -> tuple[Condition, Condition]:
-        return conditions(self.policy, self._teacher, batch.trajectories.condition)
+        return conditions(self.policy, self._beside.teacher, batch.trajectories.condition)
 
     @property
     def _near(self) -> Queries:
@@ -212,18 +205,29 @@ class SurrogateReward(Objective):
         return Queries(self.reward_interval, self.times, self.surrogate_floor, shared, noise_by_group=True, ceiling=self.surrogate_ceiling)
 
     @property
+    def _reinforcement(self) -> Reinforcement:
+        return Reinforcement(
+            student=self.policy,
+            teacher=Predictor(self._beside.teacher, self.guidance, self.negative),
+            fake=Predictor(self._beside.fake),
+            surrogate=Predictor(self._beside.surrogate, self.reward_guidance, self.negative),
+            baseline=Predictor(self._beside.baseline),
+            mix=self.mix,
+            distance=self.distance,
+            normalizer=self.normalizer,
+        )
+
+    @property
     def _reach(self) -> Reach:
         return Reach(self.reward_stages, self.reward_weights, self.reward_ceiling)
 
     def _compared(self, batch: ScoredBatch, update: int) -> tuple[Rows, tuple[Tensor, Tensor], Tensor]:
         """Rows at which surrogate and reference are compared, their taus and noises, and weights [B]."""
         rows = self._rows(batch, self.surrogate_stages, f"surrogate/{update}/stages")
-        stages = len(batch.trajectories.sigmas) - 1
-        weight = (rows.stage + 1) / stages if self.weight_by_stage else torch.ones_like(rows.share)
-        return rows, self._comparing(rows, batch.streams, f"surrogate/{update}"), weight * rows.share / batch.groups
+        return rows, self._comparing(rows, batch.streams, f"surrogate/{update}"), rows.weights(self.weight_by_stage, batch)
 
     def _reference_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
-        yield from regress(self._reference, *self._compared(batch, update), self._conditions(batch)[1], self.rows)
+        yield from regress(self._beside.reference, *self._compared(batch, update), self._conditions(batch)[1], self.rows)
 
     def _surrogate_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         require_groups(batch.trajectories, "SurrogateReward")
@@ -232,7 +236,7 @@ class SurrogateReward(Objective):
         rows, drawn, weight = self._compared(batch, update)
         values = self.attribution(batch.trajectories, self.advantage(batch.rewards, batch.trajectories.group, batch.deviation))
         yield from prefer(
-            Preference(self._surrogate, self._reference, self._old, self._start),
+            self._beside,
             rows,
             self._conditions(batch)[1],
             drawn,
@@ -250,23 +254,13 @@ class SurrogateReward(Objective):
         if len(batch.trajectories.stochastic):  # the stored ends are no steps of the student
             rows = rows.replayed(self.policy, batch.trajectories.condition, self.rows)
         read, drawn = self._conditions(batch), self._near(rows, batch.streams, f"fake/{update}")
-        yield from fake_losses(
-            self._fake, self._start, rows, read, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows
-        )
+        fake, start = self._beside.fake, self._beside.start
+        yield from fake_losses(fake, start, rows, read, drawn, self.fake_target, self.fake_regularization, batch.groups, self.rows)
 
     def _generator_losses(self, batch: ScoredBatch, update: int) -> Iterator[Loss]:
         rows = self._rows(batch, self.stages, f"few_step/{update}/stages")
-        roles = Reinforcement(
-            student=self.policy,
-            teacher=Predictor(self._teacher, self.guidance, self.negative),
-            fake=Predictor(self._fake),
-            surrogate=Predictor(self._surrogate, self.reward_guidance, self.negative),
-            baseline=Predictor(self._baseline),
-            mix=self.mix,
-            distance=self.distance,
-            normalizer=self.normalizer,
-        )
-        read, name = (batch.trajectories.condition, *self._conditions(batch)), f"generator/{update}"
+        roles, name = self._reinforcement, f"generator/{update}"
+        read = (batch.trajectories.condition, *self._conditions(batch))
         for some, reached, factor in self._reach.split(rows, len(batch.trajectories.sigmas) - 1):
             drawn = self._near(some, batch.streams, name), self._far(some, batch.streams, f"{name}/reward") if reached else None
             yield from reinforce(roles, some, read, *drawn, factor, batch.groups, self.rows)

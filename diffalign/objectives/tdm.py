@@ -5,18 +5,18 @@ from collections.abc import Iterator, Mapping
 import attrs
 import torch
 
-from diffalign.core import Loss, Objective, Outline, Phase, Policy, ScoredBatch
+from diffalign.core import Loss, Objective, Outline, Phase, Policy, ScoredBatch, UpdateRows
 from diffalign.core.words import allowed_word
 
 from .few_step.directions import Distance, Huber, Normalizer, PerTerm, pull
 from .few_step.fake_targets import CleanTarget, FakeTarget
 from .few_step.intervals import Interval, Overlap
-from .few_step.matching import Predictor, Queries, Shared, fake_losses, random_ends, scale_of, unguided
+from .few_step.matching import Predictor, Queries, Shared, evaluated_by_fake, fake_losses, random_ends, scale_of
 from .few_step.query_times import QueryTime, ShiftedTime
-from .few_step.roles import conditions, frozen_teacher, moving_fork
+from .few_step.roles import conditions, frozen_teacher, moving_fork, unguided
 from .few_step.stage_samplers import EveryStage, StageSampler
 from .few_step.stages import Rows
-from .few_step.update_plans import InOrder, Role, UpdatePlan
+from .few_step.update_plans import InOrder, Role, UpdatePlan, evaluated_in
 from .noising import diffuse, mean_over_dimensions
 
 
@@ -99,6 +99,13 @@ class TrajectoryDistributionMatching(Objective):
     def require(self, outline: Outline) -> None:
         for sigmas in outline.grids:
             self._queries.require(sigmas, self.stages.possible(len(sigmas) - 1), "TrajectoryDistributionMatching")
+
+    def step_rows(self, outline: Outline) -> UpdateRows:
+        rows = round(outline.samples * self.stages.expected(outline.stages))
+        aims = Predictor(self._teacher, self.guidance, self.negative).calls + Predictor(self._fake).calls
+        generator = UpdateRows((rows,), (rows,) * aims)
+        fake = evaluated_by_fake(rows, self.fake_regularization, outline)
+        return evaluated_in(self.phases(), {"fake": fake, "generator": generator})
 
     @property
     def _queries(self) -> Queries:

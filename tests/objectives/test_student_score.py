@@ -34,7 +34,7 @@ class Means(Hook):
         self.surrogate, self.reference = [], []
 
     def step(self, loop, report):
-        for role, trail in ((loop.objective.surrogate, self.surrogate), (loop.objective._reference, self.reference)):
+        for role, trail in ((loop.objective.surrogate, self.surrogate), (loop.objective._beside.reference, self.reference)):
             trail.append(role.means.detach().clone())
 
 
@@ -87,10 +87,10 @@ def test_the_student_score_is_a_role_and_one_with_an_equal_baseline():
     teacher = GaussianMixturePolicy(torch.zeros(1, 1, dtype=torch.float64), SCALE).fork()
     objective = SurrogateReward(student, teacher, reference=StudentScore(), baseline=StudentScore())
     assert set(objective.policies()) == {"generator", "fake", "surrogate", "old_surrogate", "teacher", "reference"}
-    assert objective._baseline is objective._reference
+    assert objective._beside.baseline is objective._beside.reference
     assert list(objective.phases()[0].trains) == ["reference", "surrogate", "fake", "generator"]
     apart = SurrogateReward(student, teacher, reference=StudentScore())
-    assert apart._baseline is apart.teacher
+    assert apart._beside.baseline is apart.teacher
 
 
 @pytest.mark.parametrize("reference", [FrozenTeacher(), MovingReference()], ids=lambda rule: type(rule).__name__)

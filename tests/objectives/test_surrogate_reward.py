@@ -125,7 +125,7 @@ def test_the_surrogates_gradient_is_that_of_its_formula(attribution, gamma):
         surrogate_regularization=0.1,
         surrogate_stages=EveryStage(),
     )
-    moved(objective._old, -0.02)
+    moved(objective._beside.old, -0.02)
     batch = batch_of(student)
     got = gradients(objective, batch)["surrogate"]
 
@@ -145,7 +145,7 @@ def test_the_surrogates_gradient_is_that_of_its_formula(attribution, gamma):
         return (values - target).square().flatten(1).mean(1)
 
     with torch.no_grad():
-        anchor, before = velocity(objective.teacher), error(velocity(objective._old))
+        anchor, before = velocity(objective.teacher), error(velocity(objective._beside.old))
         reference = error(anchor)
     rewards = batch.rewards.double().view(3, 4)
     advantage = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(unbiased=False) + 1e-4)
@@ -309,7 +309,7 @@ def test_a_reference_that_follows_does_not_take_the_direction_away():
         moved(objective.surrogate, -0.05)
         gradients(objective, batch)
         objective.after_step()
-        assert torch.equal(flat(dict(objective._reference.named_parameters())), flat(dict(objective.surrogate.named_parameters())))
+        assert torch.equal(flat(dict(objective._beside.reference.named_parameters())), flat(dict(objective.surrogate.named_parameters())))
         assert bool(flat(gradients(objective, batch)["generator"]).any()) is pulls
 
 
@@ -317,7 +317,7 @@ def test_a_reference_that_follows_does_not_take_the_direction_away():
 def test_the_old_surrogate_is_asked_only_by_a_trust_region_that_reads_it(region, asked):
     objective = reinforced(moved(tiny_student()), apart=False, trust_region=region, plan=InOrder())
     calls = []
-    objective._old.policy.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    objective._beside.old.policy.network.register_forward_pre_hook(lambda *_: calls.append(1))
     list(objective.phases()[0].losses(batch_of(objective.policy), 0))
     assert bool(calls) is asked
 
@@ -334,20 +334,20 @@ def test_the_old_surrogate_is_asked_only_by_a_trust_region_that_reads_it(region,
 def test_the_old_surrogate_is_an_average(options, kept):
     objective = reinforced(moved(tiny_student(torch.float32)), apart=False, **options)
     loop = loop_of(objective)
-    old = flat(dict(objective._old.named_parameters()))
+    old = flat(dict(objective._beside.old.named_parameters()))
     for step in range(2):
         loop.step(PROMPTS[:2], attrs.evolve(batch_of(objective.policy).progress, step=step))
         phi = flat(dict(objective.surrogate.named_parameters()))
         old = kept(step) * old + (1 - kept(step)) * phi
-        torch.testing.assert_close(flat(dict(objective._old.named_parameters())), old, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(flat(dict(objective._beside.old.named_parameters())), old, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_follows_without_a_batch():
     objective = reinforced(moved(tiny_student()), apart=False, reference=MovingReference(decay=0.0))
     moved(objective.surrogate, -0.05)
-    before = flat(dict(objective._old.named_parameters())), flat(dict(objective._reference.named_parameters()))
+    before = flat(dict(objective._beside.old.named_parameters())), flat(dict(objective._beside.reference.named_parameters()))
     objective.after_step()
-    after = flat(dict(objective._old.named_parameters())), flat(dict(objective._reference.named_parameters()))
+    after = flat(dict(objective._beside.old.named_parameters())), flat(dict(objective._beside.reference.named_parameters()))
     assert all(map(torch.equal, before, after))
 
 
@@ -361,11 +361,11 @@ def test_a_moving_reference_keeps_more_of_itself_at_each_step():
     student = moved(tiny_student(torch.float32))
     objective = reinforced(student, apart=False, reference=MovingReference(decay=0.6, first=0.2, rate=0.3))
     loop = loop_of(objective)
-    followed = flat(dict(objective._reference.named_parameters()))
+    followed = flat(dict(objective._beside.reference.named_parameters()))
     for step, kept in enumerate([0.2, 0.5, 0.6]):
         loop.step(PROMPTS[:2], attrs.evolve(batch_of(student).progress, step=step))
         followed = kept * followed + (1 - kept) * flat(dict(objective.surrogate.named_parameters()))
-        torch.testing.assert_close(flat(dict(objective._reference.named_parameters())), followed, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(flat(dict(objective._beside.reference.named_parameters())), followed, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def main_of(file, monkeypatch, *arguments):
     loaded(file).main()
 
 
-@pytest.mark.parametrize("name", ["shapeworld_tdm", "shapeworld_tdm_r1"])
+@pytest.mark.parametrize("name", ["shapeworld_tdm", "shapeworld_tdm_r1", "shapeworld_tdm_r1_gpu"])
 def test_run_files_are_complete(name):
     run = config.parse(ROOT / "examples" / f"{name}.yaml")
     assert config.parse_text(run.yaml()).yaml() == run.yaml()

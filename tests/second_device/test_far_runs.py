@@ -267,3 +267,14 @@ def test_the_student_of_the_package_is_the_same_there():
         for device in ("far", "cpu")
     }
     torch.testing.assert_close(pictures(student["far"], 4), pictures(student["cpu"], 4), rtol=1e-3, atol=1e-3)
+
+
+def test_the_run_of_a_gpu_with_fewer_pictures(capsys):
+    fewer = ["--prompts_per_step", "2", "--sampler.samples", "2", "--total", "2", "--objective.plan.warmup", "0", "--evaluation", "null"]
+    there = ["--policy.policy.device", "far", "--policy.policy.compute", "null", "--folder", "few"]
+    assert main(["train", "shapeworld_tdm_r1_gpu", "--rewards.exact.workers", "2", *fewer, *there]) == 0
+    lines = [json.loads(line) for line in Path("few/metrics.jsonl").read_text().splitlines()]
+    samples, stages = 2 * 2, 2  # of two prompts; the student rolls out in four stages, trains two, and does not rest
+    assert [line["rows/policy/update"] for line in lines] == [samples * stages] * 2, lines[0]
+    assert all(0 <= line["reward"] <= 1 for line in lines)
+    assert any(tensor.any() for tensor in load_file("few/step-000002/surrogate.safetensors").values())

@@ -10,7 +10,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Condition, Guidance, Guided, Loss, Policy, Streams
+from diffalign.core import Condition, Guidance, Loss, Outline, Policy, Streams, UpdateRows
+from diffalign.core.guided import evaluations
 from diffalign.core.transition import expand
 from diffalign.core.words import allowed_word
 
@@ -48,6 +49,11 @@ class Predictor:
     def guides(self) -> bool:
         """True if the two predictions differ."""
         return self._guidance.null is not None
+
+    @property
+    def calls(self) -> int:
+        """Network rows of a prediction: two where it is guided."""
+        return evaluations(self.policy) * (1 + self.guides)
 
     def __call__(self, noised: Tensor, tau: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """f(x_tau, c) and its guided form, each [B, *]; the same tensor where there is no guidance."""
@@ -120,11 +126,6 @@ def scale_of(given: float | None, policy: Policy, name: str) -> float:
     return given
 
 
-def unguided(teacher: Policy) -> Policy:
-    """The policy inside a guided one: what the fake and the surrogate start from, and are held to."""
-    return unguided(teacher.policy) if isinstance(teacher, Guided) else teacher
-
-
 def random_ends(rows: Rows, streams: Streams, name: str, margin: float, latest: Tensor) -> Rows:
     """Stages ended at a uniform sigma in [s_{j+1}, s_j - margin) instead of at the grid point; where there is no room, at it.
 
@@ -133,6 +134,17 @@ def random_ends(rows: Rows, streams: Streams, name: str, margin: float, latest: 
     room = (rows.sigma - margin - rows.sigma_end).clamp(min=0)
     ends = rows.sigma_end + draw_uniform(streams, f"{name}/end", rows, "batch") * room
     return rows.with_ends(torch.minimum(ends, torch.maximum(latest, rows.sigma_end)))
+
+
+def evaluated_by_fake(rows: int, regularization: float, outline: Outline) -> UpdateRows:
+    """Network rows of one update of the fake: without gradient those of the regularization, and of ends that are replayed before.
+
+    Args:
+        rows: stages of a prompt's samples
+        regularization: see `fake_losses`
+        outline: of the trajectories; ends of stochastic ones are replayed
+    """
+    return UpdateRows((rows,), (rows,) * (bool(regularization) + any(eta > 0 for eta in outline.noise_levels)))
 
 
 def fake_losses(

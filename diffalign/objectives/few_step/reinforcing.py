@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Condition, Loss, Policy
+from diffalign.core import Condition, Loss, Policy, UpdateRows
 
 from ..noising import diffuse, mean_over_dimensions
 from .directions import Distance, GeneratorMix, Normalizer, pull
@@ -35,6 +35,24 @@ class Reinforcement:
     mix: GeneratorMix
     distance: Distance
     normalizer: Normalizer
+
+    def evaluated(self, reached: int, others: int) -> UpdateRows:
+        """Network rows of one update of the student.
+
+        Args:
+            reached: stages of a prompt's samples that the reward reaches
+            others: those that it does not
+        """
+        return self._evaluated(reached, True) + self._evaluated(others, False)
+
+    def _evaluated(self, rows: int, rewarded: bool) -> UpdateRows:
+        weights, calls = self.mix.weights(rewarded), 0
+        if weights["kl"] > 0 or (weights["guidance"] > 0 and self.teacher.guides):
+            calls += self.teacher.calls
+        calls += self.fake.calls * (weights["kl"] > 0)
+        if rewarded and weights["reward"] > 0:
+            calls += self.surrogate.calls + self.baseline.calls
+        return UpdateRows((rows,), (rows,) * calls) if rows else UpdateRows()
 
     def directions(
         self,

@@ -1,8 +1,66 @@
 """The policies beside the student: the frozen teacher, and what starts from it."""
 
+from collections.abc import Mapping
+from typing import Self
+
+import attrs
 import torch
 
-from diffalign.core import Condition, Policy, require_frozen
+from diffalign.core import Condition, Guided, Policy, require_frozen
+
+from .references import Reference, started
+
+
+@attrs.frozen(eq=False)
+class Beside:
+    """The policies beside the student of TDM-R1.
+
+    Args:
+        teacher: frozen, perhaps guided
+        start: the teacher, not guided: guidance is no density to compare a surrogate with
+        fake, surrogate: trained
+        old: average of the surrogate, for the trust region
+        reference: reference of the surrogate's density ratio
+        baseline: what the generator's direction starts from
+    """
+
+    teacher: Policy
+    start: Policy
+    fake: Policy
+    surrogate: Policy
+    old: Policy
+    reference: Policy
+    baseline: Policy
+
+    @classmethod
+    def of(
+        cls,
+        student: Policy,
+        teacher: Policy | None,
+        fake: Policy | None,
+        surrogate: Policy | None,
+        reference: Reference,
+        baseline: Reference,
+    ) -> Self:
+        """Take the given policies, and fork those that are not given: see `SurrogateReward`.
+
+        Raises:
+            ValueError: a teacher that could move, a fake or surrogate that could not, a trained baseline that is not the reference.
+        """
+        held = frozen_teacher(student, teacher)
+        start = unguided(held)
+        false = moving_fork(start, fake, "fake", student)
+        learned = moving_fork(start, surrogate, "surrogate", student)
+        return cls(held, start, false, learned, learned.fork(), *started(reference, baseline, start, learned))
+
+    def policies(self) -> Mapping[str, Policy]:
+        """Every policy by name, each once."""
+        named = {"fake": self.fake, "surrogate": self.surrogate, "old_surrogate": self.old, "teacher": self.teacher}
+        if self.reference is not self.start:
+            named["reference"] = self.reference
+        if self.baseline not in (self.start, self.reference):
+            named["baseline"] = self.baseline
+        return named
 
 
 def frozen_teacher(policy: Policy, teacher: Policy | None) -> Policy:
@@ -54,3 +112,8 @@ def fake_condition(student: Policy, told: Condition, plain: Condition) -> Condit
         plain: the same condition, as the teacher reads it
     """
     return told if len(student.step_counts) > 1 else plain
+
+
+def unguided(teacher: Policy) -> Policy:
+    """The policy inside a guided one: what the fake and the surrogate start from, and are held to."""
+    return unguided(teacher.policy) if isinstance(teacher, Guided) else teacher

@@ -1,6 +1,7 @@
 """Stage samplers: which of the student's K stages a step trains."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 import attrs
 import numpy as np
@@ -16,6 +17,18 @@ class StageSampler(ABC):
     def possible(self, stages: int) -> tuple[int, ...]:
         """Stages that some draw gives, so that an objective can refuse beforehand what does not fit them; () if that is not known."""
         return ()
+
+    def expected(self, stages: int, among: Collection[int] | None = None, draws: int = 256) -> float:
+        """Mean number of stages that a step trains, for forecasts: over some draws of a fixed seed.
+
+        Args:
+            stages: K
+            among: stages that count; None counts all
+            draws: draws whose mean it is
+        """
+        generator = np.random.default_rng(0)
+        drawn = [stage for _ in range(draws) for stage in self.draw(stages, generator)]
+        return sum(among is None or stage in among for stage in drawn) / draws
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import ROOT, Condition, Policy, Streams, TrajectoryBatch
+from diffalign.core import ROOT, Condition, Policy, ScoredBatch, Streams, TrajectoryBatch
 from diffalign.core.transition import expand
 
 from .stage_samplers import StageSampler
@@ -114,6 +114,12 @@ class Rows:
     def clean(self) -> Tensor:
         """[B, *] the clean prediction xhat0 of the step that led from `start` to `end`."""
         return clean_of(self.start, self.end, self.sigma, self.sigma_end)
+
+    def weights(self, by_stage: bool, batch: ScoredBatch) -> Tensor:
+        """[B] shares of a mean over prompts; those of stage j times (j + 1) / T, where `by_stage` says so."""
+        stages = len(batch.trajectories.sigmas) - 1
+        weight = (self.stage + 1) / stages if by_stage else torch.ones_like(self.share)
+        return weight * self.share / batch.groups
 
     def select(self, index: Tensor) -> "Rows":
         """Some of the rows."""

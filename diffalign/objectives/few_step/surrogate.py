@@ -5,37 +5,26 @@ Legend: B rows, * latent dimensions.
 
 from collections.abc import Iterator, Mapping
 
-import attrs
 import torch
 from torch import Tensor
 
-from diffalign.core import Condition, Loss, Policy, group_mean, micro_batched
+from diffalign.core import Condition, Loss, Policy, UpdateRows, group_mean, micro_batched
 
 from ..noising import bridge, mean_over_dimensions
 from .group_objectives import GroupObjective
+from .roles import Beside
 from .stages import Rows
 from .trust_regions import TrustRegion, ran_away
 
 
-@attrs.frozen(eq=False)
-class Preference:
-    """The weights that take part.
-
-    Args:
-        surrogate: phi, trained
-        reference: reference of the density ratio
-        old: old surrogate of the trust region
-        teacher: policy to which the distance is measured
-    """
-
-    surrogate: Policy
-    reference: Policy
-    old: Policy
-    teacher: Policy
+def evaluated_by_surrogate(rows: int, roles: Beside, trust_region: TrustRegion) -> UpdateRows:
+    """Network rows of one update of the surrogate, at that many stages of a prompt's samples."""
+    frozen = 1 + (roles.reference is not roles.start) + trust_region.reads_old
+    return UpdateRows((rows,), (rows,) * frozen, compared=(rows,))
 
 
 def prefer(
-    roles: Preference,
+    roles: Beside,
     rows: Rows,
     condition: Condition,
     drawn: tuple[Tensor, Tensor],
@@ -72,8 +61,8 @@ def prefer(
     def errors(velocities: Tensor) -> Tensor:
         return mean_over_dimensions((velocities - target).square())
 
-    anchor = frozen(roles.teacher)
-    reference = errors(anchor if roles.reference is roles.teacher else frozen(roles.reference))
+    anchor = frozen(roles.start)
+    reference = errors(anchor if roles.reference is roles.start else frozen(roles.reference))
     old = errors(frozen(roles.old)) if trust_region.reads_old else reference
     group = rows.group
 

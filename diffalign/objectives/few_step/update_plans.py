@@ -1,11 +1,11 @@
 """Update plans: which roles step together, in which order and how often."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import attrs
 
-from diffalign.core import Loss, Phase, Policy, ScoredBatch
+from diffalign.core import Loss, Phase, Policy, ScoredBatch, UpdateRows
 
 Losses = Callable[[ScoredBatch, int], Iterator[Loss]]
 
@@ -82,3 +82,13 @@ class InOrder(UpdatePlan):
             )
             for name, role in roles.items()
         )
+
+
+def evaluated_in(phases: Iterable[Phase], by_role: Mapping[str, UpdateRows]) -> UpdateRows:
+    """Network rows of the updates of a step for one prompt.
+
+    Args:
+        phases: phases of the step
+        by_role: rows of one update of each role that they train
+    """
+    return sum((by_role[role] * phase.repeats for phase in phases for role in phase.trains), UpdateRows())
