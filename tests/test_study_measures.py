@@ -37,6 +37,22 @@ def test_a_longer_run_of_a_seed_counts_once_unless_its_rate_falls():
     assert tmpo.table(runs, search=True) == ""
 
 
+def test_averages_are_kept_apart_and_are_no_weights(tmp_path, monkeypatch):
+    """An averaged run is not taken for one of the weights themselves, and gives other numbers from its second step on."""
+    monkeypatch.setattr(tmpo, "MEASURED", (1, 3))
+    monkeypatch.setattr(tmpo, "ROOTS", 8)
+    monkeypatch.setattr(tmpo, "exact_tilt", lambda task, beta, noise: torch.full((10,), 0.1, dtype=torch.float64))
+    file = tmp_path / "study.json"
+    for average in (0.5, 0.0, 0.5):
+        tmpo.main(arms=("softmax-tb",), seeds=1, steps=3, rates=(1e-3,), average=average, json=file)
+    content = json.loads(file.read_text())
+    (averaged,), (plain,) = content["averages"], content["runs"]
+    assert averaged["average"] == 0.5
+    assert "average" not in plain
+    assert averaged["rows"][-1]["nats"] != plain["rows"][-1]["nats"]
+    assert "average 0.5" in tmpo.table(content["averages"], search=False)
+
+
 def distilled_entry(arm, steps, even, **more):
     about = {"arm": arm, "steps": steps, "rate": 1e-4 * bool(steps), "distilled": 0, "student_rate": 0.0, "seed": 0, "rows": 2000.0}
     return {**about, "row": {"even": even, "even, held out": even / 2}, **more}

@@ -18,6 +18,7 @@ Args:
     steps: of a run
     rates: of learning
     last: share of the rate that is left at the last step; it falls along a cosine, and 1 keeps it
+    average: decay of a moving average of the weights, which is measured in their place; 0 measures the weights themselves
     task: what the reward says
     json: the runs, written after each; those that it holds are not run again
 """
@@ -39,6 +40,7 @@ from benchmarks.subjects.handwriting import ARMS, ENDS
 from diffalign import AlignmentLoop, Prompt
 from diffalign.core import (
     CPS,
+    Average,
     Cosine,
     Edges,
     Policy,
@@ -136,7 +138,7 @@ def near(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     return -distances_to_real(images)
 
 
-def run(arm: str, task: str, seed: int, steps: int, rate: float, last: float, target: Tensor) -> dict[str, Any]:
+def run(arm: str, task: str, seed: int, steps: int, rate: float, last: float, target: Tensor, average: float = 0.0) -> dict[str, Any]:
     """Measures of one run at MEASURED steps, and the alarms of the run."""
     chosen = ARMS[arm]
     policy = DigitsPolicy.from_pretrained("digits", CPS(chosen.density), device="cpu")
@@ -149,18 +151,19 @@ def run(arm: str, task: str, seed: int, steps: int, rate: float, last: float, ta
         prompts_per_step=8,
         optimizers={"default": lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)},
         lr_factor=Cosine(1.0, last),
+        average=Average(average) if average else None,
         seed=seed,
         check_rows=0,
     )
 
     def take(loop: AlignmentLoop, report: Report) -> dict[str, Any]:
-        row = measured(policy, base, chosen.measured, task, target, noise_of(seed))
+        row = measured(loop.evaluation_policy(), base, chosen.measured, task, target, noise_of(seed))
         return row | {name: report.metrics[name] for name in ("reference/felt",) if name in report.metrics}
 
     measures, alarm = Curve(MEASURED, take), HackingAlarm({"near": near}, features=PixelFeatures(), diversity_fall=0.4)
     loop.advance(steps, also=(measures, alarm))
     ended = {name: round(value, 3) for name, value in measures.rows[-1].items() if isinstance(value, float)}
-    print(arm, rate, last, seed, json.dumps(ended), *(f"{each.kind} at {each.step}" for each in alarm.alarms), flush=True)
+    print(arm, rate, last, average, seed, json.dumps(ended), *(f"{each.kind} at {each.step}" for each in alarm.alarms), flush=True)
     return {"rows": measures.rows, "alarms": [{"kind": each.kind, "step": each.step} for each in alarm.alarms]}
 
 
@@ -198,20 +201,20 @@ def _only(shares: Tensor, classes: Iterable[int]) -> Tensor:
 
 def table(runs: Sequence[Mapping[str, Any]], search: bool) -> str:
     """One line a task, arm, rate and step, of the seeds that are reported or of those of the search."""
-    groups: dict[tuple[str, str, float, float, int, int], dict[int, dict[str, float]]] = {}
+    groups: dict[tuple[str, str, float, float, float, int, int], dict[int, dict[str, float]]] = {}
     for entry in sorted((entry for entry in runs if (entry["seed"] >= SEARCH) == search), key=lambda entry: int(entry["steps"])):
         of = 0 if entry["last"] == 1 else entry["steps"]  # at one rate a longer run of a seed begins with the same steps, and counts once
         for row in entry["rows"]:
-            key = (entry["task"], entry["arm"], entry["rate"], entry["last"], of, row["step"])
+            key = (entry["task"], entry["arm"], entry["rate"], entry["last"], entry.get("average", 0.0), of, row["step"])
             groups.setdefault(key, {})[entry["seed"]] = row
     lines = []
-    for (task, arm, rate, last, of, step), by_seed in sorted(groups.items()):
+    for (task, arm, rate, last, average, of, step), by_seed in sorted(groups.items()):
         rows = list(by_seed.values())
         known_of_all = [name for name in NUMBERS if all(name in row for row in rows)]
         numbers = "  ".join(f"{name} {shown([row[name] for row in rows])}" for name in known_of_all)
         if "nats" in known_of_all:
             numbers += f"  J {shown([BETA[task] * row['reward'] - row['nats'] for row in rows])}"
-        falling = f"to {last * rate:.0e} in {of:4d}" if of else ""
+        falling = f"to {last * rate:.0e} in {of:4d}" if of else f"average {average:g}" if average else ""
         lines.append(f"{task:5s} {arm:42s} {rate:.0e} {falling:16s} {step:5d} n={len(rows)}  {numbers}")
     return "\n".join(lines)
 
@@ -223,6 +226,7 @@ def main(
     steps: int = 600,
     rates: tuple[float, ...] = (1e-4,),
     last: float = 1.0,
+    average: float = 0.0,
     task: Literal["even", "tilt", "thick"] = "even",
     json: Path = RESULTS / "digits_study.json",
 ) -> None:
@@ -234,5 +238,8 @@ def main(
         key, noise = f"{key}, search" if seed >= SEARCH else key, noise_of(seed)
         shares = record.once(targets, key, lambda count=count, noise=noise: count(task, BETA[task], noise).tolist())
         target = torch.tensor(shares, dtype=torch.float64)
-        record.run("runs", settings, lambda settings=settings, target=target: run(**settings, target=target))
+        if average:
+            settings["average"] = average
+        record.run("averages" if average else "runs", settings, lambda settings=settings, target=target: run(**settings, target=target))
+    runs = [*runs, *record.content.get("averages", [])]
     print(f"search\n{table(runs, True)}\n\nreported\n{table(runs, False)}")
