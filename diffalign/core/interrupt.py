@@ -31,11 +31,13 @@ class StopRequest:
         received: the first signal
         step: number of the current step, from 1; None between steps
         speaks: whether this process answers the user
+        moving: whether weights have begun to move since the last finished step, so that an error leaves them half-way
     """
 
     received: signal.Signals | None = None
     step: int | None = None
     speaks: bool = True
+    moving: bool = attrs.field(default=False, init=False)
     _held: bool = attrs.field(default=False, init=False)
 
     @property
@@ -45,11 +47,16 @@ class StopRequest:
 
     def hold(self) -> None:
         """Let a second signal wait as well, until `release`: weights begin to move and must not stop half-way."""
-        self._held = True
+        self._held = self.moving = True
 
     def release(self) -> None:
-        """End a step, and what `hold` began in it: weights and optimizers fit together again."""
+        """End a step, finished or not: a second signal acts at once again."""
         self._held, self.step = False, None
+
+    def finish(self) -> None:
+        """End a finished step: weights and optimizers fit together again."""
+        self.release()
+        self.moving = False
 
     def take(self, number: int) -> None:
         """Receive a signal.

@@ -74,19 +74,19 @@ class AlignmentLoop:
     Args:
         objective: losses that move the weights
         sampler: draws the trajectories
-        rewards: a reward, or several by name; raw scores are always logged by name
+        rewards: a reward, or several by name; raw scores are logged by name
         prompts: their source; a list of texts is `Prompts` of them. A `Mixture` also says which rewards score which prompts
         aggregation: turns raw scores into the reward that the objective sees
         prompts_per_step: prompt groups of a step, over all processes
         optimizers: role -> factory, or a learning rate: AdamW, weight decay 1e-4. One alone is for all roles; a role that is not named
             gets the entry "default", or AdamW at 1e-4
         max_grad_norm: gradients are clipped to it per role; None leaves them
-        lr_factor: factor on the learning rates of all optimizers, e.g. `Cosine(1.0, 0.05)`
+        lr_factor: factor on all learning rates, e.g. `Cosine(1.0, 0.05)`
         average: moving average of the policy for evaluation
         hooks: progress, metrics, checkpoints, evaluation
         devices: processes of the run
         seed: seed of random draws
-        rollout: samples and scores, one after the other or at once
+        rollout: samples and scores, in turn or at once
         chunk: images decoded and scored at once
         check_rows: network rows a step for the first-step contract; None repeats all calls of the first rollout, then one at each of
             four steps and at every fifth; 0 checks none
@@ -136,7 +136,9 @@ class AlignmentLoop:
         if self.average is not None:
             self.average.start(self.objective.policy)
         self.lockstep = Free()
-        self._update = Update(self.objective, phases, self.running, self.devices, self.lockstep, self.max_grad_norm, self._hold)
+        self._update = Update(
+            self.objective, phases, self.running, self.devices, self.lockstep, self.max_grad_norm, lambda: self._request.hold()
+        )
         if self.sharding is not None:  # all forks exist, no optimizer does
             refuse_kept(self.sampler)
             self.lockstep = self._update.lockstep = self.sharding.shard(self.policies(), self.devices)
@@ -146,7 +148,6 @@ class AlignmentLoop:
             self.running[role] = self.optimizers.get(role, self.optimizers.get("default", adamw))(parameters)
         require_fit(self.objective, self.sampler, self.prompts, (*self._rewards.values(), *self.hooks))
 
-    # slots need fields
     _rewards: dict[str, RewardFunction] = attrs.field(init=False, repr=False)
     lockstep: Lockstep = attrs.field(init=False, repr=False)
     _update: Update = attrs.field(init=False, repr=False)
@@ -159,7 +160,7 @@ class AlignmentLoop:
         return self._update.trained()
 
     def policies(self) -> dict[str, Policy]:
-        """Every policy of the run by name: the objective's, and the average where there is one."""
+        """Every policy of the run by name: the objective's, and the average."""
         averaged = None if self.average is None else self.average.policy
         named = {**self.objective.policies(), **self.trained()}
         return named if averaged is None else {**named, "average": averaged}
@@ -190,7 +191,7 @@ class AlignmentLoop:
             total: steps of the run
             start: steps done
             folder: gets what `diffalign train` writes: metrics, checkpoints, pictures, LoRA with its card, report
-            resume: with a folder, go on from its last checkpoint, if it has one
+            resume: go on from the folder's last checkpoint, if it has one
             show: progress, on stderr; None shows it on a terminal and in a notebook
 
         Raises:
@@ -204,7 +205,7 @@ class AlignmentLoop:
 
         Raises:
             Interrupted: a process received SIGINT or SIGTERM, or `end` was called; the step was finished, and the hooks were stopped.
-            RewardError: a reward failed. `Checkpoints` keep the last finished step.
+            RewardError: a reward failed.
         """
         require_steps(total, start)
         step = start
@@ -220,7 +221,7 @@ class AlignmentLoop:
                     request.step = step + 1
                     report = self.step(self.prompts.draw(step, self.prompts_per_step), Progress(step, total, self.reward))
                     step += 1  # noqa: PLW2901  steps done
-                    request.release()
+                    request.finish()
                     step_all(hooks, self, report)
                     request.honour(self.devices)
             except BaseException as error:
@@ -233,8 +234,10 @@ class AlignmentLoop:
         """End the run under way, if any, after a step that all hooks still see."""
         self._request.ask()
 
-    def _hold(self) -> None:
-        self._request.hold()
+    @property
+    def settled(self) -> bool:
+        """Whether no weight has moved since the last finished step."""
+        return not self._request.moving
 
     def step(self, prompts: Sequence[Prompt], progress: Progress) -> Report:
         """Do one step on the global list of prompts, of which this process takes its share."""
@@ -280,7 +283,7 @@ class AlignmentLoop:
         except NonFiniteError as error:
             error.evidence = Evidence.of(progress.step, tuple(self.trained()), trajectories, batch)
             raise
-        self._hold()
+        self._request.hold()
         self.objective.after_step()
         if self.average is not None:
             self.average.update(policy, progress.step)
