@@ -30,6 +30,13 @@ def swapped(prompts, images, scale: float = 1.0):
 def guarded(policy: Policy, guard: NormGuard = NormGuard()) -> NormGuarded:
     return NormGuarded(SoftmaxTB(policy), guard)
 
+class Judge:
+    def __init__(self, policy: Policy, width: int = 8): ...
+
+class Judged(SoftmaxTB):
+    def __init__(self, policy: Policy, judge: Judge):
+        super().__init__(policy)
+
 class Quiet:
     """Not a hook, though it looks like one."""
     def step(self, loop, report): ...
@@ -67,6 +74,13 @@ def test_a_function_that_makes_an_objective_is_a_part():
         ConfigError, match=r"NormGuarded must have a parameter 'policy' .* Name a function of yours .* def mine\(policy: Policy\)"
     ):
         built("--objective", "NormGuarded")
+
+
+def test_a_part_of_the_objective_is_told_that_it_gets_no_policy():
+    inner = "{class_path: own_functions.Judge, init_args: {width: 4}}"
+    advice = r"objective\.judge\.policy is missing: Judge needs it \(a Policy\)\. Only the objective itself is given the run's policy"
+    with pytest.raises(ConfigError, match=advice):
+        built("--objective", f"{{class_path: own_functions.Judged, init_args: {{judge: {inner}}}}}")
 
 
 def test_a_learning_rate_that_becomes_negative_is_refused_before_the_run(capsys):

@@ -134,6 +134,30 @@ def test_a_module_of_the_same_name_that_differs_is_an_error(tmp_path: Path, bega
         config.parse("runs/mine")
 
 
+def test_two_runs_of_one_package_are_compared(
+    tmp_path: Path, began: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each keeps the modules that it imports, of a package that is loaded only once."""
+    work = tmp_path / "work"
+    for name in ("one", "two"):
+        (work / "own_package" / f"{name}.py").write_text(
+            f"from diffalign.objectives import SoftmaxTB\n\nclass {name.title()}(SoftmaxTB):\n    pass\n"
+        )
+        (work / f"{name}.yaml").write_text(RUN.replace("objective: SoftmaxTB", f"objective: own_package.{name}.{name.title()}"))
+        forget_modules(monkeypatch, began)
+        monkeypatch.delitem(sys.modules, f"own_package.{name}", raising=False)
+        assert main(["train", str(work / f"{name}.yaml")]) == 0
+        assert not (Path("runs") / "one" / CODE / "own_package" / "two.py").exists()
+    shutil.rmtree(work / "own_package")  # what the runs keep is all that there is
+    forget_modules(monkeypatch, began)
+    for name in ("one", "two"):
+        monkeypatch.delitem(sys.modules, f"own_package.{name}")
+    (work / "held.txt").write_text("a seven\n")
+    capsys.readouterr()
+    assert main(["compare", "runs/one", "runs/two", "--prompts", str(work / "held.txt"), "--samples", "2", "--steps", "2"]) == 0
+    assert "one -> two, the same prompts and noise" in capsys.readouterr().out
+
+
 def test_a_source_that_changes_between_start_and_resume_is_named(
     tmp_path: Path, began: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from ..core import ConfigError, Objective, PromptSource, Sharding
+from ..core import ConfigError, Objective, Policy, PromptSource, Sharding
 from . import parts
 from .blueprint import Part, described
 from .errors import ConfigWarning, listed, nearest, shown
@@ -243,10 +243,19 @@ def _with_arguments(part: Part, slot: Any) -> Part:
         if name in given:
             arguments[name] = resolve(given[name], parameter, place)
         elif parameter.default is MISSING:
-            raise ConfigError(f"{place} is missing: {title} needs it ({words(parameter.hint)}).")
+            raise ConfigError(f"{place} is missing: {title} needs it ({words(parameter.hint)}).{_not_handed_down(parameter.hint, place)}")
         elif (default := described(parameter.default, place)) is not MISSING:
             arguments[name] = default
     return attrs.evolve(part, arguments=arguments, linked=linked)
+
+
+def _not_handed_down(hint: Any, place: str) -> str:
+    """What to do where a part inside the objective lacks a policy."""
+    if not place.startswith("objective.") or Policy not in alternatives(hint):
+        return ""
+    return (
+        " Only the objective itself is given the run's policy: let it make this part, or name a function of yours that makes the objective."
+    )
 
 
 def _without_dropped(given: dict[str, Any], part: Part, slot: Any, title: str) -> dict[str, Any]:

@@ -46,8 +46,9 @@ def remember(folder: Path) -> None:
         if loaded is not None and loaded != file and loaded.exists() and loaded.read_bytes() != file.read_bytes():
             raise ConfigError(
                 f"{file} must be the module {name!r} of this run; {loaded} is loaded as that, and differs. Look at such runs one at a "
-                "time, each in a process of its own."
+                "time, each in a process of its own; to compare two versions of a part, train each under a module name of its own."
             )
+    _widen_packages(code)
     if differing := _differing(code, Path.cwd()):
         shown = code.relative_to(Path.cwd()) if code.is_relative_to(Path.cwd()) else code
         verbs = "differs and is" if len(differing) == 1 else "differ and are"
@@ -59,6 +60,15 @@ def remember(folder: Path) -> None:
     if str(code) in sys.path:
         sys.path.remove(str(code))
     sys.path.insert(0, str(code))
+
+
+def _widen_packages(code: Path) -> None:
+    """Let packages that are loaded from elsewhere, as from another run, find the modules that this run alone keeps of them."""
+    for file in sorted(code.rglob("__init__.py")):
+        name = _module_of(file.relative_to(code))
+        places = vars(sys.modules[name]).get("__path__") if name in sys.modules else None
+        if isinstance(places, list) and str(file.parent) not in places:
+            places.append(str(file.parent))
 
 
 def _differing(code: Path, folder: Path) -> list[str]:
