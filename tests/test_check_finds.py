@@ -1,16 +1,19 @@
 """`diffalign check`, and the constructor of the loop, find what the first step would."""
 
+import re
 import socket
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 
 from diffalign.cli import main
-from diffalign.core import AlignmentLoop, FlowSDE, RewardError, score
+from diffalign.core import AlignmentLoop, ConfigError, FlowSDE, Partial, Prompt, RewardError, score
 from diffalign.core.demands import reach
 from diffalign.core.scoring import OfSources
+from diffalign.costs.attempt import attempt
 from diffalign.digits import DigitsPolicy
 from diffalign.objectives import DGPO, DiffusionNFT, FlowGRPO, GroupForwardKL, SoftmaxTB
 from diffalign.prompts import Prompts
@@ -206,3 +209,42 @@ def test_the_error_of_a_reward_has_its_file_and_line() -> None:
     line = breaks.__code__.co_firstlineno + 1
     with pytest.raises(RewardError, match=rf"reward 'mine' raised KeyError for 3 images: 'colour' \({__file__}, line {line}\)"):
         score({"mine": breaks}, IMAGES, PROMPTS)
+
+
+def test_the_try_names_a_reward_that_applies_to_no_picture() -> None:
+    def nothing(images, prompts):
+        return Partial(torch.zeros(len(images)), torch.zeros(len(images), dtype=torch.bool))
+
+    tried = attempt(loop_of(reward={"quoted": nothing, "bright": channel_reward}), 1)
+    assert re.search(r"s: quoted: none, bright 0\.\d+, spread within a prompt 0\.\d+$", tried)
+
+
+class Inked:
+    """A reward that asks for a number in the metadata of a prompt."""
+
+    def require(self, prompts):
+        for prompt in prompts:
+            if "ink" not in prompt.metadata:
+                raise ConfigError(f"Inked needs a number 'ink' in the metadata of prompt {str(prompt)!r}")
+
+
+@attrs.frozen
+class Choosy(ChainSampler):
+    """A sampler that holds a reward, and passes on what it needs."""
+
+    reward: Inked = attrs.field(factory=Inked)
+    asked: list[str] = attrs.field(factory=list)
+
+    def require(self, prompts):
+        self.reward.require(prompts)
+
+    def reach(self):
+        self.asked.append("the reward's server")
+
+
+def test_a_sampler_that_holds_a_reward_is_asked_before_the_run() -> None:
+    sampler = Choosy(4, 3)
+    with pytest.raises(ConfigError, match="Inked needs a number 'ink' in the metadata of prompt 'one'"):
+        loop_of(sampler=sampler)
+    loop_of(sampler=sampler, prompts=[Prompt("one", {"ink": 0.3})]).reach()
+    assert sampler.asked == ["the reward's server"]

@@ -299,6 +299,13 @@ def test_the_card_says_what_is_known(exported, tmp_path):
     assert "Nothing was measured" in Card().text(policy, "merged")
 
 
+@pytest.mark.parametrize(("evaluation", "drawn"), [({"steps": 6}, 6), ({"steps": None}, 28), ({}, 10)])
+def test_the_card_draws_with_the_steps_of_the_evaluation(tmp_path, evaluation, drawn):
+    config = {"evaluation": {"class_path": "a.B", "init_args": evaluation}, "sampler": {"class_path": "a.C", "init_args": {"steps": 10}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert Card.of_run(tmp_path).sampled == drawn
+
+
 def test_a_card_has_no_before_of_other_prompts_or_settings(tmp_path):
     def entry(step, prompts, scored, seed=0):
         rows = [{"prompt": prompt, "rewards": {"pick": 0.5} if prompt in scored else {}, "diversity": {"l_gmd": 0.0}} for prompt in prompts]

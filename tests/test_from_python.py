@@ -12,7 +12,7 @@ import torch
 from ring import ring_loop
 
 import diffalign
-from diffalign.core import AlignmentLoop, ConfigError, Hook, Interrupted, Partial, Report, TrajectoryBatch
+from diffalign.core import AlignmentLoop, CheckpointError, ConfigError, Hook, Interrupted, Partial, Report, TrajectoryBatch
 from diffalign.objectives import SoftmaxTB
 from diffalign.policies import FlowMatchingPolicy
 from diffalign.policies.tdm import _unlike
@@ -89,6 +89,29 @@ def test_a_run_goes_on_in_its_folder(tmp_path: Path) -> None:
     assert all(torch.equal(mine, other) for mine, other in zip(weights(loop), weights(whole), strict=True))
     assert (result.steps, len(result.metrics)) == (5, 3)
     assert ring_loop().run(5, folder=tmp_path, resume=True).metrics == ()  # done already
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_start_before_the_last_checkpoint_is_refused_and_the_record_stays(tmp_path: Path) -> None:
+    ring_loop().run(3, folder=tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(CheckpointError, match="must hold no checkpoint after step 1, at which this run starts; it has step-000003"):
+        ring_loop().run(5, 1, folder=tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+    ring_loop().run(3, folder=tmp_path)
+    state = tmp_path / "step-000003" / "state.pt"
+    state.unlink()  # else the best one is damaged as well, which shares the file
+    state.write_bytes(b"cut off")
+    before = files(tmp_path)
+    with pytest.raises(CheckpointError, match=r"to resume from; these are damaged: step-000003\. Put their files back, or remove them"):
+        ring_loop().run(5, folder=tmp_path, resume=True)
+    assert files(tmp_path) == before
 
 
 class StopAfter(Hook):

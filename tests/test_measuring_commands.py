@@ -177,7 +177,7 @@ def test_compare_where_no_reward_applies_compares_the_diversity(trained, capsys)
         (["compare", "runs/slow", "runs/fast", "--total", "3"], "compare takes runs and nothing else; got --total 3"),
         (["evaluate", "runs/slow", "--samples", "1"], "--samples must be at least 2"),
         (["evaluate", "runs/slow", "--reward", "nothing.here"], "--reward must be"),
-        (["evaluate", "runs/slow", "--reward", "red=my_parts.green"], "--reward must have another name than the run's own rewards; 'red' is"),
+        (["evaluate", "runs/slow", "--reward", "red=my_parts.green"], "--reward must have another name than the run's own rewards; 'red'"),
         (["evaluate", "runs/slow", "--reward", "a=my_parts.red", "--reward", "a=my_parts.long"], "--reward must give each part a name of"),
         (["evaluate", "runs/slow", "--features", "PixelFeatures", "--features", "pixel=PixelFeatures"], "; two are called 'pixel'"),
         (["evaluate", "runs/slow", "--prompts", "absent.txt"], "'absent.txt'"),

@@ -13,6 +13,7 @@ from ring import ring_loop
 
 from diffalign.core import AlignmentLoop, Hook, Interrupted, Partial, Raw, RunningScale
 from diffalign.core.interrupt import stop_between_steps
+from diffalign.core.report import is_even
 from diffalign.evaluation import evaluate, write_report
 from diffalign.objectives import EffectiveSamples, KLBudget, SoftmaxTB, TrajectoryDistributionMatching
 from diffalign.policies import TDMPolicy
@@ -24,7 +25,7 @@ from diffalign.runs.pictures import FirstAndLast
 from diffalign.runs.recording import Recorder
 from diffalign.runs.signs import Signs
 from diffalign.samplers import ChainSampler, DeterministicSampler
-from diffalign.testing import TinyPolicy
+from diffalign.testing import TinyPolicy, channel_reward
 
 
 def weights(loop):
@@ -154,6 +155,26 @@ def test_ten_steps_without_a_score_are_said_once(capsys) -> None:
     assert "no reward has applied" not in said_by(capsys, rewards={"quoted": nothing, "flat": flat})
     logged = said_by(capsys, rewards={"quoted": nothing, "flat": flat}, aggregation=Raw({"quoted": 1.0, "flat": 0.0}))
     assert "Look at what quoted asks" in logged
+
+
+def test_a_reward_that_is_silent_beside_others_is_said_once(capsys) -> None:
+    """Whether or not it has a weight; `Raw` gives each 1."""
+    for weights in (None, {"bright": 1.0}):
+        text = said_by(capsys, rewards={"quoted": nothing, "bright": channel_reward}, aggregation=Raw(weights))
+        assert text.count("step 10: for 10 steps the reward 'quoted' has applied to no picture, so it counts for nothing") == 1
+        assert text.count("has applied to no picture") == 1
+    assert "to no picture" not in said_by(capsys, steps=9, rewards={"quoted": nothing, "bright": channel_reward})
+    assert "to no picture" not in said_by(capsys, rewards={"quoted": nothing})  # said of all together
+    sources = {"one": Source(["one"], share=99.0, rewards=["bright"]), "two": Source(["two"], rewards=["quoted"])}
+    assert "to no picture" not in said_by(capsys, rewards={"quoted": nothing, "bright": channel_reward}, prompts=Mixture(sources))
+
+
+def test_a_spread_of_rounding_is_none(capsys) -> None:
+    said = Said(capsys)
+    texts = [said.step(number, reward__group_std=6e-8, reward=0.1) for number in range(10)]
+    assert texts[9].startswith("step 10: for 10 steps all samples of a prompt have had the same reward")
+    for reward, spread, flat in ((1000.0, 6e-4, True), (0.1, 2e-6, False), (1000.0, 2e-3, False)):
+        assert is_even({"reward": reward, "reward/group_std": spread}) is flat
 
 
 def test_prompts_that_need_no_reward_are_not_missed(capsys) -> None:

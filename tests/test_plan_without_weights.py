@@ -131,7 +131,15 @@ def test_weights_in_four_bits_take_less(run, shallow):
     assert blocks - saved_bytes(policy, "nf4") == pytest.approx(blocks * 4.13 / 16, rel=0.05)  # and its adapters stay float32
     assert blocks - saved_bytes(policy, "int8") == pytest.approx(blocks / 2, rel=0.05)
     assert saved_bytes(policy, None) == 0
+    teacher = unloaded("SD3.5-M", lora=LoRA(rank=4), dtype="bfloat16", resolution=512, trainable=False)
+    assert saved_bytes(teacher, "nf4") == saved_bytes(policy, "nf4")  # its adapters stay float32 too
     assert planned(config.parse(run("quantization: nf4"))).saved > 1e7
+
+
+def test_adapters_that_start_from_a_file_are_planned_without_it(run, shallow):
+    given = ["--policy.lora.start", "nowhere/student", "--policy.lora.start_scale", "0.125"]
+    plans = [planned(config.parse(run(), overrides)) for overrides in (given, [])]
+    assert len({plan.loop.objective.policy.own for plan in plans}) == 1
 
 
 def test_a_compiled_and_recorded_run_is_planned_as_one(run, shallow, capsys):

@@ -54,6 +54,22 @@ def test_a_resumed_run_drops_the_lines_that_it_repeats(tmp_path):
     assert "reward" in lines[2]
 
 
+def test_a_lora_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    def half(recorder, loop, step, folder):
+        folder.mkdir()
+        (folder / "weights").write_text(f"of step {step}" if step < 3 else "ha")
+        if step == 3:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(Recorder, "_export", half)
+    ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")]).run(2)
+    assert (tmp_path / "lora" / "weights").read_text() == "of step 2"
+    with pytest.raises(OSError, match="disk full"):
+        ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")]).run(3, start=2)
+    assert (tmp_path / "lora" / "weights").read_text() == "of step 2"
+    assert not [*tmp_path.glob("*.tmp")]
+
+
 def test_no_report_after_an_error(tmp_path):
     loop = ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")])
     for hook in loop.hooks:
@@ -99,7 +115,7 @@ def test_what_is_written_at_the_end_is_tried_before_the_first_step(tmp_path, mon
     monkeypatch.setattr("diffalign.runs.recording.pipeline_policy", adapted)
     monkeypatch.setattr("diffalign.runs.recording.export", lambda policy, folder, form, card: (folder.mkdir(), written.append(folder.name)))
     ring_loop(tmp_path, [Recorder(tmp_path, "", "ring")]).run(1)
-    assert written == ["lora.tmp", "lora"]
+    assert written == ["lora.tmp", "lora.tmp"], "at the end it is named when it is complete"
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["lora"]
 
     def refuse(*arguments):

@@ -15,11 +15,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..runs.bundle import bundle
+    from ..runs.folder import require_writable
     from .options import refuse_overrides
 
     refuse_overrides("bundle", "a run folder", overrides)
     folder = options.run.absolute()
     file = options.out or Path(f"{folder.name}-bundle.zip")
+    require_writable(file.parent, "--out")
     for name, size in bundle(folder, file, options.log).items():
         print(f"{size:>10,}  {name}")
     print(f"{file}: read it before you send it; it holds your prompts, folders and the names of your parts")

@@ -1,6 +1,8 @@
 """Check your own part against the contract of its kind, also on a pretended device; for a reward, measure scale, noise and speed."""
 
 import argparse
+import importlib.util
+import inspect
 from collections.abc import Sequence
 
 from .options import refuse_overrides
@@ -28,8 +30,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         part = find(options.part)
     except LookupError as error:
+        _refuse_module(options.part)
         why = str(error) or suggestion(options.part, ()).strip()
         raise ConfigError(f"{options.part} must name an object that can be imported. {why}") from error
+    if inspect.ismodule(part):
+        _refuse_module(options.part)
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     try:
         known = examination(part, prompts)
@@ -47,3 +52,20 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
         print(measure(known.subject))
     return 1 if failed else 0
+
+
+def _refuse_module(path: str) -> None:
+    """Refuse the path of a module, which holds parts and is none.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    from ..core import ConfigError
+
+    name = path.replace(":", ".")
+    try:
+        spec = importlib.util.find_spec(name)
+    except Exception:  # finding a module imports its package, which may raise anything
+        return
+    if spec is not None:
+        raise ConfigError(f"{path} must name a class, function or object; it is a module. Name what is in it: {name}:NAME")

@@ -31,9 +31,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..core import ConfigError
     from ..evaluation import Comparison, Recorded, write_comparison
     from ..processes.devices import connect, disconnect
+    from ..runs.folder import require_writable
     from .subject import Subject
 
     refuse_overrides("compare", "runs", overrides)
+    require_writable(options.out, "--out")
     subjects = _told_apart([Subject.of(text).measured_on(options.prompts) for text in options.runs], options.runs)
     names = [subject.name for subject in subjects]
     if len(names) < 2 or len(set(names)) < len(names):
@@ -97,15 +99,17 @@ def _longer_names(subject: "Subject", text: str) -> list[str]:
 def _evaluated(subjects: "Sequence[Subject]", options: argparse.Namespace, devices: "Devices") -> "dict[str, Evaluation]":
     """Evaluate one run after the other, so that only one model at a time is in memory. Prompts and settings are those of the first run."""
     from ..evaluation import evaluate
-    from .subject import Measuring
+    from ..evaluation.evaluate import usual_steps
+    from .subject import Measuring, kept_apart
 
     measuring = Measuring.of(subjects[0], options)
-    rewards: Mapping[str, Any] = {**_all_rewards(subjects), **measuring.rewards}
-    results = {}
+    rewards: Mapping[str, Any] = {**kept_apart(_all_rewards(subjects), measuring.further), **measuring.further}
+    settings, results = dict(measuring.settings), {}
     for subject in subjects:
         loop, step = subject.build(devices)
         policy = loop.evaluation_policy()
-        results[subject.name] = evaluate(policy, measuring.prompts, rewards, step=step, devices=devices, **measuring.settings)
+        settings["steps"] = settings["steps"] or usual_steps(policy)
+        results[subject.name] = evaluate(policy, measuring.prompts, rewards, step=step, devices=devices, **settings)
         del loop, policy
     return results
 

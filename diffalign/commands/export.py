@@ -24,6 +24,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..core.unessential import unessential
     from ..export import Card, export
     from ..export.formats import usual_form
+    from ..runs.folder import require_writable
     from ..runs.snapshot import read_manifest
     from ..runs.trained import evaluated_role, trained_policy
     from .subject import Subject
@@ -35,6 +36,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise ConfigError(
             f"--out must be a new or an empty folder; {options.out} holds files, perhaps of another export. Name another one."
         )
+    require_writable(options.out or subject.folder / "export", "--out")
     policy = trained_policy(subject.job, subject.checkpoint, options.role)
     card = Card()
     with unessential("what the model card says of the run"):

@@ -24,12 +24,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from ..core import ConfigError
     from ..prompts import generated
+    from ..runs.folder import require_writable
 
     refuse_overrides("prompts", "a name, a file, --count and --seed", overrides)
     if options.out.suffix != ".jsonl":
         raise ConfigError(f"OUT must end in .jsonl, because prompts have metadata; got {str(options.out)!r}")
     if options.out.exists():
         raise ConfigError(f"{options.out}: there is a file already. Remove it, or give another name.")
+    require_writable(options.out.parent, "OUT")
     prompts = generated(options.name, options.count, options.seed)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps({**prompt.metadata, "prompt": str(prompt)}, ensure_ascii=False) for prompt in prompts)

@@ -1,6 +1,7 @@
 """Draw images; a run folder is sampled with its last checkpoint."""
 
 import argparse
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,16 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from PIL.Image import registered_extensions
-
-    from ..core import ConfigError
     from ..prompts import require_readable
+    from ..runs.folder import require_writable
     from ..runs.trained import trained_policy
     from ..threads import take_fair_threads
     from .subject import Subject
 
-    if options.out.suffix.lower() not in registered_extensions():
-        raise ConfigError(f"--out must end in an image format such as .png; got {str(options.out)!r}")
+    _require_picture(options.out)
+    require_writable(options.out.parent, "--out")
     for text in options.prompt:
         require_readable(text, "--prompt")
     subject = Subject.of(options.run, overrides)
@@ -46,6 +45,18 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     sheet.save(options.out)
     print(options.out)
     return 0
+
+
+def _require_picture(file: Path) -> None:
+    """Refuse a name in whose format no picture can be saved: Pillow knows some that it only reads."""
+    from PIL import Image
+
+    from ..core import ConfigError
+
+    try:
+        Image.new("RGB", (64, 64)).save(io.BytesIO(), Image.registered_extensions()[file.suffix.lower()])
+    except (KeyError, OSError, ValueError) as error:
+        raise ConfigError(f"--out must end in an image format such as .png; got {str(file)!r}") from error
 
 
 def _drawn(policy: "Policy", options: argparse.Namespace, rows: int) -> "Image":

@@ -2,7 +2,7 @@
 
 import argparse
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,10 +154,18 @@ class Subject:
 
 @attrs.frozen(eq=False)
 class Measuring:
-    """Prompts, rewards and settings of a measurement; `settings` are keyword arguments of `diffalign.evaluation.evaluate`."""
+    """Prompts, rewards and settings of a measurement.
+
+    Args:
+        prompts: prompts that are drawn
+        rewards: all rewards by name, those of the command line among them
+        further: those of the command line
+        settings: keyword arguments of `diffalign.evaluation.evaluate`
+    """
 
     prompts: "list[Prompt]"
     rewards: "Mapping[str, RewardFunction]"
+    further: "Mapping[str, RewardFunction]"
     settings: Mapping[str, Any]
 
     @classmethod
@@ -170,7 +178,7 @@ class Measuring:
             suite: prompts and rewards in place of the run's own
 
         Raises:
-            ConfigError: there are no prompts, a reward cannot score some of them, or a part cannot be built.
+            ConfigError: there are no prompts, a reward cannot score some of them, a part cannot be built, or two rewards have one name.
         """
         from ..core import ConfigError
         from ..core.demands import require
@@ -182,7 +190,7 @@ class Measuring:
         hook = subject.evaluation()
         asked = built_rewards(options.reward)
         if suite is None:
-            rewards = {**subject.rewards(hook), **asked}
+            rewards = {**kept_apart(subject.rewards(hook), asked), **asked}
         else:
             rewards = {**built_rewards([f"{name}={part}" for name, part in suite.rewards.items() if name not in asked]), **asked}
         if prompts is None:
@@ -190,7 +198,11 @@ class Measuring:
                 raise ConfigError(f"--prompts must name a prompt file, because the run {subject.name} has no evaluation with prompts")
             prompts = [*hook.held_out]
         chosen: Mapping[str, Features] = built_features(options.features) or (hook.features if hook else DEFAULT_FEATURES)
-        settings = {"samples": hook.samples if hook else 4, "steps": hook.steps if hook else 28, "seed": hook.seed if hook else 0}
+        settings: dict[str, Any] = {
+            "samples": hook.samples if hook else 4,
+            "steps": hook.steps if hook else None,
+            "seed": hook.seed if hook else 0,
+        }
         settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
         if settings["samples"] < 2:
             raise ConfigError("--samples must be at least 2: one image of a prompt has no diversity")
@@ -198,8 +210,27 @@ class Measuring:
         return cls(
             prompts,
             rewards,
+            asked,
             {**settings, "features": chosen, "rows": options.rows, "pictures": options.pictures},
         )
+
+
+def kept_apart(rewards: "Mapping[str, RewardFunction]", asked: Iterable[str]) -> "Mapping[str, RewardFunction]":
+    """Return the rewards of runs, if those of the command line have other names: under an equal one the wrong reward would be measured.
+
+    Args:
+        rewards: rewards of the runs, by name
+        asked: names of the rewards of the command line
+
+    Raises:
+        ConfigError: a name is in both.
+    """
+    from ..core import ConfigError
+
+    for name in asked:
+        if name in rewards:
+            raise ConfigError(f"--reward must have another name than the run's own rewards; {name!r} is one. Write --reward OTHER=PART.")
+    return rewards
 
 
 def built_rewards(texts: Sequence[str]) -> "dict[str, RewardFunction]":
@@ -222,11 +253,15 @@ def _built(texts: Sequence[str], slot: Any, option: str, name_of: Any) -> dict[s
     from ..config.files import read_yaml
     from ..config.resolution import resolve
     from ..config.signature import Parameter
+    from ..core import ConfigError
 
     parts: dict[str, Any] = {}
     for text in texts:
         name, equals, rest = text.partition("=")
         named = bool(equals) and name.isidentifier()
         part = build(resolve(read_yaml(rest if named else text, option), Parameter(option, slot), option), {})
-        parts[name if named else name_of(part)] = part
+        key = name if named else name_of(part)
+        if key in parts:
+            raise ConfigError(f"{option} must give each part a name of its own; two are called {key!r}. Write {option} NAME=PART.")
+        parts[key] = part
     return parts

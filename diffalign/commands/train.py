@@ -104,6 +104,10 @@ def _train(job: "Run", options: argparse.Namespace, overrides: Sequence[str], de
             saved = complete_checkpoints(job.folder, quiet=True)
             reword(error, f"{said}. Last good checkpoint: {saved[-1] if saved else 'none yet'}.")
         raise
+    except Exception:  # of a part: its own words stay as they are
+        if devices.rank == 0 and complete_checkpoints(job.folder, quiet=True):
+            say(f"the run stopped; {going_on(job.folder, _continue(options.run, options, overrides))}", 1)
+        raise
     return 0
 
 

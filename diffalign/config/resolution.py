@@ -250,7 +250,7 @@ def _with_arguments(part: Part, slot: Any) -> Part:
 
 
 def _not_handed_down(hint: Any, place: str) -> str:
-    """What to do where a part inside the objective lacks a policy."""
+    """Advice for a part inside the objective that lacks a policy."""
     if not place.startswith("objective.") or Policy not in alternatives(hint):
         return ""
     return (

@@ -131,7 +131,7 @@ class Run:
         try:
             require_factors(made["lr_factor"], made["total"])
             rewards = rewards_by_source(named_rewards(made["rewards"]), made["prompts"])
-            require([*rewards.values(), *made["hooks"]], list(map(Prompt.of, prompts)))
+            require([made["sampler"], *rewards.values(), *made["hooks"]], list(map(Prompt.of, prompts)))
             _check_sources(made["prompts"], held_out)
         except ConfigError:
             raise

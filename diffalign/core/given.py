@@ -222,7 +222,7 @@ def require_fit(objective: Objective, sampler: TrajectorySampler, prompts: Promp
 
     Args:
         objective, sampler, prompts: parts of the run
-        readers: rewards and hooks, of which some need prompts with metadata
+        readers: rewards and hooks, of which some need prompts with metadata; so may the sampler, if it holds a reward
 
     Raises:
         ConfigError: a prompt lacks what a reward needs.
@@ -233,7 +233,7 @@ def require_fit(objective: Objective, sampler: TrajectorySampler, prompts: Promp
     if isinstance(prompts, Listed):
         known = [Prompt.of(prompt) for prompt in prompts.prompts]
         require_drawn(objective.policy, known)
-        require(readers, known)
+        require((sampler, *readers), known)
 
 
 def require_drawn(policy: Policy, prompts: Iterable[str]) -> None:

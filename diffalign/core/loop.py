@@ -136,9 +136,7 @@ class AlignmentLoop:
         if self.average is not None:
             self.average.start(self.objective.policy)
         self.lockstep = Free()
-        self._update = Update(
-            self.objective, phases, self.running, self.devices, self.lockstep, self.max_grad_norm, lambda: self._request.hold()
-        )
+        self._update = Update(self.objective, phases, self.running, self.devices, self.lockstep, self.max_grad_norm, self._hold)
         if self.sharding is not None:  # all forks exist, no optimizer does
             refuse_kept(self.sampler)
             self.lockstep = self._update.lockstep = self.sharding.shard(self.policies(), self.devices)
@@ -170,12 +168,12 @@ class AlignmentLoop:
         return dict(self._rewards)
 
     def reach(self) -> None:
-        """Refuse servers that are not there, of rewards and of hooks. Nothing is scored.
+        """Refuse servers that are not there, of any part. Nothing is scored.
 
         Raises:
             ConfigError: names one.
         """
-        reach([*self._rewards.values(), *self.hooks])
+        reach([*self._rewards.values(), self.sampler, *self.hooks])
 
     def evaluation_policy(self) -> Policy:
         """Policy to evaluate: the average if there is one, else the policy."""
@@ -236,8 +234,11 @@ class AlignmentLoop:
 
     @property
     def settled(self) -> bool:
-        """Whether no weight has moved since the last finished step."""
+        """True if no weight has moved since the last step."""
         return not self._request.moving
+
+    def _hold(self) -> None:
+        self._request.hold()
 
     def step(self, prompts: Sequence[Prompt], progress: Progress) -> Report:
         """Do one step on the global list of prompts, of which this process takes its share."""
@@ -283,7 +284,7 @@ class AlignmentLoop:
         except NonFiniteError as error:
             error.evidence = Evidence.of(progress.step, tuple(self.trained()), trajectories, batch)
             raise
-        self._request.hold()
+        self._hold()
         self.objective.after_step()
         if self.average is not None:
             self.average.update(policy, progress.step)

@@ -14,7 +14,16 @@ from .groups import Raw, group_std, log_geometric_mean_distance
 from .ledger import Ledger, peak_memory
 from .processes import Devices, gather_texts
 from .scores import Partial
-from .types import Prompt, ScoredBatch
+from .types import Loss, Prompt, ScoredBatch
+
+LOOP_NAMES = ("step", "elapsed", "reward", "lr_factor", "rows_per_second")
+"""Names in the line of a step that the loop and its record write. No objective may report one of them."""
+
+LOOP_BEGINNINGS = (
+    *("reward/", "applies/", "diversity/", "source/", "grad_norm/", "loss_scale/", "contract/"),
+    *("mfu/", "rows/", "calls/", "seconds/", "hidden/", "waits/", "memory/"),
+)
+"""Beginnings of further such names."""
 
 
 @attrs.frozen(eq=False)
@@ -95,6 +104,25 @@ class Metrics:
         old = self.sums.get(name)
         self.sums[name] = pair if old is None else (old[0] + pair[0], old[1] + pair[1])
 
+    def take(self, loss: Loss, source: str) -> None:
+        """Add the metrics of a loss.
+
+        Args:
+            loss: the loss
+            source: name of what yielded it, for messages
+
+        Raises:
+            ValueError: a name is one of the loop's, whose own number would be lost or blended.
+        """
+        for name, (total, count) in loss.metrics.items():
+            if name in LOOP_NAMES or name.startswith(LOOP_BEGINNINGS):
+                raise ValueError(
+                    f"{source} yielded a loss with the metric {name!r}, a name of the loop's own. To the loop belong "
+                    f"{', '.join(LOOP_NAMES)}, and all that begins with {', '.join(LOOP_BEGINNINGS)}. Give the metric another name, such "
+                    f"as 'mine/{name}'. Nothing was updated."
+                )
+            self.add(name, total, count)
+
     def ratios(self, found: Mapping[str, tuple[float, float]]) -> None:
         """Add numerators and denominators by name, as a `Meter` gives them."""
         for name, (total, count) in found.items():
@@ -106,11 +134,13 @@ class Metrics:
         If prompts come from several sources, add those of each source as well. A reward that applies to no sample has no entry. Samples to
         which no reward with a weight applies count neither in `reward` nor in `reward/group_std`, which have no entry where there are no
         others. Where each prompt has one sample there are no pairs, so neither the deviation within groups nor the diversity has an entry.
+        `applies/NAME` is the share of samples that a reward applies to, of each source where there are several (`means` leaves out some).
 
         Args:
             batch: the scored batch
         """
-        group, scored = batch.trajectories.group, batch.scored
+        group, scored, prompts = batch.trajectories.group, batch.scored, batch.trajectories.condition.prompts
+        sources = dict.fromkeys(prompt.source for prompt in prompts if prompt.source is not None)
         raw, std = _of_scored(batch)
         spread = log_geometric_mean_distance(batch.trajectories.samples, group)
         rewarded = batch.complete or bool(scored.any())
@@ -119,12 +149,13 @@ class Metrics:
             self.add("reward", raw.sum(), scored.sum())
         for name, part in batch.parts.parts.items():
             self._score(f"reward/{name}", part)
+            if not sources:
+                self._cover(f"applies/{name}", part, len(group))
         if rewarded and paired:
             self.add("reward/group_std", std.sum(), scored.sum())
         if paired:
             self.add("diversity/l_gmd", spread.sum(), len(spread))
-        prompts = batch.trajectories.condition.prompts
-        for source in dict.fromkeys(prompt.source for prompt in prompts if prompt.source is not None):
+        for source in sources:
             mine = torch.tensor([prompt.source == source for prompt in prompts])
             theirs = mine.to(group.device)[group]
             self.add(f"source/{source}/share", mine.sum(), len(mine))
@@ -132,7 +163,9 @@ class Metrics:
             if count:
                 self.add(f"source/{source}/reward", raw[theirs].sum(), count)
             for name in batch.parts:
-                self._score(f"reward/{name}/{source}", batch.parts.partial(name).where(theirs))
+                part = batch.parts.partial(name).where(theirs)
+                self._score(f"reward/{name}/{source}", part)
+                self._cover(f"applies/{name}/{source}", part, theirs.sum())
             if count and paired:
                 self.add(f"reward/group_std/{source}", std[theirs].sum(), count)
             if paired:
@@ -144,16 +177,31 @@ class Metrics:
         if len(values):
             self.add(name, values.sum(), len(values))
 
+    def _cover(self, name: str, part: Tensor | Partial, count: Tensor | int) -> None:
+        """Add the share of `count` samples that a reward applies to. Every process must, or the mean over all would be of some alone."""
+        self.add(name, torch.tensor(float(len(part))) if isinstance(part, Tensor) else part.applies.sum(), count)
+
     def means(self, devices: Devices) -> dict[str, float]:
-        """Mean of every name over all processes: sum / count. Names that only some processes have are included."""
+        """Mean of every name over all processes: sum / count. Names that only some processes have are included.
+
+        `applies/NAME` is left out where it is 1, and `applies/NAME/SOURCE` where it is 0 as well, as for a reward of other sources.
+        """
         names = list(self.sums)
         if devices.size > 1:
             names = list(dict.fromkeys(name for text in gather_texts(devices, "\n".join(names)) for name in text.splitlines()))
         nothing = (torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
-        numbers = _on_host([number for name in names for number in self.sums.get(name, nothing)])
+        numbers = on_host([number for name in names for number in self.sums.get(name, nothing)])
         table = devices.sum(numbers.view(-1, 2))
-        result = {name: (row[0] / max(row[1], 1e-300)) for name, row in zip(names, table.tolist(), strict=True)}
+        result = {name: (row[0] / max(row[1], 1e-300)) for name, row in zip(names, table.tolist(), strict=True) if _told(name, *row)}
         return {**result, "memory/peak_bytes": float(devices.maximum(torch.tensor(float(peak_memory()), dtype=torch.float64)))}
+
+
+def is_even(metrics: Mapping[str, float]) -> bool:
+    """True if the samples of each prompt have equal rewards, up to their rounding. False where there is one sample of each.
+
+    The limit is far below the spread from which `group_normalize` gives full advantages.
+    """
+    return metrics.get("reward/group_std", 1.0) <= 1e-6 * max(1.0, abs(metrics.get("reward", 0.0)))
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -171,12 +219,17 @@ def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
-def _on_host(numbers: Sequence[Tensor]) -> Tensor:
+def _told(name: str, total: float, count: float) -> bool:
+    """False for a share of samples with a score that says nothing."""
+    return not name.startswith("applies/") or (total != count and (total != 0 or name.count("/") == 1))
+
+
+def on_host(numbers: Sequence[Tensor]) -> Tensor:
     """Scalars from several devices, copied to the CPU with one copy from each device: [n]."""
     result = torch.empty(len(numbers), dtype=torch.float64)
     for device in {number.device for number in numbers}:
         places = [place for place, number in enumerate(numbers) if number.device == device]
-        result[places] = torch.stack([numbers[place].reshape(()) for place in places]).cpu()
+        result[places] = torch.stack([numbers[place].reshape(()) for place in places]).cpu().double()
     return result
 
 

@@ -6,7 +6,7 @@ The whole package uses one convention: `x_sigma = (1 - sigma) * x_0 + sigma * no
 Legend: P prompts, N nodes, K leaves (finished samples), E stochastic edges, T steps, L stored levels of a path, * latent dimensions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, Self
@@ -69,17 +69,21 @@ class Prompt(str):
         return (type(self), (str(self), dict(self.metadata), self.source))
 
 
+def _prompts(texts: Iterable[str]) -> tuple[Prompt, ...]:
+    return tuple(map(Prompt.of, texts))
+
+
 @attrs.frozen(eq=False)
 class Condition:
     """Encoded prompts. Only the policy that encoded them knows what the tensors mean.
 
     Args:
-        prompts: the texts, length P
+        prompts: the texts, length P; plain ones become prompts
         ids: [P] global prompt ids of this step. Equal texts have separate ids; random draws depend on the ids, not on the texts
         tensors: each [P, ...]; rows of different length are padded
     """
 
-    prompts: tuple[Prompt, ...]  # P
+    prompts: tuple[Prompt, ...] = attrs.field(converter=_prompts)  # P
     ids: Tensor  # [P]
     tensors: Mapping[str, Tensor]  # each [P, ...]
 
@@ -130,7 +134,7 @@ class TrajectoryBatch:
 
     Parents come before their children, siblings are contiguous, leaves are in depth-first order. Every stochastic edge spans one
     step; several deterministic steps may be stored as one edge. A sampler that numbers its network calls (`call`) promises: the rows of
-    a call were the parents of its edges, in the order of the nodes, and no others. The first-step contract then repeats the call exactly.
+    a call were the parents of its edges, in the order of the nodes, and no others.
 
     Args:
         condition: condition of the P prompts
@@ -144,9 +148,12 @@ class TrajectoryBatch:
         mean: [E, *] mean of each stochastic edge when it was drawn, in the order of the nodes
         call: [N] number of the network call that gave the edge into the node; UNRECORDED where it is not known, and for roots
 
+    Computed: nodes `leaves` [K], their latents `samples` [K, *], prompts `group` [K] and `roots` [K], `paths` [K, L] to them; nodes
+    `stochastic` [E] that stochastic edges reach.
+
     Raises:
         ValueError: the shape of a field does not fit, a child comes before its parent, a level does not rise along an edge, or a
-            stochastic edge spans more than one level or has siblings with another noise level.
+            stochastic edge spans several levels or has siblings of another noise level.
     """
 
     condition: Condition
@@ -329,7 +336,7 @@ class Loss:
 
     Args:
         value: scalar with a graph; the values of all micro-batches add up to the loss
-        metrics: name -> (sum, count), which add over micro-batches and ranks
+        metrics: name -> (sum, count), finite, which add over micro-batches and ranks
 
     Raises:
         ValueError: the value is no scalar tensor, or a metric is no pair of scalars.

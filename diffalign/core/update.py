@@ -17,7 +17,7 @@ from .ledger import Ledger
 from .loss_scale import scales_of, unscale
 from .policy import Policy
 from .processes import Devices, Lockstep, together
-from .report import Metrics
+from .report import Metrics, on_host
 from .spread import is_spread, local, whole
 from .types import Loss, ScoredBatch
 from .undo import Undo
@@ -74,8 +74,8 @@ class Update:
             metrics: takes the metrics of the losses
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite, in this process or another. Everything is as it was before the call.
-            ValueError: the losses of a phase are no `Loss`, or none of them has a graph. Everything is as it was.
+            NonFiniteError: a loss, gradient or metric is not finite, in this process or another. Everything is as it was before the call.
+            ValueError: the losses of a phase are no `Loss`, none has a graph, or a metric has a name of the loop. Everything is as it was.
             UpdateError: memory ran out where fewer rows would not help, or a loss was yielded inside no_grad or autocast.
         """
         several = sum(phase.repeats * len(phase.trains) for phase in self.phases) > 1
@@ -198,6 +198,7 @@ class Update:
 
     def _accumulate(self, phase: Phase, batch: ScoredBatch, update: int, metrics: Metrics, scale: float) -> tuple[int, int]:
         values: list[Tensor] = []
+        names: set[str] = set()
         attached = 0
         for loss in yielded(phase, batch, update):
             if not torch.is_grad_enabled() or torch.is_autocast_enabled(loss.value.device.type):
@@ -209,9 +210,9 @@ class Update:
             if loss.value.requires_grad:
                 attached += 1
                 self.lockstep.backward(loss.value * scale)
-            for name, (total, count) in loss.metrics.items():
-                metrics.add(name, total, count)
-        _require_finite_losses(values, phase, batch)
+            metrics.take(loss, _source(phase))
+            names.update(loss.metrics)
+        _require_finite(values, {name: metrics.sums[name] for name in sorted(names)}, phase, batch)
         return len(values), attached
 
     def _norm(self, role: str, policy: Policy, step: int) -> Tensor:
@@ -279,14 +280,19 @@ def _names(phase: Phase) -> str:
     return ", ".join(map(repr, phase.trains))
 
 
-def _require_finite_losses(values: list[Tensor], phase: Phase, batch: ScoredBatch) -> None:
-    """Refuse losses that are not finite. All are checked at once, so that the device is waited for once per phase."""
-    if values and not bool(torch.stack(values).isfinite().all()):
-        value = next(value for value in values if not bool(value.isfinite()))
-        raise NonFiniteError(
-            f"role {_names(phase)}, step {batch.progress.step}: loss is {value.item()}. {blame(phase.trains, batch.trajectories)} "
-            "Nothing was updated."
-        )
+def _require_finite(values: list[Tensor], sums: Mapping[str, tuple[Tensor, Tensor]], phase: Phase, batch: ScoredBatch) -> None:
+    """Refuse losses and metrics that are not finite. All are checked at once, so that the device is waited for once per phase."""
+    numbers = [*values, *(number for pair in sums.values() for number in pair)]
+    finite = on_host(numbers).isfinite().tolist()
+    if all(finite):
+        return
+    first = finite.index(False)
+    name = None if first < len(values) else [*sums][(first - len(values)) // 2]
+    what = "loss is" if name is None else f"the metric {name!r} of {_source(phase)} must be a finite (sum, count), and one of them is"
+    raise NonFiniteError(
+        f"role {_names(phase)}, step {batch.progress.step}: {what} {numbers[first].item()}. {blame(phase.trains, batch.trajectories)} "
+        "Nothing was updated."
+    )
 
 
 def _bad_gradient(policy: Policy) -> str | None:

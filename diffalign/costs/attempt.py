@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from ..core import AlignmentLoop, Progress
 from ..core.budget import limited
+from ..core.report import is_even
 from ..evaluation import HeldOutEvaluation, evaluate
 
 PROMPTS = ROWS = SAMPLES = 2
@@ -40,10 +41,10 @@ def attempt(loop: AlignmentLoop, total: int, evaluation: HeldOutEvaluation | Non
 def _scored(loop: AlignmentLoop, metrics: Mapping[str, float]) -> str:
     if "reward" not in metrics:
         return "no reward applies to these prompts"
-    known = ((name, metrics.get(f"reward/{name}")) for name in loop.named_rewards())
-    scores = ", ".join(f"{name} {mean:.3f}" for name, mean in known if mean is not None)
+    known = {name: metrics.get(f"reward/{name}") for name in loop.named_rewards()}
+    scores = ", ".join(f"{name}: none" if mean is None else f"{name} {mean:.3f}" for name, mean in known.items())
     spread = metrics.get("reward/group_std")
     if spread is None:  # one sample of each prompt
         return scores
-    doubt = "" if spread > 0 else "; no prompt's samples differ in reward, so this step taught nothing"
+    doubt = "; no prompt's samples differ in reward, so this step taught nothing" if is_even(metrics) else ""
     return f"{scores}, spread within a prompt {spread:.3f}{doubt}"

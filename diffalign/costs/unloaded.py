@@ -116,7 +116,7 @@ def unloaded(
     if lora is None:
         network.requires_grad_(trainable)
     else:
-        attrs.evolve(lora, start=None).attach(network, family.lora_targets, family)
+        attrs.evolve(lora, start=None, start_scale=1.0).attach(network, family.lora_targets, family)
     if checkpointing:
         network.enable_gradient_checkpointing()
     if compilation is not None:
@@ -127,16 +127,16 @@ def unloaded(
 
 
 def saved_bytes(policy: FlowMatchingPolicy, quantization: Quantization | None) -> int:
-    """Bytes that the frozen weights in the blocks take less if they are quantised."""
+    """Bytes that the weights of the base in the blocks take less if they are quantised. Adapters are not, frozen ones neither."""
     if quantization is None:
         return 0
     lists = [name for name, module in policy.network.named_modules() if isinstance(module, nn.ModuleList)]
-    frozen = {
-        f"{name}.weight": module.weight
+    base = [
+        module.weight
         for name, module in policy.network.named_modules()
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad and any(name.startswith(f"{place}.") for place in lists)
-    }
-    return sum(tensor_bytes(weight) - round(weight.numel() * _BITS[quantization] / 8) for weight in frozen.values())
+        if isinstance(module, nn.Linear) and f"{name}.weight" not in policy.own and any(name.startswith(f"{place}.") for place in lists)
+    ]
+    return sum(tensor_bytes(weight) - round(weight.numel() * _BITS[quantization] / 8) for weight in base)
 
 
 class _Weights(nn.Module):

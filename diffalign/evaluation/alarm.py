@@ -135,7 +135,7 @@ class HackingAlarm(Hook):
             return
         loop.folder.mkdir(parents=True, exist_ok=True)
         if step > 0:
-            (loop.folder / WATCH).write_text("".join(json.dumps(line) + "\n" for line in self._watched), encoding="utf-8")
+            _replace(loop.folder / WATCH, "".join(json.dumps(line) + "\n" for line in self._watched))
             self._write_alarms(loop.folder)
         else:
             forget(loop.folder)
@@ -230,9 +230,14 @@ class HackingAlarm(Hook):
         self._quiet[alarm.kind] = alarm.step + 2 * self.rule().least_window(total) if again else float("inf")
 
     def _write_alarms(self, folder: Path) -> None:
-        temporary = folder / f"{ALARMS}.tmp"
-        temporary.write_text(json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1), encoding="utf-8")
-        temporary.replace(folder / ALARMS)
+        _replace(folder / ALARMS, json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Give a file a new content, which a full disk cannot cut off."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
 
 
 def _sums_of(part: Partial, group: Tensor) -> Tensor:

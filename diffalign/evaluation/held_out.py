@@ -35,7 +35,7 @@ class HeldOutEvaluation(Hook):
             its rewards score them. The prompts of one file alone are scored by all rewards
         every: steps between evaluations; None evaluates only before and after training
         samples: samples per prompt
-        steps: denoising steps
+        steps: denoising steps; None takes those of a few-step student, else 28
         seed: seed of the noise
         rewards: further rewards that are not trained on, under other names than those of the loop, which are measured as well
         pictures: number of prompts whose images are kept
@@ -46,7 +46,7 @@ class HeldOutEvaluation(Hook):
     prompts: str | Mapping[str, str]
     every: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     samples: int = attrs.field(default=4, validator=attrs.validators.ge(2))
-    steps: int = attrs.field(default=28, validator=attrs.validators.ge(1))
+    steps: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     seed: int = 0
     rewards: Mapping[str, RewardFunction] = attrs.field(factory=dict)
     pictures: int = attrs.field(default=6, validator=attrs.validators.ge(0))

@@ -1,13 +1,15 @@
 """Report of a run: one self-contained HTML page from the files of its folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 from PIL import Image
+
+from diffalign.core.unessential import unessential
 
 from .curves import Place, curve, front
 from .intervals import bootstrap, paired_change
@@ -162,14 +164,11 @@ def _whose(entry: Mapping[str, Any]) -> str:
 
 def _pictures(folder: Path, evaluations: Entries) -> str:
     """Show the first and the last images: of held-out prompts if they were drawn, else of the run's own prompts."""
-    found = {entry["step"]: folder / "images" / f"step-{entry['step']:06d}.png" for entry in evaluations}
-    files = [(step, file) for step, file in found.items() if file.exists()]
-    if len(files) < 2:
-        drawn = {int(file.stem.rpartition("-")[2]): file for file in folder.glob(f"images/{DRAWN}-*.png")}
-        files = sorted(drawn.items())
-    if len(files) < 2:
+    found = [(entry["step"], folder / "images" / f"step-{entry['step']:06d}.png") for entry in evaluations]
+    drawn = [(int(file.stem.rpartition("-")[2]), file) for file in folder.glob(f"images/{DRAWN}-*.png")]
+    ends = _ends([(step, file) for step, file in found if file.exists()]) or _ends(sorted(drawn))
+    if not ends:
         return ""
-    ends = (files[0], files[-1])
     side_by_side(*(Image.open(file) for _, file in ends)).save(folder / "images" / "before-after.png")
     names = [f"{word}: step {step}" for word, (step, _) in zip(("Before", "After"), ends, strict=True)]
     figures = "".join(enlargeable(file, f"picture-{place}", name) for place, ((_, file), name) in enumerate(zip(ends, names, strict=True)))
@@ -177,6 +176,21 @@ def _pictures(folder: Path, evaluations: Entries) -> str:
         f'<h2>Before and after: the same prompts and noise</h2><div class="grid">{figures}</div>'
         '<p class="soft">Click a picture to enlarge it, click again to go back.</p>'
     )
+
+
+def _ends(files: Sequence[tuple[int, Path]]) -> Sequence[tuple[int, Path]]:
+    """Take the first and the last picture that can be read, of pictures by step; none where these are not two."""
+    first = next((each for each in files if _is_whole(each[1])), None)
+    last = next((each for each in reversed(files) if _is_whole(each[1])), None)
+    return [first, last] if first is not None and last is not None and first != last else []
+
+
+def _is_whole(file: Path) -> bool:
+    """True if a picture can be read: half of one, as a full disk leaves it, must not cost the report."""
+    with unessential(f"{file} in the report"), Image.open(file) as picture:
+        picture.load()
+        return True
+    return False
 
 
 def _front(evaluations: Entries) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ class Rounds:
 
     folder: Path
     identity: str
+    _asked: set[Path] = attrs.field(factory=set, init=False, eq=False, repr=False)
 
     def under(self, settings: Mapping[str, Any]) -> "Rounds":
         """Rounds of one evaluation. The folder's name depends on the identity and on every setting."""
         text = json.dumps([self.identity, settings], sort_keys=True, default=str)
-        return Rounds(self.folder / hashlib.sha256(text.encode()).hexdigest()[:16], self.identity)
+        found = Rounds(self.folder / hashlib.sha256(text.encode()).hexdigest()[:16], self.identity)
+        self._asked.add(found.folder)
+        return found
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Load the tensors that were saved under a name; None if there are none."""
@@ -42,5 +46,8 @@ class Rounds:
         temporary.replace(self.folder / f"{name}.safetensors")
 
     def clear(self) -> None:
-        """Remove the folder, once the result is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the rounds of the evaluations that were asked for here, once their result is written. Those of others stay."""
+        for folder in self._asked:
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another evaluation was interrupted, or is under way
+            self.folder.rmdir()

@@ -14,7 +14,7 @@ from diffalign.evaluation.recorded import basis, places
 from diffalign.policies import FlowMatchingPolicy
 
 from .unwrapping import inwards
-from .usage import own_usage, usage
+from .usage import STEPS, own_usage, usage
 
 _COMFYUI = "Put `comfyui_lora.safetensors` into ComfyUI's `models/loras` and load it with a LoRA loader node at strength 1."
 
@@ -57,7 +57,7 @@ class Card:
         if not measured:
             measured, source = _trained(folder, steps)
         facts = _name(config.get("objective")), _rewards(config.get("rewards")), _name(config.get("sampler"))
-        return cls(*facts, steps, measured, source, _steps(config.get("evaluation")) or _steps(config.get("sampler")), role)
+        return cls(*facts, steps, measured, source, _sampled(config), role)
 
     def unmeasured(self) -> "Card":
         """The card of other weights of the same run: without the measurements, which say nothing of them."""
@@ -168,6 +168,15 @@ def _name(part: Any) -> str:
     words = str(path).replace(":", ".").split(".")
     classes = [place for place, word in enumerate(words) if word[:1].isupper()]
     return ".".join(words[classes[-1] :] if classes else words[-1:])
+
+
+def _sampled(config: Mapping[str, Any]) -> int | None:
+    """Number of steps by which pictures of a run are drawn; None if its configuration does not say one."""
+    evaluation = config.get("evaluation")
+    given = evaluation.get("init_args") if isinstance(evaluation, Mapping) else None
+    if isinstance(given, Mapping) and "steps" in given:
+        return _steps(evaluation) or STEPS
+    return _steps(config.get("sampler"))
 
 
 def _steps(part: Any) -> int | None:

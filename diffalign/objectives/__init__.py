@@ -15,6 +15,7 @@ from .forward import ForwardBatch, ForwardLosses, ForwardObjective
 from .group_forward_kl import GroupForwardKL
 from .guarded import NormGuarded
 from .guards import KLMask, NormGuard
+from .noised import Noised, NoisedSamples
 from .on_policy_distillation import OnPolicyDistillation
 from .ram import RAM
 from .ratio import Ratio, RatioNorm
@@ -51,4 +52,4 @@ __all__ = [
 ]
 
 # For authors, who write a temperature, or an objective on noised ends.
-__all__ += ["Budget", "Draws", "ForwardBatch", "ForwardLosses", "ForwardObjective", "GridDraws"]
+__all__ += ["Budget", "Draws", "ForwardBatch", "ForwardLosses", "ForwardObjective", "GridDraws", "Noised", "NoisedSamples"]

@@ -21,6 +21,8 @@ from .requirements import require_groups, require_several
 class ForwardBatch:
     """A scored batch with noise added to its samples for one update.
 
+    The units of a sample stand together: unit u is noise level u % M of sample u // M, `sample[u]`, and M is `samples.levels`.
+
     Args:
         samples: the noised samples
         rows: units per network call; None takes all at once
@@ -99,15 +101,25 @@ class ForwardBatch:
         return error
 
     def coupled(
-        self, evaluate: Callable[[Noised, Tensor], Mapping[str, Tensor]], loss_of: Callable[[Mapping[str, Tensor]], Loss]
+        self,
+        evaluate: Callable[[Noised, Tensor], Mapping[str, Tensor]],
+        loss_of: Callable[[Mapping[str, Tensor]], Loss],
+        units: Tensor | None = None,
     ) -> Iterator[Loss]:
         """Micro-batches of a loss that compares units with each other, see `micro_batched`.
 
         Args:
             evaluate: maps some noised units and their indices [B] to numbers by name, each [B]
-            loss_of: maps the numbers of all units, each [U], to the loss
+            loss_of: maps the numbers of the chosen units, each [C] in the order of `units`, to the loss
+            units: [C] indices of the units that the loss needs, such as those of the best and the worst sample of each prompt; None takes
+                all
         """
-        return micro_batched(lambda units: evaluate(self.samples.at(units), units), len(self), loss_of, self.rows)
+        chosen = torch.arange(len(self)) if units is None else units.cpu()
+
+        def at(places: Tensor) -> Mapping[str, Tensor]:
+            return evaluate(self.samples.at(chosen[places]), chosen[places])
+
+        return micro_batched(at, len(chosen), loss_of, self.rows)
 
     def apart(self, loss_of: Callable[[Noised, Tensor], Loss]) -> Iterator[Loss]:
         """Micro-batches of a loss that is a sum over units, so that one pass is enough.

@@ -23,6 +23,9 @@ _PER_SAMPLE = 1 << 32
 class Noised:
     """Noised units, by the kernel from s to sigma, x_sigma = a x_s + b e; s = 0 gives x_sigma = (1 - sigma) x_0 + sigma e.
 
+    A loss function of `ForwardBatch.apart` and `coupled` is given some units so, with their indices: unit u is noise level u % M of sample
+    u // M.
+
     Args:
         latents: [B, *] x_sigma
         sigma: [B]
@@ -46,7 +49,7 @@ class Noised:
 
 @attrs.frozen(eq=False)
 class NoisedSamples:
-    """Finished samples with M noise levels each. The noise is drawn when it is used.
+    """Finished samples with M noise levels each. The noise is drawn when it is used. Unit u is noise level u % M of sample u // M.
 
     Draws depend only on the step, the prompt's id and the place of the sample among those of its prompt.
 

@@ -4,15 +4,20 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import torch
+from safetensors import safe_open
 from torch import nn
 
+from diffalign.core import CheckpointError
 from diffalign.core.words import allowed_word
 
 from .saved_names import Layers, layer_paths
+from .saved_scales import HEADER, PeftSettings
+from .saved_tensors import FILE
 from .warm_start import SavedAdapters
 
 if TYPE_CHECKING:
@@ -103,6 +108,33 @@ class LoRA:
             multiply_in_type_of_base(network, ADAPTER)
         if saved is not None:
             saved.fill(network, ADAPTER, self.start_scale)
+
+
+def require_scale(folder: Path, network: Any, component: str) -> None:
+    """Refuse a network whose adapters are multiplied by another number than those that are saved in a folder: their tensors do not show it.
+
+    Args:
+        folder: folder of adapters in diffusers' form, whose header says the number; without it nothing is known
+        network: network with adapters
+        component: name of the denoiser in its pipeline
+
+    Raises:
+        CheckpointError: alpha / rank differ.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return
+    with safe_open(file, "pt") as content:
+        header = (content.metadata() or {}).get(HEADER)
+    saved, own = PeftSettings.of_header(header, component, f"{HEADER!r} in the header of {file}"), network.peft_config[ADAPTER]
+    if saved is None or "r" not in saved.values:
+        return
+    alpha, rank = saved.values["lora_alpha"], saved.values["r"]
+    if not math.isclose(alpha / rank, own.lora_alpha / own.r):
+        raise CheckpointError(
+            f"{folder}: its adapters must be multiplied by alpha / rank = {alpha / rank:g}; those of the policy are by "
+            f"{own.lora_alpha / own.r:g}. Build the policy with LoRA.rank {rank} and LoRA.alpha {alpha}."
+        )
 
 
 def _saved(start: str, network: nn.Module, family: "Family | None") -> SavedAdapters:

@@ -19,6 +19,7 @@ from diffalign.embedded import SHAPEWORLD
 from .diffusers import Family
 from .encodings import AT_ONCE
 from .flow_matching import FlowMatchingPolicy
+from .lora import require_scale
 from .step_grids import grids_of, listed
 from .text_length import unread
 
@@ -74,7 +75,7 @@ class TDMPolicy(PolicyAround):
             kernel: step rule, as in the constructor
 
         Raises:
-            CheckpointError: the folder holds no student, or the student has another K, another base or other tensors.
+            CheckpointError: the folder holds no student, or the student has another K, another base, other tensors or another alpha / rank.
         """
         folder = SHAPEWORLD / "student" if path == "shapeworld" else Path(path)
         try:
@@ -135,6 +136,8 @@ class TDMPolicy(PolicyAround):
                 f"{shapes.get(odd[0])}, the policy's {expected.get(odd[0])}). {_unlike(shapes, expected)}Build the policy with the "
                 "adapters of the student."
             )
+        if isinstance(self.policy, FlowMatchingPolicy) and self.policy.adapters:
+            require_scale(file.parent, self.policy.network, self.policy.family.component)
         for name, parameter in mine.items():
             parameter.copy_(spread_like(tensors[name], parameter))
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from diffalign.core import Prompt, Reward
 
+from .pixels import eight_bit
+
 
 @attrs.frozen
 class JPEGCompressibility(Reward):
@@ -24,7 +26,7 @@ class JPEGCompressibility(Reward):
     quality: int = attrs.field(default=95, validator=[attrs.validators.ge(1), attrs.validators.le(100)])
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = eight_bit("JPEGCompressibility", images, prompts).permute(0, 2, 3, 1).cpu().numpy()
         return torch.tensor([-self._kilobytes(Image.fromarray(picture)) for picture in pixels])
 
     def _kilobytes(self, image: Image.Image) -> float:

@@ -115,11 +115,12 @@ class Connections:
         self, connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str], deadline: float, fresh: bool
     ) -> Answer:
         late = threading.Event()
+        opened: list[socket.socket] = []  # where the answer ends the connection, http.client forgets the socket before it reads the body
 
         def cut() -> None:
             late.set()
-            if connection.sock is not None:
-                _shut(connection.sock)
+            for each in opened:
+                _shut(each)
 
         remaining = max(deadline - time.monotonic(), 0.001)
         watch = threading.Timer(remaining, cut)  # a socket's own timeout would start again with every byte that arrives
@@ -129,6 +130,11 @@ class Connections:
             connection.sock.settimeout(remaining)
         watch.start()
         try:
+            if connection.sock is None:
+                connection.connect()
+            opened.append(connection.sock)
+            if late.is_set():
+                raise TimeoutError("connecting took all the time")
             answer, open_still = self._answer(connection, path, body, headers)
         except (OSError, http.client.HTTPException) as error:
             connection.close()

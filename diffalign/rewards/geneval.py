@@ -15,7 +15,7 @@ from diffalign.vocabulary import COLORS
 from .clip import CLIP
 from .detection import Detector
 from .geneval_rules import Detected, Wanted, correct, graded, wanted
-from .pixels import check_batch, cropped_square
+from .pixels import check_batch, cropped_square, require_finite
 from .weights import every
 
 GRAY = 0.6
@@ -90,6 +90,7 @@ class GenEval(Reward):
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         check_batch("GenEval", images, prompts)
+        require_finite("GenEval", images, prompts)
         wants = [wanted(prompt, self._detector.names) for prompt in prompts]
         least = min(self.threshold, self.counting_threshold)
         scores: list[float] = []

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffalign.core import ConfigError, Prompt, Reward
 from diffalign.core.words import allowed_word
 
-from .pixels import check_batch
+from .pixels import check_batch, eight_bit
 from .reading import RapidReader, Reader, TesseractReader
 
 _QUOTED = re.compile('"([^"]+)"|“([^“”]+)”|„([^„“”]+)[“”]|«([^«»]+)»|「([^「」]+)」')
@@ -66,7 +66,7 @@ class OCR(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         check_batch("OCR", images, prompts)
         wanted = [self._wanted(prompt) for prompt in prompts]
-        pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = eight_bit("OCR", images, prompts).permute(0, 2, 3, 1).cpu().numpy()
         read = [self._plain(self._reader.read(picture)) for picture in pixels]
         return torch.tensor([MATCHES[self.match](*pair) for pair in zip(wanted, read, strict=True)], device=images.device)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,6 +26,32 @@ def check_batch(name: str, images: Tensor, prompts: Sequence[str]) -> None:
         raise ValueError(f"{name} needs images [K, 3, H, W] of floating point numbers; got {tuple(images.shape)}, {images.dtype}")
     if len(images) != len(prompts):
         raise ValueError(f"{name} needs one prompt per image; got {len(images)} images and {len(prompts)} prompts")
+
+
+def require_finite(name: str, images: Tensor, prompts: Sequence[str]) -> None:
+    """Refuse images with a number that is not finite, where it would not reach the score: as 8 bits it is black, to a detector nothing.
+
+    Args:
+        name: name of the reward in the message
+        images: [K, 3, H, W]
+        prompts: K prompts
+
+    Raises:
+        ValueError: there is such an image; the message names the first one and its prompt.
+    """
+    bad = (~images.flatten(1).isfinite().all(dim=1)).nonzero().squeeze(1)
+    if len(bad):
+        first = int(bad[0])
+        raise ValueError(
+            f"{name} needs images of finite numbers; image {first} of {len(images)}, prompt {str(prompts[first])!r}, holds NaN or "
+            "infinity. An autoencoder that overflows in float16 gives such images: load the policy in another dtype."
+        )
+
+
+def eight_bit(name: str, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Round images [K, 3, H, W] in [0, 1] to 8 bits, uint8 on the same device; arguments and error of `require_finite`."""
+    require_finite(name, images, prompts)
+    return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def resized(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:

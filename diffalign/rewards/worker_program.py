@@ -130,15 +130,20 @@ def _reward(name: str, arguments: dict[str, Any]) -> Any:
     target: Any = importlib.import_module(module)
     for attribute in path.split("."):
         target = getattr(target, attribute)
-    if isinstance(target, type) and hasattr(target, "of_groups"):  # pictures come in pieces, and a group may be cut
+    kind = target if isinstance(target, type) else type(target)
+    if hasattr(kind, "of_groups"):  # pictures come in pieces, and a group may be cut
         raise TypeError(f"{name} scores all pictures of a prompt together, which a worker cannot: put it around the WorkerReward")
-    if isinstance(target, type):
-        return target(**arguments)
-    if arguments:
+    if hasattr(kind, "of_step"):
+        raise TypeError(f"{name} must be told the step of a run, which a worker is not: name it among the rewards of the run")
+    if not isinstance(target, type) and arguments:
         raise TypeError(f"{name} is no class, so it takes no arguments; got {', '.join(arguments)}")
     if not callable(target):
         raise TypeError(f"{name} must be a class or a function of (images, prompts); it is a {type(target).__name__}")
-    return target
+    reward = target(**arguments) if isinstance(target, type) else target
+    nesting = sys.modules.get("diffalign.core.nesting")  # only a reward of the package can hold another one of its kinds inside
+    if nesting is not None:
+        nesting.require_single(name, reward, "Put that around the WorkerReward, or name it among the rewards of the run.")
+    return reward
 
 
 def _scores(reward: Any, pixels: bytearray, shape: list[int], prompts: list[dict[str, Any]], device: str) -> list[float | None]:

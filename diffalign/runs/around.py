@@ -13,7 +13,7 @@ from ..core.given import require_steps
 from ..core.report import plain
 from ..core.unessential import say
 from ..costs.filling import Filling
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, require_none_after
 from .console import Console
 from .folder import has_begun, require_writable
 from .lock import FolderLock
@@ -21,7 +21,7 @@ from .pictures import FirstAndLast
 from .recording import Recorder
 from .settings import settings_of
 from .signs import Signs
-from .snapshot import complete_checkpoints, going_on
+from .snapshot import checkpoints, going_on
 
 
 @attrs.define(eq=False)
@@ -45,6 +45,7 @@ def run(
 
     Raises:
         ConfigError: `resume` without a folder, or a folder that holds a run, is being trained in, or cannot be written.
+        CheckpointError: the folder's checkpoints are damaged, or one comes after `start`. No file of the run is changed.
         RewardError: a reward failed; the message names the checkpoint of the last finished step.
     """
     require_steps(total, start)  # before the folder is made
@@ -58,15 +59,17 @@ def run(
         lock.take()
         if not resume and start == 0 and has_begun(place):
             raise ConfigError(f"folder {place} must not hold another run; it has steps of one. Give resume=True, or another folder.")
+        if not resume:
+            require_none_after(place, start)  # before a hook cuts what the run has recorded
         loop.folder = place
-        checkpoints = Checkpoints(place, settings=settings_of(loop, total))
-        if resume and complete_checkpoints(place):
-            start = checkpoints.restore(loop)
+        keeping = Checkpoints(place, settings=settings_of(loop, total))
+        if resume and checkpoints(place):  # if all are damaged, `restore` says so: to begin anew would take their place
+            start = keeping.restore(loop)
             if total < start and loop.devices.rank == 0:
                 say(f"{place} has {start} steps already, so a total of {total} adds none. Give a larger one to go on.")
             total = max(total, start)
         try:
-            return _advanced(loop, total, start, [FirstAndLast(place), Recorder(place, name=place.name), checkpoints], show)
+            return _advanced(loop, total, start, [FirstAndLast(place), Recorder(place, name=place.name), keeping], show)
         except RewardError as error:
             advice = f"Continue by: loop.run({total}, folder={str(place)!r}, resume=True)"
             reword(error, f"{str(error).rstrip('.')}; {going_on(place, advice)}")

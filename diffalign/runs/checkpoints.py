@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import torch
 
-from ..core import AlignmentLoop, CheckpointError, Hook, Interrupted, Report, RewardError, agree
+from ..core import AlignmentLoop, CheckpointError, ContractError, Hook, Interrupted, NonFiniteError, Report, RewardError, agree
 from ..core.unessential import say
 from ..durable import discard
 from .best import BEST, Score, evaluated, held_out_score, keep, training_score, value_to_beat
@@ -32,12 +32,17 @@ from .snapshot import (
     write,
 )
 
+_SHARED = (RewardError, NonFiniteError, ContractError)
+"""Errors that end a step in all processes."""
+
 __all__ = ["Checkpoints", "complete_checkpoints", "load", "load_weights", "read_manifest", "save"]
 
 
 @attrs.define(eq=False)
 class Checkpoints(Hook):
-    """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted or a reward fails; keeps the best as `best/`.
+    """Writes `step-NNNNNN/` every `every` steps, at the end, and when the run is interrupted or a step fails; keeps the best as `best/`.
+
+    Of a step that fails before weights have moved the finished step before it is kept.
 
     If a hook before this one evaluates the run while it trains (a `HeldOutEvaluation` with `every`), the best weights are those with the
     highest reward on held-out prompts. They are kept even if no other checkpoint is due at their step. Otherwise the best checkpoint is
@@ -127,12 +132,7 @@ class Checkpoints(Hook):
             for left in self.folder.glob("*.tmp"):  # a crash while writing
                 if left.name.startswith(("step-", f"{BEST}.")) and left.is_dir():
                     shutil.rmtree(left)
-            later = [path for path in complete_checkpoints(self.folder, quiet=True) if step_of(path) > step]
-            if later:
-                raise CheckpointError(
-                    f"{self.folder} must hold no checkpoint after step {step}, at which this run starts; it has {later[-1].name} of "
-                    "another run. Give another folder, or remove that checkpoint."
-                )
+            require_none_after(self.folder, step)
         self._saved, self._rewards, self._prompts = None, [], listed(loop.prompts)
         _say_other_held_out(self._evaluated, loop)
         self._evaluated = []
@@ -171,7 +171,9 @@ class Checkpoints(Hook):
             name_complete(self.folder)
         found = complete_checkpoints(self.folder)
         if not found:
-            raise CheckpointError(f"{self.folder} must hold a checkpoint step-*/ to resume from; there is none")
+            damaged = ", ".join(path.name for path in checkpoints(self.folder))
+            said = f"these are damaged: {damaged}. Put their files back, or remove them to begin anew" if damaged else "there is none"
+            raise CheckpointError(f"{self.folder} must hold a checkpoint step-*/ to resume from; {said}")
         return found[-1]
 
     def _save(self, loop: AlignmentLoop, step: int, state: Mapping[str, Any] | None = None) -> None:
@@ -223,6 +225,20 @@ class Checkpoints(Hook):
             discard(path)
 
 
+def require_none_after(folder: Path, step: int) -> None:
+    """Refuse a folder with a complete checkpoint after the step at which a run starts.
+
+    Raises:
+        CheckpointError: there is one; the message names the last.
+    """
+    later = [path for path in checkpoints(folder) if step_of(path) > step and is_whole(path, quiet=True)]
+    if later:
+        raise CheckpointError(
+            f"{folder} must hold no checkpoint after step {step}, at which this run starts; it has {later[-1].name} of another run. Give "
+            "another folder, or remove that checkpoint."
+        )
+
+
 def _say_other_prompts(written: Path, loop: AlignmentLoop) -> None:
     """Say that a prompt file has changed: its path is the same, so that no configuration shows it. Older checkpoints do not know."""
     before, now = _facts_of(written).get("prompts"), listed(loop.prompts)
@@ -254,9 +270,12 @@ def _evaluated_texts(folder: Path) -> list[str]:
 def _spares_weights(error: BaseException | None, loop: AlignmentLoop) -> bool:
     """True if weights have not moved since the last finished step, and all processes are here to save them.
 
-    A reward fails before the update, and in all processes. A second signal waits while weights move, but may come to one process alone.
+    In one process that is so of any error before weights move. Several processes are all here after errors that they meet together; others
+    may have come to one process alone.
     """
-    return isinstance(error, RewardError) or (isinstance(error, KeyboardInterrupt) and loop.devices.size == 1)
+    if not loop.settled:
+        return False
+    return isinstance(error, Exception | KeyboardInterrupt if loop.devices.size == 1 else _SHARED)
 
 
 def _rewards_of(written: Path) -> list[float]:

@@ -15,14 +15,22 @@ _FILES = (
 """Patterns of the files that a run, its hooks and its evaluations write into the folder, without `code/`, from which a run may import."""
 
 
-def require_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written now, before a model is loaded and a step is done."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+def require_writable(folder: Path, option: str = "--folder") -> None:
+    """Refuse a folder that cannot be written now, before a model is loaded and work is done.
+
+    Args:
+        folder: the folder, which need not be there yet
+        option: option by which another one is given, for the message
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     try:
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
-        raise ConfigError(f"folder {folder} must be writable; {error}. Give another --folder, or free disk space.") from error
+        raise ConfigError(f"folder {folder} must be writable; {error}. Give another {option}, or free disk space.") from error
 
 
 def has_begun(folder: Path) -> bool:

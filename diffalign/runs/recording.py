@@ -18,7 +18,7 @@ from ..config.sources import keep
 from ..core import AlignmentLoop, Hook, Interrupted, Report, RewardError
 from ..core.report import plain
 from ..core.unessential import say, unessential
-from ..durable import append_line, write_whole
+from ..durable import append_line, publish, write_whole
 from ..evaluation import write_report
 from ..evaluation.alarm import forget
 from ..export import Card, export, pipeline_policy
@@ -133,7 +133,7 @@ class Recorder(Hook):
             return
         if loop.devices.rank != 0:
             return
-        self._export(loop, step, self.folder / "lora")
+        self._publish(loop, step)
         if error is not None and step == self._total:  # the last evaluation is missing, and a report would say that nothing is
             return
         self._write_report()
@@ -148,6 +148,16 @@ class Recorder(Hook):
         try:
             self._export(loop, step, trial)
             self._write_report()
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+
+    def _publish(self, loop: AlignmentLoop, step: int) -> None:
+        """Write `lora/`. The one of an earlier end of the run stays until the new one is complete."""
+        trial = self.folder / "lora.tmp"
+        try:
+            self._export(loop, step, trial)
+            if trial.exists():
+                publish(trial, self.folder / "lora")
         finally:
             shutil.rmtree(trial, ignore_errors=True)
 

@@ -78,10 +78,12 @@ class AdaptivePlan(Plan):
         if max(per_split(self.eta, self.splits, "AdaptivePlan")) > self.eta_max:
             raise ValueError(f"AdaptivePlan.eta must be at most eta_max, {self.eta_max:g}; got {self.eta}")
 
+    def largest(self, steps: int) -> Branching:
+        return self._branching(steps, [float(self.first)] * self.splits, 0.5)
+
     def largest_noise(self, steps: int) -> tuple[float, ...]:
-        earliest = self._branching(steps, [float(self.first)] * self.splits, 0.5)
         etas = self._etas(self.eta_factors.index(max(self.eta_factors)))
-        return noise_within(earliest, self.first, steps - 1 - self.tail_guard, max(etas))
+        return noise_within(self.largest(steps), self.first, steps - 1 - self.tail_guard, max(etas))
 
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
         first, last = self.first, steps - 1 - self.tail_guard

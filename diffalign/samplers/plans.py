@@ -102,6 +102,13 @@ class Plan(ABC):
             ValueError: the plan does not fit that many steps. Samplers call this once when they are built.
         """
 
+    def largest(self, steps: int) -> Branching:
+        """Branching that needs at least the memory of any draw of the run, for forecasts: the earlier a split, the more rows follow it.
+
+        Without another word it is that of the first draw, which is right for a plan that never changes.
+        """
+        return drawn(self, steps, Progress(0, 1), Streams(0))
+
     def largest_noise(self, steps: int) -> tuple[float, ...]:
         """Largest eta that any draw of the run may give to each of `steps` denoising steps, so that a policy can refuse it beforehand: [T].
 
@@ -116,14 +123,26 @@ def drawn(plan: Plan, steps: int, progress: Progress, streams: Streams) -> Branc
     Raises:
         ValueError: the plan gave no `Branching`, or one of another length.
     """
-    branching: Any = plan.draw(steps, progress, streams)
-    where, what = f"{type(plan).__name__}.draw", f"a Branching of {steps} denoising steps"
+    return _fitting(plan.draw(steps, progress, streams), steps, f"{type(plan).__name__}.draw", f"at step {progress.step} of the run it")
+
+
+def largest(plan: Plan, steps: int) -> Branching:
+    """Read the branching that needs the most memory from a plan, and require that it has `steps` denoising steps.
+
+    Raises:
+        ValueError: the plan gave no `Branching`, or one of another length.
+    """
+    return _fitting(plan.largest(steps), steps, f"{type(plan).__name__}.largest", "it")
+
+
+def _fitting(branching: Any, steps: int, where: str, when: str) -> Branching:
+    what = f"a Branching of {steps} denoising steps"
     if not isinstance(branching, Branching):
-        raise ValueError(f"{where} must return {what}; at step {progress.step} of the run it returned {type(branching).__name__}")
+        raise ValueError(f"{where} must return {what}; {when} returned {type(branching).__name__}")
     if len(branching.children) != steps:
         raise ValueError(
-            f"{where} must return {what}, as its argument `steps` says; at step {progress.step} of the run it returned one of "
-            f"{len(branching.children)}. Give every step an entry: 1 child and eta 0 where nothing is to happen."
+            f"{where} must return {what}, as its argument `steps` says; {when} returned one of {len(branching.children)}. Give every step "
+            "an entry: 1 child and eta 0 where nothing is to happen."
         )
     return branching
 

@@ -69,13 +69,17 @@ class ProgressPlan(Plan):
                 raise ValueError(f"ProgressPlan.{name} must not decrease; got {list(splits)}")
         per_split(self.eta, len(self.early), "ProgressPlan")
 
+    def largest(self, steps: int) -> Branching:
+        earliest = [float(self.first)] * len(self.early)
+        return self._branching(steps, earliest if self.concentration else [*map(min, self._means(steps, 0.0), self._means(steps, 1.0))])
+
     def largest_noise(self, steps: int) -> tuple[float, ...]:
         last, eta = steps - 1 - self.tail_guard, max(per_split(self.eta, len(self.early), "ProgressPlan"))
         if not self.concentration:  # splits go from their early to their late step and draw nothing
             ends = [move_apart("ProgressPlan", self._means(steps, place), self.first, last, self.min_gap) for place in (0.0, 1.0)]
             earliest = self.draw(steps, Progress(int(ends[1][0] < ends[0][0]), 2), Streams(0))
             return noise_within(earliest, min(ends[0][0], ends[1][0]), max(ends[0][-1], ends[1][-1]), eta)
-        return noise_within(self._branching(steps, [float(self.first)] * len(self.early)), self.first, last, eta)
+        return noise_within(self.largest(steps), self.first, last, eta)
 
     def draw(self, steps: int, progress: Progress, streams: Streams) -> Branching:
         outside = [split for split in (*self.early, *self.late) if not 0 <= split < steps]

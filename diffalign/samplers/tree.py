@@ -9,7 +9,7 @@ from diffalign.core.undo import rewind_of
 
 from .fixed_plan import FixedPlan
 from .frontier import checked_grid, foreseen, roll_out
-from .plans import Branching, Plan, drawn, noise_bound
+from .plans import Branching, Plan, drawn, largest, noise_bound
 
 
 @attrs.frozen
@@ -37,11 +37,19 @@ class TreeSampler(TrajectorySampler):
 
     def __attrs_post_init__(self) -> None:
         require_part("TreeSampler.plan", self.plan, Plan)
+        rewind = rewind_of(self)
+        drawn(self.plan, self.steps, Progress(0, 1), Streams(0))
+        rewind(self)
         self.branching()
 
     def branching(self, progress: Progress | None = None, streams: Streams | None = None) -> Branching:
-        """Branching that the plan draws; without arguments, at the first step of seed 0."""
-        return drawn(self.plan, self.steps, progress or Progress(0, 1), streams or Streams(0))
+        """Branching that the plan draws; without arguments, the one of the run that needs the most memory, which moves no state."""
+        if progress is not None or streams is not None:
+            return drawn(self.plan, self.steps, progress or Progress(0, 1), streams or Streams(0))
+        rewind = rewind_of(self)
+        most = largest(self.plan, self.steps)
+        rewind(self)
+        return most
 
     def outline(self, policy: Policy) -> Outline:
         rewind = rewind_of(self)

@@ -78,6 +78,10 @@ class RandomWindow(Plan):
         place = int(streams.generator("plan").integers(self.first, last + 1))
         return _window(steps, place, self.width, self.samples, self.eta, self.shared_noise)
 
+    def largest(self, steps: int) -> Branching:
+        _last("RandomWindow", steps, self.first, self.width)
+        return _window(steps, self.first, self.width, self.samples, self.eta, self.shared_noise)
+
     def largest_noise(self, steps: int) -> tuple[float, ...]:
         end = _last("RandomWindow", steps, self.first, self.width) + self.width
         return tuple(self.eta if self.first <= step < end else 0.0 for step in range(steps))

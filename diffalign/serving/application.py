@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import math
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -39,6 +40,9 @@ _COPIES = 4
 
 _BYTES_OF_A_PIXEL = 3
 
+_LONGEST_PAUSE = 600
+"""Seconds that `RemoteReward` waits at most."""
+
 
 @attrs.frozen
 class Settings:
@@ -50,6 +54,7 @@ class Settings:
         memory: bytes for the bodies and pixels of all requests that are handled
         limits: limits of one request
         body_timeout: seconds within which a body must arrive
+        patience: seconds that a request waits for memory before it is told to come back later
         device: device of the images; None takes CUDA if there is one
         token: bearer token that every request except those for health must have; None requires none
     """
@@ -59,6 +64,7 @@ class Settings:
     memory: int = attrs.field(default=2**30, validator=attrs.validators.ge(1))
     limits: Limits = attrs.field(factory=Limits)
     body_timeout: float = attrs.field(default=30.0, validator=attrs.validators.gt(0.0))
+    patience: float = attrs.field(default=30.0, validator=attrs.validators.ge(0.0))
     device: str | None = attrs.field(default=None, validator=is_there)
     token: str | None = attrs.field(default=None, repr=False)
 
@@ -132,9 +138,13 @@ class _Service:
             with self.room.seat(), ExitStack() as held:
                 return await self._answer(request, await self._asked(request, held))
         except FullError as error:
-            raise HTTPException(503, str(error)) from error
+            raise HTTPException(503, str(error), {"Retry-After": str(self._pause())}) from error
         except WireError as error:
             raise HTTPException(400, str(error)) from error
+
+    def _pause(self) -> int:
+        """Seconds after which a request that found no room may find some: until those that are here are scored."""
+        return min(_LONGEST_PAUSE, max(1, math.ceil(self.batcher.seconds)))
 
     def _authorise(self, request: Request) -> None:
         token = self.settings.token
@@ -146,11 +156,16 @@ class _Service:
 
     async def _asked(self, request: Request, held: ExitStack) -> ScoreRequest:
         """Read and decode the request. The memory for its pixels stays reserved in `held`."""
-        loop = asyncio.get_running_loop()
-        with self.room.hold(_COPIES * announced(request, self.settings.limits.body)):
+        loop, room, patience = asyncio.get_running_loop(), self.room, self.settings.patience
+        size = announced(request, self.settings.limits.body)
+        await room.until(_COPIES * size, patience)
+        with room.hold(_COPIES * size):
             body = await received(request, self.settings.body_timeout)
             packed = await loop.run_in_executor(self.unpacker, read_request, body, self.settings.limits)
-            held.enter_context(self.room.hold(_BYTES_OF_A_PIXEL * packed.pixels))
+            del body
+        with room.hold(size):  # of the body only the pictures in it are left
+            await room.until_more(_BYTES_OF_A_PIXEL * packed.pixels, patience)
+            held.enter_context(room.hold(_BYTES_OF_A_PIXEL * packed.pixels))
             return await loop.run_in_executor(self.unpacker, packed.unpack)
 
     async def _answer(self, request: Request, asked: ScoreRequest) -> Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
@@ -49,6 +50,8 @@ class Batcher:
     _arrived: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     batches: int = attrs.field(default=0, init=False)
     images: int = attrs.field(default=0, init=False)
+    _pace: float = attrs.field(default=0.0, init=False)  # seconds of an image, in the last batch
+    _begun: int = attrs.field(default=0, init=False)  # images of the requests that are scored now
 
     def __attrs_post_init__(self) -> None:
         self._halved = HalvedBatches(self._on_device)
@@ -57,6 +60,11 @@ class Batcher:
     def waiting(self) -> int:
         """Number of requests whose scoring has not begun."""
         return len(self._waiting)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until all images that are here are scored, at the pace of the last batch; 0 before the first."""
+        return self._pace * (self._begun + sum(len(job.images) for job in self._waiting))
 
     async def scored(self, images: Tensor, prompts: Sequence[Prompt]) -> list[float | None]:
         """Wait for the scores of [K, 3, H, W] uint8 images, None where the reward does not apply.
@@ -83,9 +91,11 @@ class Batcher:
             if not jobs:
                 self._arrived.clear()
                 continue
+            self._begun = sum(len(job.images) for job in jobs)
             if len(jobs) == 1 or not await self._settled(jobs):
                 for job in jobs:
                     await self._settled([job], alone=True)
+            self._begun = 0
 
     def _next(self) -> list[_Job]:
         jobs: list[_Job] = []
@@ -117,9 +127,10 @@ class Batcher:
         images, prompts = torch.cat([job.images for job in jobs]), [prompt for job in jobs for prompt in job.prompts]
         scores: list[float | None] = []
         for start in range(0, len(images), self.batch):
-            end = start + self.batch
+            end, began = start + self.batch, time.monotonic()
             scores += plain_scores(score({self.name: self._halved}, images[start:end], prompts[start:end]).parts[self.name])
             self.batches += 1
+            self._pace = (time.monotonic() - began) / len(images[start:end])
         self.images += len(images)
         return scores
 

@@ -11,6 +11,9 @@ from ..core import ConfigError
 
 _HEADERS, _CONNECTIONS, _IDLE, _FAREWELL = 2**14, 1024, 75, 10
 
+_EVERYWHERE = {"0.0.0.0": (socket.AF_INET, "192.0.2.1", "127.0.0.1"), "::": (socket.AF_INET6, "2001:db8::1", "::1")}
+"""Hosts that stand for all addresses of this machine: kind, an address of documents, which is elsewhere, and that within this machine."""
+
 
 def is_loopback(host: str) -> bool:
     """True if an address can be reached only from this machine."""
@@ -48,9 +51,21 @@ def configured(app: Starlette) -> uvicorn.Config:
 
 
 def address_of(listening: socket.socket, host: str) -> str:
-    """Address of a listening socket, for a browser."""
-    name = f"[{host}]" if ":" in host else host
+    """Address of a listening socket, for a browser. Who listens on all addresses ("0.0.0.0") is named by that of this machine."""
+    name = _own_address(host) if host in _EVERYWHERE else host
+    name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{listening.getsockname()[1]}"
+
+
+def _own_address(host: str) -> str:
+    """Address that this machine has in its network; the one within it where there is no network."""
+    family, elsewhere, within = _EVERYWHERE[host]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((elsewhere, 9))  # sends nothing: it chooses the address that would send
+        except OSError:
+            return within
+        return str(probe.getsockname()[0])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,7 +1,8 @@
 """Limit on the memory and the requests of the server."""
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import attrs
 
@@ -23,6 +24,9 @@ class Room:
     requests: int = attrs.field(validator=attrs.validators.ge(1))
     _bytes_taken: int = attrs.field(default=0, init=False)
     _requests_taken: int = attrs.field(default=0, init=False)
+    _outside: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False, repr=False)
+    _inside: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False, repr=False)
+    _freed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
 
     @property
     def taken(self) -> tuple[int, int]:
@@ -44,6 +48,27 @@ class Room:
         finally:
             self._requests_taken -= 1
 
+    async def until(self, size: int, seconds: float) -> None:
+        """Wait until bytes are free for a request that has none yet, in the order of arrival. `hold` them before anything is awaited.
+
+        Args:
+            size: number of bytes
+            seconds: after which it waits no longer; `hold` then refuses
+        """
+        await self._until(size, seconds, self._outside)
+
+    async def until_more(self, size: int, seconds: float) -> None:
+        """The same for a request that holds some bytes and needs others: before all that have none, or they would wait for each other."""
+        await self._until(size, seconds, self._inside)
+
+    async def _until(self, size: int, seconds: float, line: asyncio.Lock) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), line:
+                while self._bytes_taken + size > self.bytes or (line is self._outside and self._inside.locked()):
+                    self._freed.clear()
+                    await self._freed.wait()
+        self._freed.set()  # the next in line looks
+
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
         """Take room for bytes while the context is open.
@@ -58,3 +83,4 @@ class Room:
             yield
         finally:
             self._bytes_taken -= size
+            self._freed.set()

@@ -88,7 +88,7 @@ class _Service:
     room: Room = attrs.field(factory=lambda: Room(_REQUESTS * _BODY, _REQUESTS))
 
     async def page(self, request: Request) -> Response:
-        self._require_own(request)
+        self._require_name(request)  # a link in another page may lead here: nothing is changed, and nothing is in the page itself
         if self.desk.person(request.query_params.get("token", "")) is None:
             raise HTTPException(401, "this page needs the link that the terminal shows, with its token")
         return HTMLResponse(self.html, headers={"Content-Security-Policy": policy_of(self.html), **_HEADERS})
@@ -136,17 +136,25 @@ class _Service:
             raise HTTPException(401, "this server requires the token of a link that the terminal shows", {"WWW-Authenticate": "Bearer"})
         return person
 
-    def _require_own(self, request: Request) -> None:
-        """Refuse what another web page has caused. A name that leads here, but is not this server's, may be anybody's."""
+    def _require_name(self, request: Request) -> None:
+        """Refuse a name that leads here, but is not this server's: it may be anybody's."""
         host = request.headers.get("host", "")
         name = host.rpartition(":")[0] or host
         if name not in (self.host, "localhost") and not is_address(name):
             raise HTTPException(403, f"this server does not answer for the name {name[:100]!r}; take the link that the terminal shows")
-        origin = request.headers.get("origin")
-        if origin is not None and origin != f"http://{host}":
-            raise HTTPException(403, f"requests of other pages are refused; this one comes from {origin[:100]!r}")
-        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+
+    def _require_own(self, request: Request) -> None:
+        """Refuse what another web page has caused.
+
+        A browser says so in Sec-Fetch-Site, which no page can set. Only one that does not is judged by its origin, which a proxy with TLS
+        makes another than the address of this server.
+        """
+        self._require_name(request)
+        host, site, origin = (request.headers.get(name) for name in ("host", "sec-fetch-site", "origin"))
+        if site not in (None, "none", "same-origin"):
             raise HTTPException(403, "requests of other pages are refused")
+        if site != "same-origin" and origin not in (None, f"http://{host}", f"https://{host}"):
+            raise HTTPException(403, f"requests of other pages are refused; this one comes from {origin[:100]!r}")
 
     async def _body(self, request: Request, *names: str) -> dict[str, Any]:
         require_json(request)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffalign.core import AlignmentLoop, RewardFunction
+from diffalign.core.report import Metrics
 from diffalign.core.update import phases_of, yielded
 from diffalign.policies import GaussianMixturePolicy
 from diffalign.prompts import Prompts
@@ -19,11 +20,23 @@ from .properties import Finding, NotApplicableError, Property, examine, holds, r
 from .resumption import require_resumption
 from .sample_order import alike, turned
 
+_ROUNDING = 1e-5
+"""Relative gaps below this are as small as the rounding of float32."""
+
+_FLOAT32 = (
+    "This looks like float32 rounding: the contract computes in float64, so a network of your own must take the type of the policy's "
+    "weights, torch.promote_types(policy.precision, torch.float32), and numbers must not be cast to float32"
+)
+
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, tolerance: float = 1e-8) -> None:
     for role, gradient in other.items():
         gap, scale = float((one[role] - gradient).norm()), float(gradient.norm())
-        holds(gap <= tolerance * max(scale, 1e-9), f"{what}: the gradient of {role!r} differs by {gap:.3g} (its norm is {scale:.3g})")
+        rounding = f". {_FLOAT32}" if 0 < tolerance * scale < gap < _ROUNDING * scale else ""
+        holds(
+            gap <= tolerance * max(scale, 1e-9),
+            f"{what}: the gradient of {role!r} differs by {gap:.3g} (its norm is {scale:.3g}){rounding}",
+        )
 
 
 def _trains(subject: Subject) -> None:
@@ -126,6 +139,10 @@ def _grad_mode(subject: Subject) -> None:
 def _metrics(subject: Subject) -> None:
     objective = subject.moved()
     for _, loss in losses(objective, subject.batch(objective)):
+        try:
+            Metrics().take(loss, type(objective).__name__)
+        except ValueError as error:
+            raise AssertionError(str(error)) from error
         for name, (total, count) in loss.metrics.items():
             holds(bool(torch.as_tensor(total).isfinite().all()) and float(count) > 0, f"metric {name!r} must be a finite (sum, count > 0)")
 

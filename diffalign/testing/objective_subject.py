@@ -150,8 +150,8 @@ def _flat(policy: Policy) -> Tensor:
 
 
 def everyone(objective: Objective) -> dict[str, Policy]:
-    """Collect the policies of an objective by name: those of a checkpoint, the aligned one, the one that rolls out."""
-    return {**objective.policies(), "policy": objective.policy, "behavior": objective.behavior()}
+    """Collect the policies of an objective by name: those of a checkpoint, the trained ones as the loop does, the one that rolls out."""
+    return {**objective.policies(), **trained(objective), "policy": objective.policy, "behavior": objective.behavior()}
 
 
 def subject_of(make: Make) -> Subject:

@@ -29,6 +29,7 @@ from diffalign.samplers import Branches, Branching
 
 from .doubles import TinyPolicy
 from .elsewhere import agrees, copied, on_a_second_device
+from .fresh_noise import require_fresh_noise
 from .pretended_device import DEVICE
 from .properties import Finding, NotApplicableError, Property, examine, holds, require
 
@@ -135,6 +136,14 @@ def _siblings(sampler: TrajectorySampler) -> None:
     values = forest.latents[noisy].flatten(1)
     distances = torch.cdist(values, values) + torch.eye(len(values)) * 9
     holds(float(distances.min()) > 0, "two stochastic edges lead to the same state: siblings must draw noise of their own")
+
+
+def _fresh_noise(sampler: TrajectorySampler) -> None:
+    policy = _policy()
+    forest = _draw(sampler, policy)
+    if not len(forest.stochastic):
+        raise NotApplicableError("it is deterministic")
+    require_fresh_noise(policy, forest)
 
 
 def _over_time(sampler: TrajectorySampler) -> None:
@@ -279,6 +288,7 @@ SAMPLER: tuple[Property[TrajectorySampler], ...] = (
     Property("log-probs", "ratios would be wrong before the first update", _log_probs),
     Property("deterministic edges", "a stage that is replayed would not be the one that was sampled", _deterministic_edges),
     Property("siblings differ", "branches that share noise are one sample counted twice", _siblings),
+    Property("fresh noise", "steps that share noise are no draws of the transitions whose log-probs are stored", _fresh_noise),
     Property("constant number", "a group that shrinks in the course of a run changes the objective", _over_time),
     Property("outline", "objectives accept or refuse a sampler by it, before anything is drawn", _outline),
     Property("branching", "samples, rows and memory of a run would be forecast wrongly", _branching),

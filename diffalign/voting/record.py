@@ -50,9 +50,11 @@ class Question:
 
 @attrs.define(eq=False)
 class _Step:
-    """Questions and answers of a step; by person the questions that were asked when they sent their votes."""
+    """Questions and answers of a step; those that were asked last; by person the questions that were asked when they sent their votes."""
 
     asked: dict[Question, tuple[Tensor, ...]] = attrs.field(factory=dict)
+    latest: set[Question] = attrs.field(factory=set)
+    answered: bool = False
     answers: dict[Question, dict[str, int]] = attrs.field(factory=dict)
     sent: dict[str, set[Question]] = attrs.field(factory=dict)
     agreement: float | None = None
@@ -176,6 +178,11 @@ class VoteRecord:
         with self._lock:
             return list(self._steps.get(step, _Step()).asked)
 
+    def latest(self, step: int) -> set[Question]:
+        """Questions of a step that were asked together, after all others: those about pictures of the run that finished it."""
+        with self._lock:
+            return set(self._steps.get(step, _Step()).latest)
+
     def answers(self, step: int, person: str | None = None) -> dict[Question, dict[str, int]]:
         """Answers of a step by question and person; those of one person if it is named."""
         with self._lock:
@@ -259,8 +266,12 @@ class VoteRecord:
 
     def _take(self, line: Mapping[str, Any]) -> None:
         step = self._steps.setdefault(line["step"], _Step())
+        latest = set() if step.answered else step.latest
+        step.answered = "asked" not in line
         if "asked" in line:
-            step.asked[Question(tuple(line["asked"]), line["prompt"])] = tuple(map(_unpacked, line["features"]))
+            question = Question(tuple(line["asked"]), line["prompt"])
+            step.asked[question] = tuple(map(_unpacked, line["features"]))
+            step.latest = latest | {question}
         elif "sent" in line:
             step.sent[line["person"]] = set(step.asked)
         elif "agreement" in line:

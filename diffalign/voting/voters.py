@@ -107,6 +107,13 @@ class Voters(ABC):
         """Reason why nobody can be asked now; "" if people can."""
         return ""
 
+    def recognise(self, step: int, questions: Sequence[Question]) -> None:  # noqa: B027
+        """Look at the recorded questions of a step that are about pictures of this run.
+
+        Raises:
+            VoteError: some others should be.
+        """
+
     @abstractmethod
     def ask(self, asked: Round) -> None:
         """Ask all people who are not done with the step, and return when it is complete, or when the run should end with it.
@@ -199,6 +206,15 @@ class Replayed(Voters):
             raise ConfigError(f"votes file {self.file} is of the ballot {self._record.ballot!r}; got {ballot.name!r}. Give that one.")
         self._record.require_answers(ballot.answers, self.file)
         return self._record
+
+    def recognise(self, step: int, questions: Sequence[Question]) -> None:
+        latest = self._record.latest(step)
+        if questions and (missing := len(latest - set(questions))):
+            raise VoteError(
+                f"{self.file} has votes on pictures of step {step} that this run does not draw: those of {missing} of {len(latest)} "
+                "questions. The session was of another run, or on a machine whose arithmetic rounds in another way. Give the same run "
+                "file, on a machine of that kind."
+            )
 
     def ask(self, asked: Round) -> None:
         raise VoteError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core import Hook, Partial, Progress, Prompt, StepReward
 from ..core.demands import reach, require
 from ..core.unessential import say_once
+from ..rewards.pixels import eight_bit, require_finite
 from .attendance import attendance
 from .ballots import Ballot, Likes
 from .choices import AtRandom, Choice, Disagreement
@@ -153,7 +154,7 @@ class Votes(StepReward):
         self, images: Tensor, prompts: Sequence[Prompt], looks: Looks | None, progress: Progress
     ) -> tuple[dict[int, float], Sequence[Question]]:
         """Ask, and give the values of the pictures that were voted on by their places, and the questions."""
-        pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        pixels = eight_bit("Votes", images, prompts).cpu()
         names, step = [hashed(picture) for picture in pixels], progress.step
         places: dict[tuple[str, str], list[int]] = {}  # equal pictures of a prompt are one
         for place, (name, prompt) in enumerate(zip(names, prompts, strict=True)):
@@ -162,6 +163,7 @@ class Votes(StepReward):
         questions = [
             question for question in self.record.asked(step) if all((name, question.prompt) in places for name in question.pictures)
         ]
+        self.voters.recognise(step, questions)
         if not questions or self.record.sent(step, questions) < set(self.record.people):
             chosen = self._chosen(belief, names, prompts, progress, [found[0] for found in places.values()])
             if set(questions) <= set(chosen):  # a process that was killed may have written some of them alone
@@ -237,6 +239,7 @@ class Votes(StepReward):
             self.record.agree(step, sum(right) / len(right))
 
     def _looks(self, images: Tensor, prompts: Sequence[Prompt]) -> Looks | None:
+        require_finite("Votes", images, prompts)
         return None if self.model is None else self.model.look(images.detach(), prompts)
 
     def _features(self, looks: Looks | None, place: int) -> Tensor:

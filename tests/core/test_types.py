@@ -79,6 +79,11 @@ def test_path_sum_and_node_mean_are_adjoint_up_to_the_leaf_count(forest):
     torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["leaves", "samples", "group", "roots", "paths", "stochastic"])
+def test_help_of_a_forest_says_what_it_computes_and_in_which_shape(name):
+    assert f"`{name}` [" in (TrajectoryBatch.__doc__ or "")  # help() shows no text of properties that slots have replaced
+
+
 @given(forests())
 def test_leaf_views_read_the_leaves(forest):
     assert torch.equal(forest.samples, forest.latents[forest.leaves])
@@ -160,6 +165,16 @@ def test_copies_of_a_prompt_keep_its_metadata(copied):
     twin = copied(Prompt("a red cube", {"count": 3}))
     assert isinstance(twin, Prompt)
     assert (twin, dict(twin.metadata)) == ("a red cube", {"count": 3})
+
+
+def test_plain_texts_become_prompts_of_a_condition():
+    """A policy may pass on the texts that it was given; what samples them asks each for its size."""
+    known = Prompt("b", {"height": 64, "width": 32})
+    condition = Condition(["a", known], torch.tensor([4, 5]), {})
+    assert condition.prompts == ("a", "b")
+    assert [type(prompt) for prompt in condition.prompts] == [Prompt, Prompt]
+    assert condition.prompts[1] is known
+    assert condition.select(torch.tensor([0])).size is None
 
 
 def test_select_repeats_and_reorders_every_part_of_a_condition():

@@ -1,7 +1,10 @@
 """Planted hacks are caught within a fifth of the run, healthy runs stay quiet, and the alarm does what it says."""
 
+import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import attrs
 import pytest
@@ -206,6 +209,20 @@ def test_an_alarm_rings_once_and_resume_after_a_stop_goes_on(tmp_path):
     resumed._rewards = {"rising": Rising(stopped)}
     resumed.run(20, start=stopped)
     assert [alarm.kind for alarm in hook.alarms] == ["judge"]
+
+
+def test_a_full_disk_takes_nothing_from_the_series(tmp_path, monkeypatch):
+    ring_loop(tmp_path, [HackingAlarm()]).run(4)
+    before = (tmp_path / "watch.jsonl").read_text()
+
+    def full(path, text, encoding=None):
+        path.open("w", encoding=encoding).close()  # the old content is gone when the disk says that it is full
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        ring_loop(tmp_path, [HackingAlarm()]).run(5, start=4)
+    assert (tmp_path / "watch.jsonl").read_text() == before
 
 
 def test_a_stop_in_a_thread_waits_for_the_other_hooks(tmp_path):

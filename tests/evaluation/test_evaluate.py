@@ -233,10 +233,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
         fresh = Interrupted(100)
         evaluate(policy, PROMPTS, {"near": fresh}, **{**settings, **other}, rounds=rounds)
         assert fresh.calls >= 3, other
-    fresh = Interrupted(100)
-    evaluate(policy, PROMPTS, {"near": fresh}, **settings, rounds=Rounds(tmp_path, "weights 2"))
+    fresh, others = Interrupted(100), Rounds(tmp_path, "weights 2")
+    evaluate(policy, PROMPTS, {"near": fresh}, **settings, rounds=others)
     assert fresh.calls == 3
     rounds.clear()
+    again = Interrupted(100)
+    evaluate(policy, PROMPTS, {"near": again}, **settings, rounds=others)
+    assert again.calls == 0, "another evaluation's rounds stay"
+    others.clear()
     assert not tmp_path.exists()
 
 

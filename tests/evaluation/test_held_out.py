@@ -4,8 +4,12 @@ import pytest
 import torch
 from ring import ring_loop
 
-from diffalign.core import Average, ConfigError, Hook
+from diffalign.core import AlignmentLoop, Average, ConfigError, Hook
 from diffalign.evaluation import HeldOutEvaluation, evaluate
+from diffalign.objectives import DiffusionNFT
+from diffalign.policies import TDMPolicy
+from diffalign.samplers import DeterministicSampler
+from diffalign.testing.doubles import TinyPolicy, channel_reward
 
 
 def brightness(images, prompts):
@@ -34,6 +38,14 @@ def test_a_further_reward_does_not_take_the_place_of_a_trained_one(tmp_path):
     with pytest.raises(ConfigError, match=r"evaluation\.rewards\.rewarded must have another name: the run trains on a reward 'rewarded'"):
         ring_loop(tmp_path / "run", [hook]).run(1)
     assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_a_student_is_evaluated_with_its_own_steps_and_others_with_28(tmp_path):
+    for policy, steps in ((TDMPolicy(TinyPolicy(), steps=3), 3), (TinyPolicy(), 28)):
+        hook = HeldOutEvaluation(prompts(tmp_path), samples=2)
+        loop = AlignmentLoop(DiffusionNFT(policy, levels=2), DeterministicSampler(3, 2), channel_reward, ["one"], hooks=[hook])
+        loop.advance(1)
+        assert [result.settings["steps"] for result in hook.results] == [steps, steps]
 
 
 class Reader(Hook):

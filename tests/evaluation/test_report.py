@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -59,6 +60,18 @@ def test_the_curves_of_the_reference_say_what_they_are_and_in_which_unit(run):
     for name in names:
         assert f"<figcaption>{CURVES[name]}</figcaption>" in page
         assert f"<figcaption>{name}</figcaption>" not in page
+
+
+def test_half_a_picture_costs_no_report(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "report.html").unlink()
+    before = folder / "images" / "step-000000.png"
+    before.write_bytes(before.read_bytes()[:300])
+    page = write_report(folder, "cut").read_text()
+    assert "Before: step 2" in page
+    assert "After: step 6" in page
+    assert f"{before} in the report: OSError: image file is truncated" in capsys.readouterr().err
 
 
 @NEEDS_BROWSER

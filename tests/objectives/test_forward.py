@@ -87,6 +87,37 @@ def test_the_gradients_of_micro_batches_add_up_to_that_of_the_whole(rows):
     assert_same(gradient(apart), gradient([Loss((error * forward.weight).sum(), {})]))
 
 
+@pytest.mark.parametrize("rows", [None, 1, 5])
+def test_a_loss_that_compares_some_units_evaluates_these_alone(rows):
+    mine = losses()
+    forward = mine.draw(batch_for(mine.policy), 0, rows)
+    units = torch.tensor([30, 31, 4, 17])  # in any order
+    own, seen = list(mine.policy.trainable_parameters().values()), []
+
+    def evaluate(noised, some):
+        seen.append(some)
+        return {"error": noised.error(noised.velocity(mine.policy))}
+
+    before = mine.policy.counter.rows
+    parts = list(forward.coupled(evaluate, lambda values: Loss((values["error"] * torch.arange(4)).sum().square()), units))
+    assert mine.policy.counter.rows - before == (4 if rows == 5 or rows is None else 8)
+    assert torch.cat(seen)[-4:].tolist() == units.tolist()
+    chosen = forward.samples.at(units)
+    error = chosen.error(chosen.velocity(mine.policy))
+    expected = torch.autograd.grad((error * torch.arange(4)).sum().square(), own)
+    for got, wanted in zip(torch.autograd.grad(sum(part.value for part in parts), own), expected, strict=True):
+        assert_same(got, wanted)
+
+
+def test_the_units_of_a_sample_stand_together():
+    mine = losses()
+    forward = mine.draw(batch_for(mine.policy), 0, None)
+    assert forward.sample.tolist() == [sample for sample in range(12) for _ in range(forward.samples.levels)]
+    unit = forward.samples.at(torch.tensor([3 * 7 + 2]))
+    assert torch.equal(unit.sigma, forward.samples.sigma[7, 2][None])
+    assert unit.condition.prompts == (forward.batch.trajectories.condition.prompts[1],)
+
+
 def test_the_loss_is_reported_as_a_mean_over_prompts():
     mine = losses()
     forward = mine.draw(batch_for(mine.policy, groups=12), 0, None)

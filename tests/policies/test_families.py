@@ -1,9 +1,11 @@
 """Every model family as a policy, held against its plain diffusers pipeline on tiny random weights."""
 
+from itertools import pairwise
+
 import attrs
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from tiny_pipelines import BUILD, built, flux2_dev, saved
 
 from diffalign import AlignmentLoop, Prompt
@@ -13,6 +15,8 @@ from diffalign.policies import FlowMatchingPolicy, LoRA, TDMPolicy
 from diffalign.policies.diffusers import Setting
 from diffalign.policies.diffusers.flux2 import Flux2
 from diffalign.policies.diffusers.packing import pack, unpack
+from diffalign.policies.diffusers.stable_diffusion import StableDiffusion
+from diffalign.policies.diffusers.stable_diffusion_xl import StableDiffusionXL
 from diffalign.prompts import Prompts
 from diffalign.samplers import Branching, DeterministicSampler, TreeSampler
 from diffalign.testing import GivenPlan, channel_reward
@@ -235,3 +239,18 @@ def test_flux2_dev_has_guidance_as_an_input():
     assert (sample(policies[0]) - sample(policies[1])).abs().max() > 1e-4
     with pytest.raises(ValueError, match=r"this FLUX.2 is distilled, so it cannot be guided by a second text"):
         sample(Guided(policies[0], 4.0))
+
+
+@pytest.mark.parametrize(("name", "family", "usual"), [("sd15", StableDiffusion, 7.5), ("sdxl", StableDiffusionXL, 5.0)], indirect=["name"])
+def test_a_unet_may_have_guidance_as_an_input(name, family, usual):
+    plain = built(BUILD[name])
+    config = {key: value for key, value in plain.unet.config.items() if not key.startswith("_")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain.register_modules(unet=UNet2DConditionModel(**{**config, "time_cond_proj_dim": 8}).eval())
+    drawn = []
+    for guidance, scale in ((None, usual), (1.0, 1.0), (8.0, 8.0)):
+        policy = FlowMatchingPolicy(plain.unet, family(plain, Setting((32, 32), guidance=guidance)), own=())
+        drawn.append(sample(policy))
+        assert_equal(name, policy, drawn[-1], called(plain, name, policy, guidance_scale=scale))
+    assert min((one - other).abs().max() for one, other in pairwise(drawn)) > 1e-2

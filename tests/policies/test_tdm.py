@@ -9,7 +9,7 @@ from diffalign import AlignmentLoop, Prompt
 from diffalign.core import CPS, CheckpointError, Euler, Guided, Progress, ShiftedGrid, Streams
 from diffalign.core.average import Average
 from diffalign.objectives import TrajectoryDistributionMatching
-from diffalign.policies import GaussianMixturePolicy, StudentFiles, TDMPolicy
+from diffalign.policies import GaussianMixturePolicy, LoRA, StudentFiles, TDMPolicy
 from diffalign.prompts import Prompts
 from diffalign.samplers import ChainSampler, DeterministicSampler
 from diffalign.testing import ConstantReward, TinyPolicy
@@ -165,6 +165,20 @@ def test_tensors_of_another_shape_are_refused_by_name(tmp_path):
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=r"first: 'network.lora_B.weight' has shape \(4, 7\), the policy's \(4, 2\)"):
         TDMPolicy.from_saved(TinyPolicy((2, 2)), str(tmp_path))
+
+
+def test_adapters_of_another_scale_are_refused_although_their_tensors_fit(load, tmp_path):
+    policy = moved(TDMPolicy(load("sd3", lora=LoRA(rank=2, alpha=4)), steps=2))
+    policy.save(str(tmp_path))
+    again = TDMPolicy.from_saved(load("sd3", lora=LoRA(rank=2, alpha=4)), str(tmp_path))
+    assert torch.equal(rolled(again, steps=2).samples, rolled(policy, steps=2).samples)
+    other = load("sd3", lora=LoRA(rank=2))
+    before = {name: tensor.clone() for name, tensor in other.own_parameters().items()}
+    with pytest.raises(CheckpointError, match=r"alpha / rank = 2; those of the policy are by 16. .* LoRA.rank 2 and LoRA.alpha 4\."):
+        TDMPolicy.from_saved(other, str(tmp_path))
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.own_parameters().items())
+    (tmp_path / "pytorch_lora_weights.safetensors").unlink()  # then nothing says it
+    TDMPolicy.from_saved(other, str(tmp_path))
 
 
 def test_the_base_of_a_policy_that_trains_everything_is_the_one_it_started_from():

@@ -103,11 +103,17 @@ def sleep(seconds):
     return behaviour
 
 
-def drip(handler, body):
+def drip(handler, body, headers=()):
     """One byte at a time: never silent for long, and never done."""
     handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
+    for name, value in (("Content-Length", "1000"), *headers):
+        handler.send_header(name, value)
     handler.end_headers()
     for _ in range(100):
         handler.wfile.write(b" ")
         time.sleep(0.05)
+
+
+def drip_to_the_end(handler, body):
+    """The same in an answer that ends the connection."""
+    drip(handler, body, [("Connection", "close")])

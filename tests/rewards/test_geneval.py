@@ -155,6 +155,14 @@ def test_oblong_images_and_odd_sizes(folders):
     assert all(0 <= l < r <= 150 and 0 <= t < b <= 50 for l, t, r, b in (thing.box for thing in things))  # noqa: E741
 
 
+def test_a_picture_with_nan_is_no_picture_without_objects(folders):
+    images = noise(2, 50, 50)
+    images[1, 0, 0, 0] = float("nan")
+    prompt = Prompt("p", {"include": [{"class": "cube", "count": 1}]})
+    with pytest.raises(ValueError, match="GenEval needs images of finite numbers; image 1 of 2, prompt 'p', holds NaN or infinity"):
+        GenEval(folders[0], folders[1], side=96)(images, [prompt] * 2)
+
+
 def test_prompts_are_checked_before_anything_is_drawn(folders):
     reward = GenEval(folders[0], folders[1], side=96)
     reward.require([Prompt("a", {"include": [{"class": "cube", "count": 1}]})])

@@ -180,6 +180,12 @@ def test_a_failure_of_tesseract_is_no_empty_text(tmp_path, monkeypatch):
         OCR(engine="tesseract")
 
 
+def test_a_picture_with_nan_is_no_picture_without_text():
+    images = torch.full((1, 3, 8, 8), float("nan"))
+    with pytest.raises(ValueError, match="OCR needs images of finite numbers; image 0 of 1, prompt 'p', holds NaN or infinity"):
+        OCR(reader=Says("ab"))(images, [Prompt("p", {"text": "ab"})])
+
+
 def test_a_made_up_engine_is_refused():
     with pytest.raises(ValueError, match=r"OCR\.engine must be one of rapidocr, tesseract; got 'easy'"):
         OCR(engine="easy")

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from fake_server import FakeServer, drip, hang_up, lengths, says, scores, send, sleep, stop_in_the_answer
+from fake_server import FakeServer, drip, drip_to_the_end, hang_up, lengths, says, scores, send, sleep, stop_in_the_answer
 from ring import MODES
 
 from diffalign.core import AlignmentLoop, Prompt, RewardError
@@ -90,7 +90,7 @@ def test_recovery_gives_the_scores(behaviour):
         assert len({json.loads(body)["id"] for body in server.bodies}) == 1
 
 
-@pytest.mark.parametrize("behaviour", [sleep(5.0), drip], ids=["silent", "dripping"])
+@pytest.mark.parametrize("behaviour", [sleep(5.0), drip, drip_to_the_end], ids=["silent", "dripping", "dripping to the end"])
 def test_a_slow_server_is_left_at_the_deadline(behaviour):
     with FakeServer(behaviour) as server:
         start = time.monotonic()

@@ -45,3 +45,10 @@ def test_a_flat_picture_compresses_better_than_noise():
 def test_lower_quality_makes_smaller_files():
     noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert JPEGCompressibility(quality=20)(noise, PROMPTS[:1]) > JPEGCompressibility(quality=95)(noise, PROMPTS[:1])
+
+
+def test_a_picture_with_nan_is_no_small_file():
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[1, 0, 3, 4] = float("inf")
+    with pytest.raises(ValueError, match="JPEGCompressibility needs images of finite numbers; image 1 of 2, prompt 'b', holds NaN"):
+        JPEGCompressibility()(images, PROMPTS)

@@ -27,6 +27,20 @@ class Ranked:
     def of_groups(self, images, prompts, group):
         return group
 
+    def __call__(self, images, prompts):
+        return self.of_groups(images, prompts, [0.0] * len(images))
+
+
+ranked = Ranked()
+
+
+class Stepped:
+    def of_step(self, images, prompts, group, progress):
+        return [float(progress.step)] * len(images)
+
+    def __call__(self, images, prompts):
+        return [0.0] * len(images)
+
 
 class Partial:
     def __init__(self, values, applies):
@@ -260,10 +274,28 @@ def test_a_process_that_ends_between_two_calls_leaves_nothing_behind(faulty):
 def test_what_cannot_be_built_is_known_at_once():
     with pytest.raises(RewardError, match=r"cannot be built by .*: FileNotFoundError: weights.bin"):
         WorkerReward("worker_parts:Faulty", arguments={"start": "weights.bin"})
-    with pytest.raises(RewardError, match="Ranked scores all pictures of a prompt together, which a worker cannot"):
-        WorkerReward("worker_parts:Ranked")
+    for name in ("Ranked", "ranked"):
+        with pytest.raises(RewardError, match=f"{name} scores all pictures of a prompt together, which a worker cannot"):
+            WorkerReward(f"worker_parts:{name}")
+    with pytest.raises(RewardError, match="Stepped must be told the step of a run, which a worker is not: name it among the rewards"):
+        WorkerReward("worker_parts:Stepped")
     with pytest.raises(RewardError, match=r"was not ready within 0\.01 s"):
         WorkerReward("worker_parts:Faulty", start_timeout=0.01)
+
+
+def test_what_must_be_told_the_step_is_no_reward_of_a_worker_inside_another_either(folder):
+    (folder / "held.py").write_text(
+        "from diffalign.core import StepReward\n"
+        "from diffalign.rewards import Clipped\n\n\n"
+        "class Late(StepReward):\n"
+        "    def of_step(self, images, prompts, group, progress):\n"
+        "        return self(images, prompts) * progress.step\n\n"
+        "    def __call__(self, images, prompts):\n"
+        "        return images.mean(dim=(1, 2, 3))\n\n\n"
+        "late = Clipped(Late(), low=0.0)\n"
+    )
+    with pytest.raises(RewardError, match="held:late must score each image on its own; got Late, which must be told the step of a run"):
+        WorkerReward("held:late")
 
 
 def test_arguments_are_judged_without_a_process():

@@ -54,7 +54,7 @@ def promised(count, options):
 def check_every_draw(plan, count, steps, options, progresses, seed):
     TreeSampler(steps, plan)
     leaves, levels = promised(count, options)
-    most = plan.largest_noise(steps)
+    most, widest = plan.largest_noise(steps), plan.largest(steps)
     for progress in progresses:
         streams = Streams(seed, progress.step)
         branching = plan.draw(steps, progress, streams)
@@ -62,6 +62,7 @@ def check_every_draw(plan, count, steps, options, progresses, seed):
         assert branching.leaves == leaves
         assert len(branching.children) == steps
         assert all(eta <= limit for eta, limit in zip(branching.noise_levels, most, strict=True))
+        assert all(width <= limit for width, limit in zip(branching.widths, widest.widths, strict=True))
         splits = splits_of(branching)
         promoted = options["promote_roots"] and branching.roots != options["roots"]
         assert len(splits) == count - promoted

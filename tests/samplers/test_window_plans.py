@@ -1,5 +1,6 @@
 """Moving windows of stochastic steps: where they stand, that they agree everywhere, and that they train."""
 
+import attrs
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ from diffalign import AlignmentLoop
 from diffalign.core import Progress, Streams
 from diffalign.objectives import FlowGRPO
 from diffalign.prompts import Prompts
-from diffalign.samplers import RandomWindow, SlidingWindow, TreeSampler
+from diffalign.samplers import Plan, RandomWindow, SlidingWindow, TreeSampler
 from diffalign.testing import TinyPolicy, channel_reward
 
 
@@ -47,6 +48,39 @@ def test_a_random_window_is_drawn_by_the_step_and_stands_everywhere():
     assert plan.largest_noise(7) == (0.0, *[0.7] * 5, 0.0)
     assert seen == [places(plan, 7, step)[0][0] for step in range(80)]
     assert seen != [places(plan, 7, step, seed=1)[0][0] for step in range(80)]
+
+
+@pytest.mark.parametrize("plan", [SlidingWindow(2, 3, every=1), RandomWindow(2, 3), RandomWindow(2, 3, shared_noise=False)])
+def test_a_forecast_has_the_rows_of_the_widest_draw_of_the_run(plan):
+    sampler = TreeSampler(9, plan)
+    drawn = [sampler.branching(Progress(step, 80), Streams(0, step)) for step in range(80)]
+    assert sampler.branching().rollout_rows == max(branching.rollout_rows for branching in drawn)
+
+
+@attrs.define
+class Counting(Plan):
+    """Remembers how often it was drawn."""
+
+    draws: int = 0
+
+    def draw(self, steps, progress, streams):
+        self.draws += 1
+        return SlidingWindow(2, 3).draw(steps, progress, streams)
+
+    def state(self):
+        return {"draws": self.draws}
+
+    def restore(self, state):
+        self.draws = state["draws"]
+
+
+def test_a_forecast_moves_no_state_of_a_plan():
+    sampler = TreeSampler(8, Counting())
+    sampler.branching()
+    sampler.outline(TinyPolicy())
+    assert sampler.plan.draws == 0
+    sampler.branching(Progress(0, 1), Streams(0))
+    assert sampler.plan.draws == 1
 
 
 @pytest.mark.parametrize("plan", [SlidingWindow(width=4), RandomWindow(width=4)])

@@ -1,5 +1,6 @@
 """The reward server over real sockets: scores, and what it refuses."""
 
+import http.client
 import json
 import socket
 import threading
@@ -12,7 +13,7 @@ from running import ask, request, running
 import diffalign
 from diffalign.core import Partial, Prompt, RewardError
 from diffalign.rewards.remote import RemoteReward
-from diffalign.rewards.wire import ABOUT, HEALTH, SCORE, Limits, ScoreRequest, encode_request
+from diffalign.rewards.wire import ABOUT, HEALTH, SCORE, Limits, ScoreRequest, encode_request, read_request
 from diffalign.serving import Settings
 
 LIMITS = Limits(body=200_000, images=8, pixels=8 * 64 * 64)
@@ -193,7 +194,7 @@ def test_memory_is_bounded():
     least = 4 * 10_000 + 3 * limits.pixels
     with pytest.raises(ValueError, match=f"Settings.memory must hold the largest request that the limits allow, {least} bytes"):
         Settings(limits=limits, memory=least - 1)
-    with running(brightness, limits=limits, memory=least) as address:
+    with running(brightness, limits=limits, memory=least, patience=0.1) as address:
         with socket.create_connection(address) as idle:  # holds room for its body as long as it comes
             head = f"POST {SCORE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n"
             idle.sendall(head.encode() + b" " * 5000)
@@ -203,6 +204,53 @@ def test_memory_is_bounded():
             assert kind(ask(address, body)) == (503, "busy")
         time.sleep(0.1)
         assert ask(address, body)[0] == 200
+
+
+def test_requests_for_which_memory_is_taken_are_waited_for():
+    def slow(images, prompts):
+        time.sleep(0.05)
+        return brightness(images, prompts)
+
+    bodies = [request(2, 16, f"id-{place}", seed=place) for place in range(12)]
+    limits = Limits(body=max(map(len, bodies)), images=2, pixels=2 * 16 * 16)
+    answers = {}
+    with running(slow, batch=2, limits=limits, memory=4 * limits.body + 3 * limits.pixels) as address:
+        asking = [threading.Thread(target=lambda body=body: answers.update({body: ask(address, body)})) for body in bodies]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join(20)
+    assert [answers[body][0] for body in bodies] == [200] * 12
+    for place, body in enumerate(bodies):
+        assert answers[body][1]["id"] == f"id-{place}"
+        images = read_request(body, limits).unpack().images.float() / 255
+        assert answers[body][1]["scores"] == images.mean(dim=(1, 2, 3)).tolist()
+
+
+def test_who_finds_no_room_is_told_when_there_may_be_some():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(images, prompts):
+        if len(images) == 1:
+            time.sleep(0.6)  # the pace of the server: 0.6 s an image
+        else:
+            begun.set()
+            go_on.wait(20)
+        return [1.0] * len(images)
+
+    with running(slow, queue=1) as address:
+        assert ask(address, request())[0] == 200
+        waiting = threading.Thread(target=ask, args=(address, request(4)))
+        waiting.start()
+        assert begun.wait(10)
+        connection = http.client.HTTPConnection(*address, timeout=20)
+        connection.request("POST", SCORE, request(), {"Content-Type": "application/json"})
+        refused = connection.getresponse()
+        connection.close()
+        go_on.set()
+        waiting.join(10)
+    assert refused.status == 503
+    assert int(refused.headers["Retry-After"]) >= 3  # four images take at least 2.4 s
 
 
 def test_a_client_that_has_gone_is_not_scored():

@@ -103,6 +103,9 @@ def test_a_faulty_part_fails_with_its_properties(capsys, tmp_path, monkeypatch):
     [
         ("no_such_module:Name", "there is no module 'no_such_module'"),
         ("math:pi", "must be a policy, a sampler, an objective or a reward"),
+        ("redness", "redness must name a class, function or object; it is a module. Name what is in it: redness:NAME"),
+        ("diffalign.testing.broken", "diffalign.testing.broken must name a class, function or object; it is a module."),
+        ("diffalign.costs:roofline", "it is a module. Name what is in it: diffalign.costs.roofline:NAME"),
     ],
 )
 def test_what_is_no_part_is_a_configuration_error(capsys, part, message):
@@ -173,9 +176,9 @@ def test_a_part_that_cannot_be_built_is_a_configuration_error(capsys, tmp_path, 
 
 def test_what_was_skipped_does_not_count_as_held(capsys):
     assert main(["check-part", "beam:BestOfTree"]) == 0
-    assert "9 of 12 properties hold, 3 skipped\n" in capsys.readouterr().out
+    assert "10 of 13 properties hold, 3 skipped\n" in capsys.readouterr().out
     assert main(["check-part", "diffalign.samplers:DeterministicSampler"]) == 0
-    assert "9 of 12 properties hold, 3 skipped\n" in capsys.readouterr().out
+    assert "9 of 13 properties hold, 4 skipped\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

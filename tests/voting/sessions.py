@@ -52,3 +52,11 @@ def loop_of(votes, **changed):
 
 def weights(loop):
     return torch.cat([parameter.detach().flatten() for parameter in loop.objective.policy.parameters()])
+
+
+def of_a_session(folder, questions=4, total=2, **changed):
+    """The loop of a session whose votes are in a folder."""
+    loop = loop_of(voted(questions=questions), **changed)
+    loop.folder = folder
+    loop.advance(total)
+    return loop

@@ -205,6 +205,8 @@ GARBAGE = [
     ({"step": 0, "question": 0, "answer": 1}, {"Origin": "http://evil.example"}, 403),
     ({"step": 0, "question": 0, "answer": 1}, {"Origin": "null"}, 403),
     ({"step": 0, "question": 0, "answer": 1}, {"Sec_Fetch_Site": "cross-site"}, 403),
+    ({"step": 0, "question": 0, "answer": 1}, {"Sec_Fetch_Site": "same-site"}, 403),
+    ({"step": 0, "question": 0, "answer": 1}, {"Sec_Fetch_Site": "none", "Origin": "https://evil.example"}, 403),
 ]
 
 
@@ -214,6 +216,26 @@ def test_garbage_and_foreign_requests_are_refused_and_nothing_is_counted(asked, 
     assert found == status
     assert content["error"]
     assert asked.ask("/state")[1]["answers"] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://votes.example", "Sec_Fetch_Site": "same-origin"},  # the proxy asks under this server's own address
+        {"Origin": "https://192.0.2.7", "Host": "192.0.2.7"},  # it passes the address on, and the browser does not say the site
+    ],
+)
+def test_votes_are_counted_behind_a_proxy_with_tls(asked, headers):
+    for answer in (1, None):
+        status, state = asked.ask("/vote", {"step": 0, "question": 0, "answer": answer}, **headers)
+        assert (status, state["answers"]) == (200, [answer, None, None, None])
+
+
+def test_a_link_in_another_page_leads_to_the_page_alone(asked):
+    foreign = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    assert asked.ask(f"/?token={asked.token}", **foreign)[0] == 200
+    assert asked.ask("/state", **foreign)[0] == asked.ask("/pictures", **foreign)[0] == 403
+    assert asked.ask("/stop", {"how": "pause"}, **foreign)[0] == 403
 
 
 def test_other_addresses_and_methods_are_refused(asked):

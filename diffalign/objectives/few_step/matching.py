@@ -142,7 +142,7 @@ def evaluated_by_fake(rows: int, regularization: float, outline: Outline) -> Upd
     Args:
         rows: stages of a prompt's samples
         regularization: see `fake_losses`
-        outline: of the trajectories; ends of stochastic ones are replayed
+        outline: properties of the trajectories; ends of stochastic ones are replayed
     """
     return UpdateRows((rows,), (rows,) * (bool(regularization) + any(eta > 0 for eta in outline.noise_levels)))
 

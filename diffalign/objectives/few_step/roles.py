@@ -21,7 +21,7 @@ class Beside:
         fake, surrogate: trained
         old: average of the surrogate, for the trust region
         reference: reference of the surrogate's density ratio
-        baseline: what the generator's direction starts from
+        baseline: policy from which the generator's direction starts
     """
 
     teacher: Policy

@@ -114,7 +114,7 @@ class Family(ABC):
         vars(self.pipeline)[self.component] = SimpleNamespace(config=self.config, dtype=self.dtype)
         self.max_sequence_length = self.length if self.setting.max_sequence_length is None else self.setting.max_sequence_length
         self.latent_shape = self._latent_shape()
-        embedded = bool(self.config.get("guidance_embeds", False))
+        embedded = self._reads_guidance()
         if self.setting.guidance is not None and not embedded:
             raise ValueError(
                 f"guidance is an input of guidance-distilled networks, and this {type(network).__name__} was not trained with one; "
@@ -216,6 +216,10 @@ class Family(ABC):
     def tokens(self) -> int:
         """Number of image tokens of one sample."""
         return self.latent_shape[1] * self.latent_shape[2] // self.multiple**2
+
+    def _reads_guidance(self) -> bool:
+        """True if the network was distilled with guidance as an input."""
+        return bool(self.config.get("guidance_embeds", False))
 
     def _latent_shape(self) -> tuple[int, ...]:
         factor = self.pipeline.vae_scale_factor * self.shrink

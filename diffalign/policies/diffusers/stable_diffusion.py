@@ -13,6 +13,7 @@ class StableDiffusion(UNetFamily):
 
     pipelines = ("StableDiffusionPipeline",)
     optional = ("safety_checker", "feature_extractor", "image_encoder")
+    usual_guidance = 7.5
 
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
         embeds, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, do_classifier_free_guidance=False)

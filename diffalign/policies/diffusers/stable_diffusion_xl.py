@@ -14,6 +14,7 @@ class StableDiffusionXL(UNetFamily):
 
     pipelines = ("StableDiffusionXLPipeline",)
     optional = ("feature_extractor", "image_encoder")
+    usual_guidance = 5.0
 
     def encode(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), device=self.device, do_classifier_free_guidance=False)

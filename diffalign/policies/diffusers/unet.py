@@ -118,6 +118,7 @@ class UNetFamily(Family):
             state.to(self.dtype),
             self.timestep(sigma),
             tensors["embeds"].to(self.dtype),
+            timestep_cond=self._guidance_input(latents),
             **self.extra(tensors, latents.shape[-2:]),
             return_dict=False,
         )[0].to(latents.dtype)
@@ -125,6 +126,21 @@ class UNetFamily(Family):
         clean = (state - s * output) / a if self._predicts_noise else a * state - s * output
         result: Tensor = noise - clean
         return result
+
+    def _reads_guidance(self) -> bool:
+        return self.config.get("time_cond_proj_dim") is not None
+
+    def _guidance_input(self, latents: Tensor) -> Tensor | None:
+        """Guidance of B rows for a UNet that was distilled with it (latent consistency, arXiv:2310.04378): [B, *]; None for others."""
+        if self.guidance is None:
+            return None
+        wanted, width = torch.tensor([self.guidance - 1.0]), self.config.time_cond_proj_dim
+
+        def embedded() -> Tensor:
+            result: Tensor = self.pipeline.get_guidance_scale_embedding(wanted, embedding_dim=width)
+            return result.to(self.dtype)
+
+        return self.on_device(("guidance", self.guidance, self.dtype), embedded, latents.device).expand(len(latents), -1)
 
     def unscale(self, latents: Tensor) -> Tensor:
         last: float = ((1 - self.last) ** 2 + self.last**2) ** 0.5
