@@ -229,7 +229,7 @@ class Inked:
 
 
 @attrs.frozen
-class Choosy(ChainSampler):
+class Holding(ChainSampler):
     """A sampler that holds a reward, and passes on what it needs."""
 
     reward: Inked = attrs.field(factory=Inked)
@@ -243,7 +243,7 @@ class Choosy(ChainSampler):
 
 
 def test_a_sampler_that_holds_a_reward_is_asked_before_the_run() -> None:
-    sampler = Choosy(4, 3)
+    sampler = Holding(4, 3)
     with pytest.raises(ConfigError, match="Inked needs a number 'ink' in the metadata of prompt 'one'"):
         loop_of(sampler=sampler)
     loop_of(sampler=sampler, prompts=[Prompt("one", {"ink": 0.3})]).reach()

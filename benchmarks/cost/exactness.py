@@ -39,7 +39,7 @@ PARTS = {
     "finite": (
         "diffalign.core.rollout.require_finite",
         "diffalign.objectives.path_losses.require_finite",
-        "diffalign.core.update._require_finite_losses",
+        "diffalign.core.update._require_finite",
         "diffalign.core.update._require_finite_gradients",
     ),
 }

@@ -315,7 +315,7 @@ def test_a_property_can_be_skipped_with_a_reason():
 
 
 def test_a_report_says_what_failed_and_what_it_means():
-    with pytest.raises(PropertyError, match=r"breaks 1 of 12 properties:\nFAIL  constant number: a group that shrinks") as caught:
+    with pytest.raises(PropertyError, match=r"breaks 1 of 13 properties:\nFAIL  constant number: a group that shrinks") as caught:
         check_sampler(Faulty("shrinks"))
     assert "got [9, 27]" in str(caught.value)
 
