@@ -3,6 +3,7 @@
 import re
 import socket
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import attrs
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from diffalign.cli import main
-from diffalign.core import AlignmentLoop, ConfigError, FlowSDE, Partial, Prompt, RewardError, score
+from diffalign.core import AlignmentLoop, ConfigError, FlowSDE, Partial, Progress, Prompt, RewardError, score
 from diffalign.core.demands import reach
 from diffalign.core.scoring import OfSources
 from diffalign.costs.attempt import attempt
@@ -183,6 +184,13 @@ def swaps_channels(images, prompts):
 def test_a_reward_must_not_write_into_its_images(reward, dtype) -> None:
     with pytest.raises(RewardError, match=r"must not change the images that it is given.*images\.clone\(\)"):
         score({"mine": reward}, IMAGES.to(dtype, copy=True), PROMPTS)
+
+
+@pytest.mark.parametrize(("reward", "step", "found"), [(writes, 7, True), (writes_by_numpy, 7, False), (writes_by_numpy, 10, True)])
+def test_what_numpy_writes_is_looked_for_at_every_fifth_step(reward, step, found) -> None:
+    """A checksum takes as long as a small reward; what torch writes is counted by torch."""
+    with pytest.raises(RewardError, match="must not change the images") if found else nullcontext():
+        score({"mine": reward}, IMAGES.clone(), PROMPTS, progress=Progress(step, 100))
 
 
 def test_a_reward_must_not_write_into_the_images_of_inference_mode() -> None:
