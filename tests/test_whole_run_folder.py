@@ -1,5 +1,6 @@
 """A run folder is whole: it can be looked at and gone on with from anywhere, without what lay around it when it began."""
 
+import importlib
 import shutil
 import sys
 from pathlib import Path
@@ -156,6 +157,25 @@ def test_two_runs_of_one_package_are_compared(
     capsys.readouterr()
     assert main(["compare", "runs/one", "runs/two", "--prompts", str(work / "held.txt"), "--samples", "2", "--steps", "2"]) == 0
     assert "one -> two, the same prompts and noise" in capsys.readouterr().out
+
+
+def test_a_module_that_is_not_loaded_yet_and_differs_is_an_error_too(
+    tmp_path: Path, began: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its package is loaded from another run, which has a file of that name; it would be imported from there."""
+    for name in ("one", "two"):
+        assert main(["train", str(tmp_path / "work" / "mine.yaml"), "--folder", f"runs/{name}"]) == 0
+    forget_modules(monkeypatch, began)
+    shutil.rmtree(tmp_path / "work" / "own_package")
+    config.parse("runs/one")
+    importlib.import_module("own_package")
+    assert "own_package.inner" not in sys.modules
+    changed = Path("runs/two") / CODE / "own_package" / "inner.py"
+    changed.write_text(changed.read_text() + "\n# another\n")
+    with pytest.raises(
+        ConfigError, match=r"two/code/own_package/inner\.py must be the module 'own_package\.inner' of this run; .*runs/one"
+    ):
+        config.parse("runs/two")
 
 
 def test_a_source_that_changes_between_start_and_resume_is_named(

@@ -42,7 +42,7 @@ def remember(folder: Path) -> None:
         return
     for file in sorted(code.rglob("*.py")):
         name = _module_of(file.relative_to(code))
-        loaded = _loaded(name)
+        loaded = _loaded(name) or _found_in_package(name, file)
         if loaded is not None and loaded != file and loaded.exists() and loaded.read_bytes() != file.read_bytes():
             raise ConfigError(
                 f"{file} must be the module {name!r} of this run; {loaded} is loaded as that, and differs. Look at such runs one at a "
@@ -60,6 +60,13 @@ def remember(folder: Path) -> None:
     if str(code) in sys.path:
         sys.path.remove(str(code))
     sys.path.insert(0, str(code))
+
+
+def _found_in_package(name: str, file: Path) -> Path | None:
+    """Find the file that a module would be imported from, if its package is loaded already: that package is asked, not the import path."""
+    parent = sys.modules.get(name.rpartition(".")[0])
+    places = [] if parent is None else [Path(place) / file.name for place in vars(parent).get("__path__", ())]
+    return next((place for place in places if place.exists()), None)
 
 
 def _widen_packages(code: Path) -> None:
