@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from ..core import Policy
 
-_STEPS = 28
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     run_argument(parser)
@@ -63,12 +61,13 @@ def _drawn(policy: "Policy", options: argparse.Namespace, rows: int) -> "Image":
     import torch
 
     from ..core import ConfigError, Progress, Prompt, Streams
+    from ..evaluation.evaluate import usual_steps
     from ..evaluation.pictures import contact_sheet
     from ..samplers import DeterministicSampler
 
     size = {} if options.size is None else dict(zip(("height", "width"), options.size, strict=True))
     prompts = [Prompt(text, size) for text in options.prompt]
-    steps = options.steps or next(iter(policy.step_counts), _STEPS)
+    steps = options.steps or usual_steps(policy)
     sampler = DeterministicSampler(steps, options.n, rows=rows)
     for option, require in (("--size", lambda: policy.sized(prompts[0].size)), ("--prompt", lambda: policy.require(prompts))):
         try:

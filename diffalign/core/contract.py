@@ -65,7 +65,7 @@ class FirstStep:
 
 
 def due(step: int) -> bool:
-    """Say whether a run checks the contract at a step: at the first five and at every fifth."""
+    """Say whether a run makes its dearer checks at a step, of the contract and of rewards: at the first five and at every fifth."""
     return step < _SETTLED or step % _EVERY == 0
 
 

@@ -13,6 +13,7 @@ from diffalign.core import AlignmentLoop, ConfigError, Hook, Partial, Prompt, Re
 from diffalign.core.demands import reach, require
 from diffalign.core.unessential import say
 from diffalign.core.words import allowed_word
+from diffalign.durable import write_whole
 
 from .diversity import vendi_score
 from .features import Features
@@ -135,7 +136,7 @@ class HackingAlarm(Hook):
             return
         loop.folder.mkdir(parents=True, exist_ok=True)
         if step > 0:
-            _replace(loop.folder / WATCH, "".join(json.dumps(line) + "\n" for line in self._watched))
+            write_whole(loop.folder / WATCH, "".join(json.dumps(line) + "\n" for line in self._watched))
             self._write_alarms(loop.folder)
         else:
             forget(loop.folder)
@@ -230,14 +231,7 @@ class HackingAlarm(Hook):
         self._quiet[alarm.kind] = alarm.step + 2 * self.rule().least_window(total) if again else float("inf")
 
     def _write_alarms(self, folder: Path) -> None:
-        _replace(folder / ALARMS, json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1))
-
-
-def _replace(file: Path, text: str) -> None:
-    """Give a file a new content, which a full disk cannot cut off."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+        write_whole(folder / ALARMS, json.dumps([attrs.asdict(alarm) for alarm in self.alarms], indent=1))
 
 
 def _sums_of(part: Partial, group: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import attrs
 from diffalign.core import AlignmentLoop, ConfigError, Hook, Listed, Prompt, Report, RewardFunction
 from diffalign.core.demands import reach
 from diffalign.core.unessential import unessential
+from diffalign.durable import write_whole
 from diffalign.prompts import read_prompts
 
 from .evaluate import DEFAULT_FEATURES, evaluate
@@ -126,9 +127,7 @@ class HeldOutEvaluation(Hook):
             {**result.summary(), "also_trained": _also_trained(loop, result)}
         ]
         (loop.folder / "images").mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-        temporary.replace(file)
+        write_whole(file, json.dumps(entries, indent=1))
         if len(result.images):
             with unessential(f"pictures of {loop.folder / 'images'}"):
                 sheet = contact_sheet(result.images, [str(prompt) for prompt in result.prompts[: len(result.images)]])

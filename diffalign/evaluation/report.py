@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from diffalign.core.unessential import unessential
+from diffalign.durable import write_whole
 
 from .curves import Place, curve, front
 from .intervals import bootstrap, paired_change
@@ -70,9 +71,7 @@ def write_report(folder: Path, name: str) -> Path:
         details("Environment", read(folder / "environment.json")),
     ]
     target = folder / "report.html"
-    temporary = folder / "report.tmp"
-    temporary.write_text(page(name, parts), encoding="utf-8")
-    temporary.replace(target)
+    write_whole(target, page(name, parts))
     return target
 
 

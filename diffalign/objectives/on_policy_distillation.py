@@ -83,7 +83,7 @@ class OnPolicyDistillation(Objective):
 
     def step_rows(self, outline: Outline) -> UpdateRows | None:
         """Rows of the student and of one teacher at each state; None where trajectories share states, whose number is not known."""
-        if any(eta > 0 for eta in outline.noise_levels):
+        if any(outline.noise_levels):
             return None
         rows = outline.samples * outline.stages
         return UpdateRows((rows,), (rows,) * max(map(evaluations, self.teachers.values())))

@@ -8,9 +8,8 @@ from PIL import Image
 from ..core import AlignmentLoop, Hook, Prompt
 from ..core.unessential import unessential
 from ..evaluation import contact_sheet, evaluate
+from ..evaluation.evaluate import usual_steps
 from ..evaluation.report import DRAWN
-
-_STEPS = 28
 
 
 @attrs.define(eq=False)
@@ -64,7 +63,7 @@ def drawn(loop: AlignmentLoop, step: int, prompts: int, samples: int, seed: int)
     policy = loop.evaluation_policy()
     chosen = list(dict.fromkeys(map(Prompt.of, loop.prompts.draw(0, max(prompts, loop.prompts_per_step)))))[:prompts]
     outline = loop.sampler.outline(policy)
-    steps = next(iter(policy.step_counts), _STEPS if outline is None else len(outline.noise_levels))
+    steps = usual_steps(policy) if policy.step_counts or outline is None else outline.stages
     with loop.ledger.stage("pictures"):
         result = evaluate(
             policy,

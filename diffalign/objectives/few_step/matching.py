@@ -144,7 +144,7 @@ def evaluated_by_fake(rows: int, regularization: float, outline: Outline) -> Upd
         regularization: see `fake_losses`
         outline: properties of the trajectories; ends of stochastic ones are replayed
     """
-    return UpdateRows((rows,), (rows,) * (bool(regularization) + any(eta > 0 for eta in outline.noise_levels)))
+    return UpdateRows((rows,), (rows,) * (bool(regularization) + any(outline.noise_levels)))
 
 
 def fake_losses(
